@@ -1,0 +1,86 @@
+"""Say what the kernels of fully connected layers mean. z, d, a: (m, n) contiguous; b, gb: (n,)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+matmul = np.dot
+"""Compute out = a @ b, `matmul(a, b, out)`; a and b may be transposed views, out is contiguous. NumPy's BLAS is the fastest at hand."""
+
+
+def bias_linear(z: Array, b: Array) -> None:
+    """Compute z += b."""
+    z += b
+
+
+def bias_relu(z: Array, b: Array) -> None:
+    """Compute z = max(z + b, 0); NaN stays NaN."""
+    np.maximum(z + b, 0, out=z)
+
+
+def bias_tanh(z: Array, b: Array) -> None:
+    """Compute z = tanh(z + b)."""
+    np.tanh(z + b, out=z)
+
+
+def bias_sigmoid(z: Array, b: Array) -> None:
+    """Compute z = 1 / (1 + exp(-(z + b))), by tanh, which cannot overflow."""
+    z[...] = 0.5 * np.tanh(0.5 * (z + b)) + 0.5
+
+
+def linear_backward(d: Array, a: Array, gb: Array) -> None:
+    """Compute gb = column sums of d; a is not read."""
+    np.sum(d, axis=0, out=gb)
+
+
+def relu_backward(d: Array, a: Array, gb: Array) -> None:
+    """Compute d = 0 where a <= 0, then gb = column sums of d; a is the activated output."""
+    d[a <= 0] = 0
+    np.sum(d, axis=0, out=gb)
+
+
+def tanh_backward(d: Array, a: Array, gb: Array) -> None:
+    """Compute d *= 1 - a^2, then gb = column sums of d."""
+    d *= 1 - a * a
+    np.sum(d, axis=0, out=gb)
+
+
+def sigmoid_backward(d: Array, a: Array, gb: Array) -> None:
+    """Compute d *= a (1 - a), then gb = column sums of d."""
+    d *= a * (1 - a)
+    np.sum(d, axis=0, out=gb)
+
+
+def dropout(x: Array, ids: Array, key: Array, rate: float, out: Array) -> None:
+    """Compute out = x / (1 - rate) where kept, else 0.
+
+    ids: int64 (m,), the rows' global sample indices; key: uint64 (1,); 0 <= rate < 1. Whether (i, j) is kept depends on key, ids[i] and j
+    only: the same sample has the same mask on any rank, in any batch. Source of the method: Srivastava et al., JMLR 15 (2014).
+    """
+    out[...] = np.where(_kept(ids, key, rate, x.shape[1]), x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0))
+
+
+def dropout_in_place(x: Array, ids: Array, key: Array, rate: float) -> None:
+    """Compute `dropout` of x into x; applied to a gradient it is dropout's own backward pass."""
+    dropout(x, ids, key, rate, x)
+
+
+def _kept(ids: Array, key: Array, rate: float, n: int) -> Array:
+    low, high = np.uint32(key[0] & np.uint64(0xFFFFFFFF)), np.uint32(key[0] >> np.uint64(32))
+    row = _mix(ids.astype(np.uint32) + low)
+    row = _mix((row ^ (ids >> 32).astype(np.uint32)) + high)
+    column = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    kept: Array = _mix(row[:, None] + column[None, :]) >= np.uint32(rate * 2.0**32)
+    return kept
+
+
+def _mix(x: Array) -> Array:
+    """Scramble 32 bits, one to one ("lowbias32", C. Wellons, Prospecting for Hash Functions, 2018)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    mixed: Array = x ^ (x >> np.uint32(16))
+    return mixed

@@ -1,0 +1,27 @@
+"""Compile each CPU kernel at import for float32 and float64, with the options that keep it both fast and true to its reference.
+
+Importing this module imports Numba.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+# Neither `nnan` nor `ninf`: a NaN in a gradient must reach the caller. `reassoc` only where a sum has to vectorise.
+ELEMENTWISE = {"contract", "arcp", "nsz"}
+REDUCTION = ELEMENTWISE | {"reassoc"}
+
+
+def kernel(signature: str, fastmath: set[str] = ELEMENTWISE) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function for both types: `T` stands for the type, `R1` and `R2` for arrays that are only read (contiguous, maybe read-only).
+
+    The signatures are eager, the result is cached on disk, and the interpreter lock is released while a kernel runs.
+    """
+    for ndim in "12":
+        signature = re.sub(rf"\bR{ndim}\b", f"Array(T,{ndim},'C',True)", signature)
+    signatures = [re.sub(r"\bT\b", real, signature) for real in ("f4", "f8")]
+    return numba.njit(signatures, cache=True, nogil=True, error_model="numpy", fastmath=fastmath)

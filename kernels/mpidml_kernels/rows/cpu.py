@@ -1,0 +1,26 @@
+"""Compute the row kernels with Numba; their meaning is in reference.py."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# The types of a compiled function stand in its signature.
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpidml_kernels.jit import kernel
+
+
+@kernel("void(R2, i8[::1], T[:,::1])")
+def take(table, ids, out):
+    for i in range(out.shape[0]):
+        source, target = table[np.uint64(ids[i])], out[i]
+        for j in range(target.size):
+            target[j] = source[j]
+
+
+@kernel("void(T[:,::1], i8[::1], R2)")
+def add_rows(table, ids, delta):
+    for i in range(delta.shape[0]):
+        target, source = table[np.uint64(ids[i])], delta[i]
+        for j in range(target.size):
+            target[j] += source[j]

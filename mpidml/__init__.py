@@ -1,0 +1,26 @@
+"""Train models across MPI ranks. Importing mpidml starts neither MPI nor a compiler.
+
+    mpidml.train(mpidml.Job(data="digits", sync="ssp:1"))          what `python -m mpidml train` does
+    mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpidml.core.job import Job
+    from mpidml.runtime.tables import run_tables
+    from mpidml.strategies.base import train
+
+__version__ = "0.1.0"
+__all__ = ["Job", "run_tables", "train"]
+
+_WHERE = {"Job": "mpidml.core.job", "run_tables": "mpidml.runtime.tables", "train": "mpidml.strategies.base"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for."""
+    if name in _WHERE:
+        import importlib
+
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'mpidml' has no attribute '{name}'")

@@ -1,0 +1,66 @@
+"""Start: `mpirun -n N python -m mpidml ...`, or `python -m mpidml -n N ...` which starts mpirun itself, or one process without either."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mpidml.runtime import launch
+
+
+def main() -> None:
+    """Run the command line of this process; exit code 0, 1 (failed) or 2 (bad input)."""
+    launch.budget_threads(os.environ)  # before NumPy is imported
+    world = launch.world_from_environment(os.environ)
+    from mpidml.cli import parse
+    from mpidml.core.errors import UserError
+
+    try:
+        argv = _launched(sys.argv[1:], world.launcher is not None)
+        command, job = parse(argv)
+    except UserError as error:
+        # Every rank reads the same words, so every rank finds the same fault; one says so.
+        if world.rank == 0:
+            sys.stderr.write(f"mpidml: {error}\n")
+        raise SystemExit(2) from None
+    except SystemExit:
+        if world.rank != 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until exit
+        raise
+    from mpidml.runtime import abort
+    from mpidml.runtime.comm import world as start_mpi
+
+    comm = start_mpi()
+    abort.install(comm)
+    problem = launch.mismatch(world, comm.size)
+    if problem is not None and command != "info":
+        raise UserError(problem)
+    if command == "info":
+        from mpidml.runtime.info import info
+
+        text = info(comm)
+        if comm.rank == 0:
+            sys.stdout.write(text + "\n")
+    elif job is not None:
+        from mpidml.strategies.base import train
+
+        train(job)
+
+
+def _launched(argv: list[str], has_launcher: bool) -> list[str]:
+    """Take `-n N` off the arguments and start N ranks with the rest, or return the rest to run here."""
+    from mpidml.core.errors import UserError
+
+    if not argv or argv[0] not in ("-n", "--n-ranks"):
+        return argv
+    if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
+        raise UserError(f"-n {argv[1] if len(argv) > 1 else ''}: is not a number of ranks; give a whole number from 1 up")
+    if has_launcher:
+        raise UserError(f"-n {argv[1]}: this process was started by a launcher already; give the number of ranks to one of them")
+    if argv[1] != "1":
+        launch.relaunch(int(argv[1]), argv[2:], os.environ)
+    return argv[2:]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Read the command line: the flags of `train` are the fields of `Job`; a TOML file holds the same; flags win."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mpidml.core.errors import UserError, nearest
+from mpidml.core.job import Job
+
+COMMANDS = {"train": "train a network; writes a run folder", "info": "check this installation, its MPI and its ranks; says what to fix"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(
+            f"{self.prog.removeprefix('python -m mpidml ')}: {message}; python -m mpidml {self.prog.split()[-1]} --help lists the options"
+        )
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Job | None]:
+    """Return the command and, for `train`, its job. `--help` prints and exits; UserError for anything else that cannot be."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        raise SystemExit(0)
+    command, *rest = argv
+    if command not in COMMANDS:
+        raise UserError(f"mpidml: there is no command '{command}'; {nearest(command, COMMANDS)}")
+    if command == "info":
+        _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
+        return command, None
+    parsed, unknown = _train_parser().parse_known_args(rest)
+    if unknown:
+        raise UserError(f"train: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], ['--config', *map(_flag, fields(Job))])}")
+    given = vars(parsed)
+    job = Job()
+    config = given.pop("config", None)
+    if config is not None:
+        job = job.with_values(_toml(config), config)
+    return command, job.with_values(given, "train").checked()
+
+
+def _help() -> str:
+    lines = [
+        "usage: mpirun -n N python -m mpidml COMMAND [options]",
+        "       python -m mpidml [-n N] COMMAND [options]      (starts mpirun itself; without -n: one process)",
+        "",
+    ]
+    return "\n".join(
+        [*lines, *(f"  {name:8} {text}" for name, text in COMMANDS.items()), "", "python -m mpidml COMMAND --help lists the options.", ""]
+    )
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m mpidml train",
+        description=COMMANDS["train"],
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options (without the dashes); flags win over it")
+    for f in fields(Job):
+        flag, default, text = _flag(f), f.default, f.metadata["help"].replace("%", "%%")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} (default: {'on' if default else 'off'})")
+            continue
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
+        parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown not in ("", -1) else ""))
+    return parser
+
+
+def _flag(field: Field[Any]) -> str:
+    return "--" + field.name.replace("_", "-")
+
+
+def _metavar(default: Any) -> str:
+    return {int: "N", float: "X", tuple: "N,N"}.get(type(default), "TEXT")
+
+
+def _toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; give the path of a TOML file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error}); correct the file") from None

@@ -1,0 +1,138 @@
+"""Describe a whole job in one record: its fields are the command line's flags, the keys of the TOML file, and what a simulation takes.
+
+A field appears here together with the code that gives it effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from mpidml.core.errors import UserError, nearest
+
+
+def _flag(default: Any, text: str, choices: tuple[str, ...] = (), short: str = "") -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices, "short": short})
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what a training run computes and writes."""
+
+    data: str = _flag("digits", "training data: 'digits' (shipped), a .npz (x,y or x_train,y_train,x_test,y_test) or a .csv(.gz) file")
+    test_data: str = _flag("", "test data in a file of its own")
+    label: str = _flag("", "CSV: name of the label's column (default: the last)")
+    view: str = _flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
+    hold_out: float = _flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
+    scale: str = _flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
+    model: str = _flag("mlp", "the network: mlp or softmax")
+    hidden: tuple[int, ...] = _flag((128, 64), "mlp: widths of the hidden layers, as 512,512")
+    activation: str = _flag("relu", "mlp: activation of the hidden layers", ("relu", "tanh", "sigmoid"))
+    dropout: float = _flag(0.0, "mlp: share of hidden units dropped in training")
+    loss: str = _flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
+    dtype: str = _flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
+    strategy: str = _flag("parameter_server", "how the model is trained over ranks")
+    sync: str = _flag("bsp", "consistency policy: bsp, ssp:3, asp, or a path to a file of your own")
+    staleness: int = _flag(-1, "the policy's staleness, for --sync ssp --staleness 3 = --sync ssp:3")
+    reads: str = _flag(
+        "fresh",
+        "how a worker reads: fresh (asks each clock), cached (keeps a copy while the policy allows), eager (servers push fresh rows)",
+        ("fresh", "cached", "eager"),
+    )
+    servers: str = _flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
+    optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam")
+    optimize: str = _flag(
+        "servers", "where the optimizer runs: on the servers, or on the workers (servers then add their changes)", ("servers", "workers")
+    )
+    lr: float = _flag(0.05, "learning rate")
+    tune: bool = _flag(True, "soften stale updates by the policy's rule")
+    early_push: str = _flag("auto", "push each layer's gradient during the backward pass (auto: where reads wait for it)", ("auto", "on", "off"))
+    transport: str = _flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
+    epochs: int = _flag(10, "passes over the training data")
+    steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")
+    batch: int = _flag(64, "global batch: samples per clock over all workers")
+    seed: int = _flag(0, "decides weights, order of samples and noise")
+    deterministic: bool = _flag(False, "repeat mode: same layout, same bits (bsp and ssp)")
+    backend: str = _flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
+    slowdown: str = _flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
+    wait_limit: float = _flag(300.0, "seconds after which a wait ends the job with a report")
+    trace: bool = _flag(False, "write trace.json (opens in Perfetto)")
+    out: str = _flag("", "folder of the run (default: runs/<time>)")
+
+    def policy(self) -> str:
+        """Return the policy's specification with its staleness."""
+        if self.staleness == -1:
+            return self.sync
+        if ":" in self.sync:
+            raise UserError(f"--staleness {self.staleness}: --sync {self.sync} names one already; give it in one place")
+        return f"{self.sync}:{self.staleness}"
+
+    def checked(self) -> Job:
+        """Return self, or raise UserError naming the first value that cannot be."""
+        least: dict[str, float] = {"epochs": 1, "batch": 1, "steps": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"--{name} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
+        if not 0 <= self.hold_out < 1:
+            raise UserError(f"--hold-out {self.hold_out}: is not a share; give a number from 0 to below 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout}: is not a share; give a number from 0 to below 1")
+        for name in ("lr", "wait_limit"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"--{name.replace('_', '-')} {value}: is not a positive number; give for example {getattr(Job(), name)}")
+        if any(width < 1 for width in self.hidden):
+            raise UserError(f"--hidden {','.join(map(str, self.hidden))}: a width is below 1; give positive widths, as 512,512")
+        if self.staleness < -1:
+            raise UserError(f"--staleness {self.staleness}: is negative; give a whole number from 0 up")
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
+        return self
+
+    def with_values(self, values: Mapping[str, Any], where: str) -> Job:
+        """Return a job with `values` (field name -> TOML value or text of a flag); UserError names unknown keys and wrong types."""
+        known = {f.name: f for f in fields(self)}
+        changed = {}
+        for raw, value in values.items():
+            name = raw.replace("-", "_")
+            if name not in known:
+                raise UserError(f"{where}: there is no option '{raw}'; {nearest(name, known)}")
+            changed[name] = _parsed(value, getattr(Job(), name), f"{where}: {raw}")
+        return replace(self, **changed)
+
+    def mapping(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+
+def _whole(value: Any) -> int:
+    """Return `value` as an int; ValueError where that would change it."""
+    if isinstance(value, bool) or float(value) != int(float(value)):
+        raise ValueError
+    return int(value)
+
+
+def _parsed(value: Any, like: Any, where: str) -> Any:
+    """Bring a TOML value or a flag's text to the type of `like`."""
+    try:
+        if isinstance(like, bool):
+            if isinstance(value, bool):
+                return value
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(like, int) and not isinstance(value, bool):
+            return _whole(value)
+        if isinstance(like, float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(like, tuple):
+            parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else list(value)
+            return tuple(_whole(p) for p in parts)
+        if isinstance(like, str) and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        pass
+    kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers such as 512,512", str: "text"}[type(like)]
+    raise UserError(f"{where}: {value!r} is not {kind}; the default is {like!r}")

@@ -1,0 +1,96 @@
+"""Find plug-ins: in a plug-in folder the file's name is the plug-in's name; there is no list to edit.
+
+A specification is `name`, `name:value`, `name:key=value` or several of these joined by `:`, as in `adam:0.9:beta2=0.99`.
+The name may also be a path (`./mine.py:3`) or an installed entry point of the group `mpidml.<folder>`.
+Each plug-in file holds one public class named like the file in CamelCase (`one_f_one_b.py`: `OneFOneB`); `-` and `_` are the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mpidml.core.errors import UserError, nearest
+
+
+def names(package: str) -> list[str]:
+    """List the plug-ins of `package` ("mpidml.sync"): its files, except `base`, and installed entry points."""
+    folder = importlib.import_module(package)
+    files = [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "base" and not m.ispkg]
+    return sorted({*files, *(e.name for e in importlib.metadata.entry_points(group=package))})
+
+
+def load(package: str, name: str) -> type[Any]:
+    """Return the class of the plug-in `name`; UserError names the nearest when there is none."""
+    if name.endswith(".py"):
+        return _public_class(_module_from_path(Path(name)), Path(name).stem.replace("-", "_"))
+    name = name.replace("-", "_")
+    if name not in names(package):
+        raise UserError(f"{package.rpartition('.')[2]}: there is no '{name}'; {nearest(name, names(package))}")
+    for entry in importlib.metadata.entry_points(group=package):
+        if entry.name == name:
+            plugin: type[Any] = entry.load()
+            return plugin
+    return _public_class(importlib.import_module(f"{package}.{name}"), name)
+
+
+def make(package: str, text: str, **given: Any) -> Any:
+    """Build the plug-in that `text` describes; `given` are further keyword arguments, taken only where its constructor has them."""
+    name, *words = text.split(":")
+    cls = load(package, name)
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    free = [p.name for p in parameters if p.name not in given]
+    values: dict[str, Any] = {k: v for k, v in given.items() if any(p.name == k for p in parameters)}
+    for position, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        if not equals:
+            if position >= len(free):
+                raise UserError(
+                    f"'{text}': '{name}' takes {len(free)} argument(s), {len(words)} were given; its arguments are: {', '.join(free) or 'none'}"
+                )
+            key, value = free[position], word
+        key = key.replace("-", "_")
+        if key not in free:
+            raise UserError(f"'{text}': '{name}' has no argument '{key}'; {nearest(key, free) if free else 'it takes none'}")
+        if key in values:
+            raise UserError(f"'{text}': argument '{key}' is given twice; give it once")
+        values[key] = _number(value)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"'{text}': {error}") from None
+
+
+def _public_class(module: ModuleType, name: str) -> type[Any]:
+    wanted = name.replace("_", "").lower()
+    for key, value in vars(module).items():
+        if inspect.isclass(value) and value.__module__ == module.__name__ and key.lower() == wanted:
+            return value
+    raise UserError(f"{module.__name__}: holds no class named like the file; define class {name.title().replace('_', '')}")
+
+
+def _module_from_path(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give the path of a plug-in file or the name of a shipped one")
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[str(path)] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)

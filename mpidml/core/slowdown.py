@@ -1,0 +1,38 @@
+"""Slow workers down on purpose, by a seeded pattern: the same pattern sleeps in a real run and stretches virtual clocks.
+
+`exponential:f`  every compute is stretched by a draw with mean f (transient jitter)
+`rotating:f`     one worker at a time is f times slower, for 20 clocks, then the next
+`permanent:f`    worker 0 is f times slower for ever
+"""
+
+from __future__ import annotations
+
+from mpidml.core import rng
+from mpidml.core.errors import UserError, nearest
+
+PATTERNS = ("exponential", "rotating", "permanent")
+PHASE_CLOCKS = 20
+
+
+class Slowdown:
+    """`extra(worker, clock)` = how many times its own length a compute is prolonged by (0 = not at all)."""
+
+    def __init__(self, text: str, n_workers: int, seed: int) -> None:
+        name, _, factor = text.partition(":")
+        if name not in PATTERNS:
+            raise UserError(f"--slowdown {text}: there is no pattern '{name}'; {nearest(name, PATTERNS)}")
+        try:
+            self.factor = float(factor or 2)
+        except ValueError:
+            raise UserError(f"--slowdown {text}: '{factor}' is not a number; write for example {name}:2") from None
+        least = 0 if name == "exponential" else 1
+        if not least <= self.factor < 1e6:
+            raise UserError(f"--slowdown {text}: the factor {factor} is out of range; give a number from {least} up")
+        self.name, self.n_workers, self.seed = name, n_workers, seed
+
+    def extra(self, worker: int, clock: int) -> float:
+        """Return the prolongation of one compute, a function of (seed, worker, clock) alone."""
+        if self.name == "exponential":
+            return float(rng.stream(self.seed, "slowdown", worker, clock).exponential(self.factor))
+        slow = 0 if self.name == "permanent" else clock // PHASE_CLOCKS % self.n_workers
+        return self.factor - 1 if worker == slow else 0.0

@@ -1,0 +1,56 @@
+"""Say which rows a worker computes on at a clock: one global order an epoch, cut into batches, each batch shared out among the workers.
+
+    order of epoch e   | batch of clock 0 | batch of clock 1 | ... | rest |
+    clock 0, 3 workers | w 0 | w 1 | w 2  |
+
+The order is drawn by (seed, epoch), never by the worker, so that W workers together see the batches of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidml.core import rng
+
+Array = np.ndarray[Any, Any]
+
+
+class Sampler:
+    """Draw each of `n` rows once an epoch, in global batches of `batch`, for `n_workers` workers (shares are empty where workers outnumber rows).
+
+    Clock c lies in epoch c // clocks_per_epoch. A lookup costs O(1); the first one in an epoch draws its order, O(n). Two orders are kept.
+    """
+
+    def __init__(self, n: int, batch: int, n_workers: int, seed: int) -> None:
+        if min(n, batch, n_workers) < 1:
+            raise ValueError(f"sampler: n={n}, batch={batch}, n_workers={n_workers}; each must be at least 1")
+        self.n, self.batch, self.n_workers, self.seed = n, batch, n_workers, seed
+        self.clocks_per_epoch = -(-n // batch)
+        self._orders: dict[int, Array] = {}
+
+    def indices(self, clock: int, worker: int) -> Array:
+        """Return the rows of `worker` at `clock`: its contiguous share of the global batch, a read-only int64 view."""
+        rows = self.global_batch(clock)
+        return rows[len(rows) * worker // self.n_workers : len(rows) * (worker + 1) // self.n_workers]
+
+    def global_batch(self, clock: int) -> Array:
+        """Return the rows of all workers at `clock`, in worker order: a read-only int64 view."""
+        epoch, k = divmod(clock, self.clocks_per_epoch)
+        return self._order(epoch)[k * self.batch : min(self.n, (k + 1) * self.batch)]
+
+    def batch_size(self, clock: int) -> int:
+        """Return the number of rows in the global batch of `clock`; only the last one of an epoch may be smaller than `batch`."""
+        k = clock % self.clocks_per_epoch
+        return min(self.n, (k + 1) * self.batch) - k * self.batch
+
+    def _order(self, epoch: int) -> Array:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = rng.stream(self.seed, "order", epoch).permutation(self.n).astype(np.int64, copy=False)
+            order.flags.writeable = False
+            if len(self._orders) == 2:  # prefetch reads one epoch ahead, never two
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = order
+        return order

@@ -1,0 +1,95 @@
+"""Fit the scaling of features across ranks with the same bits at any number of ranks.
+
+Rows are summed in fixed blocks of global rows, whoever holds them; the blocks are then combined in block order:
+
+    rank 0: | block 0 | block 1 |   rank 1: | block 2 | rest |   ->   gathered: block 0, 1, 2, 3   ->   one Scaler on every rank
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.errors import UserError, nearest
+
+Array = np.ndarray[Any, Any]
+BLOCK = 1024
+"""Rows in a block."""
+KINDS = ("none", "standard", "minmax")
+_COUNT, _MEAN, _SQUARES, _LEAST, _MOST = range(5)
+
+
+def block_range(n: int, rank: int, size: int) -> tuple[int, int]:
+    """Return the rows [lo, hi) of `rank` out of `size`: whole blocks (the last may be short), evenly shared; lo == hi where blocks are too few."""
+    n_blocks = -(-n // BLOCK)
+    return min(n, n_blocks * rank // size * BLOCK), min(n, n_blocks * (rank + 1) // size * BLOCK)
+
+
+def block_sums(x: Array, lo: int, hi: int, dtype: Any = np.float64) -> Array:
+    """Sum up the blocks that start in [lo, hi): (n_blocks, 5, features) of count, mean, sum of squared deviations, least and largest value.
+
+    x is (n, features) in global row numbers; lo and hi come from `block_range`. Gathered in rank order along axis 0, the blocks of all ranks
+    are those of one rank, bit for bit. Deviations are taken from the block's own mean, so that large offsets cost no digits.
+    Costs two passes over a block that fits in cache, and no copy larger than a block.
+    """
+    starts = range(lo, hi, BLOCK)
+    blocks = np.empty((len(starts), 5, x.shape[1]), dtype=dtype)
+    for block, start in zip(blocks, starts, strict=True):
+        rows = x[start : start + BLOCK].astype(dtype, order="C")
+        block[_COUNT] = len(rows)
+        block[_MEAN] = rows.mean(axis=0)
+        block[_LEAST], block[_MOST] = rows.min(axis=0), rows.max(axis=0)
+        rows -= block[_MEAN]
+        np.multiply(rows, rows, out=rows)
+        block[_SQUARES] = rows.sum(axis=0)
+    return blocks
+
+
+class Scaler:
+    """Map each feature to (x - offset) * factor; offset and factor are float64 (features,)."""
+
+    def __init__(self, offset: Array, factor: Array) -> None:
+        self.offset, self.factor = offset, factor
+
+    @classmethod
+    def fit(cls, blocks: Array, kind: str) -> Scaler:
+        """Fit to ALL blocks, in block order: "standard" (mean 0, variance 1), "minmax" (0 to 1) or "none"; constant columns get divisor 1.
+
+        Means and squared deviations are merged pairwise (Chan, Golub and LeVeque 1979). UserError for an unknown kind.
+        """
+        if kind not in KINDS:
+            raise UserError(f"scaling: there is no '{kind}'; {nearest(kind, KINDS)}")
+        if len(blocks) == 0:
+            raise ValueError("scaling: there are no blocks to fit to")
+        n_features = blocks.shape[2]
+        if kind == "none":
+            return cls(np.zeros(n_features), np.ones(n_features))
+        count, mean, squares = 0.0, np.zeros(n_features), np.zeros(n_features)
+        for block in blocks:
+            more, away = block[_COUNT, 0], block[_MEAN] - mean
+            squares += block[_SQUARES] + away * away * (count * more / (count + more))
+            mean += away * (more / (count + more))
+            count += more
+        least, most = blocks[:, _LEAST].min(axis=0), blocks[:, _MOST].max(axis=0)
+        offset, divisor = (mean, np.sqrt(squares / count)) if kind == "standard" else (least, most - least)
+        # a constant column is known by its range: its squared deviations may be rounding, not 0
+        is_constant = (least == most) | (divisor <= np.finfo(np.float64).tiny)
+        return cls(np.where(least == most, least, offset).astype(np.float64), (1 / np.where(is_constant, 1, divisor)).astype(np.float64))
+
+    def apply(self, x: Array, out: Array) -> None:
+        """Write the scaled rows of x (n, features) to `out` (same shape, any float dtype); computes in float64, a block of rows at a time."""
+        buffer = np.empty((min(len(x), BLOCK), x.shape[1]))
+        for start in range(0, len(x), BLOCK):
+            rows = buffer[: len(x) - start]
+            np.subtract(x[start : start + BLOCK], self.offset, out=rows)
+            np.multiply(rows, self.factor, out=out[start : start + BLOCK], casting="same_kind")
+
+    def state(self) -> dict[str, Array]:
+        """Return the scaler as named arrays."""
+        return {"offset": self.offset, "factor": self.factor}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Array]) -> Scaler:
+        """Return the scaler that `state` describes."""
+        return cls(np.asarray(state["offset"], dtype=np.float64), np.asarray(state["factor"], dtype=np.float64))

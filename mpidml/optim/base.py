@@ -1,0 +1,135 @@
+"""Build an optimizer as a chain of links: each but the last transforms the gradient, the last descends.
+
+    clip:1.0 + decay:1e-4 + momentum:0.9        g -> clip(g) -> g + 1e-4 w -> v = 0.9 v + g, w = w - rate v
+
+A link is elementwise when it treats every element alike, whatever its neighbours are; then a server may run it on its shard alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mpidml.core import plugins
+from mpidml.core.errors import UserError
+from mpidml.core.flat import Array
+
+State = dict[str, Array]
+
+
+def number(name: str, value: object, at_least: float = 0.0, below: float = math.inf) -> float:
+    """Return `value` as a float if it is one in [at_least, below); raise ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value < below:
+        raise ValueError(f"{name} = {value} is not a number in [{at_least:g}, {below:g}); give one that is")
+    return float(value)
+
+
+def shortened(beta: float, memory: float) -> float:
+    """Return the decay rate whose memory 1 / (1 - beta) is `memory` times shorter, at the shortest one step (0)."""
+    return 1.0 - min(1.0, (1.0 - beta) * memory)
+
+
+class Link:
+    """One gradient transform. All arrays are flat, contiguous, of one length and dtype; nothing is allocated after `init`.
+
+    `descends`: it ends a chain and has `apply`. `normalised`: the size of its step does not shrink with the gradient.
+    """
+
+    scope: ClassVar[Literal["elementwise", "global"]] = "elementwise"
+    descends: ClassVar[bool] = False
+    normalised: ClassVar[bool] = False
+
+    def init(self, n: int, dtype: DTypeLike) -> State:
+        """Return the state for n elements as named arrays; none unless a link says otherwise."""
+        return {}
+
+    def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
+        """Change the gradient `g` in place and bring the state to `step` (the first is 1); `w` is only read.
+
+        `memory` >= 1 makes the link's momentum that many times shorter.
+        """
+        raise NotImplementedError
+
+    def apply(self, backend: Any, w: Array, out: Array, g: Array, state: State, rate: float, step: int, memory: float = 1.0) -> None:
+        """Compute out = w - rate u in one pass, u being what `transform` makes of g; `out is w` means in place."""
+        raise NotImplementedError
+
+
+class Transforms:
+    """The transforming links of a chain, in order.
+
+    State arrays are named `<index in the whole chain>.<link>.<array>`; `first` is the index of the first link.
+    """
+
+    def __init__(self, links: Sequence[Link], first: int = 0) -> None:
+        self.links = tuple(links)
+        self.first = first
+        self._keys = [(link, self._named(i, link)) for i, link in enumerate(self.links)]
+
+    def _named(self, i: int, link: Link) -> list[tuple[str, str]]:
+        return [(name, f"{self.first + i}.{type(link).__name__.lower()}.{name}") for name in link.init(0, np.float32)]
+
+    def init(self, n: int, dtype: DTypeLike) -> State:
+        """Return the state of all links for n elements."""
+        return {key: array for link, keys in self._keys for (_, key), array in zip(keys, link.init(n, dtype).values(), strict=True)}
+
+    def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
+        """Apply every transforming link to `g` in place; the descent, if there is one, is not run."""
+        for link, keys in self._keys:
+            if not link.descends:
+                link.transform(backend, g, {name: state[key] for name, key in keys}, w, step, memory)
+
+
+class Chain(Transforms):
+    """Transforming links and one descent at `learning_rate`."""
+
+    def __init__(self, links: Sequence[Link], learning_rate: float, first: int = 0) -> None:
+        if not links or [link.descends for link in links] != [False] * (len(links) - 1) + [True]:
+            raise ValueError("a chain has exactly one descending link, as its last")
+        super().__init__(links, first)
+        self.learning_rate = learning_rate
+        self.descent, self._descent_keys = self._keys[-1]
+
+    def apply(
+        self, backend: Any, w: Array, out: Array, g: Array, state: State, step: int, rate_factor: float = 1.0, memory: float = 1.0
+    ) -> None:
+        """Compute out = w - learning_rate rate_factor u; `out is w` means in place; `g` may be overwritten."""
+        if len(self.links) > 1:
+            self.transform(backend, g, state, w, step, memory)
+        own = {name: state[key] for name, key in self._descent_keys}
+        self.descent.apply(backend, w, out, g, own, self.learning_rate * rate_factor, step, memory)
+
+    def delta(self, backend: Any, g: Array, state: State, w: Array, step: int, rate_factor: float = 1.0, memory: float = 1.0) -> None:
+        """Turn `g` into the change to add to the weights, -learning_rate rate_factor u; `w` is only read."""
+        self.transform(backend, g, state, w, step, memory)
+        self.descent.transform(backend, g, {name: state[key] for name, key in self._descent_keys}, w, step, memory)
+        backend.scale(g, -self.learning_rate * rate_factor)
+
+    def split(self) -> tuple[Transforms | None, Chain]:
+        """Cut after the last global link: what needs the whole gradient, and what a server may run on its own shard.
+
+        The parts keep the names of their state, so a saved state fits either form.
+        """
+        cut = max((i + 1 for i, link in enumerate(self.links) if link.scope == "global"), default=0)
+        before = Transforms(self.links[:cut], self.first) if cut else None
+        return before, Chain(self.links[cut:], self.learning_rate, self.first + cut)
+
+
+def make_chain(text: str, learning_rate: float) -> Chain:
+    """Parse links joined by `+`, as in "clip:1.0+momentum:0.9"; the `+` of an exponent (1e+2) joins nothing."""
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
+        raise UserError(f"learning rate: {learning_rate} is not a finite number > 0; give one such as 0.01")
+    parts = re.split(r"(?<!\d[eE])\+", text)
+    links = [plugins.make("mpidml.optim", part.strip()) for part in parts]
+    descents = [part.strip() for part, link in zip(parts, links, strict=True) if link.descends]
+    if len(descents) > 1:
+        raise UserError(f"optimizer '{text}': both '{descents[0]}' and '{descents[1]}' descend; keep one of them, as the last link")
+    if not links[-1].descends:
+        raise UserError(f"optimizer '{text}': the last link '{parts[-1].strip()}' does not descend; end with one that does, as in '{text}+sgd'"
+                        if not descents else f"optimizer '{text}': '{descents[0]}' descends but is not the last link; move it to the end")
+    return Chain(links, float(learning_rate))

@@ -1,0 +1,24 @@
+"""Bound the length of the whole gradient: g = g min(1, limit / |g|) (Pascanu et al., ICML 2013)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from mpidml.core.flat import Array
+from mpidml.optim.base import Link, State, number
+
+
+class Clip(Link):
+    """Scale the gradient down to the Euclidean norm `limit` > 0 if it is longer."""
+
+    scope: ClassVar[Literal["elementwise", "global"]] = "global"
+
+    def __init__(self, limit: float = 1.0) -> None:
+        self.limit = number("limit", limit, at_least=math.ulp(0.0))
+
+    def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
+        """Compute g *= limit / |g| if |g| > limit; a gradient with NaN stays as it is."""
+        norm = math.sqrt(backend.sum_of_squares(g))
+        if norm > self.limit:
+            backend.scale(g, self.limit / norm)

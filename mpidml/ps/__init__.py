@@ -1,0 +1,7 @@
+"""The parameter server as state machines: shards serve, clients read and write, workers loop. No I/O in this folder.
+
+worker 0 --PULL 7--> shard   "may clock 7 be read?"      store.py    values, versions, how a delta changes them
+worker 0 <--ROWS---- shard   values, or: read in place   shard.py    the server role: one comparison decides who waits
+worker 0 --PUSH 7--> shard   a delta that ends clock 7   client.py   questions asked, own writes not yet seen, copies held
+                                                         worker.py   the worker role: pull, compute, push, clock
+"""

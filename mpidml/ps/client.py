@@ -1,0 +1,266 @@
+"""A worker's side of the tables: questions asked, own writes not yet seen, copies held. Nothing here waits: tickets tell when.
+
+    pull -> ticket  asked --(answers come, in any order)--> done --(the worker takes it)--> taken
+    push            is added to what is asked or done but not yet taken, and kept until every answer contains it
+
+So a worker reads its own writes, however early it asked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpidml.core.role import CLOCK, END, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting
+from mpidml.ps.own_writes import OwnWrites, Region, add_to
+from mpidml.ps.table import TableSpec
+from mpidml.sync.base import SyncPolicy
+
+
+class Piece(NamedTuple):
+    """What one shard is asked: which rows of the table, and where they lie in the caller's array."""
+
+    shard: int
+    region: Region
+    whole: bool
+    place: Any
+
+    def message(self, kind: int) -> Message:
+        if self.region.rows is not None:
+            return Message(kind, rows=self.region.rows)
+        return Message(kind) if self.whole else Message(kind, lo=self.region.lo, hi=self.region.hi)
+
+
+class Ticket:
+    """A read that was asked for: `done` once `missing` is 0; then `version` is the oldest clock that any part of it shows."""
+
+    __slots__ = ("clock", "number", "oldest", "out", "pieces", "since", "table", "unanswered", "version")
+
+    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float) -> None:
+        self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
+        self.version = -1
+        self.pieces: dict[int, Piece] = {}
+        self.unanswered: set[int] = set()
+
+    @property
+    def done(self) -> bool:
+        return not self.unanswered
+
+
+class Copy(NamedTuple):
+    """What a shard last answered to one question: its values, the clock they show, how many own messages they contain."""
+
+    values: Array
+    version: int
+    counted: int
+
+
+Key = tuple[int, int, int, bytes]
+
+
+class Client:
+    """Read and write `tables` as one worker. Each call returns the effects that carry it out.
+
+    `by_clock` says that the servers count deltas when their clock closes.
+    """
+
+    def __init__(self, tables: Sequence[TableSpec], policy: SyncPolicy, by_clock: bool) -> None:
+        self.tables, self.policy = list(tables), policy
+        self.clock = 0
+        self.tickets: dict[int, Ticket] = {}
+        self.untaken: dict[int, Ticket] = {}
+        self.shard_of = {t.first_role + i: (n, i) for n, t in enumerate(self.tables) for i in range(len(t.shards))}
+        self.edges = [[s.lo for s in t.shards] for t in self.tables]
+        self.sent = dict.fromkeys(self.shard_of, 0)
+        self.asked = dict.fromkeys(self.shard_of, 0)
+        self.own = {role: OwnWrites(by_clock) for role, (t, _) in self.shard_of.items() if self.tables[t].update is None}
+        self.copies: dict[Key, Copy] = {}
+        self.awaited: dict[Key, list[Ticket]] = {}
+        self.staleness: Counter[int] = Counter()
+        self.n_asked = self.n_blocking = 0
+        self.next_ticket = 0
+
+    def pull(
+        self,
+        now: float,
+        table: int,
+        out: Array | None = None,
+        *,
+        rows: Array | None = None,
+        block: tuple[int, int] | None = None,
+        clock: int | None = None,
+        at_least: int = 0,
+    ) -> tuple[Ticket, list[Effect]]:
+        """Ask for all rows, a `block` (lo, hi) or the listed `rows` (int64) as of `clock` (default: the own one).
+
+        `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version.
+        """
+        spec = self.tables[table]
+        clock = self.clock if clock is None else clock
+        self.next_ticket += 1
+        oldest = max(self.policy.oldest_readable(clock, None), at_least)
+        ticket = Ticket(self.next_ticket, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now)
+        pieces = self._split(table, rows, block)
+        ticket.pieces = {spec.first_role + piece.shard: piece for piece in pieces}
+        ticket.unanswered = set(ticket.pieces)
+        self.tickets[ticket.number] = ticket
+        if self.own and out is not None:
+            self.untaken[ticket.number] = ticket
+        effects: list[Effect] = []
+        for role, piece in ticket.pieces.items():
+            key = _key(role, piece.message(PULL))
+            copy = self.copies.get(key)
+            if copy is not None and copy.version >= oldest:
+                self._fill(ticket, role, copy.values, copy.version, copy.counted)
+            elif copy is not None and spec.reads == "eager":
+                self.awaited.setdefault(key, []).append(ticket)  # no question: the shard sends these rows when its clock moves
+                self.n_blocking += 1
+            else:
+                self.n_asked += 1
+                self.asked[role] += 1
+                effects.append(Send(role, piece.message(PULL)._replace(clock=clock, ticket=ticket.number, version=at_least)))
+        if not pieces:
+            self._finish(ticket)
+        return ticket, effects
+
+    def push(
+        self, table: int, delta: Lease, *, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
+    ) -> list[Effect]:
+        """Send `delta` (1-D, rows x width elements) for all rows, a `block` or the listed `rows`.
+
+        `ends`: it also ends the clock for the shards that it reaches. `version`: the clock that the delta was computed from.
+        Each reached shard ends its part of the lease once it has applied it.
+        """
+        spec = self.tables[table]
+        effects: list[Effect] = []
+        for piece in self._split(table, rows, block):
+            if isinstance(piece.place, slice):
+                lease = delta.part(piece.place.start * spec.width, piece.place.stop * spec.width)
+            else:
+                lease = Lease(delta.array.reshape(-1, spec.width)[piece.place].ravel())
+            role = spec.first_role + piece.shard
+            message = piece.message(PUSH)._replace(clock=self.clock if ends else -1, version=version, data=lease)
+            if role in self.own:
+                write = self.own[role].add(self.sent[role] + 1, self.clock, piece.region, lease.array.reshape(-1, spec.width))
+                for ticket in self.untaken.values():
+                    if role in ticket.pieces and role not in ticket.unanswered:
+                        _change(ticket, ticket.pieces[role], partial(add_to, write))
+            effects.append(self._numbered(role, message))
+        return effects
+
+    def take(self, ticket: Ticket) -> None:
+        """Use what a ticket has read: later own writes no longer change it."""
+        self.untaken.pop(ticket.number, None)
+
+    def tick(self, told: Collection[int] = ()) -> list[Effect]:
+        """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
+        effects: list[Effect] = [self._numbered(role, Message(CLOCK, self.clock)) for role in self.shard_of if role not in told]
+        self.clock += 1
+        return effects
+
+    def end(self) -> list[Effect]:
+        """Leave for good: nobody waits for this worker any more."""
+        return [self._numbered(role, Message(END, self.clock)) for role in self.shard_of]
+
+    def answer(self, now: float, source: int, message: Message) -> None:
+        """Take a ROWS message: fill its ticket; where copies are held, refresh the copy and the tickets that wait for it."""
+        table, _ = self.shard_of[source]
+        spec = self.tables[table]
+        values: Array | None = None
+        if message.data is not None:
+            values = message.data.array.view(spec.dtype).reshape(-1, spec.width)
+        if spec.reads != "fresh" and values is not None:
+            key = _key(source, message)
+            held = self.copies.get(key)
+            if held is None or message.version >= held.version:
+                self.copies[key] = copy = Copy(values.copy(), message.version, message.counted)
+                waiting = self.awaited.pop(key, [])
+                if late := [w for w in waiting if copy.version < w.oldest]:
+                    self.awaited[key] = late
+                for waiter in waiting:
+                    if copy.version >= waiter.oldest:
+                        self._fill(waiter, source, *copy)
+        ticket = self.tickets.get(message.ticket)
+        if ticket is not None:  # only now: it may be filled in the very memory that `values` lie in
+            self.asked[source] -= 1
+            self._fill(ticket, source, values, message.version, message.counted)
+        if message.data is not None:
+            message.data.release()
+        if source in self.own and not self.asked[source]:
+            held_here = [c for k, c in self.copies.items() if k[0] == source]
+            self.own[source].forget(min([message.version, *(c.version for c in held_here)]), min([message.counted, *(c.counted for c in held_here)]))
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        """Name the place of a dense answer, so that it is received where it is wanted."""
+        ticket = self.tickets.get(message.ticket)
+        if ticket is None or ticket.out is None or not isinstance(ticket.pieces[source].place, slice):
+            return None
+        landing: Array = ticket.out[ticket.pieces[source].place].reshape(-1)
+        return landing
+
+    def waiting(self, now: float) -> list[Waiting]:
+        """Report reads that are not answered."""
+        found = []
+        for ticket in self.tickets.values():
+            spec = self.tables[ticket.table]
+            servers = sorted({spec.shards[piece.shard].server for role in ticket.unanswered for piece in (ticket.pieces[role],)})
+            text = f"table {spec.name}: pull for clock {ticket.clock} lacks {len(ticket.unanswered)} answer(s), asked of server(s) {', '.join(map(str, servers))}"
+            found.append(Waiting(ticket.since, f"{text}, since {now - ticket.since:.1f} s"))
+        return sorted(found)
+
+    def _split(self, table: int, rows: Array | None, block: tuple[int, int] | None) -> list[Piece]:
+        """Cut a question at the borders of the shards."""
+        shards, edges = self.tables[table].shards, self.edges[table]
+        if rows is not None:
+            owner = np.searchsorted(edges, rows, side="right") - 1
+            places = [(int(i), np.flatnonzero(owner == i)) for i in np.unique(owner)]
+            return [Piece(i, Region(-1, -1, np.ascontiguousarray(rows[place])), False, place) for i, place in places]
+        if block is None:
+            return [Piece(i, Region(s.lo, s.hi), True, slice(s.lo, s.hi)) for i, s in enumerate(shards)]
+        lo, hi = block
+        found = []
+        for i in range(bisect_right(edges, lo) - 1, bisect_left(edges, hi)):
+            a, b = max(lo, shards[i].lo), min(hi, shards[i].hi)
+            found.append(Piece(i, Region(a, b), (a, b) == (shards[i].lo, shards[i].hi), slice(a - lo, b - lo)))
+        return found
+
+    def _numbered(self, role: int, message: Message) -> Send:
+        self.sent[role] += 1
+        return Send(role, message._replace(counted=self.sent[role]))
+
+    def _fill(self, ticket: Ticket, source: int, values: Array | None, version: int, count: int) -> None:
+        piece = ticket.pieces[source]
+        if values is not None and ticket.out is not None:
+            if not isinstance(piece.place, slice):
+                ticket.out[piece.place] = values
+            elif (out := ticket.out[piece.place]).__array_interface__["data"][0] != values.__array_interface__["data"][0]:
+                np.copyto(out, values)  # else it was received where it is wanted
+            own = self.own.get(source)
+            if own is not None and own.writes:
+                _change(ticket, piece, lambda out, region: own.overlay(out, region, version, count))
+        ticket.version = version if ticket.version < 0 else min(ticket.version, version)
+        ticket.unanswered.discard(source)
+        if not ticket.unanswered:
+            self._finish(ticket)
+
+    def _finish(self, ticket: Ticket) -> None:
+        del self.tickets[ticket.number]
+        self.staleness[ticket.clock - ticket.version if ticket.version >= 0 else 0] += 1
+
+
+def _change(ticket: Ticket, piece: Piece, change: Callable[[Array, Region], None]) -> None:
+    """Let `change(values, region)` work on one piece of what a ticket has read."""
+    assert ticket.out is not None
+    out = ticket.out[piece.place]
+    change(out, piece.region)
+    if not isinstance(piece.place, slice):  # listed rows are a copy
+        ticket.out[piece.place] = out
+
+
+def _key(role: int, question: Message) -> Key:
+    return role, question.lo, question.hi, b"" if question.rows is None else question.rows.tobytes()

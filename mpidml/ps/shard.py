@@ -1,0 +1,176 @@
+"""The server role: one shard of one table. A pull waits until the policy lets it be read; everything else is counting.
+
+States of a pull:   asked --(reached >= oldest readable)--> served
+                      \\--(otherwise)--> parked under the clock that frees it --(that clock is reached)--> served
+
+O(1) a message: `Clocks` knows the minimum, and parked pulls lie under the clock that frees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mpidml.core.clocks import ENDED, Clocks
+from mpidml.core.role import CLOCK, END, NOTHING, PULL, PUSH, ROWS, Array, Effect, Effects, Lease, Message, Send, Stop, Waiting
+from mpidml.ps.store import PLAIN, Store
+from mpidml.sync.base import SyncPolicy, Tuning
+
+
+class Shard:
+    """Serve one shard to `workers` (role numbers) under `policy`.
+
+    `repeat`: deltas count by clock in worker order, and a read at clock c shows exactly version max(0, oldest readable), so that the same
+    layout gives the same bits. `tuned`: updates are softened for their staleness by the policy's rule. `allocate(nbytes)` gives a buffer
+    for a reply. `store` None: payloads carry no values (large simulations).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        workers: Iterable[int],
+        policy: SyncPolicy,
+        store: Store | None,
+        allocate: Callable[[int], Any] | None = None,
+        *,
+        repeat: bool = False,
+        tuned: bool = False,
+        in_place: bool = False,
+        eager: bool = False,
+    ) -> None:
+        self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
+        self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
+        self.by_clock = repeat or policy.commit == "clock"
+        self.clocks = Clocks(workers)
+        self.order = {w: i for i, w in enumerate(self.clocks.completed)}
+        self.active = len(self.order)
+        self.counted = dict.fromkeys(self.order, 0)
+        self.early: dict[tuple[int, int], Message] = {}
+        self.held: dict[int, list[tuple[int, Message]]] = {}
+        self.parked: dict[int, list[tuple[int, Message, float]]] = {}
+        self.spoke = dict.fromkeys(self.order, 0.0)
+        self.asked: dict[int, dict[tuple[int, int, bytes], Message]] = {}
+
+    def start(self, now: float) -> Effects:
+        """Wait for messages."""
+        self.spoke = dict.fromkeys(self.order, now)
+        return NOTHING
+
+    def handle(self, now: float, source: int, message: Message) -> Effects:
+        """Serve or park a pull; count a push, clock or end in the order in which it was sent."""
+        self.spoke[source] = now
+        if message.kind == PULL:
+            return self._pull(now, source, message)
+        if message.counted != self.counted[source] + 1:
+            self.early[source, message.counted] = message
+            return NOTHING
+        effects = self._take(source, message)
+        while self.early and (late := self.early.pop((source, self.counted[source] + 1), None)):
+            effects = [*effects, *self._take(source, late)]
+        return effects
+
+    def _pull(self, now: float, source: int, message: Message) -> Effects:
+        wanted = max(self.policy.oldest_readable(message.clock, self.clocks), message.version, 0)
+        if self.eager:
+            key = (message.lo, message.hi, b"" if message.rows is None else message.rows.tobytes())
+            self.asked.setdefault(source, {})[key] = message
+        if self.clocks.reached < wanted:
+            self.parked.setdefault(wanted, []).append((source, message, now))
+            return NOTHING
+        return (self._rows(source, message, wanted),)
+
+    def _rows(self, source: int, message: Message, wanted: int, ticket: int | None = None) -> Send:
+        version = wanted if self.repeat else self.clocks.reached
+        data: Lease | None = None
+        if self.store is not None and not self.in_place:
+            data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
+        reply = Message(
+            ROWS, -1, message.ticket if ticket is None else ticket, self.counted[source], version, message.lo, message.hi, message.rows, data
+        )
+        return Send(source, reply)
+
+    def _take(self, source: int, message: Message) -> Effects:
+        self.counted[source] = message.counted
+        clock = self.clocks.completed[source]
+        if message.kind == PUSH:
+            if message.data is not None:
+                if self.by_clock:
+                    self.held.setdefault(clock, []).append((source, message))
+                elif self.store is not None:
+                    self.store.apply((message,), self._tuning(clock - message.version))
+            if message.clock < 0:
+                return NOTHING
+        elif message.kind == END:
+            self.active -= 1
+            moved = self.clocks.end(source)
+            if not self.active:
+                self._commit(max(self.held, default=-1) + 1)
+                return (Stop(),)
+            return self._moved() if moved else NOTHING
+        else:
+            assert message.kind == CLOCK
+        return self._moved() if self.clocks.tick(source) else NOTHING
+
+    def _tuning(self, staleness: int) -> Tuning:
+        tuning = self.policy.tuning(staleness) if self.tuned else PLAIN
+        if not self.by_clock and self.store is not None and self.store.chain is not None and self.store.chain.descent.normalised:
+            # The step of such a chain does not shrink with the gradient: n pushes a clock would move n times as far as their sum.
+            tuning = Tuning(tuning.rate / len(self.order), tuning.memory)
+        return tuning
+
+    def _moved(self) -> Effects:
+        if self.by_clock:
+            self._commit(self.clocks.reached)
+        effects: list[Effect] = []
+        for wanted in sorted(c for c in self.parked if c <= self.clocks.reached):
+            effects += [self._rows(source, message, wanted) for source, message, _ in self.parked.pop(wanted)]
+        for source, questions in self.asked.items():
+            if self.clocks.completed[source] != ENDED:
+                effects += [self._rows(source, question, self.clocks.reached, -1) for question in questions.values()]
+        return effects
+
+    def _commit(self, reached: int) -> None:
+        """Close all clocks below `reached`, each in worker order, as one version each."""
+        if self.store is None:
+            self.held.clear()
+            return
+        for clock in range(self.store.latest, reached):
+            deltas = sorted(self.held.pop(clock, ()), key=lambda pair: self.order[pair[0]])
+            staleness = max((clock - m.version for _, m in deltas), default=0)
+            self.store.apply([m for _, m in deltas], self._tuning(staleness))
+
+    def done(self, now: float, result: Any) -> Effects:
+        """Do nothing: a shard never computes apart."""
+        return NOTHING
+
+    def part(self, now: float, lo: int, hi: int) -> Effects:
+        """Do nothing: a shard never computes apart."""
+        return NOTHING
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        """Take payloads in pooled buffers."""
+        return None
+
+    def waiting(self, now: float) -> list[Waiting]:
+        """Report blocked pulls: table, rows, who asks, the clock wanted, who is behind and since when."""
+        found = []
+        for wanted, pulls in self.parked.items():
+            for source, message, since in pulls:
+                what = f"row {message.rows[0]} and {message.rows.size - 1} more" if message.rows is not None and message.rows.size else "all rows"
+                behind = ", ".join(
+                    f"worker {self.order[w]} is at clock {self.clocks.completed[w]} and last spoke {now - self.spoke[w]:.1f} s ago"
+                    for w in self.clocks.slowest()[:3]
+                )
+                found.append(
+                    Waiting(
+                        since,
+                        f"table {self.name}: pull of {what} by worker {self.order[source]} waits for clock {wanted} since {now - since:.1f} s; {behind}",
+                    )
+                )
+        return sorted(found)
+
+    def state(self) -> dict[str, Array]:
+        """Return values and optimizer state of the latest version."""
+        if self.store is None:
+            return {}
+        return {"values": self.store.at(self.store.latest), **self.store.optimizer}

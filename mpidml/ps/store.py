@@ -1,0 +1,107 @@
+"""Hold the values of one shard in one or more versions, and change them by deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.role import Array, Message
+from mpidml.optim.base import Chain
+from mpidml.sync.base import Tuning
+
+PLAIN = Tuning()
+
+
+class Store:
+    """Values of rows [lo, lo + n) x width in `versions` (1-D arrays of n * width, one owner); version v lies in versions[v % len].
+
+    One entry means a live copy that changes in place. `chain` None adds deltas.
+    """
+
+    def __init__(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None = None) -> None:
+        self.versions, self.lo, self.width, self.backend, self.chain = list(versions), lo, width, backend, chain
+        self.latest = 0
+        self.n_updates = 0
+        self.optimizer: dict[str, Array] = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
+
+    def at(self, version: int) -> Array:
+        """Return the values of `version` (one of the last len(versions)) as rows x width."""
+        return self.versions[version % len(self.versions)].reshape(-1, self.width)
+
+    def apply(self, deltas: Sequence[Message], tuning: Tuning = PLAIN) -> None:
+        """Make one update of the sum of `deltas`, in their order, and end their leases. It is the next version where versions are kept."""
+        old = self.versions[self.latest % len(self.versions)]
+        self.latest += 1
+        new = self.versions[self.latest % len(self.versions)]
+        dense = [d for d in deltas if d.rows is None and d.lo < 0]
+        partial = [d for d in deltas if d.rows is not None or d.lo >= 0]
+        if dense:
+            total = self._data(dense[0])
+            for delta in dense[1:]:
+                self.backend.add(total, self._data(delta))
+            self._add_rows(total.reshape(-1, self.width), partial)
+            self._update(old, new, total, self.optimizer, tuning)
+        else:
+            if new is not old:
+                np.copyto(new, old)
+            if partial:
+                self._update_rows(new.reshape(-1, self.width), partial, tuning)
+        for delta in deltas:
+            if delta.data is not None:
+                delta.data.release()
+
+    def _update(self, old: Array, new: Array, total: Array, optimizer: dict[str, Array], tuning: Tuning) -> None:
+        self.n_updates += 1
+        if self.chain is not None:
+            self.chain.apply(self.backend, old, new, total, optimizer, self.n_updates, tuning.rate, tuning.memory)
+        elif new is old:
+            self.backend.add(old, total)
+        else:
+            self.backend.descend(old, new, total, -1.0)
+
+    def _add_rows(self, values: Array, deltas: Sequence[Message]) -> None:
+        for delta in deltas:
+            data = self._data(delta).reshape(-1, self.width)
+            if delta.rows is not None:
+                self.backend.add_rows(values, delta.rows - self.lo, data)
+            else:
+                values[delta.lo - self.lo : delta.hi - self.lo] += data
+
+    def _update_rows(self, values: Array, deltas: Sequence[Message], tuning: Tuning) -> None:
+        if self.chain is None:
+            self._add_rows(values, deltas)
+            return
+        # An optimizer sees each touched row once, with the summed gradient; rows not touched keep their state (lazy updates).
+        rows = np.concatenate([np.arange(d.lo, d.hi) if d.rows is None else d.rows for d in deltas])
+        where, inverse = np.unique(rows - self.lo, return_inverse=True)
+        data = np.zeros((where.size, self.width), values.dtype)
+        self.backend.add_rows(data, inverse.astype(np.int64), np.concatenate([self._data(d).reshape(-1, self.width) for d in deltas]))
+        touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in self.optimizer.items()}
+        part = values[where].ravel()
+        self._update(part, part, data.ravel(), touched, tuning)
+        values[where] = part.reshape(-1, self.width)
+        for name, array in touched.items():
+            self.optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
+
+    def read(self, version: int, message: Message, allocate: Callable[[int], Any]) -> Any:
+        """Copy what the pull `message` asks for out of `version` into a buffer from `allocate(nbytes)`; return its lease."""
+        values = self.at(version)
+        if message.rows is not None:
+            n = message.rows.size
+        else:
+            lo, hi = (message.lo - self.lo, message.hi - self.lo) if message.lo >= 0 else (0, values.shape[0])
+            n, values = hi - lo, values[lo:hi]
+        buffer = allocate(n * self.width * values.itemsize)
+        out = buffer.array(values.dtype, n * self.width)
+        if message.rows is not None:
+            self.backend.take(values, message.rows - self.lo, out.reshape(n, self.width))
+        else:
+            np.copyto(out, values.ravel())
+        return buffer.lease(out)
+
+    def _data(self, message: Message) -> Array:
+        assert message.data is not None
+        array, dtype = message.data.array, self.versions[0].dtype
+        return array if array.dtype == dtype else array.view(dtype)

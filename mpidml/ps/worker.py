@@ -1,0 +1,151 @@
+"""The worker role: read, compute, push, clock - `n_clocks` times, then read the final values and leave.
+
+compute c  =====part=====part====|  done: push the rest, clock     The read of c + 1 is asked for when compute c starts and
+read c+1   ?-------------------------!                             answered when the policy allows; so it flies meanwhile.
+                                 |  compute c+1  =====
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from mpidml.core.role import NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Send, Stop, Waiting
+from mpidml.ps.client import Client, Ticket
+
+
+class Read(NamedTuple):
+    """One read of a clock: which table, which rows (None: all), into which array (None: read in place)."""
+
+    table: int
+    out: Array | None
+    rows: Array | None = None
+
+
+class Push(NamedTuple):
+    """One write of a clock: which table, the delta, which rows (None: all)."""
+
+    table: int
+    delta: Lease
+    rows: Array | None = None
+
+
+class Task(Protocol):
+    """What a worker does with its reads; `versions` are the clocks that they show."""
+
+    def reads(self, clock: int) -> Sequence[Read]:
+        """Name what is read at `clock`; the arrays of clock c + 1 are filled while clock c computes."""
+
+    def compute(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None]) -> tuple[Sequence[Push], tuple[float, ...]]:
+        """Return the pushes of this clock and what was measured; `report(lo, hi)`: elements [lo, hi) of the early delta are final."""
+
+    def early(self) -> Lease | None:
+        """Name the delta (of table 0, all rows) that is pushed part by part while it is computed; None: no such delta now."""
+
+    def finish(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None]) -> Any:
+        """Use the final values."""
+
+
+class Worker:
+    """Run `task` for `n_clocks` clocks over the tables of `client`."""
+
+    def __init__(self, client: Client, task: Task, n_clocks: int) -> None:
+        self.client, self.task, self.n_clocks = client, task, n_clocks
+        self.computing = self.ended = False
+        self.coming: list[Ticket] = []
+        self.versions: list[int] = []
+        self.told: set[int] = set()
+        # A held copy is looked at when the read is due; only a question to the servers can fly during a compute.
+        self.early = all(table.reads == "fresh" for table in client.tables)
+        self.asked_at = self.answered_at = 0.0
+        self.result: Any = None
+
+    def start(self, now: float) -> Effects:
+        """Ask for the first read."""
+        effects = self._ask(now, 0)
+        return effects if any(t.unanswered for t in self.coming) else [*effects, *self._begin(now)]
+
+    def handle(self, now: float, source: int, message: Message) -> Effects:
+        """Take an answer; begin to compute when it was the last one that was missing."""
+        self.client.answer(now, source, message)
+        if self.ended or any([t.unanswered for t in self.coming]):
+            return NOTHING
+        self.answered_at = now
+        return NOTHING if self.computing else self._begin(now)
+
+    def _ask(self, now: float, clock: int) -> list[Effect]:
+        self.coming, self.asked_at = [], now
+        effects: list[Effect] = []
+        final = clock if clock == self.n_clocks else 0
+        for read in self.task.reads(clock):
+            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=final)
+            self.coming.append(ticket)
+            effects += asked
+        return effects
+
+    def _begin(self, now: float) -> list[Effect]:
+        clock = self.client.clock
+        self.computing, self.told = True, set()
+        for ticket in self.coming:
+            self.client.take(ticket)
+        self.versions = [t.version for t in self.coming]
+        effects: list[Effect] = [
+            Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0), clock - min(self.versions, default=clock)))
+        ]
+        if clock == self.n_clocks:
+            effects.append(Compute(self.task.finish, (clock, self.versions), clock))
+            return effects
+        self.coming = []
+        if self.early:
+            effects += self._ask(now, clock + 1)
+        effects.append(Compute(self.task.compute, (clock, self.versions), clock))
+        return effects
+
+    def part(self, now: float, lo: int, hi: int) -> Effects:
+        """Push the shards of table 0 whose rows from `lo` (in elements) up are final."""
+        delta = self.task.early()
+        if delta is None:
+            return NOTHING
+        spec = self.client.tables[0]
+        effects: list[Effect] = []
+        for role, shard in enumerate(spec.shards, spec.first_role):
+            if shard.lo * spec.width >= lo and role not in self.told:
+                self.told.add(role)
+                piece = delta.part(shard.lo * spec.width, shard.hi * spec.width)
+                effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.versions[0])
+        return effects
+
+    def done(self, now: float, result: Any) -> Effects:
+        """Push what is not pushed yet, end the clock, and begin the next one if its read has come."""
+        self.computing = False
+        if self.client.clock == self.n_clocks:
+            self.ended, self.result = True, result
+            return [*self.client.end(), Stop()]
+        pushes, measured = result
+        effects: list[Effect] = list(self.part(now, 0, 0))
+        last = {push.table: i for i, push in enumerate(pushes)}
+        for i, push in enumerate(pushes):
+            ends = last[push.table] == i
+            sent = self.client.push(push.table, push.delta, rows=push.rows, ends=ends, version=self.versions[push.table])
+            if ends:
+                self.told.update(e.target for e in sent if isinstance(e, Send))
+            effects += sent
+        effects.append(Record("clock", (self.client.clock, *measured)))
+        effects += self.client.tick(self.told)
+        if not self.early:
+            effects += self._ask(now, self.client.clock)
+        if not any([t.unanswered for t in self.coming]):
+            effects += self._begin(now)
+        return effects
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        """Receive answers where they are wanted."""
+        return self.client.landing(source, message)
+
+    def waiting(self, now: float) -> list[Waiting]:
+        """Report reads that are not answered."""
+        return self.client.waiting(now)
+
+    def state(self) -> dict[str, Array]:
+        """Return nothing yet saved by itself: parameters and optimizer live on the servers."""
+        return {}

@@ -1,0 +1,161 @@
+"""End the whole job, soon and with one message, when one rank cannot go on.
+
+    exception on one rank    traceback once, `[rank 3/8]` before it; Abort(1)
+    UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
+    UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
+    SIGTERM, SIGINT          SystemExit(143 or 130): `finally` blocks run; then the others are aborted
+    SIGUSR2                  all threads' stacks on stderr; the rank goes on
+
+When several ranks fail at one moment, only the first of each host prints: it binds an abstract Unix socket that bears the job's name,
+which the kernel grants once and forgets with the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mpidml.core.errors import UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+GRACE_SECONDS = 2.0
+UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
+
+
+def install(comm: MPI.Intracomm) -> None:
+    """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT and SIGUSR2. Collective on comm, main thread only."""
+    end = _End(comm)
+    sys.excepthook = end.of_main_thread
+    threading.excepthook = end.of_thread
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end.on_signal)
+    end.watch_signals()
+    atexit.register(end.at_exit)
+    show_stacks_on_request()
+
+
+def show_stacks_on_request() -> None:
+    """Print the stacks of all threads to stderr on a crash and on SIGUSR2; works inside a blocked MPI call."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+
+
+class _End:
+    """How one rank ends. Its barrier is on a communicator of its own, so that it meets no message of the job; Abort is on the given one."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm = comm
+        self.private = comm.Dup()
+        self.job = comm.bcast(os.urandom(8).hex())
+        self.where = f"[rank {comm.rank}/{comm.size}]"
+        self.code = 0  # of the signal that ends this rank
+        self.mark: socket.socket | None = None
+
+    def of_main_thread(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """End by an uncaught exception of the main thread (sys.excepthook)."""
+        if self.comm.size == 1:
+            if isinstance(error, UserError):
+                _say(f"{error}\n")
+                raise SystemExit(2)
+            _say(_text(kind, error, trace))
+        elif isinstance(error, UserError):
+            self.of_user_error(error)
+        else:
+            self.now(f"{self.where} {kind.__name__}: {error}\n{_text(kind, error, trace)}")
+
+    def of_thread(self, args: threading.ExceptHookArgs) -> None:
+        """End by an uncaught exception of another thread: its work is missing, so no rank can go on."""
+        if isinstance(args.exc_value, SystemExit):
+            return
+        name = args.thread.name if args.thread else "a thread"
+        where = self.where if self.comm.size > 1 else "[thread]"
+        self.now(f"{where} {args.exc_type.__name__} in {name}: {args.exc_value}\n{_text(args.exc_type, args.exc_value, args.exc_traceback)}")
+
+    def of_user_error(self, error: UserError) -> NoReturn:
+        """Leave with code 2: together if every rank does, else by Abort, so that an error on one rank is neither lost nor waited for."""
+        if self.comm.rank == 0 and self.claim():
+            _say(f"{error}\n")
+        everyone = self.private.Ibarrier()
+        end = time.monotonic() + GRACE_SECONDS
+        while not everyone.Test():
+            if time.monotonic() > end:
+                if self.comm.rank and self.claim():
+                    _say(f"{self.where} {error}\n")
+                self.comm.Abort(2)
+            time.sleep(0.001)
+        raise SystemExit(2)
+
+    def now(self, text: str) -> None:
+        """Print `text` unless another rank of this host printed its own, and abort all ranks with code 1."""
+        if self.claim():
+            _say(text)
+            if self.comm.size > 1:
+                time.sleep(0.2)  # the mark dies with this rank: ranks that fail at the same moment must find it taken
+        else:
+            time.sleep(GRACE_SECONDS)  # the first one's Abort ends this rank here
+        if self.comm.size == 1:
+            os._exit(1)  # also out of a thread, while the main thread is blocked
+        self.comm.Abort(1)
+
+    def claim(self) -> bool:
+        """Return True for the first caller of the job on this host, and for that rank ever after."""
+        if self.mark is None:
+            mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                mark.bind(f"\0mpidml-{self.job}")
+            except OSError:
+                mark.close()
+                return False
+            self.mark = mark
+        return True
+
+    def on_signal(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Unwind the main thread; at_exit then takes the other ranks along."""
+        self.code = 128 + number
+        raise SystemExit(self.code)
+
+    def at_exit(self) -> None:
+        """Abort instead of Finalize after a signal: the other ranks would never come to it."""
+        if self.code and self.comm.size > 1:
+            sys.stdout.flush()
+            self.comm.Abort(self.code)
+
+    def watch_signals(self) -> None:
+        """End a rank whose main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def watch(keep: Any = writer) -> None:
+            while number := reader.recv(1):
+                if number[0] in (signal.SIGTERM, signal.SIGINT):
+                    time.sleep(GRACE_SECONDS)
+                    if self.code:  # the handler ran, the main thread is unwinding
+                        time.sleep(UNWIND_SECONDS)
+                    os._exit(128 + number[0])
+
+        threading.Thread(target=watch, name="signal watch", daemon=True).start()
+
+
+def _text(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> str:
+    return "".join(traceback.format_exception(kind, error, trace))
+
+
+def _say(text: str) -> None:
+    """Write `text` in one piece: launchers interleave what several ranks write in pieces."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()

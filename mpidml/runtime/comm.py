@@ -1,0 +1,120 @@
+"""Wrap a communicator: mpi4py's spelling, bytes counted where they leave, shared windows of the host on the side."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+Array = np.ndarray[Any, Any]
+
+
+class CountedComm:
+    """A duplicate of `comm` that counts the bytes and messages it sends; `host` is its part on this host (Collective on comm).
+
+    `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. Call `free` at the end.
+    """
+
+    SUM, MAX, MIN, IN_PLACE = MPI.SUM, MPI.MAX, MPI.MIN, MPI.IN_PLACE
+    ANY_SOURCE = MPI.ANY_SOURCE
+
+    def __init__(self, comm: Any = None) -> None:
+        world = MPI.COMM_WORLD if comm is None else comm
+        self.mpi = world.Dup()
+        self.host: Any = self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.mpi.rank)
+        self.rank, self.size = self.mpi.rank, self.mpi.size
+        self.nbytes_sent = self.n_sent = 0
+        members = self.host.allgather(self.rank)
+        self.host_rank_of = [members.index(r) if r in members else -1 for r in range(self.size)]
+        self.windows: list[Any] = []
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all ranks live on this host."""
+        return bool(self.host.size == self.size)
+
+    def _count(self, buffer: Any) -> None:
+        self.n_sent += 1
+        self.nbytes_sent += memoryview(buffer).nbytes if buffer is not None else 0
+
+    def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Any:
+        self._count(buffer)
+        return self.mpi.Isend([buffer, MPI.BYTE], dest, tag)
+
+    def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Any:
+        return self.mpi.Irecv([buffer, MPI.BYTE], source, tag)
+
+    def Recv_init(self, buffer: Any, source: int, tag: int = 0) -> Any:
+        return self.mpi.Recv_init([buffer, MPI.BYTE], source, tag)
+
+    def Ibarrier(self) -> Any:
+        return self.mpi.Ibarrier()
+
+    def Barrier(self) -> None:
+        self.mpi.Barrier()
+
+    def Bcast(self, buffer: Any, root: int = 0) -> None:
+        if self.rank == root:
+            self._count(buffer)
+        self.mpi.Bcast(buffer, root)
+
+    def Allreduce(self, send: Any, receive: Any, op: Any = MPI.SUM) -> None:
+        self._count(receive)
+        self.mpi.Allreduce(send, receive, op)
+
+    def Allgatherv(self, send: Any, receive: Any) -> None:
+        self._count(send)
+        self.mpi.Allgatherv(send, receive)
+
+    def bcast(self, value: Any, root: int = 0) -> Any:
+        return self.mpi.bcast(value, root)
+
+    def gather(self, value: Any, root: int = 0) -> Any:
+        return self.mpi.gather(value, root)
+
+    def allgather(self, value: Any) -> list[Any]:
+        return list(self.mpi.allgather(value))
+
+    def shared(self, n: int, dtype: Any) -> Array:
+        """Return n zeros of `dtype` in one window of this host, the same memory on all its ranks (Collective on the host's ranks).
+
+        Raises MemoryError on all of them where the system has no room for it.
+        """
+        nbytes = n * np.dtype(dtype).itemsize
+        room = shared_memory_nbytes()
+        if self.host.bcast(room is not None and nbytes > room, 0):
+            raise MemoryError(f"a shared window of {nbytes} bytes does not fit the {room} bytes free in /dev/shm")
+        window = MPI.Win.Allocate_shared(max(nbytes, 8) if self.host.rank == 0 else 0, 1, comm=self.host)
+        window.Lock_all(MPI.MODE_NOCHECK)
+        self.windows.append(window)
+        memory: Any = window.Shared_query(0)[0]
+        array: Array = np.frombuffer(memory, np.uint8)[:nbytes].view(dtype)
+        if self.host.rank == 0:
+            array[:] = 0
+        self.host.Barrier()
+        return array
+
+    def free(self) -> None:
+        """Free windows and communicators (Collective on comm)."""
+        for window in reversed(self.windows):
+            window.Unlock_all()
+            window.Free()
+        self.windows.clear()
+        self.host.Free()
+        self.mpi.Free()
+
+
+def shared_memory_nbytes() -> int | None:
+    """Return the bytes free where shared windows live, None where that is unknown."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def world() -> Any:
+    """Start MPI if it is not started, and return COMM_WORLD."""
+    return MPI.COMM_WORLD

@@ -1,0 +1,279 @@
+"""Interpret roles on MPI: move messages, call roles, run computes, and sleep without spinning when there is nothing to do.
+
+A rank hosts one role or several. One persistent receive takes every header; data of ranks of the same host stay in the sender's window
+(see `memory`), other data arrive where the receiving role wants them. Waiting: spin 30 us, then sleep until rung by a rank of this host,
+or nap at most half a millisecond where ranks of other hosts may send. Messages that come while a role computes are handled between its
+kernels, at the points where it reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.errors import WaitTimeout
+from mpidml.core.role import ROWS, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
+from mpidml.runtime import wire
+from mpidml.runtime.bell import Bell
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.memory import WindowBuffer, WindowBuffers
+
+clock_now = time.perf_counter
+SPIN_SECONDS = 30e-6
+NAP_SECONDS = 5e-4
+LONG_SLEEP_SECONDS = 0.05
+LOOK_SECONDS = 0.25
+
+
+class Driver:
+    """Run `roles` (number -> role) of this rank; `rank_of[number]` says where each role of the job lives (Collective on comm).
+
+    `buffers`: the pool whose buffers may stay in the window (None: all data go by MPI). `record(role, seconds, name, value)` takes what
+    roles note. `look(now)` is called a few times a second. A wait above `wait_limit_seconds` raises WaitTimeout.
+    """
+
+    def __init__(
+        self,
+        comm: CountedComm,
+        roles: dict[int, Role],
+        rank_of: Sequence[int],
+        buffers: WindowBuffers | None = None,
+        bell: Bell | None = None,
+        record: Callable[[int, float, str, tuple[float, ...]], None] | None = None,
+        look: Callable[[float], None] | None = None,
+        wait_limit_seconds: float = 300.0,
+        chunk_nbytes: int = wire.CHUNK_NBYTES,
+        by_window: bool = True,
+        trace: Any = None,
+    ) -> None:
+        self.comm, self.roles, self.rank_of, self.buffers, self.bell = comm, roles, rank_of, buffers, bell
+        self.record, self.look, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, look, wait_limit_seconds, chunk_nbytes, by_window
+        self.trace = trace
+        self.name = f"[rank {comm.rank}/{comm.size}]"
+        self.host_rank_of = comm.host_rank_of
+        self.header = bytearray(wire.HEADER_NBYTES)
+        self.receive = comm.Recv_init(self.header, comm.ANY_SOURCE, wire.HEADER_TAG)
+        self.free_headers: list[bytearray] = []
+        self.sending: deque[tuple[Any, bytearray | None, Lease | None]] = deque()
+        self.receiving: deque[tuple[list[Any], int, int, Message]] = deque()
+        self.arrived: deque[tuple[int, int, Message]] = deque()
+        self.todo: deque[tuple[int, Compute]] = deque()
+        self.alive = len(roles)
+        self.nbytes_window = self.n_messages = 0
+        self.compute_seconds = self.wait_seconds = self.serve_seconds = 0.0
+        self.longest_delay_seconds = 0.0
+        self.computing = -1
+        self.polled_at = self.looked_at = 0.0
+        self.polls_seconds = 0.0
+
+    def begin(self) -> None:
+        """Take messages from now on and start the roles."""
+        self.receive.Start()
+        self.polled_at = self.looked_at = clock_now()
+        for me, role in self.roles.items():
+            self.perform(me, role.start(clock_now()))
+
+    def run(self) -> None:
+        """Begin, and return when every role of this rank has stopped and all its messages have left."""
+        self.begin()
+        self.run_until(self.finished)
+        self.end()
+
+    def finished(self) -> bool:
+        """Whether every role of this rank has stopped and all its messages have left."""
+        return not self.alive and not self.sending and not self.arrived
+
+    def now(self) -> float:
+        """Read the clock that roles are given, in seconds."""
+        return clock_now()
+
+    def end(self) -> None:
+        """Take no more messages; those on their way here have been delivered because their roles have stopped."""
+        self.receive.Cancel()
+        self.receive.Wait()
+        self.receive.Free()
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Serve until `condition()` holds."""
+        idle_since = 0.0
+        while not condition():
+            happened = self.poll()
+            if self.todo:
+                self._compute(*self.todo.popleft())
+                idle_since = 0.0
+            elif happened:
+                idle_since = 0.0
+            else:
+                now = clock_now()
+                idle_since = idle_since or now
+                if now - idle_since > SPIN_SECONDS:
+                    self._sleep(now - idle_since)
+                now_after = clock_now()
+                self.wait_seconds += now_after - now
+                if self.trace is not None and now_after - now > 1e-5:
+                    self.trace.add("wait", now, now_after - now)
+            if clock_now() - self.looked_at > LOOK_SECONDS:
+                self._look(clock_now())
+
+    def _sleep(self, idle_seconds: float) -> None:
+        """Sleep a share of the time already idle, or until rung. The flag is raised before the last look, so no ring is lost."""
+        if self.bell is None or self.buffers is None or self.receiving or self.sending:
+            time.sleep(min(NAP_SECONDS, max(2e-5, idle_seconds / 8)))
+            return
+        flag = self.buffers.asleep[self.buffers.rank]
+        flag[0] = 1
+        self.buffers.fence()
+        if not self.poll():
+            self.bell.wait(LONG_SLEEP_SECONDS)
+        flag[0] = 0
+
+    def _look(self, now: float) -> None:
+        self.looked_at = now
+        if self.look is not None:
+            self.look(now)
+        for role in self.roles.values():
+            for wait in role.waiting(now)[:1]:
+                if now - wait.since > self.wait_limit_seconds:
+                    raise WaitTimeout(f"{self.name} {wait.text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
+
+    def _compute(self, me: int, compute: Compute) -> None:
+        self.computing = me
+        self.polls_seconds = 0.0
+        start = self.polled_at = clock_now()
+        result = compute.function(*compute.arguments, self._report if self.comm.size > 1 else None)
+        now = clock_now()
+        self.computing = -1
+        self.compute_seconds += now - start - self.polls_seconds
+        if self.trace is not None:
+            self.trace.add("compute", start, now - start, compute.clock)
+        self.longest_delay_seconds = max(self.longest_delay_seconds, now - self.polled_at)
+        self.perform(me, self.roles[me].done(now, result))
+
+    def _report(self, lo: int, hi: int) -> None:
+        """Between two kernels of a compute: elements [lo, hi) of its result are final (lo == hi: nothing new); serve the other roles."""
+        start = clock_now()
+        self.longest_delay_seconds = max(self.longest_delay_seconds, start - self.polled_at)
+        if lo < hi:
+            self.perform(self.computing, self.roles[self.computing].part(start, lo, hi))
+        self.poll()
+        self.polled_at = clock_now()
+        self.polls_seconds += self.polled_at - start
+
+    def perform(self, me: int, effects: Effects) -> None:
+        """Carry out what role `me` asked for."""
+        for effect in effects:
+            kind = type(effect)
+            if kind is Send:
+                self._send(me, effect.target, effect.message)  # type: ignore[union-attr]
+            elif kind is Compute:
+                self.todo.append((me, effect))  # type: ignore[arg-type]
+            elif kind is Record:
+                if self.record is not None:
+                    self.record(me, clock_now(), effect.name, effect.value)  # type: ignore[union-attr]
+            elif kind is Stop:
+                self.alive -= 1
+
+    def _send(self, me: int, target: int, message: Message) -> None:
+        rank, data = self.rank_of[target], message.data
+        if rank == self.comm.rank:
+            if data is not None:
+                message = message._replace(data=data.lend())
+            self.arrived.append((target, me, message))
+            return
+        header = self.free_headers.pop() if self.free_headers else bytearray(wire.HEADER_NBYTES)
+        host_rank = self.host_rank_of[rank]
+        in_window = data is not None and host_rank >= 0 and self.by_window and type(data.buffer) is WindowBuffer
+        if in_window:
+            data.buffer.lend()  # type: ignore[union-attr]
+            self.nbytes_window += data.array.nbytes  # type: ignore[union-attr]
+            wire.pack(header, message, me, target, data.buffer.base, data.offset)  # type: ignore[union-attr]
+        else:
+            wire.pack(header, message, me, target)
+        self.sending.append((self.comm.Isend(header, rank, wire.HEADER_TAG), header, None))
+        if message.rows is not None:
+            for piece in wire.pieces(message.rows, self.chunk_nbytes):
+                self.sending.append((self.comm.Isend(piece, rank, wire.BODY_TAG), None, None))
+        if data is not None and not in_window:
+            lent = data.lend()
+            for piece in wire.pieces(data.array, self.chunk_nbytes):
+                self.sending.append((self.comm.Isend(piece, rank, wire.BODY_TAG), None, None))
+            # The lease ends when the last piece has left.
+            self.sending.append((None, None, lent))
+        if self.bell is not None and host_rank >= 0 and self.buffers is not None and self.buffers.asleep[host_rank][0]:
+            self.bell.ring(host_rank)
+
+    def poll(self) -> bool:
+        """Move bytes and deliver what has come to roles that are not computing; return whether anything happened."""
+        sending, receiving, arrived = self.sending, self.receiving, self.arrived
+        while sending:
+            request, header, lease = sending[0]
+            if request is not None and not request.Test():
+                break
+            sending.popleft()
+            if header is not None:
+                self.free_headers.append(header)
+            if lease is not None:
+                lease.release()
+        happened = False
+        while self.comm.size > 1 and self.receive.Test():
+            envelope = wire.unpack(self.header)
+            self.receive.Start()
+            happened = True
+            receiving.append(self._expect(envelope))
+        while receiving:
+            requests, target, source, message = receiving[0]
+            while requests and requests[-1].Test():
+                requests.pop()
+            if requests:
+                break
+            receiving.popleft()
+            arrived.append((target, source, message))
+        while arrived:
+            happened = True
+            target, source, message = arrived.popleft()
+            self._deliver(target, source, message)
+        return happened
+
+    def _expect(self, envelope: wire.Envelope) -> tuple[list[Any], int, int, Message]:
+        """Post the receives of a message's buffers, or look into the sender's window."""
+        message, source, target, n_rows, nbytes, base, offset = envelope
+        rank = self.rank_of[source]
+        requests: list[Any] = []
+        if n_rows >= 0:
+            rows = np.empty(n_rows, np.int64)
+            requests += [self.comm.Irecv(piece, rank, wire.BODY_TAG) for piece in wire.pieces(rows, self.chunk_nbytes)]
+            message = message._replace(rows=rows)
+        if nbytes >= 0:
+            if base >= 0:
+                assert self.buffers is not None
+                lease = self.buffers.remote(self.host_rank_of[rank], base, offset, nbytes)
+            else:
+                lease = self._landing(target, source, message, nbytes)
+                requests += [self.comm.Irecv(piece, rank, wire.BODY_TAG) for piece in wire.pieces(lease.array, self.chunk_nbytes)]
+            message = message._replace(data=lease)
+        requests.reverse()
+        return requests, target, source, message
+
+    def _landing(self, target: int, source: int, message: Message, nbytes: int) -> Lease:
+        landing: Array | None = self.roles[target].landing(source, message) if message.kind == ROWS else None
+        if landing is not None:
+            return Lease(landing)
+        if self.buffers is None:
+            return Lease(np.empty(nbytes, np.uint8))
+        buffer = self.buffers.allocate(nbytes)
+        buffer.lend()
+        return Lease(buffer.array(np.uint8, nbytes), buffer.back)
+
+    def _deliver(self, target: int, source: int, message: Message) -> None:
+        self.n_messages += 1
+        start = clock_now()
+        effects = self.roles[target].handle(start, source, message)
+        seconds = clock_now() - start
+        self.serve_seconds += seconds
+        if self.trace is not None and seconds > 5e-6:
+            self.trace.add("apply", start, seconds, message.clock)
+        self.perform(target, effects)

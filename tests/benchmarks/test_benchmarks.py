@@ -1,0 +1,73 @@
+"""Run each benchmark once at its smallest size, so that none rots; nothing is timed. The arithmetic of rounds is checked by example."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.rounds import QUIET, Rounds, Sample, interleave
+from benchmarks.training_step.problem import LOSS_TOLERANCE, problem
+from benchmarks.training_step.run import check_losses
+from tests.ranks import ROOT, python
+
+MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
+
+
+@pytest.mark.parametrize("folder", ["training_step", "parameter_server"])
+def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
+    """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
+    result = python([ROOT / "benchmarks" / folder / "run.py", "--smoke"], timeout=240)
+    assert result.code == 0, result.out + result.err
+    said = [line.split(" ")[0] for line in result.out.splitlines()]
+    assert all(word in said for word in MACHINE_LINES), result.out
+    assert "MISSED" not in result.out and "met" not in said, "figures of a smoke run are no verdict"
+    text = (ROOT / "benchmarks" / folder / "README.md").read_text()
+    assert f"python benchmarks/{folder}/run.py" in text
+
+
+def drifting_rounds() -> Rounds:
+    """B is always twice A on a machine that is ten times slower in one half of the rounds, within which it changes."""
+    rounds = Rounds()
+    for a, others in ((1.0, 0.0), (1.1, 0.0), (10.0, 1.5), (11.0, 1.5), (10.5, 1.5)):
+        rounds.add("A", Sample(a, others))
+        rounds.add("B", Sample(2 * a, others))
+    return rounds
+
+
+def test_a_ratio_within_rounds_outlives_a_drift_that_ruins_a_quotient_of_bests() -> None:
+    rounds = drifting_rounds()
+    assert rounds.ratio("B", "A") == pytest.approx(2)
+    first, last = rounds.samples["A"][0], rounds.samples["B"][-1]
+    assert last.seconds / first.seconds != pytest.approx(2, rel=1)  # the broken variant: one measured before, one after
+
+
+def test_quiet_ratios_come_from_rounds_that_others_left_alone() -> None:
+    rounds = drifting_rounds()
+    assert len(rounds.ratios("B", "A", quiet=True)) == 2
+    rounds.samples["B"][0] = Sample(2.0, QUIET)
+    assert len(rounds.ratios("B", "A", quiet=True)) == 1  # a round is quiet only if both of its measurements were
+
+
+def test_every_round_measures_every_variant_once_in_order() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> Sample:
+        calls.append(name)
+        return Sample(1.0)
+
+    rounds = interleave({"A": lambda: measure("A"), "B": lambda: measure("B")}, 3)
+    assert calls == ["A", "B"] * 3
+    assert rounds.median("A") == rounds.least("B") == 1.0
+
+
+def test_a_peer_that_does_other_work_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = [2.0, 1.5, 1.0]
+    check_losses(ours, [2.0, 1.5, 1.0 + LOSS_TOLERANCE / 2], "peer")
+    assert "agree" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="would mean nothing"):
+        check_losses(ours, [2.0, 1.5, 1.0 + 2 * LOSS_TOLERANCE], "peer")
+
+
+def test_both_sides_are_given_the_same_problem() -> None:
+    a, b = problem((4, 3, 2), 5), problem((4, 3, 2), 5)
+    assert all((p == q).all() for p, q in zip([a.x, a.y, *a.weights, *a.biases], [b.x, b.y, *b.weights, *b.biases], strict=True))
+    assert (problem((4, 3, 2), 5, seed=1).x != a.x).any()

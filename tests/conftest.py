@@ -1,0 +1,181 @@
+"""Make MPI tests end: after each step of a test the ranks vote, so that all of them agree on its result and go on together.
+
+    passed everywhere                go on
+    failed, or skipped, on some      all fail; rank 0 reports each failing rank's traceback
+    failed here, the others stuck    after GRACE_SECONDS print the traceback here, the others' stacks, and abort
+    passed here, the others stuck    the same after LIMIT_SECONDS
+
+Without --with-mpi nothing here loads MPI.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from mpidml.core.errors import UserError
+from mpidml.runtime.launch import budget_threads, find_mpirun, flavour
+
+budget_threads(os.environ)
+
+GRACE_SECONDS = float(os.environ.get("MPIDML_TEST_GRACE", "10"))
+LIMIT_SECONDS = float(os.environ.get("MPIDML_TEST_LIMIT", "60"))
+VERDICTS = ("passed", "failed", "skipped")
+
+# Every rank must draw the same examples, and a busy machine must not fail a test.
+hypothesis.settings.register_profile(
+    "mpidml", derandomize=True, database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("mpidml")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register marks, stacks on SIGUSR2, the result file of `python -m tests` and, with --with-mpi, the vote."""
+    config.addinivalue_line("markers", "openmpi(only=False): run with Open MPI too; with only=True nowhere else")
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        stderr = os.dup(2)  # what is said in the last moment must not end in pytest's capture file
+    faulthandler.register(signal.SIGUSR2, file=stderr, all_threads=True)
+    voting = None
+    if config.getoption("--with-mpi"):
+        voting = Voting(stderr)
+        config.pluginmanager.register(voting, "mpidml-voting")
+        if voting.world.rank:
+            config.pluginmanager.unregister(name="terminalreporter")
+    if (path := os.environ.get("MPIDML_TEST_RESULTS")) and (voting is None or voting.world.rank == 0):
+        config.pluginmanager.register(Results(Path(path)), "mpidml-results")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another part of `python -m tests` runs: tests for more ranks than these, tests for the other MPI."""
+    voting = config.pluginmanager.getplugin("mpidml-voting")
+    size = voting.world.size if voting else None
+    largest = int(os.environ.get("MPIDML_TEST_LARGEST", "0"))
+    other = [item for item in items if (mark := item.get_closest_marker("openmpi")) and mark.kwargs.get("only")]
+    if other and _is_openmpi():
+        other = []
+    out = [item for item in items if item in other or (size and size < _min_size(item) <= largest)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def _is_openmpi() -> bool:
+    try:
+        return flavour(find_mpirun(os.environ)) == "openmpi"
+    except UserError:
+        return False
+
+
+def _min_size(item: pytest.Item) -> int:
+    return max((mark.kwargs.get("min_size") or 1 for mark in item.iter_markers("mpi")), default=1)
+
+
+@pytest.fixture
+def comm() -> Any:
+    """Give a communicator over all ranks that no other test uses."""
+    from mpi4py import MPI
+
+    own = MPI.COMM_WORLD.Dup()
+    yield own
+    own.Free()
+
+
+class Voting:
+    """One rank's part in the vote, on a communicator that tests never see."""
+
+    def __init__(self, stderr: int) -> None:
+        from mpi4py import MPI
+
+        self.world = MPI.COMM_WORLD
+        self.private = self.world.Dup()
+        self.stderr = stderr
+        self.processes = self.private.allgather((socket.gethostname(), os.getpid()))
+        own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}")  # ranks that tidy one folder trip each other
+        own.mkdir(exist_ok=True)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+        report = yield
+        if self.world.size > 1 and item.get_closest_marker("mpi"):
+            self.vote(report)
+        return report
+
+    def vote(self, report: pytest.TestReport) -> None:
+        """Make this rank's report say what all ranks found. Collective."""
+        mine = bytearray([VERDICTS.index(report.outcome)])
+        all_of_them = bytearray(self.world.size)
+        request = self.private.Iallgather(mine, all_of_them)
+        # One rank after the other gives up, the lowest first, so that what they print does not mix.
+        limit = (GRACE_SECONDS if report.failed else LIMIT_SECONDS) + 0.5 * self.world.size * self.world.rank
+        start = time.monotonic()
+        while not request.Test():
+            if time.monotonic() - start > limit:
+                self.give_up(report, limit)
+            time.sleep(0.0005)
+        found = [VERDICTS[code] for code in all_of_them]
+        if len(set(found)) == 1 and not report.failed:
+            return
+        texts = self.private.gather(f"{report.outcome}\n{report.longreprtext}" if not report.passed else None)
+        bad = [rank for rank, verdict in enumerate(found) if verdict != "passed"]
+        report.outcome = "failed"
+        report.longrepr = f"failed or skipped on rank(s) {bad} of {self.world.size}\n"
+        report.longrepr += "\n".join(f"--- rank {rank}: {text}" for rank, text in enumerate(texts or []) if text)
+
+    def pytest_unconfigure(self) -> None:
+        """Wait for rank 0 to have told its summary: Open MPI ends the job when a first rank leaves with a code."""
+        sys.stdout.flush()
+        self.private.Barrier()
+
+    def give_up(self, report: pytest.TestReport, limit: float) -> None:
+        """Say what is known here, have the others print their stacks, and end the job."""
+        me = f"[rank {self.world.rank}/{self.world.size}]"
+        text = f"\n{me} {report.nodeid}: {report.outcome} here ({report.when}), but after {limit:g} s another rank has not finished\n"
+        os.write(self.stderr, f"{text}{report.longreprtext}\n".encode())
+        for rank, (host, process) in enumerate(self.processes):
+            if host == socket.gethostname() and rank != self.world.rank:
+                os.write(self.stderr, f"{me} stacks of rank {rank}:\n".encode())
+                os.kill(process, signal.SIGUSR2)
+                time.sleep(0.3)
+        self.world.Abort(1)
+
+
+class Results:
+    """Write each test's start and outcome as one JSON line at once, so that even a killed run can be counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", buffering=1)
+
+    def write(self, test: str, outcome: str, report: pytest.TestReport | pytest.CollectReport | None = None) -> None:
+        text = report.longreprtext if report and report.failed else ""
+        self.file.write(json.dumps({"test": test, "outcome": outcome, "reason": _reason(report) if report else "", "text": text}) + "\n")
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.write(nodeid, "started")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            self.write(report.nodeid, report.outcome, report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed:
+            self.write(report.nodeid, report.outcome, report)
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if not report.skipped:
+        return ""
+    text = getattr(report, "wasxfail", "") or (report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr))
+    return text.removeprefix("Skipped: ")

@@ -1,0 +1,80 @@
+"""Hold every file of mpidml/optim to the contract of a link, found by the folder alone."""
+
+import mpidml_kernels
+import numpy as np
+import pytest
+
+from mpidml.core import plugins
+from mpidml.optim.base import Chain, Link
+from mpidml.optim.sgd import Sgd
+
+NAMES = plugins.names("mpidml.optim")
+BACKEND = mpidml_kernels.backend("numba")
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def chain_of(link, rate=0.05):
+    return Chain([link] if link.descends else [link, Sgd()], rate)
+
+
+def distance_left(link, n_steps=300):
+    """Run down the parabola |w - 1|^2 / 2 from within [0, 2] and return the largest distance left."""
+    chain, w = chain_of(link), np.linspace(0, 2, 9)
+    state = chain.init(w.size, w.dtype)
+    for step in range(1, n_steps + 1):
+        chain.apply(BACKEND, w, w, w - 1, state, step)
+    return np.abs(w - 1).max()
+
+
+def test_the_folder_holds_the_promised_links():
+    assert {"sgd", "momentum", "nesterov", "adam", "decay", "clip", "clamp"} <= set(NAMES)
+
+
+@each
+def test_a_link_works_without_arguments_and_declares_itself(name):
+    link = plugins.make("mpidml.optim", name)
+    assert isinstance(link, Link)
+    assert link.scope in ("elementwise", "global") and isinstance(link.descends, bool) and isinstance(link.normalised, bool)
+    assert not (link.descends and link.scope == "global"), "a server could not run the descent on its shard"
+
+
+@each
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_state_is_named_arrays_of_the_given_length_and_type_whose_names_stay(name, dtype):
+    link = plugins.make("mpidml.optim", name)
+    state = link.init(11, dtype)
+    assert all(array.shape == (11,) and array.dtype == dtype for array in state.values())
+    assert list(state) == list(link.init(3, np.float64)) == list(plugins.make("mpidml.optim", name).init(0, dtype))
+    g, w = np.ones(11, dtype), np.ones(11, dtype)
+    identities = {key: id(array) for key, array in state.items()}
+    link.transform(BACKEND, g, state, w, 1, 1.0)
+    assert g.dtype == dtype and np.array_equal(w, np.ones(11)) and {key: id(array) for key, array in state.items()} == identities
+
+
+@each
+def test_a_chain_with_the_link_runs_down_a_parabola(name):
+    assert distance_left(plugins.make("mpidml.optim", name)) < 0.05
+
+
+def test_the_parabola_catches_a_link_that_climbs():
+    class Climb(Link):
+        def transform(self, backend, g, state, w, step, memory=1.0):
+            backend.scale(g, -1.0)
+
+    assert distance_left(Climb()) > 0.05
+
+
+@each
+def test_an_elementwise_link_does_not_mind_the_cut_of_the_vector(name):
+    link = plugins.make("mpidml.optim", name)
+    whole, parts = np.linspace(-3, 3, 10), np.linspace(-3, 3, 10)
+    w = np.ones(10)
+    link.transform(BACKEND, whole, link.init(10, float), w, 1)
+    for part in (slice(0, 4), slice(4, 10)):
+        link.transform(BACKEND, parts[part], link.init(w[part].size, float), w[part], 1)
+    assert np.array_equal(whole, parts) == (link.scope == "elementwise")
+
+
+@each
+def test_the_same_calls_give_the_same_bits(name):
+    assert distance_left(plugins.make("mpidml.optim", name), 20) == distance_left(plugins.make("mpidml.optim", name), 20)

@@ -1,0 +1,77 @@
+"""The minimum that a tick maintains is the minimum that a search would find."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpidml.core.clocks import ENDED, Clocks
+from mpidml.sync.ssp import Ssp
+
+N = 4
+EVENTS = st.lists(st.tuples(st.integers(0, N - 1), st.sampled_from(["tick", "tick", "tick", "end"])), max_size=60)
+STRAGGLER_LEAVES = [(1, "tick"), (1, "tick"), (2, "tick"), (2, "tick"), (3, "tick"), (3, "tick"), (0, "end")]
+
+
+def check_against_search(cls, events):
+    clocks, completed = cls(range(N)), dict.fromkeys(range(N), 0)
+    for worker, what in events:
+        if worker not in completed:
+            continue
+        before = clocks.reached
+        moved = getattr(clocks, what)(worker)
+        if what == "tick":
+            completed[worker] += 1
+        else:
+            del completed[worker]
+        minimum = min(completed.values(), default=ENDED)
+        assert clocks.reached == minimum
+        assert moved == (bool(completed) and minimum != before)
+        assert {w: c for w, c in clocks.completed.items() if c != ENDED} == completed
+        if completed:
+            assert clocks.slowest() == [w for w, c in sorted(completed.items()) if c == minimum]
+        assert sum(clocks.behind.values()) == N and all(clocks.behind.values()), "one count a worker, no empty ones"
+
+
+@given(EVENTS)
+def test_reached_is_the_minimum_over_the_workers_that_have_not_ended(events):
+    check_against_search(Clocks, events)
+
+
+class EndsByOne(Clocks):
+    """Takes for granted that the next clock is occupied."""
+
+    def _move(self, old, new):
+        moved = super()._move(old, new)
+        if moved:
+            self.reached = old + 1
+        return moved
+
+
+class NeverEnds(Clocks):
+    def end(self, worker):
+        self.completed[worker] = ENDED
+        return False
+
+
+@pytest.mark.parametrize("broken", [EndsByOne, NeverEnds])
+def test_the_search_catches(broken):
+    with pytest.raises(AssertionError):
+        check_against_search(broken, STRAGGLER_LEAVES)
+
+
+@given(st.integers(0, 3), st.lists(st.integers(0, N - 1), max_size=80))
+def test_workers_that_ask_before_each_clock_lead_by_at_most_the_staleness_and_one(staleness, order):
+    clocks, policy = Clocks(range(N)), Ssp(staleness)
+    for worker in order:
+        if clocks.reached >= policy.oldest_readable(clocks.completed[worker], clocks):
+            clocks.tick(worker)
+    assert clocks.lead_max <= staleness + 1
+
+
+def test_the_lead_is_the_furthest_that_anyone_ever_was_ahead():
+    clocks = Clocks(range(2))
+    for worker in (0, 0, 0, 1, 1, 1):
+        clocks.tick(worker)
+    assert (clocks.lead_max, clocks.reached) == (3, 3)
+    clocks.end(0)
+    assert clocks.lead_max == 3, "leaving is not a lead"

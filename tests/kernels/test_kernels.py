@@ -1,0 +1,291 @@
+"""Hold every compiled kernel to its reference, on random and on hostile inputs, in both types."""
+
+import inspect
+
+import mpidml_kernels
+import numpy as np
+import pytest
+from mpidml_kernels import LAWS, dense, loss, rows, update
+
+REFERENCE, CPU = mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")
+BACKENDS = [REFERENCE, CPU]
+DTYPES = [np.float32, np.float64]
+both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+
+SHAPES = [(0, 3), (1, 1), (1, 7), (5, 1), (3, 16), (33, 65)]
+FILLS = ["random", "subnormal", "large", "zero", "nan"]
+
+
+def array(shape, dtype, fill="random", seed=0):
+    random = np.random.default_rng([seed, *np.atleast_1d(shape)])
+    x = random.standard_normal(shape)
+    tiny = {np.float32: 1e-40, np.float64: 1e-310}[dtype]
+    x *= {"random": 1, "subnormal": tiny, "large": 1e4, "zero": 0, "nan": 1}[fill]
+    if fill == "nan" and x.size:
+        x.flat[x.size // 2] = np.nan
+    return x.astype(dtype)
+
+
+def assert_close(got, expected, dtype, scale=1.0):
+    """Bound the relative error by 30 roundings, the absolute one by 8 roundings of `scale`."""
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(expected), rtol=30 * eps, atol=8 * eps * scale)
+
+
+def run(backend, name, arguments):
+    """Call a kernel on copies and return (result, the arrays after it)."""
+    copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    with np.errstate(all="ignore"):
+        result = getattr(backend, name)(*copies)
+    return result, [a for a in copies if isinstance(a, np.ndarray)]
+
+
+def compare(name, arguments, dtype, n_terms=1, result_scale=0.0, at_least=0.0):
+    """Compare both backends; an array's absolute error is measured by its largest value (or `at_least`), times the terms in a sum."""
+    expected, after_reference = run(REFERENCE, name, arguments)
+    got, after_cpu = run(CPU, name, arguments)
+    if expected is not None:
+        assert_close(got, expected, dtype, result_scale)
+    for a, b in zip(after_cpu, after_reference, strict=True):
+        assert a.dtype == b.dtype
+        assert_close(a, b, dtype, n_terms * np.nanmax(np.abs(b), initial=at_least))
+    return got, after_cpu
+
+
+@pytest.mark.parametrize("family", [dense, loss, update, rows], ids=lambda f: f.__name__.rpartition(".")[2])
+def test_every_kernel_has_a_law_and_one_signature_in_both_backends(family):
+    for name, law in family.LAWS.items():
+        assert law.name == name
+        if name != "matmul":
+            reference, cpu = getattr(REFERENCE, name), getattr(CPU, name).py_func
+            assert list(inspect.signature(reference).parameters) == list(inspect.signature(cpu).parameters)
+            assert len(getattr(CPU, name).signatures) == 2
+    assert set(family.LAWS) <= set(vars(CPU))
+
+
+def test_laws_count_operations_and_bytes():
+    assert LAWS["matmul"].flops(128, 784, 512) == 2 * 128 * 784 * 512
+    assert LAWS["matmul"].nbytes(2, 3, 5) == 4 * (6 + 15 + 10)
+    assert LAWS["momentum"].nbytes(1000, itemsize=8) == 5 * 8 * 1000
+    assert all(law.nbytes(*(10,) * n, itemsize=8) == 2 * law.nbytes(*(10,) * n) for law in LAWS.values() for n in [arity(law)])
+
+
+def arity(law):
+    return len(inspect.signature(law.flops).parameters)
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="there is no 'fortran'; choose one of: numpy, numba"):
+        mpidml_kernels.backend("fortran")
+
+
+@both
+@types
+def test_matmul_takes_transposed_views(backend, dtype):
+    a, b = array((5, 7), dtype), array((7, 3), dtype, seed=1)
+    for left, right in ((a, b), (np.ascontiguousarray(a.T).T, b), (a, np.ascontiguousarray(b.T).T)):
+        out = np.full((5, 3), np.nan, dtype)
+        backend.matmul(left, right, out)
+        assert_close(out, a.astype(np.float64) @ b, dtype, 10)
+    backend.matmul(np.ones((3, 0), dtype), np.ones((0, 2), dtype), out[:3, :2].copy())
+
+
+@types
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "sigmoid"])
+def test_activations_and_their_backward_agree_with_the_reference(activation, shape, fill, dtype):
+    z, b = array(shape, dtype, fill), array(shape[1:], dtype, seed=1)
+    _, (a, _) = compare(f"bias_{activation}", (z, b), dtype, at_least=1.0)
+    assert np.isnan(a).sum() == np.isnan(z).sum()
+    d = array(shape, dtype, fill, seed=2)
+    compare(f"{activation}_backward", (d, a, np.full(shape[1], 7, dtype)), dtype, n_terms=1 + shape[0])
+
+
+@both
+def test_activations_saturate_without_overflow(backend):
+    z = np.array([[-np.inf, -1e30, -100, 0, 100, 1e30, np.inf]], np.float32)
+    for name, low, middle in (("bias_tanh", -1, 0), ("bias_sigmoid", 0, 0.5)):
+        out = z.copy()
+        with np.errstate(all="raise"):
+            getattr(backend, name)(out, np.zeros(7, np.float32))
+        np.testing.assert_allclose(out[0], [low, low, low, middle, 1, 1, 1], atol=3e-7)
+
+
+def test_compiled_tanh_and_exp_are_accurate_over_their_range():
+    x = np.linspace(-12, 12, 20_001, dtype=np.float32)[None, :]
+    out = x.copy()
+    CPU.bias_tanh(out, np.zeros(x.size, np.float32))
+    exact = np.tanh(x.astype(np.float64))
+    assert np.abs(out - exact).max() < 3e-7
+    assert np.abs(out / np.where(x == 0, 1, exact) - (x != 0)).max() < 6e-7
+    z = np.stack([np.linspace(-86, 0, 5001, dtype=np.float32), np.zeros(5001, np.float32)], axis=1)
+    odds = np.exp(z[:, 0].astype(np.float64))
+    CPU.softmax_xent(z, np.ones(5001, np.int64), 1.0)
+    assert np.abs(z[:, 0] / (odds / (1 + odds)) - 1).max() < 6e-7
+
+
+@types
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999])
+def test_dropout_masks_are_bit_equal(shape, rate, dtype):
+    ids = np.arange(shape[0]) * 3_000_000_019 + 5
+    key = np.array([0x9ABCDEF012345678], np.uint64)
+    x = array(shape, dtype) + dtype(10)
+    out = np.full(shape, np.nan, dtype)
+    for name, arguments in (("dropout", (x, ids, key, rate, out)), ("dropout_in_place", (x, ids, key, rate))):
+        reference, cpu = run(REFERENCE, name, arguments)[1], run(CPU, name, arguments)[1]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(reference, cpu, strict=True))
+
+
+@both
+def test_dropout_depends_on_sample_and_key_but_not_on_the_split_of_rows(backend):
+    x, ids, key = np.ones((40, 50), np.float32), np.arange(100, 140), np.array([3], np.uint64)
+    whole, parts, other_key, low_key = (np.empty_like(x) for _ in range(4))
+    backend.dropout(x, ids, key, 0.3, whole)
+    for lo, hi in ((0, 7), (7, 8), (8, 40)):
+        backend.dropout(x[lo:hi], ids[lo:hi], key, 0.3, parts[lo:hi])
+    assert np.array_equal(whole, parts)
+    backend.dropout(x, ids, np.array([3 + (1 << 40)], np.uint64), 0.3, other_key)
+    backend.dropout(x, ids + (1 << 40), key, 0.3, low_key)
+    assert not np.array_equal(whole, other_key) and not np.array_equal(whole, low_key)
+    by_place = np.empty_like(x)  # the broken variant: the mask follows the place in the batch
+    for lo, hi in ((0, 7), (7, 40)):
+        backend.dropout(x[lo:hi], np.arange(hi - lo), key, 0.3, by_place[lo:hi])
+    whole_by_place = np.empty_like(x)
+    backend.dropout(x, np.arange(40), key, 0.3, whole_by_place)
+    assert not np.array_equal(by_place, whole_by_place)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_promised_share_in_rows_columns_and_neighbours(rate):
+    n = 512
+    out = np.empty((n, n))
+    for key in range(3):
+        CPU.dropout(np.ones((n, n)), np.arange(n), np.array([key], np.uint64), rate, out)
+        kept = (out != 0).astype(float) - (1 - rate)
+        sigma = np.sqrt(rate * (1 - rate))
+        assert abs(kept.mean()) < 5 * sigma / n
+        assert abs(kept.mean(axis=0)).max() < 5 * sigma / np.sqrt(n) and abs(kept.mean(axis=1)).max() < 5 * sigma / np.sqrt(n)
+        assert abs((kept[1:] * kept[:-1]).mean()) < 5 * sigma**2 / n and abs((kept[:, 1:] * kept[:, :-1]).mean()) < 5 * sigma**2 / n
+
+
+@types
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_losses_and_scores_agree_with_the_reference(shape, fill, dtype):
+    z, t, y = array(shape, dtype, fill), array(shape, dtype, seed=1), np.arange(shape[0]) % shape[1]
+    largest = float(np.nanmax(np.abs(z), initial=1.0))
+    compare("softmax_xent", (z, y, 0.25), dtype, result_scale=len(z) * largest)
+    compare("squared_error", (z, t, 0.25), dtype)
+    compare("score_xent", (z, y), dtype, result_scale=len(z) * largest)
+    compare("score_squared", (z, t, y), dtype)
+
+
+@both
+@types
+def test_softmax_gradient_has_the_closed_form_and_sums_to_zero(backend, dtype):
+    z, y = array((9, 6), dtype) * dtype(3), np.arange(9) % 6
+    p = np.exp(z.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    d = z.copy()
+    total = backend.softmax_xent(d, y, 2.0)
+    assert_close(total, -np.log(p[np.arange(9), y]).sum(), dtype, 10)
+    assert_close(d, 2 * (p - np.eye(6)[y]), dtype, 2)
+    assert np.abs(d.sum(axis=1)).max() < 40 * np.finfo(dtype).eps
+    assert backend.score_xent(z, y)[0] == pytest.approx(total, rel=1e-5)
+
+
+@both
+def test_score_takes_the_first_of_equal_outputs_and_leaves_them_alone(backend):
+    z = np.array([[1, 1, 0], [0, 2, 2], [0, 0, 0], [5, np.nan, 6]], np.float32)
+    before = z.copy()
+    with np.errstate(all="ignore"):
+        assert backend.score_xent(z[:3], np.array([0, 1, 2]))[1] == 2
+        assert backend.score_squared(z, np.zeros_like(z), np.array([0, 2, 0, 1]))[1] == 3
+    np.testing.assert_array_equal(z, before)
+
+
+@both
+def test_float32_losses_are_summed_in_float64(backend):
+    z = np.zeros((50_000, 2), np.float32)
+    z[0, 0] = -1e4
+    total = backend.score_xent(z, np.zeros(len(z), np.int64))[0]
+    assert total == pytest.approx(1e4 + (len(z) - 1) * np.log(2), rel=1e-7)
+
+
+def test_the_comparison_catches_a_kernel_that_is_slightly_wrong(monkeypatch):
+    monkeypatch.setattr(CPU, "momentum", lambda w, out, v, g, rate, mu: REFERENCE.momentum(w, out, v, g, rate * 1.0001, mu))
+    with pytest.raises(AssertionError):
+        compare("momentum", update_arguments("momentum", 100, np.float32, "random"), np.float32)
+
+
+UPDATES = {
+    "add": "ag", "add3": "agw", "scale": "as", "descend": "wogr", "descend_in_place": "wgr", "momentum": "wovgrs", "momentum_in_place": "wvgrs",
+    "momentum_transform": "vgs", "nesterov": "wovgrs", "nesterov_in_place": "wvgrs", "nesterov_transform": "vgs", "adam": "womvgr12ebc",
+    "adam_in_place": "wmvgr12ebc", "adam_transform": "mvg12ebc", "decay_transform": "gwr", "clip_transform": "gs", "sum_of_squares": "g",
+}  # fmt: skip
+
+
+def update_arguments(name, n, dtype, fill):
+    arrays = {letter: array(n, dtype, "random", seed) for seed, letter in enumerate("aowm")}
+    arrays["g"], arrays["v"] = array(n, dtype, fill, 8), np.abs(array(n, dtype, "random", 9))
+    scalars = {"r": 0.05, "s": 0.9, "1": 0.9, "2": 0.999, "e": 1e-8, "b": 1 - 0.9**3, "c": 1 - 0.999**3}
+    return [arrays.get(letter, scalars.get(letter)) for letter in UPDATES[name]]
+
+
+@types
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("n", [0, 1, 3, 1000])
+@pytest.mark.parametrize("name", sorted(UPDATES))
+def test_vector_kernels_agree_with_the_reference(name, n, fill, dtype):
+    compare(name, update_arguments(name, n, dtype, fill), dtype)
+
+
+def test_no_vector_kernel_is_left_untested():
+    assert set(UPDATES) == set(update.LAWS)
+
+
+@both
+@types
+@pytest.mark.parametrize("name", ["descend", "momentum", "nesterov", "adam"])
+def test_in_place_out_of_place_and_transform_are_one_step(backend, name, dtype):
+    arguments = update_arguments(name, 100, dtype, "random")
+    _, (w, out, *state, g) = run(backend, name, arguments)
+    assert np.array_equal(w, arguments[0]) and np.array_equal(g, [a for a in arguments if isinstance(a, np.ndarray)][-1])
+    _, (w_in_place, *state_in_place, _) = run(backend, f"{name}_in_place", [arguments[0], *arguments[2:]])
+    assert np.array_equal(out, w_in_place) and all(np.array_equal(a, b) for a, b in zip(state, state_in_place, strict=True))
+    if name != "descend":
+        rate, rest = arguments[-6 if name == "adam" else -2], arguments[-5 if name == "adam" else -1 :]
+        _, transformed = run(backend, f"{name}_transform", [*(a for a in arguments[2:] if isinstance(a, np.ndarray)), *rest])
+        assert_close(arguments[0] - dtype(rate) * transformed[-1], out, dtype, 4)
+        assert all(np.array_equal(a, b) for a, b in zip(state, transformed, strict=False))
+
+
+@both
+@types
+def test_nan_in_a_gradient_reaches_the_weights(backend, dtype):
+    for name in ("descend_in_place", "momentum_in_place", "nesterov_in_place", "adam_in_place"):
+        _, (w, *_) = run(backend, name, update_arguments(name, 64, dtype, "nan"))
+        assert np.isnan(w).sum() == 1
+
+
+@both
+@types
+def test_rows_are_gathered_and_repeated_rows_accumulate_in_order(backend, dtype):
+    table, ids = array((6, 5), dtype), np.array([4, 0, 4, 4, 2])
+    table.flags.writeable = False
+    out = np.empty((5, 5), dtype)
+    backend.take(table, ids, out)
+    assert np.array_equal(out, table[ids])
+    delta, expected, got = array((5, 5), dtype, "large", 3), table.copy(), table.copy()
+    for i, row in enumerate(ids):
+        expected[row] += delta[i]
+    backend.add_rows(got, ids, delta)
+    assert np.array_equal(got, expected)
+    unbuffered = table.copy()
+    unbuffered[ids] += delta  # the broken variant: only the last of equal indices counts
+    assert not np.array_equal(unbuffered, expected)
+    backend.add_rows(got, ids[:0], delta[:0])
+    assert np.array_equal(got, expected)

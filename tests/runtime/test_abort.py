@@ -1,0 +1,127 @@
+"""One rank's failure ends the job with its message once and the right code; whole jobs are started to see it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mpidml.runtime.launch import mpirun_command
+from tests.ranks import ROOT, descendants, mpirun, python
+
+HEAD = """
+import os, signal, sys, threading, time
+from mpi4py import MPI
+from mpidml.core.errors import UserError
+from mpidml.runtime.abort import install
+comm = MPI.COMM_WORLD
+install(comm)
+"""
+pytestmark = pytest.mark.openmpi
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Write a script that begins with install(comm) and return its path."""
+
+    def write(body):
+        path = tmp_path / "job.py"
+        path.write_text(HEAD + body)
+        return path
+
+    return write
+
+
+def test_an_exception_on_one_rank_ends_the_others_with_its_traceback(job):
+    result = mpirun(3, [job("if comm.rank == 1: raise ValueError('row 7 is bad')\ncomm.Barrier()")])
+    assert result.code not in (0, 2) and not result.timed_out
+    assert result.err.count("Traceback (most recent call last)") == 1
+    assert "[rank 1/3] ValueError: row 7 is bad" in result.err
+
+
+def test_without_install_the_same_job_hangs_and_the_limit_sees_it(tmp_path):
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import faulthandler, signal\nfaulthandler.register(signal.SIGUSR2)\nfrom mpi4py import MPI\nc = MPI.COMM_WORLD\n"
+        "if c.rank == 1: raise ValueError('row 7 is bad')\nc.Barrier()\n"
+    )
+    result = mpirun(2, [script], timeout=4)
+    assert result.timed_out and "row 7 is bad" in result.err
+
+
+def test_when_all_ranks_fail_at_once_one_traceback_is_printed(job):
+    result = mpirun(4, [job("comm.Barrier()\nraise KeyError('all of us')")])
+    assert result.code not in (0, 2)
+    assert result.err.count("Traceback (most recent call last)") == 1
+
+
+def test_an_exception_in_a_thread_ends_the_job_too(job):
+    body = (
+        "def f(): raise OSError('disk is full')\nif comm.rank == 1: threading.Thread(target=f, name='writer').start()\ncomm.Barrier()\ntime.sleep(99)"
+    )
+    result = mpirun(2, [job(body)])
+    assert result.code != 0 and not result.timed_out
+    assert "[rank 1/2] OSError in writer: disk is full" in result.err
+
+
+def test_a_user_error_on_all_ranks_is_one_line_from_rank_0_and_code_2(job):
+    result = mpirun(3, [job("raise UserError('data: x.csv: no such file; give a path')")])
+    assert result.code == 2
+    assert result.err.count("data: x.csv: no such file; give a path") == 1
+    assert "Traceback" not in result.err and "[rank" not in result.err
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_user_error_on_one_rank_is_neither_lost_nor_waited_for(job, rank):
+    result = mpirun(3, [job(f"if comm.rank == {rank}: raise UserError('data: shard is empty; use fewer ranks')\ncomm.Barrier()")])
+    assert result.code == 2 and not result.timed_out
+    assert result.err.count("data: shard is empty") == 1
+    assert ("[rank 2/3]" in result.err) == (rank == 2)
+
+
+def test_one_process_ends_as_usual_with_code_2_or_1(job):
+    result = python([job("raise UserError('a: b; c')")])
+    assert (result.code, result.err) == (2, "a: b; c\n")
+    result = python([job("1 / 0")])
+    assert result.code == 1 and result.err.count("ZeroDivisionError") == 1
+    result = python([job("threading.Thread(target=lambda: 1 / 0).start()\ntime.sleep(99)")])
+    assert result.code == 1 and "ZeroDivisionError" in result.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_rank_unwinds_it_and_ends_the_others(job, number, code):
+    body = f"if comm.rank == 1:\n  try: signal.raise_signal({int(number)})\n  finally: print('closed', flush=True)\ncomm.Barrier()"
+    result = mpirun(2, [job(body)])
+    assert "closed" in result.out and not result.timed_out
+    assert result.code == code
+
+
+@pytest.mark.parametrize("target", ["launcher", "one rank"])
+def test_ranks_blocked_inside_mpi_end_on_sigterm(job, target):
+    words, env = mpirun_command(2, os.environ)
+    script = job("print(f'{os.getpid()}\\n', end='', flush=True)\ncomm.Recv(bytearray(1), 1 - comm.rank)")
+    command = [*words, sys.executable, str(script)]
+    with subprocess.Popen(command, env={**env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        guard = threading.Timer(60, child.kill)
+        guard.start()
+        ranks = [int(child.stdout.readline()) for _ in range(2)]
+        assert set(ranks) <= set(descendants(child.pid))
+        os.kill(child.pid if target == "launcher" else ranks[0], signal.SIGTERM)
+        child.communicate()
+        guard.cancel()
+    assert child.returncode not in (0, -signal.SIGKILL)
+    for _ in range(1000):
+        if not any(os.path.exists(f"/proc/{rank}") for rank in ranks):
+            return
+        time.sleep(0.01)
+    pytest.fail("the job ended, its ranks did not")
+
+
+def test_a_stuck_job_shows_every_ranks_stack_at_the_limit(job):
+    result = mpirun(2, [job("def waits_for_nobody(): comm.Recv(bytearray(1), 1 - comm.rank)\nwaits_for_nobody()")], timeout=6)
+    assert result.timed_out
+    assert "--- rank 0" in result.stacks and "--- rank 1" in result.stacks
+    assert result.stacks.count("in waits_for_nobody") == 2

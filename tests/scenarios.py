@@ -1,0 +1,183 @@
+"""Build the same small jobs for both interpreters: roles on virtual clocks, and roles on MPI. Readers note all they see; checkers judge later.
+
+The oracle table has one row for each (worker, clock); worker w adds 1 to row w * n_clocks + c at clock c and nowhere else, so what a
+read shows tells exactly which updates it contains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mpidml_kernels import backend
+
+from mpidml.core.buffers import Buffers
+from mpidml.core.partition import shards
+from mpidml.core.role import Lease, Role
+from mpidml.ps.client import Client
+from mpidml.ps.shard import Shard
+from mpidml.ps.store import Store
+from mpidml.ps.table import TableSpec, n_versions
+from mpidml.ps.worker import Push, Read, Worker
+from mpidml.sync.base import SyncPolicy
+
+
+@dataclass
+class Seen:
+    """One read: who, at which clock, the clocks that it is said to show, and the values."""
+
+    worker: int
+    clock: int
+    version: int
+    values: np.ndarray[Any, Any]
+
+
+@dataclass
+class OracleTask:
+    """Add 1 to the own row of each clock and note every read. `sparse`: push and read listed rows only."""
+
+    worker: int
+    n_workers: int
+    n_clocks: int
+    sparse: bool = False
+    width: int = 1
+    seen: list[Seen] = field(default_factory=list)
+    on_compute: Callable[[int, int], None] | None = None
+    final: Any = None
+
+    def __post_init__(self) -> None:
+        self.n_rows = self.n_workers * self.n_clocks
+        self.out = [np.zeros((self.n_rows, self.width)) for _ in range(2)]
+        self.rows = np.random.default_rng(self.worker).permutation(self.n_rows).astype(np.int64) if self.sparse else None
+
+    def reads(self, clock: int) -> Sequence[Read]:
+        return [Read(0, self.out[clock % 2], self.rows)]
+
+    def values(self, clock: int) -> np.ndarray[Any, Any]:
+        got = self.out[clock % 2][:, 0]
+        if self.rows is None:
+            return got.copy()
+        back = np.empty_like(got)
+        back[self.rows] = got
+        return back
+
+    def compute(self, clock: int, versions: Sequence[int], report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
+        if self.on_compute is not None:
+            self.on_compute(self.worker, clock)
+        if report is not None:
+            report(0, 0)
+        self.seen.append(Seen(self.worker, clock, versions[0], self.values(clock)))
+        row = self.worker * self.n_clocks + clock
+        if self.sparse:
+            return [Push(0, Lease(np.ones(self.width)), np.array([row], np.int64))], (float(clock),)
+        delta = np.zeros((self.n_rows, self.width))
+        delta[row] = 1
+        return [Push(0, Lease(delta.ravel()))], (float(clock),)
+
+    def early(self) -> None:
+        return None
+
+    def finish(self, clock: int, versions: Sequence[int], report: Any) -> Any:
+        self.final = self.values(clock)
+        return self.final
+
+
+@dataclass
+class Scenario:
+    """Roles of one job: shards first, then workers; `rank_of` spreads them over `n_ranks` (server k on rank k % n_ranks, workers likewise)."""
+
+    policy: SyncPolicy
+    n_workers: int = 3
+    n_servers: int = 2
+    n_clocks: int = 12
+    repeat: bool = False
+    reads: str = "fresh"
+    sparse: bool = False
+    width: int = 1
+    on_compute: Callable[[int, int], None] | None = None
+    shard_class: type[Shard] = Shard
+    client_class: type[Client] = Client
+
+    def __post_init__(self) -> None:
+        n_rows = self.n_workers * self.n_clocks
+        self.cut = shards(n_rows, self.n_servers)
+        self.by_clock = self.repeat or self.policy.commit == "clock"
+        self.spec = TableSpec("oracle", n_rows, self.width, np.dtype(np.float64), self.cut, 0, None, self.reads)
+        self.n_roles = len(self.cut) + self.n_workers
+        self.worker_roles = range(len(self.cut), self.n_roles)
+        self.tasks: dict[int, OracleTask] = {}
+        self.arithmetic = backend("numpy")
+
+    def rank_of(self, n_ranks: int) -> list[int]:
+        return [s.server % n_ranks for s in self.cut] + [w % n_ranks for w in range(self.n_workers)]
+
+    def role(self, number: int, buffers: Buffers) -> Role:
+        """Make role `number`; call it only on the rank that hosts it."""
+        if number < len(self.cut):
+            shard = self.cut[number]
+            copies = n_versions(False, self.by_clock, self.policy.bound, self.repeat)
+            store = Store([np.zeros((shard.hi - shard.lo) * self.width) for _ in range(copies)], shard.lo, self.width, self.arithmetic)
+            return self.shard_class(
+                "oracle", self.worker_roles, self.policy, store, buffers.allocate, repeat=self.repeat, eager=self.reads == "eager"
+            )
+        worker = number - len(self.cut)
+        self.tasks[worker] = OracleTask(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
+        return Worker(self.client_class([self.spec], self.policy, self.by_clock), self.tasks[worker], self.n_clocks)
+
+    def roles(self) -> list[Role]:
+        buffers = Buffers()
+        return [self.role(i, buffers) for i in range(self.n_roles)]
+
+    def seen(self) -> list[Seen]:
+        return [s for task in self.tasks.values() for s in task.seen]
+
+
+def run_on_mpi(scenario: Scenario, comm: Any, window: bool = True, **options: Any) -> list[Seen]:
+    """Run the scenario's roles on the ranks of `comm` and return what all workers saw, on every rank (Collective on comm)."""
+    from mpidml.runtime.bell import Bell
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.driver import Driver
+    from mpidml.runtime.memory import WindowBuffers
+
+    counted = CountedComm(comm)
+    buffers = WindowBuffers(counted.host, 1 << 20) if window and comm.size > 1 else None
+    bell = Bell(counted.host) if buffers is not None else None
+    rank_of = scenario.rank_of(comm.size)
+    roles = {i: scenario.role(i, buffers or Buffers()) for i, rank in enumerate(rank_of) if rank == comm.rank}
+    driver = Driver(counted, roles, rank_of, buffers, bell, wait_limit_seconds=20.0, by_window=window, **options)
+    driver.run()
+    everything = counted.allgather([(s.worker, s.clock, s.version, s.values) for s in scenario.seen()])
+    finals = counted.allgather([t.final for t in scenario.tasks.values()])
+    counted.Barrier()
+    if buffers is not None:
+        buffers.free()
+    counted.free()
+    assert all((final == 1).all() for rank in finals for final in rank), "the final values are not the sum of all updates"
+    return [Seen(*s) for rank in everything for s in rank]
+
+
+def misses(scenario: Scenario, seen: Sequence[Seen], bound: int | None) -> list[str]:
+    """Judge reads by their values alone: all updates of clocks < c - bound, all own ones, nothing twice, nothing taken back."""
+    found = []
+    before: dict[int, np.ndarray[Any, Any]] = {}
+    for s in sorted(seen, key=lambda s: (s.worker, s.clock)):
+        grid = s.values.reshape(scenario.n_workers, scenario.n_clocks)
+        if not np.isin(grid, (0.0, 1.0)).all():
+            found.append(f"worker {s.worker} clock {s.clock}: an update counts {grid.max()} times")
+        if bound is not None and not grid[:, : max(0, s.clock - bound)].all():
+            found.append(f"worker {s.worker} clock {s.clock}: an update older than {bound} clocks is missing")
+        if not grid[s.worker, : s.clock].all():
+            found.append(f"worker {s.worker} clock {s.clock}: misses an own update")
+        if s.worker in before and (s.values < before[s.worker]).any():
+            found.append(f"worker {s.worker} clock {s.clock}: an update was taken back")
+        before[s.worker] = s.values
+    return found
+
+
+def lag(scenario: Scenario, s: Seen) -> int:
+    """Return how many clocks a read is behind by its values: its clock minus the clocks of which it shows everything."""
+    grid = s.values.reshape(scenario.n_workers, scenario.n_clocks)
+    full = grid.all(axis=0)
+    return s.clock - (int(np.argmin(full)) if not full.all() else scenario.n_clocks)

@@ -1,0 +1,156 @@
+"""Hold training to its identities: N ranks are one rank, layouts and transports do not matter, repeat mode repeats."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mpidml.core import rng
+from mpidml.core.job import Job
+from mpidml.data.readers import read
+from mpidml.data.split import hold_out
+from mpidml.nn.models import build
+from mpidml.runtime.comm import CountedComm
+from mpidml.strategies.base import train
+
+SMALL = Job(data="digits", hidden=(24, 16), epochs=1, steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
+
+
+def run(comm, n_ranks=None, **changes):
+    """Train on the first n_ranks ranks; return (summary, final parameters) on those, None on the others."""
+    n_ranks = comm.size if n_ranks is None else n_ranks
+    part = comm.Split(0 if comm.rank < n_ranks else 1, comm.rank)
+    try:
+        if comm.rank >= n_ranks:
+            return None
+        counted = CountedComm(part)
+        kept = {}
+        summary = train(SMALL.with_values(changes, "test"), counted, quiet=True, write=False, keep=kept)
+        counted.free()
+        return summary, kept["values"]
+    finally:
+        part.Free()
+
+
+def serial(job=SMALL):
+    """Train in a plain loop: momentum SGD on the same batches, a network from NumPy alone."""
+    raw = read(job.data)
+    train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
+    x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
+    deviation = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
+    widths = [x.shape[1], *job.hidden, 10]
+    flat = build("mlp", widths[0], 10, job.hidden, dtype="float64", backend="numpy").init(job.seed)
+    weights, at = [], 0
+    for a, b in pairwise(widths):
+        weights.append([flat[at : at + a * b].reshape(a, b), flat[at + a * b : at + a * b + b]])
+        at += a * b + b
+    velocity = [[np.zeros_like(t) for t in pair] for pair in weights]
+    order = rng.stream(job.seed, "order", 0).permutation(len(x))
+    for k in range(job.steps):
+        rows = order[k * job.batch : (k + 1) * job.batch]
+        outputs = [x[rows]]
+        for i, (w, b) in enumerate(weights):
+            z = outputs[-1] @ w + b
+            outputs.append(np.maximum(z, 0) if i < len(weights) - 1 else z)
+        p = np.exp(outputs[-1] - outputs[-1].max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(len(rows)), y[rows]] -= 1
+        d = p / len(rows)
+        for i in reversed(range(len(weights))):
+            gradient = [outputs[i].T @ d, d.sum(axis=0)]
+            d = (d @ weights[i][0].T) * (outputs[i] > 0)
+            for j in range(2):
+                velocity[i][j] = 0.9 * velocity[i][j] + gradient[j]
+                weights[i][j] -= job.lr * velocity[i][j]
+    return flat
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+def test_bsp_on_any_number_of_ranks_is_a_serial_loop(comm):
+    _, values = run(comm)
+    assert np.abs(values - serial()).max() < 1e-9
+
+
+@pytest.mark.mpi
+def test_dropout_does_not_depend_on_the_number_of_workers(comm):
+    alone = run(comm, 1, dropout=0.3)
+    everyone = run(comm, dropout=0.3)
+    plain = run(comm)
+    if alone is not None:
+        assert np.abs(everyone[1] - alone[1]).max() < 1e-9
+        assert np.abs(everyone[1] - plain[1]).max() > 1e-3  # and it does something
+
+
+@pytest.mark.mpi
+def test_ssp_of_staleness_0_is_bsp_bit_by_bit_in_repeat_mode(comm):
+    for servers in ("colocated", *(["1"] if comm.size > 1 else [])):
+        bsp, ssp0, ssp1 = (run(comm, deterministic=True, sync=s, servers=servers) for s in ("bsp", "ssp:0", "ssp:1"))
+        assert bsp[0]["model_sha256"] == ssp0[0]["model_sha256"]
+        assert bsp[0]["model_sha256"] != ssp1[0]["model_sha256"]  # staleness does change the weights
+        assert ssp0[0]["staleness_max"] == 0 and ssp1[0]["staleness_max"] == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2"])
+def test_repeat_mode_repeats_under_jitter(comm, sync):
+    first, second = (run(comm, deterministic=True, sync=sync, slowdown=f"exponential:{f}") for f in (1, 3))
+    assert first[0]["model_sha256"] == second[0]["model_sha256"]
+    assert first[0]["staleness_histogram"] == second[0]["staleness_histogram"]
+
+
+@pytest.mark.mpi(min_size=5)
+@pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
+def test_weights_do_not_depend_on_the_number_of_servers(comm, sync):
+    """Three workers each time: beside three servers, with one server, with two."""
+    layouts = [run(comm, n, deterministic=True, sync=sync, servers=servers) for n, servers in ((3, "colocated"), (4, "1"), (5, "2"))]
+    hashes = {found[0]["model_sha256"] for found in layouts if found is not None}
+    assert len(hashes) == 1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
+def test_transport_early_pushes_and_reads_do_not_change_a_bit(comm, sync):
+    ways = [{}, {"transport": "mpi"}, {"reads": "cached"}, {"reads": "eager"}, {"early_push": "off"}]
+    if comm.size > 1:
+        ways += [
+            {"early_push": "on", "hidden": (200, 180)},
+            {"early_push": "on", "transport": "mpi", "hidden": (200, 180)},
+            {"early_push": "off", "hidden": (200, 180)},
+        ]
+    found = [(way.get("hidden"), run(comm, deterministic=True, sync=sync, **way)[0]["model_sha256"]) for way in ways]
+    for hidden in {h for h, _ in found}:
+        assert len({sha for h, sha in found if h == hidden}) == 1, found
+
+
+@pytest.mark.mpi
+def test_linear_optimizers_give_one_result_on_servers_and_on_workers(comm):
+    """Momentum is linear in the gradient, so the workers' own velocities sum up to the server's (tuning off, synchronous)."""
+    servers, workers = run(comm, optimize="servers"), run(comm, optimize="workers")
+    assert np.abs(servers[1] - workers[1]).max() < 1e-9
+    clipped = run(comm, optimizer="clip:0.01+momentum")
+    assert np.abs(clipped[1] - servers[1]).max() > 1e-4
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:3", "asp"])
+def test_every_policy_learns_and_keeps_its_bound(comm, sync):
+    summary, _ = run(comm, sync=sync, steps=120, epochs=1, dtype="float32", backend="numba")
+    assert summary["test_accuracy"] > 0.85
+    bound = summary["staleness_bound"]
+    assert bound is None or summary["staleness_max"] <= bound
+    assert sum(summary["staleness_histogram"].values()) == 121 * sum("worker" in r for roles in summary["roles"] for r in roles)
+
+
+@pytest.mark.mpi
+def test_fewer_rows_than_workers_works(comm, mpi_tmp_path):
+    path = mpi_tmp_path / "few.npz"
+    if comm.rank == 0:
+        np.savez(path, x=np.eye(3), y=np.arange(3))
+    comm.Barrier()
+    summary, _ = run(comm, data=str(path), hold_out=0, batch=50, steps=4, hidden=(4,))
+    assert summary["samples"] == 12
+    assert np.isfinite(summary["final_loss"])

@@ -1,0 +1,46 @@
+"""What pyproject.toml promises is there, and importing the package costs nothing."""
+
+import ast
+import tomllib
+
+from tests.ranks import ROOT, python
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_named_in_pyproject_exists():
+    for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        assert (ROOT / package / "__init__.py").is_file(), package
+
+
+def test_every_folder_with_code_is_a_package():
+    for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        for file in (ROOT / package).rglob("*.py"):
+            assert (file.parent / "__init__.py").is_file(), file.parent
+
+
+def test_licence_and_notice_files_exist_and_are_not_empty():
+    files = PROJECT["project"]["license-files"]
+    assert "LICENSE" in files and any("NOTICE" in name for name in files)
+    for name in files:
+        assert (ROOT / name).stat().st_size > 0, name
+
+
+def test_each_console_script_names_a_function_that_exists():
+    for target in PROJECT["project"]["scripts"].values():
+        module, _, function = target.partition(":")
+        tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+        assert any(isinstance(node, ast.FunctionDef) and node.name == function for node in tree.body), target
+
+
+def test_importing_mpidml_loads_neither_mpi_nor_a_compiler_nor_a_plotter():
+    heavy = {"mpi4py", "numba", "llvmlite", "scipy", "matplotlib", "safetensors", "tqdm", "numpy", "cupy", "torch"}
+    result = python(["-c", "import sys, mpidml; print(*sys.modules)"])
+    assert result.code == 0, result.err
+    assert not heavy & set(result.out.split())
+
+
+def test_the_launcher_can_be_known_before_numpy_is_loaded():
+    result = python(["-c", "import sys, mpidml.runtime.launch; print(*sys.modules)"])
+    assert result.code == 0, result.err
+    assert not {"numpy", "mpi4py", "numba"} & set(result.out.split())
