@@ -150,6 +150,8 @@ class Voting:
                 os.kill(process, signal.SIGUSR2)
                 time.sleep(0.3)
         self.world.Abort(1)
+        time.sleep(5)  # MPICH's Abort may return before the launcher ends this rank
+        os._exit(1)
 
 
 class Results:

@@ -124,7 +124,7 @@ class Scenario:
             )
         worker = number - len(self.cut)
         self.tasks[worker] = OracleTask(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
-        return Worker(self.client_class([self.spec], self.policy, self.by_clock), self.tasks[worker], self.n_clocks)
+        return Worker(self.client_class([self.spec], self.policy, self.by_clock), self.tasks[worker], self.n_clocks, traced=True)
 
     def roles(self) -> list[Role]:
         buffers = Buffers()

@@ -94,7 +94,7 @@ class Bench:
         self.losses[ALONE] = found[ranks[0]][2]
         slowest = max(found[rank][0] for rank in ranks)
         others = watch.others(sum(f[1] for f in found))
-        return Sample(slowest / (job.steps - N_SKIPPED), others, {"cpu": [f[1] / watch.seconds for f in found]})
+        return Sample(slowest / (job.steps - N_SKIPPED), others, {"cpu": [f[1] / (job.steps - N_SKIPPED) * 1e3 for f in found]})
 
     def trained(self, name: str, changes: dict[str, str], servers: str, n_workers: int) -> Sample:
         """Return seconds a clock of a job driven as `mpidml train` drives it, from the end of one clock of all workers to that of the last."""
@@ -124,7 +124,7 @@ class Bench:
         start, end = (max(f[0][clock] for f in found if f[0]) for clock in (N_SKIPPED - 1, job.steps - 1))
         self.losses[name] = sum(f[2][0] for f in found) / max(sum(f[2][1] for f in found), 1.0)
         parts = {what: [f[4][what] / job.steps * 1e3 for f in found] for what in spent}
-        extra = {"cpu": [f[1] / watch.seconds for f in found], "pull": max(f[3] for f in found), **parts}
+        extra = {"cpu": [f[1] / job.steps * 1e3 for f in found], "pull": max(f[3] for f in found), **parts}
         return Sample((end - start) / (job.steps - N_SKIPPED), watch.others(sum(f[1] for f in found)), extra)
 
     def _together(self) -> Watch:
@@ -200,7 +200,7 @@ def idle(bench: Bench, pause_seconds: float, n: int) -> tuple[float, list[float]
 
 
 def table(rounds: Rounds, bench: Bench) -> None:
-    """Print one line a variant; cost: against ALONE of the same round."""
+    """Print one line a variant; cost: against ALONE of the same round; then ms a clock by rank: CPU time, and where the wall time went."""
     for name, samples in rounds.samples.items():
         cost, quiet = rounds.ratios(name, ALONE), rounds.ratios(name, ALONE, quiet=True)
         text = f"{name:34s} median {rounds.median(name) * 1e3:7.3f} ms  least {rounds.least(name) * 1e3:7.3f}  cost {median(cost) - 1:+7.1%}"

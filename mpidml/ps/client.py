@@ -23,17 +23,21 @@ from mpidml.sync.base import SyncPolicy
 
 
 class Piece(NamedTuple):
-    """What one shard is asked: which rows of the table, and where they lie in the caller's array."""
+    """What one shard is asked: which rows of the table, and where they lie in the caller's array. `whole`: no range need be named."""
 
     shard: int
     region: Region
     whole: bool
     place: Any
 
-    def message(self, kind: int) -> Message:
-        if self.region.rows is not None:
-            return Message(kind, rows=self.region.rows)
-        return Message(kind) if self.whole else Message(kind, lo=self.region.lo, hi=self.region.hi)
+    @property
+    def lo(self) -> int:
+        """First row as a message names it: -1 for the whole shard or listed rows."""
+        return -1 if self.whole else self.region.lo
+
+    @property
+    def hi(self) -> int:
+        return -1 if self.whole else self.region.hi
 
 
 class Ticket:
@@ -61,6 +65,7 @@ class Copy(NamedTuple):
 
 
 Key = tuple[int, int, int, bytes]
+MOST_CUTS = 256
 
 
 class Client:
@@ -76,6 +81,7 @@ class Client:
         self.untaken: dict[int, Ticket] = {}
         self.shard_of = {t.first_role + i: (n, i) for n, t in enumerate(self.tables) for i in range(len(t.shards))}
         self.edges = [[s.lo for s in t.shards] for t in self.tables]
+        self.cuts: dict[tuple[int, tuple[int, int] | None], dict[int, Piece]] = {}
         self.sent = dict.fromkeys(self.shard_of, 0)
         self.asked = dict.fromkeys(self.shard_of, 0)
         self.own = {role: OwnWrites(by_clock) for role, (t, _) in self.shard_of.items() if self.tables[t].update is None}
@@ -105,26 +111,26 @@ class Client:
         self.next_ticket += 1
         oldest = max(self.policy.oldest_readable(clock, None), at_least)
         ticket = Ticket(self.next_ticket, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now)
-        pieces = self._split(table, rows, block)
-        ticket.pieces = {spec.first_role + piece.shard: piece for piece in pieces}
+        ticket.pieces = self._split(table, rows, block)
         ticket.unanswered = set(ticket.pieces)
         self.tickets[ticket.number] = ticket
         if self.own and out is not None:
             self.untaken[ticket.number] = ticket
         effects: list[Effect] = []
         for role, piece in ticket.pieces.items():
-            key = _key(role, piece.message(PULL))
-            copy = self.copies.get(key)
-            if copy is not None and copy.version >= oldest:
-                self._fill(ticket, role, copy.values, copy.version, copy.counted)
-            elif copy is not None and spec.reads == "eager":
-                self.awaited.setdefault(key, []).append(ticket)  # no question: the shard sends these rows when its clock moves
-                self.n_blocking += 1
-            else:
-                self.n_asked += 1
-                self.asked[role] += 1
-                effects.append(Send(role, piece.message(PULL)._replace(clock=clock, ticket=ticket.number, version=at_least)))
-        if not pieces:
+            if spec.reads != "fresh":
+                copy = self.copies.get(key := _key(role, piece.lo, piece.hi, piece.region.rows))
+                if copy is not None and copy.version >= oldest:
+                    self._fill(ticket, role, copy.values, copy.version, copy.counted)
+                    continue
+                if copy is not None and spec.reads == "eager":
+                    self.awaited.setdefault(key, []).append(ticket)  # no question: the shard sends these rows when its clock moves
+                    self.n_blocking += 1
+                    continue
+            self.n_asked += 1
+            self.asked[role] += 1
+            effects.append(Send(role, Message(PULL, clock, ticket.number, 0, at_least, piece.lo, piece.hi, piece.region.rows)))
+        if not ticket.pieces:
             self._finish(ticket)
         return ticket, effects
 
@@ -136,21 +142,21 @@ class Client:
         `ends`: it also ends the clock for the shards that it reaches. `version`: the clock that the delta was computed from.
         Each reached shard ends its part of the lease once it has applied it.
         """
-        spec = self.tables[table]
+        width = self.tables[table].width
         effects: list[Effect] = []
-        for piece in self._split(table, rows, block):
-            if isinstance(piece.place, slice):
-                lease = delta.part(piece.place.start * spec.width, piece.place.stop * spec.width)
+        for role, piece in self._split(table, rows, block).items():
+            place = piece.place
+            if isinstance(place, slice):
+                lease = delta.part(place.start * width, place.stop * width)
             else:
-                lease = Lease(delta.array.reshape(-1, spec.width)[piece.place].ravel())
-            role = spec.first_role + piece.shard
-            message = piece.message(PUSH)._replace(clock=self.clock if ends else -1, version=version, data=lease)
+                lease = Lease(delta.array.reshape(-1, width)[place].ravel())
+            number = self.sent[role] = self.sent[role] + 1
+            effects.append(Send(role, Message(PUSH, self.clock if ends else -1, -1, number, version, piece.lo, piece.hi, piece.region.rows, lease)))
             if role in self.own:
-                write = self.own[role].add(self.sent[role] + 1, self.clock, piece.region, lease.array.reshape(-1, spec.width))
+                write = self.own[role].add(number, self.clock, piece.region, lease.array.reshape(-1, width))
                 for ticket in self.untaken.values():
                     if role in ticket.pieces and role not in ticket.unanswered:
                         _change(ticket, ticket.pieces[role], partial(add_to, write))
-            effects.append(self._numbered(role, message))
         return effects
 
     def take(self, ticket: Ticket) -> None:
@@ -175,7 +181,7 @@ class Client:
         if message.data is not None:
             values = message.data.array.view(spec.dtype).reshape(-1, spec.width)
         if spec.reads != "fresh" and values is not None:
-            key = _key(source, message)
+            key = _key(source, message.lo, message.hi, message.rows)
             held = self.copies.get(key)
             if held is None or message.version >= held.version:
                 self.copies[key] = copy = Copy(values.copy(), message.version, message.counted)
@@ -213,20 +219,22 @@ class Client:
             found.append(Waiting(ticket.since, f"{text}, since {now - ticket.since:.1f} s"))
         return sorted(found)
 
-    def _split(self, table: int, rows: Array | None, block: tuple[int, int] | None) -> list[Piece]:
-        """Cut a question at the borders of the shards."""
-        shards, edges = self.tables[table].shards, self.edges[table]
+    def _split(self, table: int, rows: Array | None, block: tuple[int, int] | None) -> dict[int, Piece]:
+        """Cut a question at the borders of the shards: role number -> piece. Cuts of whole tables and blocks are kept."""
+        if rows is None and (known := self.cuts.get((table, block))) is not None:
+            return known
+        shards, edges, first = self.tables[table].shards, self.edges[table], self.tables[table].first_role
         if rows is not None:
             owner = np.searchsorted(edges, rows, side="right") - 1
             places = [(int(i), np.flatnonzero(owner == i)) for i in np.unique(owner)]
-            return [Piece(i, Region(-1, -1, np.ascontiguousarray(rows[place])), False, place) for i, place in places]
-        if block is None:
-            return [Piece(i, Region(s.lo, s.hi), True, slice(s.lo, s.hi)) for i, s in enumerate(shards)]
-        lo, hi = block
-        found = []
+            return {first + i: Piece(i, Region(-1, -1, np.ascontiguousarray(rows[place])), True, place) for i, place in places}
+        lo, hi = (0, self.tables[table].n_rows) if block is None else block
+        found = {}
         for i in range(bisect_right(edges, lo) - 1, bisect_left(edges, hi)):
             a, b = max(lo, shards[i].lo), min(hi, shards[i].hi)
-            found.append(Piece(i, Region(a, b), (a, b) == (shards[i].lo, shards[i].hi), slice(a - lo, b - lo)))
+            found[first + i] = Piece(i, Region(a, b), (a, b) == (shards[i].lo, shards[i].hi), slice(a - lo, b - lo))
+        if len(self.cuts) < MOST_CUTS:
+            self.cuts[table, block] = found
         return found
 
     def _numbered(self, role: int, message: Message) -> Send:
@@ -262,5 +270,5 @@ def _change(ticket: Ticket, piece: Piece, change: Callable[[Array, Region], None
         ticket.out[piece.place] = out
 
 
-def _key(role: int, question: Message) -> Key:
-    return role, question.lo, question.hi, b"" if question.rows is None else question.rows.tobytes()
+def _key(role: int, lo: int, hi: int, rows: Array | None) -> Key:
+    return role, lo, hi, b"" if rows is None else rows.tobytes()

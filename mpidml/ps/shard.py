@@ -122,7 +122,8 @@ class Shard:
         if self.by_clock:
             self._commit(self.clocks.reached)
         effects: list[Effect] = []
-        for wanted in sorted(c for c in self.parked if c <= self.clocks.reached):
+        freed = [c for c in self.parked if c <= self.clocks.reached]  # at most staleness + 1 clocks are waited for
+        for wanted in sorted(freed):
             effects += [self._rows(source, message, wanted) for source, message, _ in self.parked.pop(wanted)]
         for source, questions in self.asked.items():
             if self.clocks.completed[source] != ENDED:
@@ -135,9 +136,12 @@ class Shard:
             self.held.clear()
             return
         for clock in range(self.store.latest, reached):
-            deltas = sorted(self.held.pop(clock, ()), key=lambda pair: self.order[pair[0]])
-            staleness = max((clock - m.version for _, m in deltas), default=0)
-            self.store.apply([m for _, m in deltas], self._tuning(staleness))
+            held = self.held.pop(clock, [])
+            if len(held) > 1:
+                held.sort(key=lambda pair: self.order[pair[0]])
+            deltas = [message for _, message in held]
+            staleness = clock - min([m.version for m in deltas]) if deltas else 0
+            self.store.apply(deltas, self._tuning(staleness))
 
     def done(self, now: float, result: Any) -> Effects:
         """Do nothing: a shard never computes apart."""

@@ -47,10 +47,10 @@ class Task(Protocol):
 
 
 class Worker:
-    """Run `task` for `n_clocks` clocks over the tables of `client`."""
+    """Run `task` for `n_clocks` clocks over the tables of `client`; `traced` records how long each read took."""
 
-    def __init__(self, client: Client, task: Task, n_clocks: int) -> None:
-        self.client, self.task, self.n_clocks = client, task, n_clocks
+    def __init__(self, client: Client, task: Task, n_clocks: int, traced: bool = False) -> None:
+        self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
         self.computing = self.ended = False
         self.coming: list[Ticket] = []
         self.versions: list[int] = []
@@ -86,12 +86,13 @@ class Worker:
     def _begin(self, now: float) -> list[Effect]:
         clock = self.client.clock
         self.computing, self.told = True, set()
+        self.versions = []
         for ticket in self.coming:
             self.client.take(ticket)
-        self.versions = [t.version for t in self.coming]
-        effects: list[Effect] = [
-            Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0), clock - min(self.versions, default=clock)))
-        ]
+            self.versions.append(ticket.version)
+        effects: list[Effect] = []
+        if self.traced:
+            effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
         if clock == self.n_clocks:
             effects.append(Compute(self.task.finish, (clock, self.versions), clock))
             return effects

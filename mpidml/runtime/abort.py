@@ -93,7 +93,7 @@ class _End:
             if time.monotonic() > end:
                 if self.comm.rank and self.claim():
                     _say(f"{self.where} {error}\n")
-                self.comm.Abort(2)
+                self.abort(2)
             time.sleep(0.001)
         raise SystemExit(2)
 
@@ -107,7 +107,17 @@ class _End:
             time.sleep(GRACE_SECONDS)  # the first one's Abort ends this rank here
         if self.comm.size == 1:
             os._exit(1)  # also out of a thread, while the main thread is blocked
-        self.comm.Abort(1)
+        self.abort(1)
+
+    def abort(self, code: int) -> NoReturn:
+        """End all ranks with `code` and never return.
+
+        MPICH's Abort on COMM_WORLD may return before its launcher kills this rank; a rank that left by itself in between would have hydra
+        report 9, the signal that its cleaning up sends, instead of `code`. (On a duplicate Abort exits at once, with just that effect.)
+        """
+        self.comm.Abort(code)
+        time.sleep(GRACE_SECONDS)
+        os._exit(code)
 
     def claim(self) -> bool:
         """Return True for the first caller of the job on this host, and for that rank ever after."""
@@ -130,7 +140,7 @@ class _End:
         """Abort instead of Finalize after a signal: the other ranks would never come to it."""
         if self.code and self.comm.size > 1:
             sys.stdout.flush()
-            self.comm.Abort(self.code)
+            self.abort(self.code)
 
     def watch_signals(self) -> None:
         """End a rank whose main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""

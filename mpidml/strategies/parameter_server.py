@@ -105,6 +105,7 @@ class ParameterServer:
             bell = Bell(comm.host)
         n_all = self.copies * net.n_params
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
+        self.views = list(self.table) if self.table is not None else []
         initial = net.init(job.seed)
         worker_roles = range(len(self.spec.shards), len(self.rank_of))
         roles: dict[int, Role] = {}
@@ -113,7 +114,7 @@ class ParameterServer:
                 continue
             if number < len(self.spec.shards):
                 lo, hi, _ = self.spec.shards[number]
-                versions = [self.table[v, lo:hi] if self.table is not None else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
+                versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
                 store = Store(versions, lo, 1, net.backend, self.server_chain)
                 roles[number] = Shard(
@@ -131,13 +132,13 @@ class ParameterServer:
                 task = Training(self, number - len(self.spec.shards))
                 self.tasks.append(task)
                 client = Client([self.spec], self.policy, self.by_clock)
-                roles[number] = self.workers[number] = Worker(client, task, self.n_clocks)
+                roles[number] = self.workers[number] = Worker(client, task, self.n_clocks, trace is not None)
         comm.Barrier()  # the first versions are in place before anyone may read them
         self.driver = Driver(comm, roles, self.rank_of, self.window, bell, record, look, job.wait_limit, trace=trace)
 
     def values(self, version: int) -> Array | None:
         """Return the shared copy of the parameters that shows `version`, or None where workers hold copies of their own."""
-        return None if self.table is None else self.table[version % self.copies]
+        return self.views[version % self.copies] if self.views else None
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
@@ -163,10 +164,11 @@ class Training:
         net, n_test = strategy.net, len(strategy.data.test_x)
         nbytes = net.n_params * net.dtype.itemsize
         self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
-        self.gradients: list[tuple[Buffer, Array]] = []
+        self.gradients: list[tuple[Buffer, Array, Lease]] = []
         for _ in range(strategy.n_gradients):
             buffer = strategy.buffers.allocate(nbytes, keep=True)
-            self.gradients.append((buffer, buffer.array(net.dtype, net.n_params)))
+            g = buffer.array(net.dtype, net.n_params)
+            self.gradients.append((buffer, g, buffer.lease(g)))
         self.running: Lease | None = None
         self.test = slice(n_test * worker // strategy.n_workers, n_test * (worker + 1) // strategy.n_workers)
         chain = strategy.worker_chain or strategy.before
@@ -194,7 +196,7 @@ class Training:
         if rows.size == 0:
             self.running = None
             return (), (0.0, 0.0, *measured)
-        buffer, g = self._gradient(report)
+        g, lease = self._gradient(report)
         step = self.net.bind(rows.size, w, g)
         self.data.x.take(rows, 0, step.x, "clip")
         self.data.y.take(rows, 0, step.y, "clip")
@@ -202,13 +204,13 @@ class Training:
             step.ids[:] = rows
             step.salt[0] = self._salt(clock)
         step.load_labels()
-        self.running = buffer.lease(g) if self.strategy.early else None
+        self.running = lease if self.strategy.early else None
         loss = step.run(1.0 / self.sampler.batch_size(clock), report)
         self.step_seconds = time.perf_counter() - started
         if self.strategy.early:
             return (), (loss, rows.size, *measured)
         self._optimize(g, w, clock, clock - versions[0])
-        return (Push(0, buffer.lease(g)),), (loss, rows.size, *measured)
+        return (Push(0, lease),), (loss, rows.size, *measured)
 
     def early(self) -> Lease | None:
         """Name the gradient that is pushed part by part."""
@@ -219,13 +221,13 @@ class Training:
         loss, n_correct, n, _ = self._score(self.weights(clock, versions[0]))
         return loss, int(n_correct), int(n)
 
-    def _gradient(self, report: Callable[[int, int], None] | None) -> tuple[Buffer, Array]:
+    def _gradient(self, report: Callable[[int, int], None] | None) -> tuple[Array, Lease]:
         """Return a gradient buffer that no server reads any more; wait for one if servers are that far behind."""
         limit = time.perf_counter() + self.job.wait_limit
         while True:
-            for buffer, g in self.gradients:
+            for buffer, g, lease in self.gradients:
                 if not buffer.busy():
-                    return buffer, g
+                    return g, lease
             if time.perf_counter() > limit:
                 raise WaitTimeout(
                     f"worker {self.worker}: no server has applied any of its last {len(self.gradients)} gradients for {self.job.wait_limit:g} s (--wait-limit)"

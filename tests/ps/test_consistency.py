@@ -153,7 +153,7 @@ def test_a_blocked_reader_returns_when_the_slow_worker_ticks_and_not_before(stal
     slow, fast = scenario.worker_roles
     result = virtual.run(scenario.roles(), lambda role, clock: 2000.0 if (role, clock) == (slow, stop_at) else 1.0, lambda a, b, n: latency)
     ticked = next(t for t, role, name, value in result.records if name == "clock" and role == slow and value[0] == stop_at)
-    begun = {value[0]: t for t, role, name, value in result.records if name == "pull" and role == fast}
+    begun = {value[0]: t for t, role, name, value in result.records if name == 'pull' and role == fast}
     blocked = stop_at + staleness + 1
     assert begun[blocked - 1] < ticked
     assert ticked < begun[blocked] <= ticked + 3 * latency
