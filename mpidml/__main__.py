@@ -53,7 +53,7 @@ def _launched(argv: list[str], has_launcher: bool) -> list[str]:
 
     if not argv or argv[0] not in ("-n", "--n-ranks"):
         return argv
-    if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
+    if len(argv) < 2 or not argv[1].isdecimal() or int(argv[1]) < 1:
         raise UserError(f"-n {argv[1] if len(argv) > 1 else ''}: is not a number of ranks; give a whole number from 1 up")
     if has_launcher:
         raise UserError(f"-n {argv[1]}: this process was started by a launcher already; give the number of ranks to one of them")

@@ -74,7 +74,7 @@ def _train_parser() -> argparse.ArgumentParser:
             continue
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-        parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown not in ("", -1) else ""))
+        parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown != "" else ""))
     return parser
 
 
@@ -88,7 +88,7 @@ def _metavar(default: Any) -> str:
 
 def _toml(path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -13,6 +13,8 @@ from mpidml.core.job import Job
 
 def other(f):
     """Return a value of the field that can be and is not its default."""
+    if f.name == "staleness":
+        return "3"
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):
@@ -113,7 +115,9 @@ def test_help_is_no_fault(argv, capsys):
         ("train --hidden 64,x", "hidden: '64,x' is not whole numbers"),
         ("train --batch 0", "--batch 0: is below 1"),
         ("train --hidden 0", "--hidden 0: a width is below 1"),
-        ("train --sync ssp --staleness -2", "--staleness -2: is negative"),
+        ("train --sync ssp --staleness -1", "--staleness -1: is not a whole number from 0 up; give for example 3"),
+        ("train --sync ssp --staleness 2.5", "--staleness 2.5: is not a whole number from 0 up"),
+        ("train --sync ssp --staleness -2", "--staleness -2: is not a whole number from 0 up"),
         *((f"train --lr {value}", "is not a positive number; give for example 0.05") for value in ("nan", "0", "-0.1", "inf")),
         ("train --lr -inf", "argument --lr: expected one argument"),
         ("train --scale minmix", "--scale minmix: there is no such choice; known: minmax, none, standard; did you mean 'minmax'?"),

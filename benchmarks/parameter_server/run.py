@@ -21,8 +21,8 @@ QUESTIONS = ("dedicated", "colocated", "idle")
 def main() -> None:
     """Start two ranks for each question, and the peer where its python is given."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--clocks", type=int, default=300, help="clocks of each measurement")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clocks", type=int, default=100, help="clocks of each measurement")
     parser.add_argument("--what", nargs="+", choices=QUESTIONS, default=QUESTIONS)
     parser.add_argument("--mxnet", metavar="PYTHON", help="also measure MXNet's KVStore, with the python that has it")
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")

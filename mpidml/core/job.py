@@ -28,14 +28,14 @@ class Job:
     hold_out: float = _flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
     scale: str = _flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
     model: str = _flag("mlp", "the network: mlp or softmax")
-    hidden: tuple[int, ...] = _flag((128, 64), "mlp: widths of the hidden layers, as 512,512")
+    hidden: tuple[int, ...] = _flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
     activation: str = _flag("relu", "mlp: activation of the hidden layers", ("relu", "tanh", "sigmoid"))
     dropout: float = _flag(0.0, "mlp: share of hidden units dropped in training")
     loss: str = _flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
     dtype: str = _flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
     strategy: str = _flag("parameter_server", "how the model is trained over ranks")
     sync: str = _flag("bsp", "consistency policy: bsp, ssp:3, asp, or a path to a file of your own")
-    staleness: int = _flag(-1, "the policy's staleness, for --sync ssp --staleness 3 = --sync ssp:3")
+    staleness: str = _flag("", "the policy's staleness: --sync ssp --staleness 3 is --sync ssp:3")
     reads: str = _flag(
         "fresh",
         "how a worker reads: fresh (asks each clock), cached (keeps a copy while the policy allows), eager (servers push fresh rows)",
@@ -50,7 +50,7 @@ class Job:
     tune: bool = _flag(True, "soften stale updates by the policy's rule")
     early_push: str = _flag("auto", "push each layer's gradient during the backward pass (auto: where reads wait for it)", ("auto", "on", "off"))
     transport: str = _flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
-    epochs: int = _flag(10, "passes over the training data")
+    epochs: int = _flag(30, "passes over the training data")
     steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")
     batch: int = _flag(64, "global batch: samples per clock over all workers")
     seed: int = _flag(0, "decides weights, order of samples and noise")
@@ -63,7 +63,7 @@ class Job:
 
     def policy(self) -> str:
         """Return the policy's specification with its staleness."""
-        if self.staleness == -1:
+        if self.staleness == "":
             return self.sync
         if ":" in self.sync:
             raise UserError(f"--staleness {self.staleness}: --sync {self.sync} names one already; give it in one place")
@@ -85,8 +85,8 @@ class Job:
                 raise UserError(f"--{name.replace('_', '-')} {value}: is not a positive number; give for example {getattr(Job(), name)}")
         if any(width < 1 for width in self.hidden):
             raise UserError(f"--hidden {','.join(map(str, self.hidden))}: a width is below 1; give positive widths, as 512,512")
-        if self.staleness < -1:
-            raise UserError(f"--staleness {self.staleness}: is negative; give a whole number from 0 up")
+        if self.staleness != "" and not str(self.staleness).isdecimal():
+            raise UserError(f"--staleness {self.staleness}: is not a whole number from 0 up; give for example 3")
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:

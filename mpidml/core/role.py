@@ -25,7 +25,7 @@ KINDS = ("pull", "push", "rows", "clock", "end")
 class Lease:
     """A readable array and how to give it back; whoever reads it ends the lease exactly once.
 
-    `buffer` is the pool's buffer that the array lies in, at `offset` bytes; None for memory that no pool reuses.
+    `buffer` is the pool's buffer that the array lies in, at `offset` bytes; None for memory that no pool of this process reuses.
     """
 
     __slots__ = ("array", "buffer", "end", "offset")
@@ -38,16 +38,18 @@ class Lease:
         return Lease(self.array[lo:hi], self.end, self.buffer, self.offset + lo * self.array.itemsize)
 
     def lend(self) -> Lease:
-        """Return what a reader in this process is handed: the same array, counted in its buffer."""
-        if self.buffer is None:
-            return self
-        self.buffer.lend()
-        return Lease(self.array, self.buffer.back)
+        """Count one more reader in this process and return what it is handed."""
+        if self.buffer is not None:
+            self.buffer.n_lent += 1
+            self.buffer.held = False
+        return self
 
     def release(self) -> None:
         """Give the array back; the reader must not look at it afterwards."""
         if self.end is not None:
             self.end()
+        elif self.buffer is not None:
+            self.buffer.n_back += 1
 
 
 class Message(NamedTuple):

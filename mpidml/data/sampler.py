@@ -32,8 +32,10 @@ class Sampler:
 
     def indices(self, clock: int, worker: int) -> Array:
         """Return the rows of `worker` at `clock`: its contiguous share of the global batch, a read-only int64 view."""
-        rows = self.global_batch(clock)
-        return rows[len(rows) * worker // self.n_workers : len(rows) * (worker + 1) // self.n_workers]
+        epoch, k = divmod(clock, self.clocks_per_epoch)
+        order, first, workers = self._order(epoch), k * self.batch, self.n_workers
+        size = min(self.batch, self.n - first)
+        return order[first + size * worker // workers : first + size * (worker + 1) // workers]
 
     def global_batch(self, clock: int) -> Array:
         """Return the rows of all workers at `clock`, in worker order: a read-only int64 view."""
@@ -42,8 +44,7 @@ class Sampler:
 
     def batch_size(self, clock: int) -> int:
         """Return the number of rows in the global batch of `clock`; only the last one of an epoch may be smaller than `batch`."""
-        k = clock % self.clocks_per_epoch
-        return min(self.n, (k + 1) * self.batch) - k * self.batch
+        return min(self.batch, self.n - clock % self.clocks_per_epoch * self.batch)
 
     def _order(self, epoch: int) -> Array:
         order = self._orders.get(epoch)

@@ -136,18 +136,19 @@ class Client:
 
     def push(
         self, table: int, delta: Lease, *, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
-    ) -> list[Effect]:
+    ) -> list[Send]:
         """Send `delta` (1-D, rows x width elements) for all rows, a `block` or the listed `rows`.
 
         `ends`: it also ends the clock for the shards that it reaches. `version`: the clock that the delta was computed from.
         Each reached shard ends its part of the lease once it has applied it.
         """
         width = self.tables[table].width
-        effects: list[Effect] = []
+        effects: list[Send] = []
         for role, piece in self._split(table, rows, block).items():
             place = piece.place
             if isinstance(place, slice):
-                lease = delta.part(place.start * width, place.stop * width)
+                n = (place.stop - place.start) * width
+                lease = delta if n == delta.array.size else delta.part(place.start * width, place.stop * width)
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
@@ -165,9 +166,11 @@ class Client:
 
     def tick(self, told: Collection[int] = ()) -> list[Effect]:
         """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
-        effects: list[Effect] = [self._numbered(role, Message(CLOCK, self.clock)) for role in self.shard_of if role not in told]
-        self.clock += 1
-        return effects
+        clock = self.clock
+        self.clock = clock + 1
+        if len(told) == len(self.shard_of):
+            return []
+        return [self._numbered(role, Message(CLOCK, clock)) for role in self.shard_of if role not in told]
 
     def end(self) -> list[Effect]:
         """Leave for good: nobody waits for this worker any more."""

@@ -44,9 +44,13 @@ class Shard:
         self.clocks = Clocks(workers)
         self.order = {w: i for i, w in enumerate(self.clocks.completed)}
         self.active = len(self.order)
+        # The step of a normalised chain does not shrink with the gradient: n pushes a clock would move n times as far as their sum.
+        normalised = store is not None and store.chain is not None and store.chain.descent.normalised
+        self.share = 1.0 / self.active if normalised and not self.by_clock else 1.0
         self.counted = dict.fromkeys(self.order, 0)
         self.early: dict[tuple[int, int], Message] = {}
         self.held: dict[int, list[tuple[int, Message]]] = {}
+        self.freed = 0
         self.parked: dict[int, list[tuple[int, Message, float]]] = {}
         self.spoke = dict.fromkeys(self.order, 0.0)
         self.asked: dict[int, dict[tuple[int, int, bytes], Message]] = {}
@@ -112,19 +116,17 @@ class Shard:
         return self._moved() if self.clocks.tick(source) else NOTHING
 
     def _tuning(self, staleness: int) -> Tuning:
-        tuning = self.policy.tuning(staleness) if self.tuned else PLAIN
-        if not self.by_clock and self.store is not None and self.store.chain is not None and self.store.chain.descent.normalised:
-            # The step of such a chain does not shrink with the gradient: n pushes a clock would move n times as far as their sum.
-            tuning = Tuning(tuning.rate / len(self.order), tuning.memory)
-        return tuning
+        tuning = self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
+        return Tuning(tuning.rate * self.share, tuning.memory) if self.share < 1 else tuning
 
     def _moved(self) -> Effects:
         if self.by_clock:
             self._commit(self.clocks.reached)
         effects: list[Effect] = []
-        freed = [c for c in self.parked if c <= self.clocks.reached]  # at most staleness + 1 clocks are waited for
-        for wanted in sorted(freed):
-            effects += [self._rows(source, message, wanted) for source, message, _ in self.parked.pop(wanted)]
+        for wanted in range(self.freed + 1, self.clocks.reached + 1):
+            for source, message, _ in self.parked.pop(wanted, ()):
+                effects.append(self._rows(source, message, wanted))
+        self.freed = self.clocks.reached
         for source, questions in self.asked.items():
             if self.clocks.completed[source] != ENDED:
                 effects += [self._rows(source, question, self.clocks.reached, -1) for question in questions.values()]

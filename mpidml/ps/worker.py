@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mpidml.core.role import NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Send, Stop, Waiting
+from mpidml.core.role import NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
 from mpidml.ps.client import Client, Ticket
 
 
@@ -68,7 +68,10 @@ class Worker:
     def handle(self, now: float, source: int, message: Message) -> Effects:
         """Take an answer; begin to compute when it was the last one that was missing."""
         self.client.answer(now, source, message)
-        if self.ended or any([t.unanswered for t in self.coming]):
+        for ticket in self.coming:
+            if ticket.unanswered:
+                return NOTHING
+        if self.ended:
             return NOTHING
         self.answered_at = now
         return NOTHING if self.computing else self._begin(now)
@@ -123,20 +126,23 @@ class Worker:
             self.ended, self.result = True, result
             return [*self.client.end(), Stop()]
         pushes, measured = result
+        clock = self.client.clock
         effects: list[Effect] = list(self.part(now, 0, 0))
-        last = {push.table: i for i, push in enumerate(pushes)}
-        for i, push in enumerate(pushes):
-            ends = last[push.table] == i
+        tables = [push.table for push in pushes]
+        for i, push in enumerate(pushes, 1):
+            ends = push.table not in tables[i:]  # the last push of a clock to a table ends the clock there
             sent = self.client.push(push.table, push.delta, rows=push.rows, ends=ends, version=self.versions[push.table])
             if ends:
-                self.told.update(e.target for e in sent if isinstance(e, Send))
+                self.told.update([send.target for send in sent])
             effects += sent
-        effects.append(Record("clock", (self.client.clock, *measured)))
+        effects.append(Record("clock", (clock, *measured)))
         effects += self.client.tick(self.told)
         if not self.early:
-            effects += self._ask(now, self.client.clock)
-        if not any([t.unanswered for t in self.coming]):
-            effects += self._begin(now)
+            effects += self._ask(now, clock + 1)
+        for ticket in self.coming:
+            if ticket.unanswered:
+                return effects
+        effects += self._begin(now)
         return effects
 
     def landing(self, source: int, message: Message) -> Array | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import ROWS, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
+from mpidml.core.role import PUSH, ROWS, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
 from mpidml.runtime import wire
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
@@ -53,6 +53,7 @@ class Driver:
         self.comm, self.roles, self.rank_of, self.buffers, self.bell = comm, roles, rank_of, buffers, bell
         self.record, self.look, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, look, wait_limit_seconds, chunk_nbytes, by_window
         self.trace = trace
+        self.many = comm.size > 1
         self.name = f"[rank {comm.rank}/{comm.size}]"
         self.host_rank_of = comm.host_rank_of
         self.header = bytearray(wire.HEADER_NBYTES)
@@ -102,34 +103,44 @@ class Driver:
         idle_since = 0.0
         while not condition():
             happened = self.poll()
-            if self.todo:
-                self._compute(*self.todo.popleft())
+            now = clock_now()
+            if self.todo or happened:
+                if idle_since:
+                    self._waited(idle_since, now)
+                    idle_since = 0.0
+                if self.todo:
+                    self._compute(*self.todo.popleft())
+            elif not idle_since:
+                idle_since = now
+            elif now - idle_since > SPIN_SECONDS and self._sleep(now - idle_since):
+                self._waited(idle_since, clock_now())
                 idle_since = 0.0
-            elif happened:
-                idle_since = 0.0
-            else:
-                now = clock_now()
-                idle_since = idle_since or now
-                if now - idle_since > SPIN_SECONDS:
-                    self._sleep(now - idle_since)
-                now_after = clock_now()
-                self.wait_seconds += now_after - now
-                if self.trace is not None and now_after - now > 1e-5:
-                    self.trace.add("wait", now, now_after - now)
-            if clock_now() - self.looked_at > LOOK_SECONDS:
-                self._look(clock_now())
+            if now - self.looked_at > LOOK_SECONDS:
+                self._look(now)
+        if idle_since:
+            self._waited(idle_since, clock_now())
 
-    def _sleep(self, idle_seconds: float) -> None:
-        """Sleep a share of the time already idle, or until rung. The flag is raised before the last look, so no ring is lost."""
+    def _waited(self, since: float, now: float) -> None:
+        self.wait_seconds += now - since
+        if self.trace is not None:
+            self.trace.add("wait", since, now - since)
+
+    def _sleep(self, idle_seconds: float) -> bool:
+        """Sleep a share of the time already idle, or until rung; return whether messages came instead.
+
+        The flag is raised before the last look, so no ring is lost.
+        """
         if self.bell is None or self.buffers is None or self.receiving or self.sending:
             time.sleep(min(NAP_SECONDS, max(2e-5, idle_seconds / 8)))
-            return
+            return False
         flag = self.buffers.asleep[self.buffers.rank]
         flag[0] = 1
         self.buffers.fence()
-        if not self.poll():
+        happened = self.poll()
+        if not happened:
             self.bell.wait(LONG_SLEEP_SECONDS)
         flag[0] = 0
+        return happened
 
     def _look(self, now: float) -> None:
         self.looked_at = now
@@ -144,7 +155,7 @@ class Driver:
         self.computing = me
         self.polls_seconds = 0.0
         start = self.polled_at = clock_now()
-        result = compute.function(*compute.arguments, self._report if self.comm.size > 1 else None)
+        result = compute.function(*compute.arguments, self._report if self.many else None)
         now = clock_now()
         self.computing = -1
         self.compute_seconds += now - start - self.polls_seconds
@@ -166,24 +177,25 @@ class Driver:
     def perform(self, me: int, effects: Effects) -> None:
         """Carry out what role `me` asked for."""
         for effect in effects:
-            kind = type(effect)
-            if kind is Send:
-                self._send(me, effect.target, effect.message)  # type: ignore[union-attr]
-            elif kind is Compute:
-                self.todo.append((me, effect))  # type: ignore[arg-type]
-            elif kind is Record:
+            if type(effect) is Send:
+                target, message = effect
+                rank = self.rank_of[target]
+                if rank != self.comm.rank:
+                    self._send(me, target, rank, message)
+                    continue
+                if message.data is not None:
+                    message.data.lend()
+                self.arrived.append((target, me, message))
+            elif type(effect) is Compute:
+                self.todo.append((me, effect))
+            elif type(effect) is Record:
                 if self.record is not None:
-                    self.record(me, clock_now(), effect.name, effect.value)  # type: ignore[union-attr]
-            elif kind is Stop:
+                    self.record(me, clock_now(), effect.name, effect.value)
+            elif type(effect) is Stop:
                 self.alive -= 1
 
-    def _send(self, me: int, target: int, message: Message) -> None:
-        rank, data = self.rank_of[target], message.data
-        if rank == self.comm.rank:
-            if data is not None:
-                message = message._replace(data=data.lend())
-            self.arrived.append((target, me, message))
-            return
+    def _send(self, me: int, target: int, rank: int, message: Message) -> None:
+        data = message.data
         header = self.free_headers.pop() if self.free_headers else bytearray(wire.HEADER_NBYTES)
         host_rank = self.host_rank_of[rank]
         in_window = data is not None and host_rank >= 0 and self.by_window and type(data.buffer) is WindowBuffer
@@ -219,7 +231,7 @@ class Driver:
             if lease is not None:
                 lease.release()
         happened = False
-        while self.comm.size > 1 and self.receive.Test():
+        while self.many and self.receive.Test():
             envelope = wire.unpack(self.header)
             self.receive.Start()
             happened = True
@@ -232,11 +244,21 @@ class Driver:
                 break
             receiving.popleft()
             arrived.append((target, source, message))
+        if not arrived:
+            return happened
+        now = clock_now()
         while arrived:
-            happened = True
             target, source, message = arrived.popleft()
-            self._deliver(target, source, message)
-        return happened
+            start = now
+            effects = self.roles[target].handle(start, source, message)
+            now = clock_now()
+            self.serve_seconds += now - start
+            self.n_messages += 1
+            if self.trace is not None and message.kind == PUSH:
+                self.trace.add("apply", start, now - start, message.clock)
+            if effects:
+                self.perform(target, effects)
+        return True
 
     def _expect(self, envelope: wire.Envelope) -> tuple[list[Any], int, int, Message]:
         """Post the receives of a message's buffers, or look into the sender's window."""
@@ -267,13 +289,3 @@ class Driver:
         buffer = self.buffers.allocate(nbytes)
         buffer.lend()
         return Lease(buffer.array(np.uint8, nbytes), buffer.back)
-
-    def _deliver(self, target: int, source: int, message: Message) -> None:
-        self.n_messages += 1
-        start = clock_now()
-        effects = self.roles[target].handle(start, source, message)
-        seconds = clock_now() - start
-        self.serve_seconds += seconds
-        if self.trace is not None and seconds > 5e-6:
-            self.trace.add("apply", start, seconds, message.clock)
-        self.perform(target, effects)

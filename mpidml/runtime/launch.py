@@ -39,7 +39,7 @@ def world_from_environment(env: Mapping[str, str]) -> World:
     """Read rank and size from the launcher's variables: hydra, Open MPI, srun with pmi2, pmix or none. Loads no MPI."""
 
     def number(*names: str, default: int) -> int:
-        return next((int(env[name]) for name in names if env.get(name, "").isdigit()), default)
+        return next((int(env[name]) for name in names if env.get(name, "").isdecimal()), default)
 
     local = number("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", default=0)
     n_local = number("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_tasks_here(env))
@@ -62,7 +62,7 @@ def _slurm_tasks_here(env: Mapping[str, str]) -> int:
     tasks: list[int] = []
     for word in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         count, _, times = word.partition("(x")
-        if count.isdigit():
+        if count.isdecimal():
             tasks += [int(count)] * int(times.rstrip(")") or 1)
     node = int(env.get("SLURM_NODEID", "0"))
     return tasks[node] if node < len(tasks) else 1

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from mpidml.core.role import Array
 from mpidml.runtime.progress import Progress
 
 COLUMNS = ("worker", "seconds", "clock", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds")
 """A worker's measurement of one clock: sums over its own samples and test rows; seconds since the start of the run."""
+SUMS = COLUMNS[3:8]
 MOST_ROWS = 5000
 
 
@@ -28,54 +32,58 @@ class Monitor:
         self.progress, self.write, self.staleness = progress, write, staleness
         self.every = -(-n_clocks // MOST_ROWS)
         self.metrics: list[dict[str, Any]] = []
-        self.open: dict[int, list[tuple[float, ...]]] = {}
+        self.open: dict[int, Array] = {}
         self.samples = 0
-        self.evaluation_seconds = [0.0] * n_workers
-        self.pending: list[dict[str, Any]] = []
+        self.evaluation_seconds = np.zeros(n_workers)
+        self.n_pending = 0
+        self.pending_loss = 0.0
+        self.last: tuple[float, ...] = ()
 
     def take(self, rows: list[tuple[float, ...]]) -> None:
         """Add measurements in any order; a clock is finished when all workers have reported it."""
-        for row in rows:
-            clock = int(row[2])
-            of_clock = self.open.setdefault(clock, [])
-            of_clock.append(row)
-            if len(of_clock) == self.n_workers:
-                self._finish(clock, self.open.pop(clock))
+        if not rows:
+            return
+        table = np.array(rows)
+        np.add.at(self.evaluation_seconds, table[:, 0].astype(np.intp), table[:, -1])
+        clocks, place = np.unique(table[:, 2].astype(np.int64), return_inverse=True)
+        found = np.zeros((len(clocks), 2 + len(SUMS)))  # workers, latest seconds, sums
+        np.add.at(found[:, 0], place, 1)
+        np.maximum.at(found[:, 1], place, table[:, 1])
+        np.add.at(found[:, 2:], place, table[:, 3:8])
+        for clock, new in zip(clocks.tolist(), found, strict=True):
+            if (old := self.open.pop(clock, None)) is not None:
+                new += old * [1, 0, 1, 1, 1, 1, 1]
+                new[1] = max(new[1], old[1])
+            if new[0] == self.n_workers:
+                self._finish(clock, *new[1:].tolist())
+            else:
+                self.open[clock] = new
 
-    def _finish(self, clock: int, rows: list[tuple[float, ...]]) -> None:
-        for measured in rows:
-            self.evaluation_seconds[int(measured[0])] += measured[8]
-        total = [sum(column) for column in zip(*rows, strict=True)]
-        samples = int(total[4])
-        self.samples += samples
-        seconds = max(measured[1] for measured in rows) - max(self.evaluation_seconds)
-        row: dict[str, Any] = {
-            "clock": clock,
-            "epoch": (clock + 1) / self.clocks_per_epoch,
-            "seconds": seconds,
-            "samples": self.samples,
-            "loss": total[3] / max(samples, 1),
-        }
-        row["staleness"] = self.staleness()
-        if total[7]:
-            row["test_loss"], row["test_accuracy"] = total[5] / total[7], total[6] / total[7]
-        self.pending.append(row)
-        if len(self.pending) >= self.every or total[7]:
+    def _finish(self, clock: int, seconds: float, loss: float, samples: float, test_loss: float, n_correct: float, n_test: float) -> None:
+        self.samples += int(samples)
+        self.n_pending += 1
+        self.pending_loss += loss / max(samples, 1)
+        self.last = (float(clock), seconds - float(self.evaluation_seconds.max()), self.samples, test_loss, n_correct, n_test)
+        if self.n_pending >= self.every or n_test:
             self._emit()
 
     def _emit(self) -> None:
         """Write one row for the clocks since the last one: their mean loss, the rest as of the last."""
-        row = dict(self.pending[-1], loss=sum(r["loss"] for r in self.pending) / len(self.pending))
-        self.pending.clear()
+        clock, seconds, samples, test_loss, n_correct, n_test = self.last
+        row: dict[str, Any] = {"clock": int(clock), "epoch": (clock + 1) / self.clocks_per_epoch, "seconds": seconds, "samples": int(samples)}
+        row |= {"loss": self.pending_loss / self.n_pending, "staleness": self.staleness()}
+        if n_test:
+            row |= {"test_loss": test_loss / n_test, "test_accuracy": n_correct / n_test}
+        self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
         self.write(row)
         if self.progress is not None:
-            rate = row["samples"] / row["seconds"] if row["seconds"] > 0 else 0.0
+            rate = row["samples"] / seconds if seconds > 0 else 0.0
             self.progress.update(row["samples"], row["epoch"], self.epochs, row["loss"], rate, row["staleness"], row.get("test_accuracy"))
 
     def end(self, test_loss: float | None, test_accuracy: float | None) -> None:
         """Add the score of the final parameters to the last row, and end the line of progress."""
-        if self.pending:
+        if self.n_pending:
             self._emit()
         if self.metrics and test_loss is not None:
             self.metrics[-1] = dict(self.metrics[-1], final_test_loss=test_loss, final_test_accuracy=test_accuracy)

@@ -59,7 +59,7 @@ def run(
                     at = last_arrival[pair] = max(at, last_arrival.get(pair, 0.0))
                 if message.data is not None:
                     nbytes += message.data.array.nbytes
-                    message = message._replace(data=message.data.lend())
+                    message.data.lend()
                 if message.rows is not None:
                     nbytes += message.rows.nbytes
                 heapq.heappush(heap, (at, number, effect.target, me, message))

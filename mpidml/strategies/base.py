@@ -89,7 +89,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     scores = [w.result for w in strategy.workers.values()]
     ranks = comm.gather(_rank_summary(strategy, comm, seconds, scores))
     values = _bring(strategy, comm)
-    traces = comm.gather(trace.columns()) if trace is not None else None
+    traces = comm.gather(_since(trace.columns(), started)) if trace is not None else None
     summary: dict[str, Any] | None = None
     if monitor is not None and ranks is not None:
         monitor.take(rows)
@@ -161,6 +161,11 @@ def _rank_summary(strategy: Any, comm: CountedComm, seconds: float, scores: list
         "histogram": histogram,
         "scores": scores,
     }
+
+
+def _since(columns: dict[str, Array], started: float) -> dict[str, Array]:
+    """Count a rank's events from the barrier that began the run: clocks of different hosts share no other origin."""
+    return {**columns, "start": columns["start"] - started}
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Array | None:

@@ -41,12 +41,13 @@ PART_NBYTES = 256 * 1024
 SHARD_ALIGN = 16
 GRADIENTS_AHEAD = 8
 BUFFER_WAIT_SECONDS = 50e-6
+NOT_SCORED = (0.0, 0.0, 0.0, 0.0)
 
 
 class ParameterServer:
     """Place roles on ranks and train `net` on `data` (Collective on comm).
 
-    `values(version)`: the parameters as a worker reads them; `driver` runs this rank's roles once `prepare` has made them.
+    `views[version % copies]`: the shared parameters where workers read in place; `driver` runs this rank's roles once `prepare` has made them.
     """
 
     def __init__(self, job: Job, comm: CountedComm, net: Network, data: Dataset) -> None:
@@ -136,14 +137,10 @@ class ParameterServer:
         comm.Barrier()  # the first versions are in place before anyone may read them
         self.driver = Driver(comm, roles, self.rank_of, self.window, bell, record, look, job.wait_limit, trace=trace)
 
-    def values(self, version: int) -> Array | None:
-        """Return the shared copy of the parameters that shows `version`, or None where workers hold copies of their own."""
-        return self.views[version % self.copies] if self.views else None
-
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
-        if self.table is not None:
-            return self.values(self.n_clocks)
+        if self.views:
+            return self.views[self.n_clocks % self.copies]
         return self.tasks[0].flats[self.n_clocks % 2] if self.tasks else None
 
     def free(self) -> None:
@@ -172,7 +169,8 @@ class Training:
         self.running: Lease | None = None
         self.test = slice(n_test * worker // strategy.n_workers, n_test * (worker + 1) // strategy.n_workers)
         chain = strategy.worker_chain or strategy.before
-        self.state = chain.init(net.n_params, net.dtype) if chain is not None else {}
+        self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
+        self.slowdown = strategy.slowdown
         self.step_seconds = 0.0
         self.salt_epoch = -1
         self.salt = np.uint64(0)
@@ -181,36 +179,37 @@ class Training:
         """Read all parameters, in place or into one of two buffers in turn."""
         return [Read(0, self.flats[clock % 2] if self.flats else None)]
 
-    def weights(self, clock: int, version: int) -> Array:
-        """Return the parameters that the read of `clock` gave."""
-        return self.flats[clock % 2] if self.flats else self.strategy.values(version)  # type: ignore[return-value]
-
     def compute(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None] | None) -> tuple[Sequence[Push], tuple[float, ...]]:
         """Push the gradient of this worker's samples over the size of the global batch, or the change that its own optimizer makes of it."""
-        w = self.weights(clock, versions[0])
-        measured = self._evaluate(clock, w)
-        if self.strategy.slowdown is not None:
-            self._be_slow(self.step_seconds * self.strategy.slowdown.extra(self.worker, clock), report)
-        started = time.perf_counter()
+        strategy = self.strategy
+        w = self.flats[clock % 2] if self.flats else strategy.views[versions[0] % strategy.copies]
+        measured = self._score(w) if clock and not clock % self.sampler.clocks_per_epoch else NOT_SCORED
+        if self.slowdown is not None:
+            self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, clock), report)
+            started = time.perf_counter()
         rows = self.sampler.indices(clock, self.worker)
-        if rows.size == 0:
+        n = rows.size
+        if not n:
             self.running = None
             return (), (0.0, 0.0, *measured)
         g, lease = self._gradient(report)
-        step = self.net.bind(rows.size, w, g)
+        step = self.net.bind(n, w, g)
         self.data.x.take(rows, 0, step.x, "clip")
         self.data.y.take(rows, 0, step.y, "clip")
+        if step.targets is not None:
+            step.load_labels()
         if self.job.dropout:
             step.ids[:] = rows
             step.salt[0] = self._salt(clock)
-        step.load_labels()
-        self.running = lease if self.strategy.early else None
+        self.running = lease if strategy.early else None
         loss = step.run(1.0 / self.sampler.batch_size(clock), report)
-        self.step_seconds = time.perf_counter() - started
-        if self.strategy.early:
-            return (), (loss, rows.size, *measured)
-        self._optimize(g, w, clock, clock - versions[0])
-        return (Push(0, lease),), (loss, rows.size, *measured)
+        if self.slowdown is not None:
+            self.step_seconds = time.perf_counter() - started
+        if strategy.early:
+            return (), (loss, n, *measured)
+        if self.state is not None:
+            self._optimize(g, w, clock, clock - versions[0])
+        return (Push(0, lease),), (loss, n, *measured)
 
     def early(self) -> Lease | None:
         """Name the gradient that is pushed part by part."""
@@ -218,7 +217,7 @@ class Training:
 
     def finish(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None] | None) -> tuple[float, int, int]:
         """Score the final parameters on this worker's share of the test rows: (loss sum, correct, rows)."""
-        loss, n_correct, n, _ = self._score(self.weights(clock, versions[0]))
+        loss, n_correct, n, _ = self._score(self.flats[clock % 2] if self.flats else self.strategy.views[versions[0] % self.strategy.copies])
         return loss, int(n_correct), int(n)
 
     def _gradient(self, report: Callable[[int, int], None] | None) -> tuple[Array, Lease]:
@@ -238,6 +237,7 @@ class Training:
 
     def _optimize(self, g: Array, w: Array, clock: int, staleness: int) -> None:
         """Run the worker's part of the optimizer on its gradient."""
+        assert self.state is not None
         if self.strategy.before is not None:
             self.strategy.before.transform(self.net.backend, g, self.state, w, clock + 1)
         elif self.strategy.worker_chain is not None:
@@ -245,11 +245,6 @@ class Training:
             tuning = self.strategy.policy.tuning(staleness if self.job.tune else 0)
             share = 1.0 / self.strategy.n_workers if chain.descent.normalised else 1.0
             chain.delta(self.net.backend, g, self.state, w, clock + 1, tuning.rate * share, tuning.memory)
-
-    def _evaluate(self, clock: int, w: Array) -> tuple[float, float, float, float]:
-        if clock == 0 or clock % self.sampler.clocks_per_epoch:
-            return 0.0, 0.0, 0.0, 0.0
-        return self._score(w)
 
     def _score(self, w: Array) -> tuple[float, float, float, float]:
         started = time.perf_counter()

@@ -154,3 +154,15 @@ def test_fewer_rows_than_workers_works(comm, mpi_tmp_path):
     summary, _ = run(comm, data=str(path), hold_out=0, batch=50, steps=4, hidden=(4,))
     assert summary["samples"] == 12
     assert np.isfinite(summary["final_loss"])
+
+
+@pytest.mark.mpi
+def test_stale_updates_are_softened_and_without_it_momentum_fails(comm):
+    """At a rate where bsp learns, staleness 1 under momentum 0.9 does not, unless rate and momentum follow the staleness."""
+    same = {"n_ranks": 1, "deterministic": True, "lr": 0.1, "steps": 100, "epochs": 5, "hidden": (256, 128), "batch": 64, "dtype": "float32", "backend": "numba"}
+    bsp, tuned, plain = (run(comm, **same, **more) for more in ({}, {"sync": "ssp:1"}, {"sync": "ssp:1", "tune": False}))
+    if bsp is not None:
+        assert tuned[0]["final_loss"] < 0.1 * plain[0]["final_loss"]
+        assert bsp[0]["final_loss"] < 0.2 and tuned[0]["final_loss"] < 0.2 and plain[0]["final_loss"] > 1
+        assert (tuned[0]["rate_factor"], tuned[0]["memory_factor"]) == (0.5, 2.0)
+        assert (plain[0]["rate_factor"], bsp[0]["rate_factor"]) == (1.0, 1.0)

@@ -1,0 +1,277 @@
+"""Input that cannot be trained on ends before training: exit code 2, one line that says what, where and what to do, nothing on the disk."""
+
+import gzip
+import json
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.ranks import Result, mpirun, python
+
+# Fork a child for each command line: each is a whole program, start to exit, but imports are paid for once. MPI starts in the child.
+MANY = """
+import json, os, runpy, sys
+from mpidml.runtime.launch import budget_threads
+budget_threads(os.environ)
+import mpidml.cli, mpidml.data.readers, mpidml.nn.step, mpidml.ps.shard, mpidml.ps.worker, mpidml_kernels
+for number, argv in enumerate(json.load(open(sys.argv[1]))):
+    if (child := os.fork()) == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{sys.argv[1]}.{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv[1:] = argv
+        runpy.run_module("mpidml", run_name="__main__", alter_sys=True)
+        raise SystemExit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    open(f"{sys.argv[1]}.{number}.code", "w").write(str(code))
+"""
+
+GOOD = {"x": np.arange(40.0).reshape(10, 4), "y": np.arange(10) % 2}
+TEST = {"x_test": np.ones((2, 4)), "y_test": np.array([0, 1])}
+TRAIN = {"x_train": GOOD["x"], "y_train": GOOD["y"]}
+
+
+def spoilt(value):
+    """Return the good rows with `value` in row 7, column 2."""
+    x = GOOD["x"].copy()
+    x[7, 2] = value
+    return x
+
+
+ARRAYS = {
+    "good": GOOD,
+    "nan": {**GOOD, "x": spoilt(np.nan)},
+    "inf": {**GOOD, "x": spoilt(-np.inf)},
+    "nan_test": {**TRAIN, **TEST, "x_test": np.full((2, 4), np.nan)},
+    "no_y": {"x": GOOD["x"]},
+    "short_y": {**GOOD, "y": GOOD["y"][:9]},
+    "negative": {**GOOD, "y": GOOD["y"] - 1},
+    "half": {**GOOD, "y": GOOD["y"] / 2},
+    "words": {**GOOD, "y": GOOD["y"].astype(str)},
+    "out_of_range": {**TRAIN, **TEST, "y_test": np.array([0, 5])},
+    "huge_label": {**GOOD, "y": GOOD["y"] + 99},
+    "narrow_test": {**TRAIN, **TEST, "x_test": np.ones((2, 3))},
+    "narrow": {"x": GOOD["x"][:, :3], "y": GOOD["y"]},
+    "no_rows": {"x": np.empty((0, 4)), "y": np.empty(0, int)},
+}
+TEXTS = {
+    "nan.csv": "a,b,label\n1,2,0\n3,nan,1\n5,6,0\n",
+    "ragged.csv": "a,b,label\n1,2,0\n3,1\n",
+    "word.csv": "a,b,label\n1,2,0\n3,four,1\n",
+    "half.csv": "a,b,label\n1,2,0\n3,4,1.5\n",
+    "empty.csv": "",
+    "header.csv": "a,b,label\n",
+    "plain.txt": "hello",
+    "unknown.toml": "epochs = 1\nbacth = 4\n",
+    "type.toml": "epochs = 'ten'\n",
+    "broken.toml": "epochs = \n",
+    "batch.toml": "batch = 0\n",
+    "a_file": "a regular file\n",
+}
+
+
+class Case(NamedTuple):
+    """Arguments after `train` ("{}" is the folder of the files), and what the one line must hold."""
+
+    argv: str
+    says: tuple[str, ...]
+
+
+CASES = {
+    "missing npz": Case("--data {}/nowhere.npz", ("/nowhere.npz: there is no such file", "give the path")),
+    "missing csv": Case("--data {}/nowhere.csv.gz", ("/nowhere.csv.gz: there is no such file", "give the path")),
+    "missing test file": Case("--data {}/good.npz --test-data {}/nowhere.npz", ("/nowhere.npz: there is no such file", "give the path")),
+    "misspelt set": Case("--data digist", ("digist: there is no such file or shipped data set", "did you mean 'digits'?")),
+    "unknown format": Case("--data {}/plain.txt", ("/plain.txt: is not of a known format", ".npz")),
+    "a folder": Case("--data {}/folder.npz", ("/folder.npz: is not a file", "give the path")),
+    "truncated npz": Case("--data {}/truncated.npz", ("/truncated.npz: the file cannot be decoded", "write it again")),
+    "damaged npz": Case("--data {}/damaged.npz", ("/damaged.npz: the file cannot be decoded", "write it again")),
+    "truncated csv.gz": Case("--data {}/truncated.csv.gz", ("/truncated.csv.gz: the file cannot be decoded", "write it again")),
+    "empty npz": Case("--data {}/empty.npz", ("/empty.npz: the file is empty", "give a data file")),
+    "empty csv": Case("--data {}/empty.csv", ("/empty.csv: the file is empty", "give a data file")),
+    "no rows": Case("--data {}/no_rows.npz", ("/no_rows.npz: x is empty, shape (0, 4)", "give at least one row")),
+    "header alone": Case("--data {}/header.csv", ("/header.csv: the file holds a header but no rows", "give at least one row")),
+    "nan": Case("--data {}/nan.npz", ("/nan.npz: x holds nan in row 7, column 2", "remove or replace")),
+    "inf": Case("--data {}/inf.npz", ("/inf.npz: x holds -inf in row 7, column 2", "remove or replace")),
+    "nan in the test part": Case("--data {}/nan_test.npz", ("/nan_test.npz: x_test holds nan in row 0, column 0", "remove or replace")),
+    "nan in a csv": Case("--data {}/nan.csv", ("/nan.csv: x holds nan in row 1, column 1", "remove or replace")),
+    "a word in a csv": Case("--data {}/word.csv", ("/word.csv: row 1 (line 3), column 1 ('b') holds 'four'", "numeric features only")),
+    "a ragged csv": Case("--data {}/ragged.csv", ("/ragged.csv: row 1 (line 3) has 2 cells", "the same number")),
+    "no such column": Case("--data {}/half.csv --label lable", ("/half.csv: there is no column 'lable'", "did you mean 'label'?")),
+    "no labels": Case("--data {}/no_y.npz", ("/no_y.npz: missing array(s) y", "give x, y")),
+    "negative label": Case("--data {}/negative.npz", ("/negative.npz, y: label -1 in row 0 is negative", "code the labels as 0..k-1")),
+    "half a label": Case("--data {}/half.npz", ("/half.npz, y: label 0.5 in row 1 is not an integer", "code the labels as 0..k-1")),
+    "half a label in a csv": Case("--data {}/half.csv", ("/half.csv, y: label 1.5 in row 1 is not an integer", "code the labels as 0..k-1")),
+    "words as labels": Case("--data {}/words.npz", ("/words.npz, y: labels are <U", "code the labels as 0..k-1")),
+    "label out of range": Case("--data {}/out_of_range.npz", ("/out_of_range.npz, y_test: label 5 in row 1 is out of range 0..1", "correct")),
+    "label above the rows": Case("--data {}/huge_label.npz", ("/huge_label.npz: label 100 in row 1", "code the labels as 0..k-1")),
+    "other features to test": Case("--data {}/narrow_test.npz", ("train rows have 4 features, test rows have 3", "the same features")),
+    "other features in the test file": Case("--data {}/good.npz --test-data {}/narrow.npz", ("have 4 features, test rows have 3", "the same features")),
+    "x longer than y": Case("--data {}/short_y.npz", ("/short_y.npz: x has 10 rows, y has 9 labels", "give one label a row")),
+    "batch 0": Case("--batch 0", ("--batch 0: is below 1", "give a whole number from 1 up")),
+    "no server": Case("--servers 0", ("--servers 0: not a number of servers", "give 'colocated'")),
+    "servers misspelt": Case("--servers collocated", ("--servers collocated: not a number of servers", "give 'colocated'")),
+    "unknown policy": Case("--sync spp:2", ("sync: there is no 'spp'", "did you mean 'ssp'?")),
+    "no such policy file": Case("--sync {}/mine.py:2", ("/mine.py: there is no such file", "give the path")),
+    "unknown optimizer": Case("--optimizer clip:1+adma", ("optim: there is no 'adma'", "did you mean 'adam'?")),
+    "unknown model": Case("--model sofmax", ("there is no", "'sofmax'", "did you mean 'softmax'?")),
+    "unknown strategy": Case("--strategy paramter-server", ("strategies: there is no 'paramter_server'", "did you mean 'parameter_server'?")),
+    "unknown choice": Case("--activation relo", ("--activation relo: there is no such choice", "did you mean 'relu'?")),
+    "unknown slowdown": Case("--slowdown permanant:2", ("--slowdown permanant:2: there is no pattern", "did you mean 'permanent'?")),
+    "negative staleness": Case("--sync ssp --staleness -1", ("--staleness -1: is not a whole number from 0 up", "give for example 3")),
+    "more negative staleness": Case("--sync ssp --staleness -2", ("--staleness -2: is not a whole number from 0 up", "give for example 3")),
+    "negative staleness in the policy": Case("--sync ssp:-1", ("'ssp:-1': the staleness -1 is not a whole number", "give for example ssp:3")),
+    "staleness where there is none": Case("--sync bsp --staleness 3", ("'bsp:3': 'bsp' takes 0 argument(s)",)),
+    **{
+        f"learning rate {value}": Case(f"--lr={value}", (f"--lr {float(value)}: is not a positive number", "give for example 0.05"))
+        for value in ("0", "-0.1", "nan", "inf", "-inf")
+    },
+    "a word as learning rate": Case("--lr fast", ("lr: 'fast' is not a number", "the default is 0.05")),
+    "out below a file": Case("--out {}/a_file/run", ("/a_file/run: ", "choose another --out")),
+    "out is a file": Case("--out {}/a_file", ("/a_file is not a folder", "choose another --out")),
+    "out holds another run": Case("--out {}/old_run", ("/old_run: the folder holds another run (summary.json)", "choose another --out")),
+    "unknown key": Case("--config {}/unknown.toml", ("/unknown.toml: there is no option 'bacth'", "did you mean 'batch'?")),
+    "wrong type in the file": Case("--config {}/type.toml", ("/type.toml: epochs: 'ten' is not a whole number", "the default is 10")),
+    "broken file": Case("--config {}/broken.toml", ("/broken.toml: cannot be read as TOML", "correct the file")),
+    "bad value in the file": Case("--config {}/batch.toml", ("--batch 0: is below 1", "give a whole number from 1 up")),
+    "missing file of options": Case("--config {}/nowhere.toml", ("/nowhere.toml: there is no such file", "give the path")),
+    "unknown option": Case("--epohcs 3", ("there is no option '--epohcs'", "did you mean '--epochs'?")),
+    "asp cannot repeat": Case("--sync asp --deterministic", ("--deterministic: asp cannot repeat", "use bsp or ssp")),
+    "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
+}
+
+
+def lay_out(folder):
+    """Write every file that the cases name."""
+    for name, arrays in ARRAYS.items():
+        np.savez(folder / f"{name}.npz", **arrays)
+    for name, text in TEXTS.items():
+        (folder / name).write_text(text)
+    whole = (folder / "good.npz").read_bytes()
+    (folder / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "damaged.npz").write_bytes(whole.replace(whole[200:220], bytes(20)))
+    (folder / "truncated.csv.gz").write_bytes(gzip.compress(TEXTS["half.csv"].encode())[:-12])
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "folder.npz").mkdir()
+    (folder / "old_run").mkdir()
+    (folder / "old_run" / "summary.json").write_text("{}")
+    return folder
+
+
+def words(argv, folder):
+    """Return the command line; where it names no --out, one that must not come to be."""
+    given = argv.format(*[folder] * 3).split()
+    return ["train", "--backend", "numpy", *given, *([] if "--out" in given else ["--out", str(folder / "out")])]
+
+
+def snapshot(folder):
+    """Return what is in a folder: every path, and the size and time of every file."""
+    return sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if not p.is_dir()), sorted(folder.rglob("*"))
+
+
+def check_one_line(result, says, launched=False):
+    """Fail unless the program ended with code 2 and one line of ours; a launcher may add its own banner."""
+    assert result.code == 2, result
+    assert "Traceback" not in result.err and not result.timed_out, result
+    ours = [line for line in result.err.splitlines() if says[0] in line]
+    assert len(ours) == 1, result
+    assert launched or result.err == ours[0] + "\n", result
+    assert all(part in ours[0] for part in says), ours
+    assert re.fullmatch(r".+: .+; .+", ours[0]), ours
+    assert result.out == "", "nothing is said of a training that never began"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return lay_out(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def ended(folder, tmp_path_factory):
+    """Run every case in a process of its own: name -> its result and whether the folder of the files is as it was."""
+    jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
+    jobs.write_text(json.dumps([words(case.argv, folder) for case in CASES.values()]))
+    before = snapshot(folder)
+    whole = python(["-c", MANY, jobs], timeout=120)
+    assert whole.code == 0, whole
+    assert snapshot(folder) == before, "a refused run left something on the disk"
+
+    def text(number, name):
+        return (jobs.parent / f"{jobs.name}.{number}.{name}").read_text()
+
+    return {name: Result(int(text(i, "code")), text(i, "out"), text(i, "err")) for i, name in enumerate(CASES)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_trained_ends_with_one_line_and_leaves_nothing(ended, folder, name):
+    check_one_line(ended[name], CASES[name].says)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Result(1, "", "a: is wrong; correct it\n"),
+        Result(0, "", "a: is wrong; correct it\n"),
+        Result(2, "", "a: is wrong; correct it\n" * 2),
+        Result(2, "", "a: is wrong\n"),
+        Result(2, "", "a: is wrong; correct it\nTraceback (most recent call last):\n"),
+        Result(2, "epoch 1\n", "a: is wrong; correct it\n"),
+    ],
+)
+def test_the_check_sees_a_wrong_code_a_second_line_a_traceback_and_a_training_that_began(broken):
+    check_one_line(Result(2, "", "a: is wrong; correct it\n"), ("a: is wrong",))
+    with pytest.raises(AssertionError):
+        check_one_line(broken, ("a: is wrong",))
+
+
+ONE_RANK = """
+import os
+from mpidml.sync.base import SyncPolicy
+class OneRank(SyncPolicy):
+    def __init__(self, bound=1):
+        if "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+            raise ValueError("rank 1 alone does not like it; use another policy")
+        self.bound = bound
+"""
+
+
+@pytest.mark.openmpi
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("--epohcs 3", ("there is no option '--epohcs'", "did you mean")),
+        ("--data {}/nan.npz", ("/nan.npz: x holds nan in row 7, column 2", "remove or replace")),
+        ("--batch 2", ("--batch 2: is below the 3 workers", "start fewer ranks")),
+        ("--servers 3", ("--servers 3: 3 server(s) leave no worker on 3 ranks", "start at least 4 ranks")),
+        ("--out {}/a_file/run", ("/a_file/run: ", "choose another --out")),
+        ("--sync {}/one_rank.py:2", ("rank 1 alone does not like it", "use another policy")),
+    ],
+    ids=["option", "data", "batch", "servers", "out", "one rank's fault"],
+)
+def test_on_three_ranks_the_line_comes_once_and_all_end(folder, argv, says):
+    (folder / "one_rank.py").write_text(ONE_RANK)
+    before = snapshot(folder)
+    result = mpirun(3, ["-m", "mpidml", *words(argv, folder)])
+    check_one_line(result, says, launched=True)
+    assert snapshot(folder) == before
+
+
+def test_a_number_of_ranks_that_is_none_is_one_line():
+    for given in (["-n", "0"], ["-n", "two"], ["-n", "²"], ["-n"]):
+        result = python(["-m", "mpidml", *given])
+        check_one_line(result, ("is not a number of ranks", "give a whole number from 1 up"))
+
+
+@pytest.mark.openmpi
+def test_fewer_rows_than_ranks_train_and_each_row_is_used(tmp_path):
+    np.savez(tmp_path / "two.npz", x=np.array([[0.0, 1.0], [1.0, 0.0]]), y=np.array([0, 1]))
+    out = tmp_path / "run"
+    argv = ["--data", tmp_path / "two.npz", "--hold-out", "0", "--batch", "3", "--epochs", "20", "--hidden", "4", "--backend", "numpy", "--out", out]
+    result = mpirun(3, ["-m", "mpidml", "train", *argv])
+    assert result.code == 0, result
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["ranks"], summary["samples"], summary["clocks"]) == (3, 40, 20)
+    assert summary["test_accuracy"] is None and os.path.getsize(out / "model.safetensors") > 0

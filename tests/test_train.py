@@ -1,0 +1,287 @@
+"""`python -m mpidml train` as users start it: what a run leaves behind, what gives the same run again, and the same from a script."""
+
+import gzip
+import hashlib
+import json
+import tomllib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mpidml.core.job import Job
+from mpidml.nn.models import build
+from tests.ranks import mpirun, python
+
+pytestmark = pytest.mark.openmpi
+TRAIN = ("-m", "mpidml", "train")
+SMALL = ("--epochs", "1", "--hidden", "16")
+KEYS = {
+    *("strategy", "sync", "ranks", "roles", "seed", "epochs", "samples", "seconds", "samples_per_second", "final_loss", "test_accuracy"),
+    *("bytes_sent", "compute_seconds", "wait_seconds", "comm_seconds", "staleness_max", "staleness_histogram", "model_sha256"),
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def ok(result):
+    """Return what a program said, once it has ended well and said nothing on stderr."""
+    assert result.code == 0 and not result.timed_out, result
+    assert result.err == "", result.err
+    return result.out
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+def spans(trace, rank):
+    return [event for event in trace["traceEvents"] if event["ph"] == "X" and event["pid"] == rank]
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """Train on three ranks with a trace: (folder, what was said)."""
+    out = tmp_path_factory.mktemp("traced") / "run"
+    words = ["--trace", "--sync", "ssp:2", "--epochs", "3", "--hidden", "32", "--lr", "0.1", "--out", out]
+    return out, ok(mpirun(3, [*TRAIN, *words]))
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    """Train on three ranks in repeat mode: the folder."""
+    out = tmp_path_factory.mktemp("repeated") / "run"
+    ok(mpirun(3, [*TRAIN, "--deterministic", "--sync", "ssp", "--staleness", "1", *SMALL, "--seed", "7", "--out", out]))
+    return out
+
+
+def test_a_run_leaves_its_whole_folder(traced):
+    out, _ = traced
+    names = {"config.toml", "summary.json", "metrics.jsonl", "trace.json", "model.safetensors", "report.png"}
+    assert {path.name for path in out.iterdir()} == names
+    assert all(path.stat().st_size > 0 for path in out.iterdir())
+
+
+def test_the_summary_says_what_was_done_and_how_well(traced):
+    found = summary(traced[0])
+    assert found.keys() >= KEYS
+    assert (found["strategy"], found["sync"], found["ranks"], found["seed"], found["epochs"]) == ("parameter_server", "ssp:2", 3, 0, 3)
+    assert found["roles"] == [[f"server {rank}", f"worker {rank}"] for rank in range(3)]
+    assert found["samples"] == 3 * 1600 and found["test_accuracy"] > 0.9
+    assert found["samples_per_second"] == pytest.approx(found["samples"] / found["seconds"])
+    assert all(len(found[key]) == 3 for key in ("bytes_sent", "compute_seconds", "wait_seconds", "comm_seconds"))
+    assert all(nbytes > 0 for nbytes in found["bytes_sent"])
+
+
+def test_no_read_is_staler_than_the_bound(traced):
+    found = summary(traced[0])
+    histogram = {int(staleness): n for staleness, n in found["staleness_histogram"].items()}
+    assert max(histogram) == found["staleness_max"] <= found["staleness_bound"] == 2
+    assert sum(histogram.values()) == 3 * (found["clocks"] + 1)  # each worker reads at each clock, and once more at the end
+
+
+def test_a_ranks_busy_waiting_and_communicating_seconds_are_its_seconds(traced):
+    found = summary(traced[0])
+    for parts in zip(found["compute_seconds"], found["wait_seconds"], found["comm_seconds"], strict=True):
+        assert all(part >= 0 for part in parts)
+        assert sum(parts) == pytest.approx(found["wall_seconds"], rel=0.1)
+
+
+def test_each_line_of_the_metrics_is_a_clock_and_the_loss_falls(traced):
+    rows = [json.loads(line) for line in (traced[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["clock"] for row in rows] == list(range(75))
+    assert [row["samples"] for row in rows] == [64 * (clock + 1) for clock in range(75)]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert sum("test_accuracy" in row for row in rows) == 2, "the test rows are scored at the start of the epochs 1 and 2"
+
+
+def test_the_saved_model_is_the_one_of_the_summary(traced):
+    out, _ = traced
+    job = Job().with_values(tomllib.loads((out / "config.toml").read_text()), "config.toml")
+    net = build(job.model, 240, 10, job.hidden, job.activation, job.dropout, job.loss, job.dtype, None)
+    tensors = load_file(out / "model.safetensors")
+    assert {name: tensors[name].shape for name in net.params.shapes} == dict(net.params.shapes)
+    flat = np.empty(net.n_params, job.dtype)
+    for name, view in net.params.views(flat).items():
+        view[:] = tensors[name]
+    assert hashlib.sha256(flat.tobytes()).hexdigest() == summary(out)["model_sha256"]
+    assert tensors["scaler.factor"].shape == tensors["scaler.offset"].shape == (240,)
+    flat[0] += 1
+    assert hashlib.sha256(flat.tobytes()).hexdigest() != summary(out)["model_sha256"]
+
+
+def test_the_report_is_a_picture(traced):
+    data = (traced[0] / "report.png").read_bytes()
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    assert data[:8] == PNG and width >= 800 and height >= 500 and len(data) > 20_000
+
+
+def test_the_trace_shows_what_every_worker_did_on_one_line_of_time(traced):
+    out, _ = traced
+    trace = json.loads((out / "trace.json").read_text())
+    end = 1e6 * summary(out)["wall_seconds"]
+    for rank in range(3):
+        events = spans(trace, rank)
+        assert {"compute", "wait", "pull", "push"} <= {event["name"] for event in events}
+        assert all(event["dur"] >= 0 for event in events)
+        first, last = min(event["ts"] for event in events), max(event["ts"] + event["dur"] for event in events)
+        assert 0 <= first < 0.5 * end and last <= 1.1 * end, "events count from the start of the run, in microseconds"
+        assert sum(event["name"] == "compute" for event in events) == 76  # 75 clocks and the score at the end
+        named = [event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name" and event["pid"] == rank]
+        assert named == [f"rank {rank}: server {rank}, worker {rank}"]
+
+
+def test_the_events_of_a_lane_do_not_overlap(traced):
+    trace = json.loads((traced[0] / "trace.json").read_text())
+    lanes = {}
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X":
+            lanes.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
+    assert len(lanes) >= 3 * 4
+    for lane in lanes.values():
+        lane.sort()
+        assert all(before[1] <= after[0] + 1e-3 for before, after in zip(lane, lane[1:], strict=False))
+
+
+def test_nothing_is_said_three_times(traced):
+    out, said = traced
+    lines = said.splitlines()
+    assert len(lines) == len(set(lines))
+    for once in ("mpidml: parameter_server on 3 ranks", "data digits: 1600 training and 400 test rows", "done: test accuracy", f"written: {out}/"):
+        assert said.count(once) == 1, said
+    assert "samples/s" in said and "staleness" in said
+
+
+def test_the_written_configuration_gives_the_same_bits_again(repeated, tmp_path):
+    ok(mpirun(3, [*TRAIN, "--config", repeated / "config.toml", "--out", tmp_path / "again"]))
+    assert summary(tmp_path / "again")["model_sha256"] == summary(repeated)["model_sha256"]
+    before, after = (tomllib.loads((out / "config.toml").read_text()) for out in (repeated, tmp_path / "again"))
+    assert before.keys() == after.keys() == Job().mapping().keys()
+    assert {**before, "out": ""} == {**after, "out": ""}
+
+
+@pytest.mark.parametrize("pattern", ["permanent:3", "rotating:3", "exponential:1"])
+def test_a_slowdown_changes_time_alone(repeated, tmp_path, pattern):
+    ok(mpirun(3, [*TRAIN, "--config", repeated / "config.toml", "--slowdown", pattern, "--out", tmp_path / "slow"]))
+    assert summary(tmp_path / "slow")["model_sha256"] == summary(repeated)["model_sha256"]
+
+
+def test_flags_win_over_the_file_and_another_seed_is_another_model(repeated, tmp_path):
+    ok(mpirun(3, [*TRAIN, "--seed", "8", "--config", repeated / "config.toml", "--out", tmp_path / "other"]))
+    assert tomllib.loads((tmp_path / "other" / "config.toml").read_text())["seed"] == summary(tmp_path / "other")["seed"] == 8
+    assert summary(tmp_path / "other")["model_sha256"] != summary(repeated)["model_sha256"]
+
+
+def test_a_file_written_by_hand_gives_the_job_that_the_flags_give(repeated, tmp_path):
+    text = f'deterministic = true\nsync = "ssp"\nstaleness = 1\nepochs = 1\nhidden = [16]\nseed = 7\nout = "{tmp_path}/run"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    ok(mpirun(3, [*TRAIN, "--config", tmp_path / "mine.toml"]))
+    assert summary(tmp_path / "run")["model_sha256"] == summary(repeated)["model_sha256"]
+    by_flags, by_file = (tomllib.loads((out / "config.toml").read_text()) for out in (repeated, tmp_path / "run"))
+    assert {**by_flags, "out": ""} == {**by_file, "out": ""}
+
+
+def test_without_mpirun_it_starts_its_ranks_itself(tmp_path):
+    said = ok(python(["-m", "mpidml", "-n", "2", "train", *SMALL, "--out", tmp_path / "run"]))
+    assert said.count("on 2 ranks: 2 worker(s), 2 server(s) beside them") == 1
+    assert summary(tmp_path / "run")["ranks"] == 2
+
+
+def test_one_process_does_the_same_job_alone(tmp_path):
+    said = ok(python([*TRAIN, *SMALL, "--out", tmp_path / "run"]))
+    found = summary(tmp_path / "run")
+    assert "on 1 rank:" in said and found["roles"] == [["server 0", "worker 0"]]
+    assert found["staleness_max"] == 0 and found["samples"] == 1600 and found["test_accuracy"] > 0.7
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Draw three classes far apart in the plane: x (240, 2), y (240,)."""
+    random = np.random.default_rng(5)
+    y = np.arange(240) % 3
+    return np.array([[0, 4], [4, 0], [-4, -4]])[y] + random.normal(size=(240, 2)), y
+
+
+@pytest.mark.parametrize("form", ["npz", "npz in parts", "csv", "csv.gz"])
+def test_files_of_ones_own_train_and_test_data_are_used(blobs, tmp_path, form):
+    x, y = blobs
+    n_test, more = 60, []
+    path, test = tmp_path / f"train.{form.split()[0]}", tmp_path / f"test.{form.split()[0]}"
+    if form == "npz in parts":
+        np.savez(path, x_train=x[:180].reshape(180, 1, 2), y_train=y[:180], x_test=x[180:].reshape(60, 1, 2), y_test=y[180:])
+    else:
+        more = ["--test-data", test]
+        for file, part in ((path, slice(0, 180)), (test, slice(180, 240))):
+            if form == "npz":
+                np.savez(file, x=x[part], y=y[part])
+                continue
+            words = ["red", "green", "blue"]
+            text = "kind,a,b\n" + "".join(f"{words[k]},{a},{b}\n" for k, (a, b) in zip(y[part], x[part], strict=True))
+            file.write_bytes(gzip.compress(text.encode()) if form == "csv.gz" else text.encode())
+            more = ["--test-data", test, "--label", "kind"]
+    words = ["--data", path, *more, "--model", "softmax", "--epochs", "10", "--lr", "0.1", "--backend", "numpy", "--out", tmp_path / "run"]
+    said = ok(python([*TRAIN, *words]))
+    assert f"180 training and {n_test} test rows x 2 features, 3 classes" in said
+    assert summary(tmp_path / "run")["test_accuracy"] > 0.95
+
+
+def test_a_policy_in_a_file_of_ones_own_trains(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from mpidml.sync.base import SyncPolicy\n\n\nclass Mine(SyncPolicy):\n"
+        "    def __init__(self, lag=1):\n        self.bound = lag\n\n"
+        "    def oldest_readable(self, clock, clocks):\n        return clock - self.bound\n"
+    )
+    ok(mpirun(2, [*TRAIN, "--sync", f"{tmp_path}/mine.py:2", *SMALL, "--out", tmp_path / "run"]))
+    found = summary(tmp_path / "run")
+    assert found["sync"].endswith("mine.py:2") and found["staleness_max"] <= found["staleness_bound"] == 2
+
+
+@pytest.mark.parametrize("words", [["--servers", "1", "--transport", "mpi", "--reads", "eager"], ["--servers", "2", "--optimize", "workers"]], ids=" ".join)
+def test_servers_may_have_ranks_of_their_own(tmp_path, words):
+    ok(mpirun(3, [*TRAIN, "--sync", "ssp:1", *words, *SMALL, "--out", tmp_path / "run"]))
+    found, n_servers = summary(tmp_path / "run"), int(words[1])
+    assert found["roles"] == [[f"server {k}"] for k in range(n_servers)] + [[f"worker {k}"] for k in range(3 - n_servers)]
+    assert found["staleness_max"] <= 1 and all(nbytes > 0 for nbytes in found["bytes_sent"]) and found["test_accuracy"] > 0.5
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import mpidml
+
+
+def main(tables):
+    me, n, w, rows = tables.worker, tables.n_workers, tables["w"], tables["rows"]
+    mine = [me, 500_000 + me, 5]                     # row 5 is everyone's
+    for clock in range(6):
+        before = rows.pull(mine).wait().copy()
+        assert before.shape == (3, 4)
+        assert (before[0] == clock).all(), "a worker reads its own writes: rows that it alone writes"
+        assert (before[2] >= clock).all() and (before[2] <= n * 6).all()
+        rows.push(np.ones((3, 4)), mine)
+        w.push(np.full((8, 2), 1.0))
+        again = rows.pull(mine).wait()
+        assert (again[:2] == clock + 1).all(), "... within a clock too"
+        tables.clock()
+    total = w.pull(latest=True).wait()
+    assert (total == 6 * n + 1).all(), total          # began at 1, and all pushes of all workers are in it
+    shared = rows.pull([5, 499_999], latest=True).wait()
+    assert (shared[0] == 6 * n).all() and (shared[1] == 0).all()
+    block = w.pull(slice(2, 5)).wait()
+    assert block.shape == (3, 2)
+    return float(total[0, 0])
+
+
+result = mpidml.run_tables(main, {"w": (8, 2), "rows": (1_000_000, 4)}, sync="ssp:2", servers=sys.argv[1], initial={"w": np.ones((8, 2))})
+summary = mpidml.train(mpidml.Job(epochs=1, hidden=(8,), servers=sys.argv[1], backend="numpy"), quiet=True, write=False)
+assert summary["samples"] == 1600
+print(f"{result} {summary['ranks']}\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("n", "servers"), [(1, "colocated"), (2, "colocated"), (2, "1"), (3, "colocated"), (3, "1")])
+def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, servers):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = python([tmp_path / "script.py", servers]) if n == 1 else mpirun(n, [tmp_path / "script.py", servers])
+    n_workers = n if servers == "colocated" else n - 1
+    told = [f"{6 * n_workers + 1:.1f} {n}"] * n_workers + [f"None {n}"] * (n - n_workers)
+    assert sorted(ok(result).splitlines()) == sorted(told)
