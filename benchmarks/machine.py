@@ -48,7 +48,8 @@ def describe(env: Mapping[str, str], smoke: bool = False) -> list[str]:
         f"BLAS      {free['blas']}, kernel {free['kernel']}; NumPy {free['numpy']}, Numba {free['numba']}, Python {free['python']}",
         f"threads   BLAS {free['blas_threads']}, Numba {free['numba_threads']} in each process",
         f"sgemm     {free['gflops']:.0f} GFLOP/s unhindered, {given['gflops']:.0f} as the environment sets it (kernel {given['kernel']}; "
-        + (", ".join(held) if held else "neither " + " nor ".join(HINDERING) + " is set, so they are one") + ")",
+        + (", ".join(held) if held else "neither " + " nor ".join(HINDERING) + " is set, so they are one")
+        + ")",
     ]
 
 

@@ -52,7 +52,7 @@ class Rounds:
 
     def extra_ratio(self, name: str, base: str, key: str) -> float:
         """Return the median over the rounds of a further measurement of `name` over that of `base`."""
-        return median(a.extra[key] / b.extra[key] for a, b in zip(self.samples[name], self.samples[base], strict=True))
+        return float(median(a.extra[key] / b.extra[key] for a, b in zip(self.samples[name], self.samples[base], strict=True)))
 
     def ratios(self, name: str, base: str, quiet: bool = False) -> list[float]:
         """Return seconds of `name` over seconds of `base`, round by round; `quiet`: of those rounds only in which both were left alone."""
@@ -77,6 +77,7 @@ class Child:
     """A process that answers questions, one JSON line each; it sleeps while others are measured."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self.name = " ".join(command)
         self.process = subprocess.Popen(list(command), env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Child:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended with exit code {self.process.wait()}; its message stands above")
+            raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}; its message stands above")
         return dict(json.loads(line))
 
     def close(self) -> None:

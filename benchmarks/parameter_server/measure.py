@@ -202,7 +202,8 @@ def table(rounds: Rounds, bench: Bench) -> None:
     for name, samples in rounds.samples.items():
         cost, quiet = rounds.ratios(name, ALONE), rounds.ratios(name, ALONE, quiet=True)
         text = f"{name:34s} median {rounds.median(name) * 1e3:7.3f} ms  least {rounds.least(name) * 1e3:7.3f}  cost {median(cost) - 1:+7.1%}"
-        text += f"  by the least {rounds.least(name) / rounds.least(ALONE) - 1:+7.1%}  quiet({len(quiet)}) {f'{median(quiet) - 1:+.1%}' if quiet else '-':>7s}  others {rounds.others(name):.2f}"
+        text += f"  by the least {rounds.least(name) / rounds.least(ALONE) - 1:+7.1%}"
+        text += f"  quiet({len(quiet)}) {f'{median(quiet) - 1:+.1%}' if quiet else '-':>7s}  others {rounds.others(name):.2f}"
 
         def by_rank(what: str, samples: list[Sample] = samples) -> str:
             return "/".join(f"{median(s.extra[what][r] for s in samples):.2f}" for r in range(bench.comm.size))
@@ -229,7 +230,9 @@ def quiet_ratio(rounds: Rounds, name: str, base: str) -> tuple[float, int]:
 def dedicated(bench: Bench, n_rounds: int) -> None:
     """Compare one server beside one worker (rank 1) with that worker alone."""
     variants: dict[str, Callable[[], Sample]] = {
-        ALONE: lambda: bench.alone((1,)), GIVEN: lambda: bench.alone((1,), loads=False), BOTH: lambda: bench.alone((0, 1)),
+        ALONE: lambda: bench.alone((1,)),
+        GIVEN: lambda: bench.alone((1,), loads=False),
+        BOTH: lambda: bench.alone((0, 1)),
     }
     for name, (changes, _) in DEDICATED.items():
         variants[name] = lambda name=name, changes=changes: bench.trained(name, changes, "1", 1)  # type: ignore[misc]

@@ -62,10 +62,10 @@ class Dense:
         rest = LAWS[f"bias_{self.activation}"].flops(m, self.n_out) + LAWS[f"{self.activation}_backward"].flops(m, self.n_out)
         return product * (3 if wants_dx else 2) + rest
 
-    def parts(self, itemsize: int) -> list[tuple[int, int]]:
-        """Return the ranges of the layer's flat gradient in the order in which `backward` finishes them."""
+    def parts(self, itemsize: int, halved: bool) -> list[tuple[int, int]]:
+        """Return the ranges of the layer's flat gradient in the order in which `backward` finishes them; `halved` cuts a large weight in two."""
         n_weight = self.n_in * self.n_out
-        cut = self.n_in // 2 * self.n_out if n_weight * itemsize >= HALVED_NBYTES else 0
+        cut = self.n_in // 2 * self.n_out if halved and n_weight * itemsize >= HALVED_NBYTES else 0
         return [(cut, n_weight + self.n_out), *([(0, cut)] if cut else [])]
 
     def forward(self, backend: Any, x: Array, out: Array, parameters: dict[str, Array]) -> list[Thunk]:
@@ -76,7 +76,15 @@ class Dense:
         ]
 
     def backward(
-        self, backend: Any, x: Array, out: Array, d: Array, dx: Array | None, parameters: dict[str, Array], gradients: dict[str, Array]
+        self,
+        backend: Any,
+        x: Array,
+        out: Array,
+        d: Array,
+        dx: Array | None,
+        parameters: dict[str, Array],
+        gradients: dict[str, Array],
+        halved: bool = False,
     ) -> list[Group]:
         """Return the calls that turn `d`, the gradient of `out` (overwritten), into `gradients` and `dx` (None: nobody wants it).
 
@@ -84,7 +92,7 @@ class Dense:
         """
         weight = gradients["weight"]
         groups = []
-        for lo, hi in self.parts(weight.itemsize):
+        for lo, hi in self.parts(weight.itemsize, halved):
             rows = slice(lo // self.n_out, min(hi // self.n_out, self.n_in))
             groups.append(Group([(backend.matmul, (x.T[rows], d, weight[rows]))], lo, hi))
         groups[0].thunks.insert(0, (getattr(backend, f"{self.activation}_backward"), (d, out, gradients["bias"])))

@@ -34,9 +34,18 @@ GRACE_SECONDS = 2.0
 UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
 
 
+_end: _End | None = None
+
+
 def install(comm: MPI.Intracomm) -> None:
-    """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT and SIGUSR2. Collective on comm, main thread only."""
-    end = _End(comm)
+    """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT and SIGUSR2. Collective on comm, main thread only.
+
+    A second call changes nothing.
+    """
+    global _end
+    if _end is not None:
+        return
+    end = _end = _End(comm)
     sys.excepthook = end.of_main_thread
     threading.excepthook = end.of_thread
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,8 +121,8 @@ class _End:
     def abort(self, code: int) -> NoReturn:
         """End all ranks with `code` and never return.
 
-        MPICH's Abort on COMM_WORLD may return before its launcher kills this rank; a rank that left by itself in between would have hydra
-        report 9, the signal that its cleaning up sends, instead of `code`. (On a duplicate Abort exits at once, with just that effect.)
+        MPICH's Abort on COMM_WORLD may return before its launcher kills this rank. Where a rank left by itself at that moment (as Abort on a
+        duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
         """
         self.comm.Abort(code)
         time.sleep(GRACE_SECONDS)

@@ -14,16 +14,21 @@ Array = np.ndarray[Any, Any]
 class CountedComm:
     """A duplicate of `comm` that counts the bytes and messages it sends; `host` is its part on this host (Collective on comm).
 
-    `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. Call `free` at the end.
+    `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. `ranks_per_host` > 0 treats every so many ranks as a
+    host of their own, so that what happens between hosts can be tried on one. Call `free` at the end.
     """
 
     SUM, MAX, MIN, IN_PLACE = MPI.SUM, MPI.MAX, MPI.MIN, MPI.IN_PLACE
     ANY_SOURCE = MPI.ANY_SOURCE
 
-    def __init__(self, comm: Any = None) -> None:
+    def __init__(self, comm: Any = None, ranks_per_host: int = 0) -> None:
         world = MPI.COMM_WORLD if comm is None else comm
         self.mpi = world.Dup()
         self.host: Any = self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.mpi.rank)
+        if ranks_per_host:
+            whole = self.host
+            self.host = whole.Split(self.mpi.rank // ranks_per_host, self.mpi.rank)
+            whole.Free()
         self.rank, self.size = self.mpi.rank, self.mpi.size
         self.nbytes_sent = self.n_sent = 0
         members = self.host.allgather(self.rank)

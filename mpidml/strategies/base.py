@@ -21,8 +21,9 @@ from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import Trace, to_chrome
 from mpidml.nn.models import build
+from mpidml.runtime import abort
 from mpidml.runtime.agree import agree
-from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
@@ -36,10 +37,13 @@ def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write:
     """Train as `job` says and return the summary on every rank (Collective on comm; default: all ranks).
 
     Rank 0 shows progress unless `quiet`, and writes the run folder if `write`; `keep` is given the trained
-    `network` and its `values`. UserError for bad input, before any work.
+    `network` and its `values`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
+    exception or a signal on one rank ends them all from now on.
     """
     own = comm is None
     comm = CountedComm() if comm is None else comm
+    if own and comm.size > 1:
+        abort.install(world())
     try:
         return _train(job, comm, quiet, write, keep)
     finally:
@@ -54,8 +58,10 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
     arithmetic = _compiled(job.backend, comm)
+    # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
+    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
     net = agree(
-        comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic)
+        comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic)
     )
     strategy = agree(comm, lambda: strategy_class(job, comm, net, data))
     telemetry = Telemetry(comm, len(COLUMNS))

@@ -69,7 +69,7 @@ class ParameterServer:
         self.server_chain: Chain | None = after if on_servers else None
         self.worker_chain: Chain | None = None if on_servers else after
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
-        self.early = self._early()
+        self.early = net.halved = self._early()
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
@@ -80,13 +80,14 @@ class ParameterServer:
         self.workers: dict[int, Worker] = {}
 
     def _early(self) -> bool:
-        """Whether gradients are pushed layer by layer; a whole-gradient link on the worker, or one rank alone, leaves nothing to gain."""
+        """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
         possible = self.comm.size > 1 and self.before is None and self.worker_chain is None
         if self.job.early_push == "on" and not possible:
             raise UserError(
                 "--early-push on: needs more than one rank, the optimizer on the servers and no link such as clip that needs the whole gradient; use auto"
             )
-        return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and self.policy.bound == 0))
+        apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
+        return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
 
     def prepare(self, record: Callable[[int, float, str, tuple[float, ...]], None], look: Callable[[float], None], trace: Any) -> None:
         """Allocate buffers and make this rank's roles and driver (Collective on comm)."""

@@ -172,6 +172,7 @@ NETS = {"small": (4, 2, (4, 4), 0.0), "halved": (700, 10, (400, 8), 0.0), "dropo
 def test_ranges_tile_the_gradient_from_the_end_and_are_final_when_reported(sizes):
     n_features, n_outputs, hidden, dropout = sizes
     net = build("mlp", n_features, n_outputs, hidden, dropout=dropout, backend=BACKEND)
+    net.halved = True
     step = filled(net, 5)
     loss = step.run(1.0)
     silent = step.g.copy()
@@ -182,6 +183,8 @@ def test_ranges_tile_the_gradient_from_the_end_and_are_final_when_reported(sizes
 
 def test_a_large_layer_is_finished_in_two_halves_of_rows():
     net = build("softmax", 700, 400, backend=BACKEND)
+    assert net.parts() == [(0, 700 * 400 + 400)]
+    net.halved = True
     assert net.parts() == [(350 * 400, 700 * 400 + 400), (0, 350 * 400)]
     assert build("softmax", 70, 40, backend=BACKEND).parts() == [(0, 70 * 40 + 40)]
 
@@ -190,6 +193,7 @@ def test_a_large_layer_is_finished_in_two_halves_of_rows():
 def test_a_range_reported_one_group_too_early_is_caught(sizes):
     n_features, n_outputs, hidden, dropout = sizes
     net = build("mlp", n_features, n_outputs, hidden, dropout=dropout, backend=BACKEND)
+    net.halved = True
     step = filled(net, 5)
 
     def too_early(scale, progress):

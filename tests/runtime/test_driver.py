@@ -98,7 +98,7 @@ def test_a_sparse_read_moves_the_rows_that_it_names(comm):
     from mpidml.ps.table import TableSpec
     from mpidml.runtime.comm import CountedComm
     from mpidml.runtime.driver import Driver
-    from mpidml.runtime.tables import Session
+    from mpidml.runtime.session import Session
     from mpidml.runtime.wire import HEADER_NBYTES
 
     n_rows, width, n_touched, n_clocks = 20_000, 16, 50, 4

@@ -18,14 +18,14 @@ from mpidml.strategies.base import train
 SMALL = Job(data="digits", hidden=(24, 16), epochs=1, steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
 
 
-def run(comm, n_ranks=None, **changes):
+def run(comm, n_ranks=None, ranks_per_host=0, **changes):
     """Train on the first n_ranks ranks; return (summary, final parameters) on those, None on the others."""
     n_ranks = comm.size if n_ranks is None else n_ranks
     part = comm.Split(0 if comm.rank < n_ranks else 1, comm.rank)
     try:
         if comm.rank >= n_ranks:
             return None
-        counted = CountedComm(part)
+        counted = CountedComm(part, ranks_per_host)
         kept = {}
         summary = train(SMALL.with_values(changes, "test"), counted, quiet=True, write=False, keep=kept)
         counted.free()
@@ -124,6 +124,15 @@ def test_transport_early_pushes_and_reads_do_not_change_a_bit(comm, sync):
     found = [(way.get("hidden"), run(comm, deterministic=True, sync=sync, **way)[0]["model_sha256"]) for way in ways]
     for hidden in {h for h, _ in found}:
         assert len({sha for h, sha in found if h == hidden}) == 1, found
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
+@pytest.mark.parametrize("servers", ["colocated", "1"])
+def test_several_hosts_give_the_bits_of_one(comm, sync, servers):
+    one, each, pairs = (run(comm, ranks_per_host=k, deterministic=True, sync=sync, servers=servers) for k in (0, 1, 2))
+    assert one[0]["model_sha256"] == each[0]["model_sha256"] == pairs[0]["model_sha256"]
+    assert sum(each[0]["bytes_window"]) == 0 < sum(each[0]["bytes_sent"])
 
 
 @pytest.mark.mpi

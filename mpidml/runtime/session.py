@@ -1,0 +1,113 @@
+"""The role of a worker whose program is a plain function: each call performs effects, each wait drives messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.buffers import Buffers
+from mpidml.core.role import NOTHING, Array, Effects, Message, Stop, Waiting
+from mpidml.ps.client import Client, Ticket
+from mpidml.runtime.driver import Driver
+
+
+class Reading:
+    """A read that was asked for; `wait` returns its values (rows x width)."""
+
+    def __init__(self, session: Session, ticket: Ticket, out: Array) -> None:
+        self.session, self.ticket, self.out = session, ticket, out
+
+    @property
+    def done(self) -> bool:
+        """Whether the values have come; looks for messages first."""
+        self.session.driver.poll()
+        return self.ticket.done
+
+    def wait(self) -> Array:
+        """Wait until the policy lets the values be read, serving this rank's shards meanwhile; return them."""
+        self.session.driver.run_until(lambda: self.ticket.done)
+        self.session.client.take(self.ticket)
+        return self.out
+
+
+class Writing:
+    """A write that was sent; `wait` returns when its servers have taken it out of the sender's memory."""
+
+    def __init__(self, session: Session, buffer: Any) -> None:
+        self.session, self.buffer = session, buffer
+
+    def wait(self) -> None:
+        """Wait, serving this rank's shards meanwhile."""
+        self.session.driver.run_until(lambda: not self.buffer.busy())
+
+
+class Session:
+    """The role of a worker whose program is a plain function: each call performs effects, each wait drives messages."""
+
+    driver: Driver
+
+    def __init__(self, client: Client, buffers: Buffers | None = None) -> None:
+        self.client, self.buffers = client, buffers or Buffers()
+
+    def attach(self, driver: Driver) -> None:
+        """Start to send and receive."""
+        self.driver = driver
+        self.me = next(number for number, role in driver.roles.items() if role is self)
+        driver.begin()
+
+    def pull(
+        self, table: int, rows: Array | None = None, out: Array | None = None, block: tuple[int, int] | None = None, latest: bool = False
+    ) -> Reading:
+        """Ask for rows; see `Table.pull`."""
+        spec = self.client.tables[table]
+        n = rows.size if rows is not None else block[1] - block[0] if block is not None else spec.n_rows
+        out = np.empty((n, spec.width), spec.dtype) if out is None else out
+        at_least = self.client.clock if latest else 0
+        ticket, effects = self.client.pull(self.driver.now(), table, out, rows=rows, block=block, at_least=at_least)
+        self.driver.perform(self.me, effects)
+        return Reading(self, ticket, out)
+
+    def push(self, table: int, delta: Array, rows: Array | None = None, block: tuple[int, int] | None = None) -> Writing:
+        """Send a delta; it is copied, so the caller may change it at once."""
+        spec = self.client.tables[table]
+        flat = np.ascontiguousarray(delta, spec.dtype).ravel()
+        buffer = self.buffers.allocate(flat.nbytes)
+        copy = buffer.array(spec.dtype, flat.size)
+        copy[:] = flat
+        self.driver.perform(self.me, self.client.push(table, buffer.lease(copy), rows=rows, block=block, version=self.client.clock))
+        self.driver.poll()
+        return Writing(self, buffer)
+
+    def clock(self) -> None:
+        """End this worker's clock for all tables."""
+        self.driver.perform(self.me, self.client.tick())
+        self.driver.poll()
+
+    def close(self) -> None:
+        """Leave, and serve this rank's shards until every worker has left."""
+        self.driver.perform(self.me, [*self.client.end(), Stop()])
+        self.driver.run_until(self.driver.finished)
+        self.driver.end()
+
+    def start(self, now: float) -> Effects:
+        return NOTHING
+
+    def handle(self, now: float, source: int, message: Message) -> Effects:
+        self.client.answer(now, source, message)
+        return NOTHING
+
+    def done(self, now: float, result: Any) -> Effects:
+        return NOTHING
+
+    def part(self, now: float, lo: int, hi: int) -> Effects:
+        return NOTHING
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        return self.client.landing(source, message)
+
+    def waiting(self, now: float) -> list[Waiting]:
+        return self.client.waiting(now)
+
+    def state(self) -> dict[str, Array]:
+        return {}
