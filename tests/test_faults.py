@@ -170,7 +170,9 @@ def test_a_signal_to_the_launcher_ends_all_ranks(script, number):
     check(run([script(), "colocated", 300], lambda launcher, ranks: os.kill(launcher, number)))
 
 
-@pytest.mark.parametrize(("servers", "behind"), [("1", r"worker 1 is at clock \d+ and last spoke"), ("colocated", r"(worker|server\(s\)) ([02], )?1")])
+@pytest.mark.parametrize(
+    ("servers", "behind"), [("1", r"worker 1 is at clock \d+ and last spoke"), ("colocated", r"(worker|server\(s\)) ([02], )?1")]
+)
 def test_a_worker_that_is_frozen_is_named_with_the_read_that_waits_for_it(script, servers, behind):
     ended = run([script("time.sleep(99)"), servers, 1])
     check(ended)

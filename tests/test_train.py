@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import tomllib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from mpidml.core.job import Job
 from mpidml.nn.models import build
 from tests.ranks import mpirun, python
 
-pytestmark = pytest.mark.openmpi
 TRAIN = ("-m", "mpidml", "train")
 SMALL = ("--epochs", "1", "--hidden", "16", "--backend", "numpy")  # no compiler to load
 KEYS = {
@@ -139,9 +139,10 @@ def test_the_events_of_a_lane_do_not_overlap(traced):
     assert len(lanes) >= 3 * 4
     for lane in lanes.values():
         lane.sort()
-        assert all(before[1] <= after[0] + 1e-3 for before, after in zip(lane, lane[1:], strict=False))
+        assert all(before[1] <= after[0] + 1e-3 for before, after in pairwise(lane))
 
 
+@pytest.mark.openmpi
 def test_nothing_is_said_three_times(traced):
     out, said = traced
     lines = said.splitlines()
@@ -187,6 +188,7 @@ def test_a_file_written_by_hand_gives_the_job_that_the_flags_give(repeated, tmp_
     assert {**by_flags, "out": ""} == {**by_file, "out": ""}
 
 
+@pytest.mark.openmpi
 def test_without_mpirun_it_starts_its_ranks_itself(tmp_path):
     said = ok(python(["-m", "mpidml", "-n", "2", "train", *SMALL, "--out", tmp_path / "run"]))
     assert said.count("on 2 ranks: 2 worker(s), 2 server(s) beside them") == 1
@@ -242,7 +244,9 @@ def test_a_policy_in_a_file_of_ones_own_trains(tmp_path):
     assert found["sync"].endswith("mine.py:2") and found["staleness_max"] <= found["staleness_bound"] == 2
 
 
-@pytest.mark.parametrize("words", [["--servers", "1", "--transport", "mpi", "--reads", "eager"], ["--servers", "2", "--optimize", "workers"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--servers", "1", "--transport", "mpi", "--reads", "eager"], ["--servers", "2", "--optimize", "workers"]], ids=" ".join
+)
 def test_servers_may_have_ranks_of_their_own(tmp_path, words):
     ok(mpirun(3, [*TRAIN, "--sync", "ssp:1", *words, *SMALL, "--out", tmp_path / "run"]))
     found, n_servers = summary(tmp_path / "run"), int(words[1])
@@ -285,6 +289,7 @@ print(f"{result} {summary['ranks']}\\n", end="", flush=True)
 """
 
 
+@pytest.mark.openmpi
 @pytest.mark.parametrize(("n", "servers"), [(1, "colocated"), (2, "colocated"), (2, "1"), (3, "colocated"), (3, "1")])
 def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, servers):
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -107,7 +107,7 @@ class Bench:
 
         def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
             if name == "clock":
-                ends.append((int(value[0]), now, value[1], value[2]))
+                ends.append((int(value[0]), now, value[2], value[3]))
 
         strategy.prepare(record, lambda now: None, None)
         with self._together() as watch:

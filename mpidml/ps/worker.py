@@ -135,7 +135,7 @@ class Worker:
             if ends:
                 self.told.update([send.target for send in sent])
             effects += sent
-        effects.append(Record("clock", (clock, *measured)))
+        effects.append(Record("clock", (clock, clock - min(self.versions, default=clock), *measured)))
         effects += self.client.tick(self.told)
         if not self.early:
             effects += self._ask(now, clock + 1)

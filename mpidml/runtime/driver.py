@@ -102,8 +102,8 @@ class Driver:
         """Serve until `condition()` holds."""
         idle_since = 0.0
         while not condition():
-            happened = self.poll()
             now = clock_now()
+            happened = self.poll()
             if self.todo or happened:
                 if idle_since:
                     self._waited(idle_since, now)
@@ -113,7 +113,7 @@ class Driver:
             elif not idle_since:
                 idle_since = now
             elif now - idle_since > SPIN_SECONDS and self._sleep(now - idle_since):
-                self._waited(idle_since, clock_now())
+                self._waited(idle_since, now)
                 idle_since = 0.0
             if now - self.looked_at > LOOK_SECONDS:
                 self._look(now)

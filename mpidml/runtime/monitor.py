@@ -10,9 +10,9 @@ import numpy as np
 from mpidml.core.role import Array
 from mpidml.runtime.progress import Progress
 
-COLUMNS = ("worker", "seconds", "clock", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds")
-"""A worker's measurement of one clock: sums over its own samples and test rows; seconds since the start of the run."""
-SUMS = COLUMNS[3:8]
+COLUMNS = ("worker", "seconds", "clock", "staleness", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds")
+"""A worker's measurement of one clock: the staleness of its read, sums over its own samples and test rows; seconds since the run began."""
+SUMS = COLUMNS[3:9]
 MOST_ROWS = 5000
 
 
@@ -26,10 +26,9 @@ class Monitor:
         clocks_per_epoch: int,
         progress: Progress | None,
         write: Callable[[dict[str, Any]], None],
-        staleness: Callable[[], float],
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
-        self.progress, self.write, self.staleness = progress, write, staleness
+        self.progress, self.write = progress, write
         self.every = -(-n_clocks // MOST_ROWS)
         self.metrics: list[dict[str, Any]] = []
         self.open: dict[int, Array] = {}
@@ -49,29 +48,39 @@ class Monitor:
         found = np.zeros((len(clocks), 2 + len(SUMS)))  # workers, latest seconds, sums
         np.add.at(found[:, 0], place, 1)
         np.maximum.at(found[:, 1], place, table[:, 1])
-        np.add.at(found[:, 2:], place, table[:, 3:8])
+        np.add.at(found[:, 2:], place, table[:, 3:9])
         for clock, new in zip(clocks.tolist(), found, strict=True):
             if (old := self.open.pop(clock, None)) is not None:
-                new += old * [1, 0, 1, 1, 1, 1, 1]
+                new += old * [1, 0, 1, 1, 1, 1, 1, 1]
                 new[1] = max(new[1], old[1])
             if new[0] == self.n_workers:
                 self._finish(clock, *new[1:].tolist())
             else:
                 self.open[clock] = new
 
-    def _finish(self, clock: int, seconds: float, loss: float, samples: float, test_loss: float, n_correct: float, n_test: float) -> None:
+    def _finish(
+        self, clock: int, seconds: float, staleness: float, loss: float, samples: float, test_loss: float, n_correct: float, n_test: float
+    ) -> None:
         self.samples += int(samples)
         self.n_pending += 1
         self.pending_loss += loss / max(samples, 1)
-        self.last = (float(clock), seconds - float(self.evaluation_seconds.max()), self.samples, test_loss, n_correct, n_test)
+        self.last = (
+            float(clock),
+            seconds - float(self.evaluation_seconds.max()),
+            self.samples,
+            staleness / self.n_workers,
+            test_loss,
+            n_correct,
+            n_test,
+        )
         if self.n_pending >= self.every or n_test:
             self._emit()
 
     def _emit(self) -> None:
         """Write one row for the clocks since the last one: their mean loss, the rest as of the last."""
-        clock, seconds, samples, test_loss, n_correct, n_test = self.last
+        clock, seconds, samples, staleness, test_loss, n_correct, n_test = self.last
         row: dict[str, Any] = {"clock": int(clock), "epoch": (clock + 1) / self.clocks_per_epoch, "seconds": seconds, "samples": int(samples)}
-        row |= {"loss": self.pending_loss / self.n_pending, "staleness": self.staleness()}
+        row |= {"loss": self.pending_loss / self.n_pending, "staleness": staleness}
         if n_test:
             row |= {"test_loss": test_loss / n_test, "test_accuracy": n_correct / n_test}
         self.n_pending, self.pending_loss = 0, 0.0

@@ -43,10 +43,10 @@ class RunFolder:
         self._metrics: TextIO | None = None
 
     @classmethod
-    def prepare(cls, path: str | Path, resume: bool = False) -> RunFolder:
+    def prepare(cls, path: str | Path) -> RunFolder:
         """Check that a run can be written at `path`, without creating anything.
 
-        UserError where the folder holds a run already (unless `resume`), is no folder, or cannot be created or written.
+        UserError where the folder holds a run already, is no folder, or cannot be created or written.
         """
         path = Path(path)
         try:
@@ -58,7 +58,7 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 os.lstat(path)  # finds names that no file can have
             held = [name for name in _MARKS if (path / name).exists()]
-            if held and not resume:
+            if held:
                 raise UserError(f"--out {path}: the folder holds another run ({', '.join(held)}); choose another --out or remove it")
             if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
                 raise UserError(f"--out {path}: {ancestor} lies on a read-only file system; choose another --out")
@@ -89,12 +89,9 @@ class RunFolder:
         self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and hand it to the system at once; a line that a killed run left unfinished is cut off first."""
+        """Append one line to metrics.jsonl and hand it to the system at once."""
         if self._metrics is None:
-            path = self.path / "metrics.jsonl"
-            if path.exists():
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-            self._metrics = path.open("a", buffering=1, encoding="utf-8")
+            self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
 
     def write_model(self, params: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

@@ -44,13 +44,13 @@ def test_each_field_says_what_it_does_and_its_default_is_one_of_its_choices(f):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("epochs", 2.5, "2.5 is not a whole number; the default is 10"),
+        ("epochs", 2.5, f"2.5 is not a whole number; the default is {Job().epochs}"),
         ("epochs", "ten", "'ten' is not a whole number"),
         ("epochs", True, "True is not a whole number"),
         ("epochs", math.inf, "inf is not a whole number"),
         ("epochs", math.nan, "nan is not a whole number"),
         ("epochs", [1], "[1] is not a whole number"),
-        ("lr", "fast", "'fast' is not a number; the default is 0.05"),
+        ("lr", "fast", f"'fast' is not a number; the default is {Job().lr}"),
         ("lr", False, "False is not a number"),
         ("tune", 1, "1 is not true or false"),
         ("tune", "yes", "'yes' is not true or false"),
@@ -103,7 +103,9 @@ def test_a_value_that_cannot_be_is_one_line_with_its_flag(name, value, says):
     assert str(error.value).startswith(f"--{name.replace('_', '-')} ") and says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("sync", "staleness", "policy"), [("ssp", "3", "ssp:3"), ("ssp", "0", "ssp:0"), ("ssp", 0, "ssp:0"), ("ssp:2", "", "ssp:2"), ("bsp", "", "bsp")])
+@pytest.mark.parametrize(
+    ("sync", "staleness", "policy"), [("ssp", "3", "ssp:3"), ("ssp", "0", "ssp:0"), ("ssp", 0, "ssp:0"), ("ssp:2", "", "ssp:2"), ("bsp", "", "bsp")]
+)
 def test_the_staleness_is_the_policys_argument(sync, staleness, policy):
     assert Job(sync=sync, staleness=staleness).policy() == policy
 

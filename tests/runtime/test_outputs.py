@@ -41,11 +41,10 @@ def test_nothing_is_created_before_create(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.toml", "metrics.jsonl", "model.safetensors"])
-def test_the_folder_of_another_run_is_refused_unless_resumed(tmp_path: Path, name: str) -> None:
+def test_the_folder_of_another_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     message = refusal(lambda: RunFolder.prepare(tmp_path))
     assert f"holds another run ({name})" in message and "remove it" in message
-    assert RunFolder.prepare(tmp_path, resume=True).path == tmp_path
 
 
 def test_a_folder_with_other_files_is_taken(tmp_path: Path) -> None:
@@ -138,15 +137,6 @@ def test_each_row_of_metrics_is_on_the_disk_at_once(tmp_path: Path) -> None:
         assert [json.loads(line)["clock"] for line in lines] == list(range(clock + 1))
     assert json.loads(lines[1])["loss"] is None
     folder.close()
-
-
-def test_a_resumed_run_goes_on_after_the_last_whole_row(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"clock": 0}\n{"clock": 1}\n{"clo')
-    folder = RunFolder.prepare(tmp_path, resume=True)
-    folder.create()
-    folder.append_metrics({"clock": 2})
-    folder.close()
-    assert [json.loads(line)["clock"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
 def test_a_model_reads_back_with_its_metadata(tmp_path: Path) -> None:

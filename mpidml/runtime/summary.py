@@ -1,0 +1,133 @@
+"""Put a run into numbers and words: each rank's part, the summary of all, the texts before and after."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from mpidml.core.job import Job
+from mpidml.core.role import Array
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.monitor import Monitor
+
+
+def of_rank(strategy: Any, comm: CountedComm, seconds: float, scores: list[Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of the run; `scores` are its workers' final ones."""
+    driver = strategy.driver
+    busy = driver.compute_seconds + driver.serve_seconds
+    histogram: dict[int, int] = {}
+    for worker in strategy.workers.values():
+        for staleness, n in worker.client.staleness.items():
+            histogram[staleness] = histogram.get(staleness, 0) + n
+    return {
+        "seconds": seconds,
+        "compute_seconds": busy,
+        "wait_seconds": driver.wait_seconds,
+        "comm_seconds": max(seconds - busy - driver.wait_seconds, 0.0),
+        "bytes_sent": comm.nbytes_sent,
+        "bytes_window": driver.nbytes_window,
+        "messages": driver.n_messages,
+        "service_delay": driver.longest_delay_seconds,
+        "histogram": histogram,
+        "scores": scores,
+    }
+
+
+def of_job(
+    job: Job,
+    strategy: Any,
+    comm: CountedComm,
+    monitor: Monitor,
+    ranks: list[dict[str, Any]],
+    test_loss: float | None,
+    accuracy: float | None,
+    values: Array | None,
+) -> dict[str, Any]:
+    """Return what summary.json holds (see README): lists are per rank; `ranks` is what `of_rank` returned on each."""
+    histogram: dict[int, int] = {}
+    for rank in ranks:
+        for staleness, n in rank["histogram"].items():
+            histogram[staleness] = histogram.get(staleness, 0) + n
+    last = monitor.metrics[-1]
+    tail = monitor.metrics[-max(1, min(len(monitor.metrics), strategy.sampler.clocks_per_epoch)) :]
+    assert values is not None
+    tuning = strategy.policy.tuning(max(histogram, key=lambda s: histogram[s]) if histogram else 0)
+    return {
+        "strategy": job.strategy,
+        "sync": job.policy(),
+        "data": job.data,
+        "model": job.model,
+        "optimizer": job.optimizer,
+        "learning_rate": job.lr,
+        "rate_factor": tuning.rate if job.tune else 1.0,
+        "memory_factor": tuning.memory if job.tune else 1.0,
+        "promise": "repeat: same layout, same bits" if job.deterministic else "agrees within rounding",
+        "ranks": comm.size,
+        "roles": strategy.placement.names(),
+        "seed": job.seed,
+        "epochs": monitor.epochs,
+        "clocks": strategy.n_clocks,
+        "batch": job.batch,
+        "n_parameters": strategy.net.n_params,
+        "samples": monitor.samples,
+        "seconds": last["seconds"],
+        "wall_seconds": max(r["seconds"] for r in ranks),
+        "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
+        "final_loss": sum(r["loss"] for r in tail) / len(tail),
+        "test_loss": test_loss,
+        "test_accuracy": accuracy,
+        "bytes_sent": [r["bytes_sent"] for r in ranks],
+        "bytes_window": [r["bytes_window"] for r in ranks],
+        "messages": [r["messages"] for r in ranks],
+        "compute_seconds": [r["compute_seconds"] for r in ranks],
+        "wait_seconds": [r["wait_seconds"] for r in ranks],
+        "comm_seconds": [r["comm_seconds"] for r in ranks],
+        "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
+        "staleness_max": max(histogram, default=0),
+        "staleness_bound": strategy.policy.bound,
+        "staleness_histogram": {str(s): histogram[s] for s in sorted(histogram)},
+        "model_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
+    }
+
+
+def opening(job: Job, strategy: Any, data: Any) -> str:
+    """Say before the run what will be done."""
+    n_servers, n_workers = len(strategy.placement.server_ranks), strategy.n_workers
+    where = f"{strategy.comm.size} rank{'s' * (strategy.comm.size > 1)}"
+    lines = [
+        f"mpidml: {job.strategy} on {where}: {n_workers} worker(s), {n_servers} server(s)"
+        + (" beside them" if job.servers == "colocated" else "")
+        + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
+        f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
+        f"model {job.model}: {strategy.net.n_params:,} parameters; {strategy.n_clocks} clocks of {job.batch} samples; optimizer {job.optimizer}, learning rate {job.lr:g}",
+    ]
+    bound = strategy.policy.bound
+    if job.tune and bound != 0:
+        typical = strategy.policy.tuning(1)
+        lines.append(
+            f"stale updates are softened: at staleness 1 the rate is multiplied by {typical.rate:g} and momentum's memory divided by {typical.memory:g} (--no-tune: off)"
+        )
+    if job.deterministic:
+        lines.append("deterministic: repeat mode - the same layout gives the same bits")
+    return "\n".join(lines)
+
+
+def closing(summary: dict[str, Any], folder: Path | None) -> str:
+    """Say after the run what came of it."""
+    quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary["test_accuracy"] is not None else ""
+    busy, wait, moved = (sum(summary[k]) for k in ("compute_seconds", "wait_seconds", "comm_seconds"))
+    total = max(busy + wait + moved, 1e-12)
+    rate = summary["samples_per_second"] or 0.0
+    return (
+        f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s)\n"
+        f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
+    )
+
+
+def say(text: str) -> None:
+    """Write lines in one piece, so that those of several processes do not tear each other."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
