@@ -23,7 +23,8 @@ from mpidml.core.role import NOTHING, Compute, Effects, Message, Stop, Waiting
 from mpidml.data.sampler import Sampler
 from mpidml.nn.models import build
 from mpidml.ps.client import Client
-from mpidml.runtime.comm import CountedComm
+from mpidml.runtime import abort
+from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.dataset import Dataset, load
 from mpidml.strategies.parameter_server import ParameterServer
 
@@ -299,6 +300,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, required=True, help="samples a worker takes each clock")
     parser.add_argument("what", nargs="+", choices=("dedicated", "colocated", "idle"))
     options = parser.parse_args()
+    abort.install(world())  # one rank's failure ends both
     comm = CountedComm()
     assert comm.size == 2, f"needs 2 ranks, this is {comm.size}"
     with tempfile.TemporaryDirectory() as folder:
