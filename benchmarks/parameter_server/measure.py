@@ -103,14 +103,14 @@ class Bench:
         job = replace(self.job, servers=servers, batch=self.share * n_workers, **changes).checked()  # type: ignore[arg-type]
         comm = CountedComm(self.comm.mpi)  # its windows go with it
         net = build("mlp", self.data.x.shape[1], self.data.n_classes, job.hidden)
-        strategy = ParameterServer(job, comm, net, self.data)
+        strategy = ParameterServer(job, comm)
         ends: list[tuple[int, float, float, float]] = []
 
         def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
             if name == "clock":
                 ends.append((int(value[0]), now, value[2], value[3]))
 
-        strategy.prepare(record, lambda now: None, None)
+        strategy.prepare(net, self.data, record, lambda now: None, None)
         with self._together() as watch:
             strategy.driver.run()
             self._nap()
@@ -185,8 +185,9 @@ def idle(bench: Bench, pause_seconds: float, n: int) -> tuple[float, list[float]
     """Return the dedicated server's share of a core while it is asked every `pause_seconds`, the times to answer, and others' share."""
     comm = CountedComm(bench.comm.mpi)
     job = replace(bench.job, servers="1", batch=bench.share, sync="ssp:1")
-    strategy = ParameterServer(job, comm, build("mlp", bench.data.x.shape[1], bench.data.n_classes, job.hidden), bench.data)
-    strategy.prepare(lambda *_: None, lambda now: None, None)
+    strategy = ParameterServer(job, comm)
+    net = build("mlp", bench.data.x.shape[1], bench.data.n_classes, job.hidden)
+    strategy.prepare(net, bench.data, lambda *_: None, lambda now: None, None)
     askers = [Asker(worker.client, pause_seconds, n) for worker in strategy.workers.values()]
     if askers:
         strategy.driver.roles = dict.fromkeys(strategy.driver.roles, askers[0])

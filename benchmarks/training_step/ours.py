@@ -61,14 +61,14 @@ def seconds_a_clock(n: int) -> dict[str, float]:
         job = Job(data=str(Path(folder, "data.npz")), hold_out=0.0, scale="none", hidden=(4, 4), batch=1, steps=n + N_SKIPPED, lr=RATE).checked()
         comm = CountedComm()
         data = load(job, comm)
-    strategy = ParameterServer(job, comm, build("mlp", 4, 2, (4, 4)), data)
+    strategy = ParameterServer(job, comm)
     ends: list[tuple[float, float]] = []
 
     def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         if name == "clock":
             ends.append((now, time.process_time() if value[0] in (N_SKIPPED - 1, job.steps - 1) else 0.0))
 
-    strategy.prepare(record, lambda now: None, None)
+    strategy.prepare(build("mlp", 4, 2, (4, 4)), data, record, lambda now: None, None)
     with Watch() as watch:
         strategy.driver.run()
     strategy.free()

@@ -48,7 +48,9 @@ class Job:
     )
     lr: float = _flag(0.05, "learning rate")
     tune: bool = _flag(True, "soften stale updates by the policy's rule")
-    early_push: str = _flag("auto", "push each layer's gradient during the backward pass (auto: under bsp with servers of their own)", ("auto", "on", "off"))
+    early_push: str = _flag(
+        "auto", "push each layer's gradient during the backward pass (auto: under bsp with servers of their own)", ("auto", "on", "off")
+    )
     transport: str = _flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = _flag(30, "passes over the training data")
     steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")

@@ -66,6 +66,8 @@ class Copy(NamedTuple):
 
 Key = tuple[int, int, int, bytes]
 MOST_CUTS = 256
+SERVERS_FIRST_SECONDS = 1.0
+"""How much later a worker reports a wait than its server does: a server that lives knows who is behind."""
 
 
 class Client:
@@ -219,7 +221,7 @@ class Client:
             spec = self.tables[ticket.table]
             servers = sorted({spec.shards[piece.shard].server for role in ticket.unanswered for piece in (ticket.pieces[role],)})
             text = f"table {spec.name}: pull for clock {ticket.clock} lacks {len(ticket.unanswered)} answer(s), asked of server(s) {', '.join(map(str, servers))}"
-            found.append(Waiting(ticket.since, f"{text}, since {now - ticket.since:.1f} s"))
+            found.append(Waiting(ticket.since + SERVERS_FIRST_SECONDS, f"{text}, since {now - ticket.since:.1f} s"))
         return sorted(found)
 
     def _split(self, table: int, rows: Array | None, block: tuple[int, int] | None) -> dict[int, Piece]:

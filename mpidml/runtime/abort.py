@@ -76,7 +76,7 @@ class _End:
         """End by an uncaught exception of the main thread (sys.excepthook)."""
         if self.comm.size == 1:
             if isinstance(error, UserError):
-                _say(f"{error}\n")
+                _say(f"mpidml: {error}\n")
                 raise SystemExit(2)
             _say(_text(kind, error, trace))
         elif isinstance(error, UserError):
@@ -95,13 +95,13 @@ class _End:
     def of_user_error(self, error: UserError) -> NoReturn:
         """Leave with code 2: together if every rank does, else by Abort, so that an error on one rank is neither lost nor waited for."""
         if self.comm.rank == 0 and self.claim():
-            _say(f"{error}\n")
+            _say(f"mpidml: {error}\n")
         everyone = self.private.Ibarrier()
         end = time.monotonic() + GRACE_SECONDS
         while not everyone.Test():
             if time.monotonic() > end:
                 if self.comm.rank and self.claim():
-                    _say(f"{self.where} {error}\n")
+                    _say(f"mpidml: {self.where} {error}\n")
                 self.abort(2)
             time.sleep(0.001)
         raise SystemExit(2)

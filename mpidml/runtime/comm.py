@@ -6,6 +6,13 @@ import os
 from typing import Any
 
 import numpy as np
+
+from mpidml.runtime import launch
+
+if launch.world_from_environment(os.environ).launcher is None:
+    # Alone, nobody has told Open MPI to leave out what does not work here; other MPIs do not read these.
+    os.environ.update(launch.openmpi_environment(os.environ, 1))
+
 from mpi4py import MPI
 
 Array = np.ndarray[Any, Any]

@@ -180,6 +180,8 @@ class Driver:
             if type(effect) is Send:
                 target, message = effect
                 rank = self.rank_of[target]
+                if self.trace is not None and message.kind == PUSH:
+                    self.trace.add("push", clock_now(), 0.0, message.clock, 0 if message.data is None else message.data.array.nbytes, rank)
                 if rank != self.comm.rank:
                     self._send(me, target, rank, message)
                     continue

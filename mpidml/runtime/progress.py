@@ -81,23 +81,24 @@ class Progress:
 
 
 def launcher_terminal(proc: Path = Path("/proc"), stdout: TextIO | None = None) -> bool:
-    """Tell whether output ends on a terminal: this process's stdout, or that of the launcher (mpirun, mpiexec, ...) that started it.
+    """Tell whether output ends on a terminal: that of the launcher (mpirun, mpiexec, ...) that started this process, else its own.
 
-    A launcher reads its ranks through pipes, so the ancestors' own outputs are looked up in `proc`; False where that cannot be read.
+    A launcher reads its ranks through pipes or terminals of its own, so the outputs of ancestors are looked up in `proc`, where that can be read.
     """
-    if (stdout or sys.stdout).isatty():
-        return True
     pid = os.getpid()
+    launched = False
     try:
         while pid > 1:
             # "pid (name) state parent ...": the name may itself hold blanks and brackets
             before, _, after = (proc / str(pid) / "stat").read_text().rpartition(")")
-            if before.partition("(")[2].startswith(_LAUNCHERS) and _is_terminal(os.readlink(proc / str(pid) / "fd" / "1")):
-                return True
+            if before.partition("(")[2].startswith(_LAUNCHERS):
+                launched = True
+                if _is_terminal(os.readlink(proc / str(pid) / "fd" / "1")):
+                    return True
             pid = int(after.split()[1])
     except (OSError, ValueError, IndexError):
         pass
-    return False
+    return not launched and (stdout or sys.stdout).isatty()
 
 
 def _is_terminal(target: str) -> bool:

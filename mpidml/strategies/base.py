@@ -1,6 +1,6 @@
 """Run a job from its description to its folder: the one loop around every strategy.
 
-    check -> load data -> build the network -> strategy.prepare -> drive -> score -> gather -> write
+    check -> load data -> build the network -> prepare roles -> drive them -> gather -> write
 
 Everything that can be wrong with a job's input is found before `drive`, and nothing is written before it.
 """
@@ -54,20 +54,18 @@ def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write:
 def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str, Any] | None) -> dict[str, Any]:
     leads = comm.rank == 0
     job = agree(comm, job.checked)
-    strategy_class = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy))
+    strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
     arithmetic = _compiled(job.backend, comm)
     # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
     hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
     net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
-    strategy = agree(comm, lambda: strategy_class(job, comm, net, data))
     telemetry = Telemetry(comm, len(COLUMNS))
     trace = Trace() if job.trace else None
     agree(comm, lambda: folder.create() if folder is not None else None)
     if folder is not None:
         folder.write_text("config.toml", to_toml(job.mapping()))
-    monitor = _monitor(strategy, folder, quiet) if leads else None
     started = 0.0
 
     def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
@@ -82,7 +80,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         else:
             telemetry.send()
 
-    strategy.prepare(record, look, trace)
+    strategy.prepare(net, data, record, look, trace)
+    monitor = _monitor(strategy, folder, quiet) if leads else None
     if leads and not quiet:
         summary.say(summary.opening(job, strategy, data))
     comm.Barrier()

@@ -45,13 +45,14 @@ NOT_SCORED = (0.0, 0.0, 0.0, 0.0)
 
 
 class ParameterServer:
-    """Place roles on ranks and train `net` on `data` (Collective on comm).
+    """Place roles on ranks and train a network on data (Collective on comm).
 
-    `views[version % copies]`: the shared parameters where workers read in place; `driver` runs this rank's roles once `prepare` has made them.
+    `prepare` makes this rank's roles and the `driver` that runs them. `views[version % copies]`: the shared parameters where workers read in place.
     """
 
-    def __init__(self, job: Job, comm: CountedComm, net: Network, data: Dataset) -> None:
-        self.job, self.comm, self.net, self.data = job, comm, net, data
+    def __init__(self, job: Job, comm: CountedComm) -> None:
+        """Read everything that the job alone decides; UserError names what cannot be."""
+        self.job, self.comm = job, comm
         self.policy: SyncPolicy = plugins.make("mpidml.sync", job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
@@ -59,8 +60,6 @@ class ParameterServer:
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
             raise UserError(f"--batch {job.batch}: is below the {self.n_workers} workers; give each at least one sample, or start fewer ranks")
-        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
-        self.n_clocks = job.steps or job.epochs * self.sampler.clocks_per_epoch
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
         chain = make_chain(job.optimizer, job.lr)
@@ -69,12 +68,8 @@ class ParameterServer:
         self.server_chain: Chain | None = after if on_servers else None
         self.worker_chain: Chain | None = None if on_servers else after
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
-        self.early = net.halved = self._early()
-        parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
+        self.early = self._early()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
-        cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
-        self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
-        self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
         self.copies = n_versions(self.in_place, self.by_clock, self.policy.bound, self.repeat)
         self.tasks: list[Training] = []
         self.workers: dict[int, Worker] = {}
@@ -89,9 +84,19 @@ class ParameterServer:
         apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
         return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
 
-    def prepare(self, record: Callable[[int, float, str, tuple[float, ...]], None], look: Callable[[float], None], trace: Any) -> None:
-        """Allocate buffers and make this rank's roles and driver (Collective on comm)."""
-        comm, job, net = self.comm, self.job, self.net
+    def prepare(
+        self, net: Network, data: Dataset, record: Callable[[int, float, str, tuple[float, ...]], None], look: Callable[[float], None], trace: Any
+    ) -> None:
+        """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm)."""
+        comm, job = self.comm, self.job
+        self.net, self.data = net, data
+        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
+        self.n_clocks = job.steps or job.epochs * self.sampler.clocks_per_epoch
+        net.halved = self.early
+        parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
+        cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
+        self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
+        self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
         nbytes = net.n_params * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
