@@ -20,7 +20,6 @@ class Clocks:
         self.completed = dict.fromkeys(workers, 0)
         self.behind = {0: len(self.completed)}
         self.reached = 0
-        self.lead_max = 0
 
     def tick(self, worker: int) -> bool:
         """Count one more completed clock of `worker`; return whether the minimum moved."""
@@ -38,8 +37,6 @@ class Clocks:
         behind = self.behind
         behind[old] -= 1
         behind[new] = behind.get(new, 0) + 1
-        if new != ENDED and new - self.reached > self.lead_max:
-            self.lead_max = new - self.reached
         if behind[old]:
             return False
         del behind[old]

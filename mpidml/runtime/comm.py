@@ -19,13 +19,12 @@ Array = np.ndarray[Any, Any]
 
 
 class CountedComm:
-    """A duplicate of `comm` that counts the bytes and messages it sends; `host` is its part on this host (Collective on comm).
+    """A duplicate of `comm` that counts the bytes it sends; `host` is its part on this host (Collective on comm).
 
     `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. `ranks_per_host` > 0 treats every so many ranks as a
     host of their own, so that what happens between hosts can be tried on one. Call `free` at the end.
     """
 
-    SUM, MAX, MIN, IN_PLACE = MPI.SUM, MPI.MAX, MPI.MIN, MPI.IN_PLACE
     ANY_SOURCE = MPI.ANY_SOURCE
 
     def __init__(self, comm: Any = None, ranks_per_host: int = 0) -> None:
@@ -37,7 +36,7 @@ class CountedComm:
             self.host = whole.Split(self.mpi.rank // ranks_per_host, self.mpi.rank)
             whole.Free()
         self.rank, self.size = self.mpi.rank, self.mpi.size
-        self.nbytes_sent = self.n_sent = 0
+        self.nbytes_sent = 0
         members = self.host.allgather(self.rank)
         self.host_rank_of = [members.index(r) if r in members else -1 for r in range(self.size)]
         self.windows: list[Any] = []
@@ -47,12 +46,8 @@ class CountedComm:
         """Whether all ranks live on this host."""
         return bool(self.host.size == self.size)
 
-    def _count(self, buffer: Any) -> None:
-        self.n_sent += 1
-        self.nbytes_sent += memoryview(buffer).nbytes if buffer is not None else 0
-
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Any:
-        self._count(buffer)
+        self.nbytes_sent += memoryview(buffer).nbytes
         return self.mpi.Isend([buffer, MPI.BYTE], dest, tag)
 
     def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Any:
@@ -61,24 +56,8 @@ class CountedComm:
     def Recv_init(self, buffer: Any, source: int, tag: int = 0) -> Any:
         return self.mpi.Recv_init([buffer, MPI.BYTE], source, tag)
 
-    def Ibarrier(self) -> Any:
-        return self.mpi.Ibarrier()
-
     def Barrier(self) -> None:
         self.mpi.Barrier()
-
-    def Bcast(self, buffer: Any, root: int = 0) -> None:
-        if self.rank == root:
-            self._count(buffer)
-        self.mpi.Bcast(buffer, root)
-
-    def Allreduce(self, send: Any, receive: Any, op: Any = MPI.SUM) -> None:
-        self._count(receive)
-        self.mpi.Allreduce(send, receive, op)
-
-    def Allgatherv(self, send: Any, receive: Any) -> None:
-        self._count(send)
-        self.mpi.Allgatherv(send, receive)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
         return self.mpi.bcast(value, root)

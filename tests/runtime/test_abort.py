@@ -84,7 +84,7 @@ def test_a_user_error_on_one_rank_is_neither_lost_nor_waited_for(job, rank):
 
 def test_one_process_ends_as_usual_with_code_2_or_1(job):
     result = python([job("raise UserError('a: b; c')")])
-    assert (result.code, result.err) == (2, "a: b; c\n")
+    assert (result.code, result.err) == (2, "mpidml: a: b; c\n")
     result = python([job("1 / 0")])
     assert result.code == 1 and result.err.count("ZeroDivisionError") == 1
     result = python([job("threading.Thread(target=lambda: 1 / 0).start()\ntime.sleep(99)")])
