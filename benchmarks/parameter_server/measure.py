@@ -132,7 +132,7 @@ class Bench:
 
     def _nap(self) -> None:
         """Wait for all ranks without spinning."""
-        request = self.comm.Ibarrier()
+        request = self.comm.mpi.Ibarrier()
         while not request.Test():
             time.sleep(NAP_SECONDS)
 

@@ -1,0 +1,55 @@
+"""Hold the README to what is true: its Python example runs, its command lines parse, its floors are the floors."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from mpidml.cli import parse
+from tests.ranks import ROOT, mpirun, python
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+LINES = re.findall(r"`(?:mpirun -n \d+ )?python -m mpidml ([^`]*)`", README) + re.findall(r"`(--[^`]*)`", README)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_python_example_runs_alone_and_under_mpirun(tmp_path, n):
+    script = tmp_path / "script.py"
+    script.write_text(EXAMPLE)
+    result = python([str(script)], timeout=60) if n == 1 else mpirun(n, [str(script)], timeout=60)
+    assert result.code == 0, result
+    means = [float(word) for word in result.out.split()]
+    assert len(means) == n
+    # one worker: 1 - 0.9**20; several add more in the same time, stale reads make them overshoot a little
+    assert all(0.8 < mean < 1.5 for mean in means), means
+
+
+def test_every_command_line_of_the_readme_is_understood(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("class Mine:\n    pass\n")
+    checked = 0
+    for line in LINES:
+        words = [word for word in shlex.split(line) if word != "..."]
+        if words and words[0] == "-n":
+            words = words[2:]
+        if words and words[0].startswith("--") and not words[0].startswith("--config"):
+            words = ["train", *words]
+        if not words or words[0] not in ("train", "info") or "--help" in words or words[-1] == "--no-tune" and len(words) == 1:
+            continue
+        if words[-1].startswith("--") and words[-1] not in ("--trace", "--deterministic", "--no-tune"):
+            continue  # a flag named in a sentence, without its value
+        parse(words)
+        checked += 1
+    assert checked >= 12
+    with pytest.raises(Exception, match="no option"):
+        parse(["train", "--no-such-flag", "1"])
+
+
+def test_the_two_commands_stand_alone_in_a_block_each():
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2 and all(len(block.strip().splitlines()) == 1 for block in blocks)
+    assert "mpirun -n 4" in blocks[0] and "-m mpidml train" in blocks[0]
+    assert blocks[1].strip().endswith("-m tests")
