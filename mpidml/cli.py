@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
 
@@ -32,11 +33,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Job | None]:
         raise SystemExit(0)
     command, *rest = argv
     if command not in COMMANDS:
-        raise UserError(f"mpidml: there is no command '{command}'; {nearest(command, COMMANDS)}")
+        raise UserError(f"'{command}': there is no such command; {nearest(command, COMMANDS)}")
     if command == "info":
         _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
         return command, None
-    parsed, unknown = _train_parser().parse_known_args(rest)
+    parsed, unknown = _train_parser("-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
         raise UserError(f"train: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], ['--config', *map(_flag, fields(Job))])}")
     given = vars(parsed)
@@ -58,7 +59,8 @@ def _help() -> str:
     )
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def _train_parser(for_help: bool) -> argparse.ArgumentParser:
+    """Make a flag of every field of Job; the plug-in folders are listed only where their names are shown."""
     parser = _Parser(
         prog="python -m mpidml train",
         description=COMMANDS["train"],
@@ -73,7 +75,8 @@ def _train_parser() -> argparse.ArgumentParser:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} (default: {'on' if default else 'off'})")
             continue
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        choices = f" [{'|'.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
+        listed = plugins.names(f.metadata["plugins"]) if for_help and f.metadata["plugins"] else f.metadata["choices"]
+        choices = f" [{'|'.join(listed)}]" if listed else ""
         parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown != "" else ""))
     return parser
 

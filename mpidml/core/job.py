@@ -13,8 +13,8 @@ from typing import Any
 from mpidml.core.errors import UserError, nearest
 
 
-def _flag(default: Any, text: str, choices: tuple[str, ...] = (), short: str = "") -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices, "short": short})
+def _flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins})
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Job:
     dropout: float = _flag(0.0, "mlp: share of hidden units dropped in training")
     loss: str = _flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
     dtype: str = _flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
-    strategy: str = _flag("parameter_server", "how the model is trained over ranks")
-    sync: str = _flag("bsp", "consistency policy: bsp, ssp:3, asp, or a path to a file of your own")
+    strategy: str = _flag("parameter_server", "how the model is trained over ranks", plugins="mpidml.strategies")
+    sync: str = _flag("bsp", "consistency policy, with its argument as in ssp:3, or a path to a file of your own", plugins="mpidml.sync")
     staleness: str = _flag("", "the policy's staleness: --sync ssp --staleness 3 is --sync ssp:3")
     reads: str = _flag(
         "fresh",
@@ -42,7 +42,7 @@ class Job:
         ("fresh", "cached", "eager"),
     )
     servers: str = _flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
-    optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam")
+    optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
     optimize: str = _flag(
         "servers", "where the optimizer runs: on the servers, or on the workers (servers then add their changes)", ("servers", "workers")
     )
