@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import PUSH, ROWS, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
 from mpidml.runtime import wire
@@ -56,6 +57,7 @@ class Driver:
         self.many = comm.size > 1
         self.name = f"[rank {comm.rank}/{comm.size}]"
         self.host_rank_of = comm.host_rank_of
+        self.pool = Buffers()  # for what arrives by MPI and has no place of its own
         self.header = bytearray(wire.HEADER_NBYTES)
         self.receive = comm.Recv_init(self.header, comm.ANY_SOURCE, wire.HEADER_TAG)
         self.free_headers: list[bytearray] = []
@@ -286,8 +288,6 @@ class Driver:
         landing: Array | None = self.roles[target].landing(source, message) if message.kind == ROWS else None
         if landing is not None:
             return Lease(landing)
-        if self.buffers is None:
-            return Lease(np.empty(nbytes, np.uint8))
-        buffer = self.buffers.allocate(nbytes)
+        buffer = self.pool.allocate(nbytes)
         buffer.lend()
         return Lease(buffer.array(np.uint8, nbytes), buffer.back)
