@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 
 if launch.world_from_environment(os.environ).launcher is None:
@@ -68,15 +69,25 @@ class CountedComm:
     def allgather(self, value: Any) -> list[Any]:
         return list(self.mpi.allgather(value))
 
+    def fits(self, nbytes: int) -> bool:
+        """Tell whether the host has room for `nbytes` more of shared memory over all its ranks (Collective on the host's ranks).
+
+        To be asked first: a window that the system grants without having the room ends the process at its first use.
+        """
+        room = shared_memory_nbytes()
+        return bool(self.host.bcast(room is None or nbytes < room, 0))
+
     def shared(self, n: int, dtype: Any) -> Array:
         """Return n zeros of `dtype` in one window of this host, the same memory on all its ranks (Collective on the host's ranks).
 
-        Raises MemoryError on all of them where the system has no room for it.
+        UserError on all of them where the system has no room for it.
         """
         nbytes = n * np.dtype(dtype).itemsize
-        room = shared_memory_nbytes()
-        if self.host.bcast(room is not None and nbytes > room, 0):
-            raise MemoryError(f"a shared window of {nbytes} bytes does not fit the {room} bytes free in /dev/shm")
+        if not self.fits(nbytes):
+            raise UserError(
+                f"shared memory: {nbytes / 1e6:.0f} MB do not fit what is free in /dev/shm ({(shared_memory_nbytes() or 0) / 1e6:.0f} MB);"
+                " enlarge it (mount -o remount,size=... /dev/shm, or --shm-size for a container)"
+            )
         window = MPI.Win.Allocate_shared(max(nbytes, 8) if self.host.rank == 0 else 0, 1, comm=self.host)
         window.Lock_all(MPI.MODE_NOCHECK)
         self.windows.append(window)

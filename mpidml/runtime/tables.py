@@ -37,6 +37,7 @@ from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.session import Reading, Session, Writing
+from mpidml.runtime.threads import limit_threads
 from mpidml.sync.base import SyncPolicy
 
 WINDOW_NBYTES = 32 << 20
@@ -130,8 +131,10 @@ def run_tables(
         raise UserError(f"reads '{reads}': there is no such choice; {nearest(reads, READS)}")
     own_comm = comm is None
     comm = CountedComm() if comm is None else comm
-    if own_comm and comm.size > 1:
-        abort.install(world())
+    if comm.size > 1:
+        limit_threads()
+        if own_comm:
+            abort.install(world())
     policy: SyncPolicy = plugins.make("mpidml.sync", sync)
     if deterministic and not policy.repeatable:
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
@@ -146,7 +149,7 @@ def run_tables(
         rank_of += [placement.server_ranks[s.server] for s in cut]
     workers = range(len(rank_of), len(rank_of) + len(placement.worker_ranks))
     rank_of += placement.worker_ranks
-    buffers = WindowBuffers(comm.host, WINDOW_NBYTES) if comm.size > 1 else None
+    buffers = WindowBuffers(comm.host, WINDOW_NBYTES) if comm.size > 1 and comm.fits(comm.host.size * WINDOW_NBYTES) else None
     bell = Bell(comm.host) if buffers is not None and comm.one_host else None
     pool = buffers or Buffers()
     arithmetic = backend("numba")

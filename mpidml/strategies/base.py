@@ -28,6 +28,7 @@ from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.telemetry import Telemetry
+from mpidml.runtime.threads import limit_threads
 from mpidml.runtime.wire import pieces
 
 VALUES_TAG = 9
@@ -42,8 +43,10 @@ def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write:
     """
     own = comm is None
     comm = CountedComm() if comm is None else comm
-    if own and comm.size > 1:
-        abort.install(world())
+    if comm.size > 1:
+        limit_threads()
+        if own:
+            abort.install(world())
     try:
         return _train(job, comm, quiet, write, keep)
     finally:

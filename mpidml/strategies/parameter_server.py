@@ -103,11 +103,10 @@ class ParameterServer:
         self.buffers: Buffers = Buffers()
         self.window: WindowBuffers | None = None
         bell = None
-        if comm.size > 1 and job.transport == "auto":
-            # Sizes are rounded up to powers of two; pages that are never touched take no memory.
-            self.buffers = self.window = WindowBuffers(
-                comm.host, (self.n_gradients + 2 * self.n_workers * (not self.in_place)) * 2 * nbytes + (1 << 20)
-            )
+        # Sizes are rounded up to powers of two; pages that are never touched take no memory.
+        n_buffers = self.n_gradients + 2 * self.n_workers * (not self.in_place)
+        if comm.size > 1 and job.transport == "auto" and comm.fits(comm.host.size * n_buffers * nbytes + (1 << 22)):
+            self.buffers = self.window = WindowBuffers(comm.host, n_buffers * 2 * nbytes + (1 << 20))
         if comm.one_host and comm.size > 1 and self.window is not None:
             bell = Bell(comm.host)
         n_all = self.copies * net.n_params

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 from mpidml.runtime.launch import World
-from tests.ranks import mpirun, python
+from tests.ranks import ROOT, mpirun, python
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,19 @@ def test_under_mpirun_the_environment_and_mpi_agree_on_rank_and_size(tmp_path):
     result = mpirun(3, [script])
     assert result.code == 0, result.err
     assert result.out.split() == ["agreed"] * 3
+
+
+def test_a_script_that_loaded_numpy_first_gets_one_blas_thread_a_rank(tmp_path):
+    """And a number that the user set stays."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np, threadpoolctl\n"
+        "np.dot(np.ones((8, 8)), np.ones((8, 8)))\n"
+        "from mpidml.runtime.threads import limit_threads\n"
+        "limit_threads()\n"
+        "print(max(pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'))\n"
+    )
+    free = {name: value for name, value in os.environ.items() if name not in launch.THREAD_VARIABLES}
+    for env, expected in ((free, "1"), ({**free, "OPENBLAS_NUM_THREADS": "2"}, "2")):
+        result = subprocess.run([sys.executable, str(script)], env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+        assert result.stdout.strip() == expected, result
