@@ -19,7 +19,8 @@ LINES = re.findall(r"`(?:mpirun -n \d+ )?python -m mpidml ([^`]*)`", README) + r
 def test_the_python_example_runs_alone_and_under_mpirun(tmp_path, n):
     script = tmp_path / "script.py"
     script.write_text(EXAMPLE)
-    result = python([str(script)], timeout=60) if n == 1 else mpirun(n, [str(script)], timeout=60)
+    env = {"PYTHONUNBUFFERED": ""}  # else print tears lines of several ranks apart
+    result = python([str(script)], 60, env) if n == 1 else mpirun(n, [str(script)], 60, env)
     assert result.code == 0, result
     means = [float(word) for word in result.out.split()]
     assert len(means) == n
