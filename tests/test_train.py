@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import tomllib
 from itertools import pairwise
 
@@ -297,3 +298,15 @@ def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, ser
     n_workers = n if servers == "colocated" else n - 1
     told = [f"{6 * n_workers + 1:.1f} {n}"] * n_workers + [f"None {n}"] * (n - n_workers)
     assert sorted(ok(result).splitlines()) == sorted(told)
+
+
+def test_ranks_of_a_host_compile_each_kernel_once(tmp_path):
+    """With an empty cache: one rank compiles and saves, the others load what it saved."""
+    env = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": "", "NUMBA_DEBUG_CACHE": "1"}
+    result = mpirun(3, ["-m", "mpidml", "train", "--steps", "2", "--out", tmp_path / "run"], timeout=240, env=env)
+    assert result.code == 0, result
+    saved = re.findall(r"data saved to '([^']*)'", result.out)
+    loaded = re.findall(r"data loaded from '([^']*)'", result.out)
+    assert len(saved) == len(set(saved)) > 30
+    assert sorted(loaded) == sorted(2 * saved)
+    assert result.out.count("compiling kernels") == 1

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 from mpidml_kernels import cache, dense, loss, rows, update
 from mpidml_kernels.kernel import Kernel
 
-__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "warm"]
+__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "is_compiled"]
 
 FAMILIES = (dense, loss, update, rows)
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
@@ -38,6 +40,7 @@ def backend(name: str) -> Backend:
     return Backend(name=name, **kernels)
 
 
-def warm() -> None:
-    """Compile what is not compiled yet; one rank per host calls this while the others wait."""
-    backend("numba")
+def is_compiled() -> bool:
+    """Tell whether backend("numba") will find its kernels compiled, so that a program can say why it takes its time."""
+    cache.prepare()
+    return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))

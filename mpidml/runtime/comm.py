@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,12 @@ class CountedComm:
 
     def Barrier(self) -> None:
         self.mpi.Barrier()
+
+    def host_nap(self) -> None:
+        """Wait for all ranks of the host without taking their cores: for waits of seconds, where a Barrier would spin (Collective on the host's ranks)."""
+        request = self.host.Ibarrier()
+        while not request.Test():
+            time.sleep(5e-3)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
         return self.mpi.bcast(value, root)

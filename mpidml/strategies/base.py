@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import backend
+from mpidml_kernels import backend, is_compiled
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
@@ -60,7 +60,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
-    arithmetic = _compiled(job.backend, comm)
+    arithmetic = _compiled(job.backend, comm, quiet)
     # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
     hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
     net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
@@ -116,14 +116,15 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     return result
 
 
-def _compiled(name: str, comm: CountedComm) -> Any:
-    """Load the arithmetic; the first rank of each host compiles it while the others wait for its cache (Collective on comm)."""
+def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
+    """Load the arithmetic; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm)."""
+    arithmetic = None
     if comm.host.rank == 0:
+        if comm.rank == 0 and name == "numba" and not quiet and not is_compiled():
+            summary.say("compiling kernels, once for this machine: about 20 seconds ...")
         arithmetic = backend(name)
-        comm.host.Barrier()
-        return arithmetic
-    comm.host.Barrier()
-    return backend(name)
+    comm.host_nap()
+    return backend(name) if arithmetic is None else arithmetic
 
 
 def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
