@@ -33,7 +33,7 @@ class Monitor:
         self.metrics: list[dict[str, Any]] = []
         self.open: dict[int, Array] = {}
         self.samples = 0
-        self.evaluation_seconds = np.zeros(n_workers)
+        self.evaluation_seconds = 0.0
         self.n_pending = 0
         self.pending_loss = 0.0
         self.last: tuple[float, ...] = ()
@@ -43,36 +43,39 @@ class Monitor:
         if not rows:
             return
         table = np.array(rows)
-        np.add.at(self.evaluation_seconds, table[:, 0].astype(np.intp), table[:, -1])
         clocks, place = np.unique(table[:, 2].astype(np.int64), return_inverse=True)
-        found = np.zeros((len(clocks), 2 + len(SUMS)))  # workers, latest seconds, sums
+        found = np.zeros((len(clocks), 3 + len(SUMS)))  # workers, latest seconds, longest evaluation, sums
         np.add.at(found[:, 0], place, 1)
         np.maximum.at(found[:, 1], place, table[:, 1])
-        np.add.at(found[:, 2:], place, table[:, 3:9])
+        np.maximum.at(found[:, 2], place, table[:, -1])
+        np.add.at(found[:, 3:], place, table[:, 3:9])
         for clock, new in zip(clocks.tolist(), found, strict=True):
             if (old := self.open.pop(clock, None)) is not None:
-                new += old * [1, 0, 1, 1, 1, 1, 1, 1]
-                new[1] = max(new[1], old[1])
+                latest = np.maximum(new[1:3], old[1:3])
+                new += old
+                new[1:3] = latest
             if new[0] == self.n_workers:
                 self._finish(clock, *new[1:].tolist())
             else:
                 self.open[clock] = new
 
     def _finish(
-        self, clock: int, seconds: float, staleness: float, loss: float, samples: float, test_loss: float, n_correct: float, n_test: float
+        self,
+        clock: int,
+        seconds: float,
+        evaluation: float,
+        staleness: float,
+        loss: float,
+        samples: float,
+        test_loss: float,
+        n_correct: float,
+        n_test: float,
     ) -> None:
+        self.evaluation_seconds += evaluation  # all workers score at the same clock, so the longest is what training waited
         self.samples += int(samples)
         self.n_pending += 1
         self.pending_loss += loss / max(samples, 1)
-        self.last = (
-            float(clock),
-            seconds - float(self.evaluation_seconds.max()),
-            self.samples,
-            staleness / self.n_workers,
-            test_loss,
-            n_correct,
-            n_test,
-        )
+        self.last = (float(clock), seconds - self.evaluation_seconds, self.samples, staleness / self.n_workers, test_loss, n_correct, n_test)
         if self.n_pending >= self.every or n_test:
             self._emit()
 

@@ -101,6 +101,8 @@ class RunFolder:
         with self._replacing("model.safetensors") as part:
             save_file({name: np.asarray(array, order="C") for name, array in params.items()}, part, metadata=dict(metadata))
             _sort_header(part)
+            os.umask(mask := os.umask(0))
+            part.chmod(0o666 & ~mask)  # the library writes for the owner alone
 
     def close(self) -> None:
         """Close metrics.jsonl."""

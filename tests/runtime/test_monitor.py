@@ -1,0 +1,52 @@
+"""Join what workers measured: by clock, in any order, with the seconds of evaluation left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpidml.runtime.monitor import Monitor
+
+
+def measurements(n_workers, n_clocks, per_epoch=3):
+    """Each clock takes a second, each scoring (at the start of an epoch) 10 seconds for everybody and 1 more for the last worker."""
+    rows = []
+    for worker in range(n_workers):
+        for clock in range(n_clocks):
+            scores = clock > 0 and clock % per_epoch == 0
+            evaluated = (10.0 + (worker == n_workers - 1)) if scores else 0.0
+            seconds = clock + 1 + 11.0 * (clock // per_epoch)
+            rows.append((worker, seconds, clock, worker, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated))
+    return rows
+
+
+def joined(rows, n_workers, n_clocks, pieces):
+    written = []
+    monitor = Monitor(n_workers, n_clocks, 3, None, written.append)
+    for start in range(0, len(rows), pieces):
+        monitor.take(rows[start : start + pieces])
+    monitor.end(None, None)
+    return monitor, written
+
+
+@pytest.mark.parametrize("pieces", [1, 4, 1000])
+@pytest.mark.parametrize("by_clock", [False, True])
+def test_rows_are_the_same_however_the_measurements_arrive(pieces, by_clock):
+    rows = measurements(3, 7)
+    if by_clock:
+        rows.sort(key=lambda row: row[2])
+    monitor, written = joined(rows, 3, 7, pieces)
+    assert [row["clock"] for row in written] == list(range(7))
+    assert [row["seconds"] for row in written] == pytest.approx([1, 2, 3, 4, 5, 6, 7])  # the 11 seconds of each scoring are left out
+    assert [row["samples"] for row in written] == [12 * (c + 1) for c in range(7)]
+    assert [row["loss"] for row in written] == pytest.approx([6.0 * c / 12 for c in range(7)])
+    assert all(row["staleness"] == 1.0 for row in written)
+    assert [row.get("test_accuracy") for row in written] == [None, None, None, 0.6, None, None, 0.6]
+    assert monitor.samples == 84
+
+
+def test_a_long_run_writes_few_rows_and_every_score():
+    rows = measurements(1, 20_001, per_epoch=5000)
+    _, written = joined(rows, 1, 20_001, 999)
+    assert 3000 < len(written) < 5100
+    assert sum("test_accuracy" in row for row in written) == 4
+    assert written[-1]["samples"] == 4 * 20_001
