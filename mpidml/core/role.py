@@ -61,6 +61,7 @@ class Message(NamedTuple):
     PUSH   it ends, or -1     -                    sequence number    clock that the delta read   the delta
     CLOCK  it ends            -                    sequence number    -                           -
     END    clocks completed   -                    sequence number    -                           -
+           (back: all that this shard had to send has been sent)
 
     PUSH, CLOCK and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
     back in its place; a ROWS says how many of the reader's own it contains. What is meant: all rows of the shard (`rows` None

@@ -38,7 +38,11 @@ class Link:
     """One gradient transform. All arrays are flat, contiguous, of one length and dtype; nothing is allocated after `init`.
 
     `descends`: it ends a chain and has `apply`. `normalised`: the size of its step does not shrink with the gradient.
+    `share`: the part of the global batch that a gradient given to this link stands for. What does not shrink with the gradient by itself (a
+    limit, a decay, a normalised step) must shrink by it, or n workers would do it n times.
     """
+
+    share = 1.0
 
     scope: ClassVar[Literal["elementwise", "global"]] = "elementwise"
     descends: ClassVar[bool] = False
@@ -71,6 +75,11 @@ class Transforms:
         self.first = first
         self._keys = [(link, self._named(i, link)) for i, link in enumerate(self.links)]
 
+    def each_sees(self, share: float) -> None:
+        """Tell every link that the gradients it will see stand for `share` of the global batch."""
+        for link in self.links:
+            link.share = share
+
     def _named(self, i: int, link: Link) -> list[tuple[str, str]]:
         return [(name, f"{self.first + i}.{type(link).__name__.lower()}.{name}") for name in link.init(0, np.float32)]
 
@@ -102,13 +111,16 @@ class Chain(Transforms):
         if len(self.links) > 1:
             self.transform(backend, g, state, w, step, memory)
         own = {name: state[key] for name, key in self._descent_keys}
-        self.descent.apply(backend, w, out, g, own, self.learning_rate * rate_factor, step, memory)
+        self.descent.apply(backend, w, out, g, own, self._rate(rate_factor), step, memory)
 
     def delta(self, backend: Any, g: Array, state: State, w: Array, step: int, rate_factor: float = 1.0, memory: float = 1.0) -> None:
         """Turn `g` into the change to add to the weights, -learning_rate rate_factor u; `w` is only read."""
         self.transform(backend, g, state, w, step, memory)
         self.descent.transform(backend, g, {name: state[key] for name, key in self._descent_keys}, w, step, memory)
-        backend.scale(g, -self.learning_rate * rate_factor)
+        backend.scale(g, -self._rate(rate_factor))
+
+    def _rate(self, rate_factor: float) -> float:
+        return self.learning_rate * rate_factor * (self.descent.share if self.descent.normalised else 1.0)
 
     def split(self) -> tuple[Transforms | None, Chain]:
         """Cut after the last global link: what needs the whole gradient, and what a server may run on its own shard.

@@ -17,4 +17,4 @@ class Clamp(Link):
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Clip each element of `g`."""
-        backend.clip_transform(g, self.limit)
+        backend.clip_transform(g, self.limit * self.share)

@@ -10,7 +10,10 @@ from mpidml.optim.base import Link, State, number
 
 
 class Clip(Link):
-    """Scale the gradient down to the Euclidean norm `limit` > 0 if it is longer."""
+    """Scale the gradient down to the Euclidean norm `limit` > 0 if it is longer.
+
+    Each of n workers clips its own part to limit / n: the sum is never longer than the limit, but not what clipping the sum would give.
+    """
 
     scope: ClassVar[Literal["elementwise", "global"]] = "global"
 
@@ -19,6 +22,6 @@ class Clip(Link):
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Compute g *= limit / |g| if |g| > limit; a gradient with NaN stays as it is."""
-        norm = math.sqrt(backend.sum_of_squares(g))
-        if norm > self.limit:
-            backend.scale(g, self.limit / norm)
+        norm, limit = math.sqrt(backend.sum_of_squares(g)), self.limit * self.share
+        if norm > limit:
+            backend.scale(g, limit / norm)

@@ -16,4 +16,4 @@ class Decay(Link):
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Compute g += rate w."""
-        backend.decay_transform(g, w, self.rate)
+        backend.decay_transform(g, w, self.rate * self.share)

@@ -64,8 +64,9 @@ class Copy(NamedTuple):
     counted: int
 
 
-Key = tuple[int, int, int, bytes]
+Key = tuple[int, int, int]
 MOST_CUTS = 256
+MOST_WRITES = 256
 SERVERS_FIRST_SECONDS = 1.0
 """How much later a worker reports a wait than its server does: a server that lives knows who is behind."""
 
@@ -92,6 +93,7 @@ class Client:
         self.staleness: Counter[int] = Counter()
         self.n_asked = self.n_blocking = 0
         self.next_ticket = 0
+        self.leaving: set[int] = set()
 
     def pull(
         self,
@@ -120,8 +122,8 @@ class Client:
             self.untaken[ticket.number] = ticket
         effects: list[Effect] = []
         for role, piece in ticket.pieces.items():
-            if spec.reads != "fresh":
-                copy = self.copies.get(key := _key(role, piece.lo, piece.hi, piece.region.rows))
+            if spec.reads != "fresh" and rows is None:
+                copy = self.copies.get(key := (role, piece.lo, piece.hi))
                 if copy is not None and copy.version >= oldest:
                     self._fill(ticket, role, copy.values, copy.version, copy.counted)
                     continue
@@ -170,13 +172,26 @@ class Client:
         """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
         clock = self.clock
         self.clock = clock + 1
+        effects: list[Effect] = []
+        for role, own in self.own.items():
+            if len(own.writes) > MOST_WRITES and not self.asked[role]:
+                # A worker that only pushes learns in this way what the shard has counted, and need not keep it any longer.
+                table, shard = self.shard_of[role]
+                lo = self.tables[table].shards[shard].lo
+                effects += self.pull(0.0, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), block=(lo, lo + 1))[1]
         if len(told) == len(self.shard_of):
-            return []
-        return [self._numbered(role, Message(CLOCK, clock)) for role in self.shard_of if role not in told]
+            return effects
+        return [*effects, *(self._numbered(role, Message(CLOCK, clock)) for role in self.shard_of if role not in told)]
 
     def end(self) -> list[Effect]:
-        """Leave for good: nobody waits for this worker any more."""
+        """Leave for good: nobody waits for this worker any more. `farewell` says when no shard will send it anything."""
+        self.leaving = set(self.shard_of)
         return [self._numbered(role, Message(END, self.clock)) for role in self.shard_of]
+
+    def farewell(self, source: int) -> bool:
+        """Take a shard's END; return whether it was the last one."""
+        self.leaving.discard(source)
+        return not self.leaving
 
     def answer(self, now: float, source: int, message: Message) -> None:
         """Take a ROWS message: fill its ticket; where copies are held, refresh the copy and the tickets that wait for it."""
@@ -185,8 +200,8 @@ class Client:
         values: Array | None = None
         if message.data is not None:
             values = message.data.array.view(spec.dtype).reshape(-1, spec.width)
-        if spec.reads != "fresh" and values is not None:
-            key = _key(source, message.lo, message.hi, message.rows)
+        if spec.reads != "fresh" and values is not None and message.rows is None:
+            key = (source, message.lo, message.hi)
             held = self.copies.get(key)
             if held is None or message.version >= held.version:
                 self.copies[key] = copy = Copy(values.copy(), message.version, message.counted)
@@ -204,7 +219,9 @@ class Client:
             message.data.release()
         if source in self.own and not self.asked[source]:
             held_here = [c for k, c in self.copies.items() if k[0] == source]
-            self.own[source].forget(min([message.version, *(c.version for c in held_here)]), min([message.counted, *(c.counted for c in held_here)]))
+            # In repeat mode a later read may show an older version than this one, but none older than the policy's oldest.
+            version = min(message.version, max(self.policy.oldest_readable(self.clock, None), 0))
+            self.own[source].forget(min([version, *(c.version for c in held_here)]), min([message.counted, *(c.counted for c in held_here)]))
 
     def landing(self, source: int, message: Message) -> Array | None:
         """Name the place of a dense answer, so that it is received where it is wanted."""
@@ -273,7 +290,3 @@ def _change(ticket: Ticket, piece: Piece, change: Callable[[Array, Region], None
     change(out, piece.region)
     if not isinstance(piece.place, slice):  # listed rows are a copy
         ticket.out[piece.place] = out
-
-
-def _key(role: int, lo: int, hi: int, rows: Array | None) -> Key:
-    return role, lo, hi, b"" if rows is None else rows.tobytes()

@@ -44,16 +44,13 @@ class Shard:
         self.clocks = Clocks(workers)
         self.order = {w: i for i, w in enumerate(self.clocks.completed)}
         self.active = len(self.order)
-        # The step of a normalised chain does not shrink with the gradient: n pushes a clock would move n times as far as their sum.
-        normalised = store is not None and store.chain is not None and store.chain.descent.normalised
-        self.share = 1.0 / self.active if normalised and not self.by_clock else 1.0
         self.counted = dict.fromkeys(self.order, 0)
         self.early: dict[tuple[int, int], Message] = {}
         self.held: dict[int, list[tuple[int, Message]]] = {}
         self.freed = 0
         self.parked: dict[int, list[tuple[int, Message, float]]] = {}
         self.spoke = dict.fromkeys(self.order, 0.0)
-        self.asked: dict[int, dict[tuple[int, int, bytes], Message]] = {}
+        self.asked: dict[int, dict[tuple[int, int], Message]] = {}
 
     def start(self, now: float) -> Effects:
         """Wait for messages."""
@@ -75,9 +72,8 @@ class Shard:
 
     def _pull(self, now: float, source: int, message: Message) -> Effects:
         wanted = max(self.policy.oldest_readable(message.clock, self.clocks), message.version, 0)
-        if self.eager:
-            key = (message.lo, message.hi, b"" if message.rows is None else message.rows.tobytes())
-            self.asked.setdefault(source, {})[key] = message
+        if self.eager and message.rows is None:
+            self.asked.setdefault(source, {})[message.lo, message.hi] = message
         if self.clocks.reached < wanted:
             self.parked.setdefault(wanted, []).append((source, message, now))
             return NOTHING
@@ -106,18 +102,19 @@ class Shard:
                 return NOTHING
         elif message.kind == END:
             self.active -= 1
+            self.asked.pop(source, None)
+            farewell = Send(source, Message(END))
             moved = self.clocks.end(source)
             if not self.active:
                 self._commit(max(self.held, default=-1) + 1)
-                return (Stop(),)
-            return self._moved() if moved else NOTHING
+                return (farewell, Stop())
+            return [*self._moved(), farewell] if moved else (farewell,)
         else:
             assert message.kind == CLOCK
         return self._moved() if self.clocks.tick(source) else NOTHING
 
     def _tuning(self, staleness: int) -> Tuning:
-        tuning = self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
-        return Tuning(tuning.rate * self.share, tuning.memory) if self.share < 1 else tuning
+        return self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
 
     def _moved(self) -> Effects:
         if self.by_clock:

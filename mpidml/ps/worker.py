@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mpidml.core.role import NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
+from mpidml.core.role import END, NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
 from mpidml.ps.client import Client, Ticket
 
 
@@ -66,7 +66,9 @@ class Worker:
         return effects if any(t.unanswered for t in self.coming) else [*effects, *self._begin(now)]
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
-        """Take an answer; begin to compute when it was the last one that was missing."""
+        """Take an answer; begin to compute when it was the last one that was missing. Stop when every shard has taken its leave."""
+        if message.kind == END:
+            return (Stop(),) if self.client.farewell(source) else NOTHING
         self.client.answer(now, source, message)
         for ticket in self.coming:
             if ticket.unanswered:
@@ -124,7 +126,7 @@ class Worker:
         self.computing = False
         if self.client.clock == self.n_clocks:
             self.ended, self.result = True, result
-            return [*self.client.end(), Stop()]
+            return self.client.end()
         pushes, measured = result
         clock = self.client.clock
         effects: list[Effect] = list(self.part(now, 0, 0))

@@ -28,14 +28,16 @@ class Bell:
         except (BlockingIOError, ConnectionRefusedError, FileNotFoundError):
             pass
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until rung, at most `seconds`."""
-        if self.poller.poll(seconds * 1e3):
+    def wait(self, seconds: float) -> bool:
+        """Sleep until rung, at most `seconds`; return whether it rang."""
+        rung = bool(self.poller.poll(seconds * 1e3))
+        if rung:
             try:
                 while self.socket.recv(16):
                     pass
             except BlockingIOError:
                 pass
+        return rung
 
     def close(self) -> None:
         """Close the socket."""

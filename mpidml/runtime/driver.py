@@ -128,7 +128,7 @@ class Driver:
             self.trace.add("wait", since, now - since)
 
     def _sleep(self, idle_seconds: float) -> bool:
-        """Sleep a share of the time already idle, or until rung; return whether messages came instead.
+        """Sleep a share of the time already idle, or until rung; return whether something came or was announced: then spin anew.
 
         The flag is raised before the last look, so no ring is lost.
         """
@@ -138,9 +138,7 @@ class Driver:
         flag = self.buffers.asleep[self.buffers.rank]
         flag[0] = 1
         self.buffers.fence()
-        happened = self.poll()
-        if not happened:
-            self.bell.wait(LONG_SLEEP_SECONDS)
+        happened = self.poll() or self.bell.wait(LONG_SLEEP_SECONDS)
         flag[0] = 0
         return happened
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.buffers import Buffers
-from mpidml.core.role import NOTHING, Array, Effects, Message, Stop, Waiting
+from mpidml.core.role import END, NOTHING, Array, Effects, Lease, Message, Stop, Waiting
 from mpidml.ps.client import Client, Ticket
 from mpidml.runtime.driver import Driver
 
@@ -39,7 +39,8 @@ class Writing:
 
     def wait(self) -> None:
         """Wait, serving this rank's shards meanwhile."""
-        self.session.driver.run_until(lambda: not self.buffer.busy())
+        if self.buffer is not None:
+            self.session.driver.run_until(lambda: not self.buffer.busy())
 
 
 class Session:
@@ -72,10 +73,14 @@ class Session:
         """Send a delta; it is copied, so the caller may change it at once."""
         spec = self.client.tables[table]
         flat = np.ascontiguousarray(delta, spec.dtype).ravel()
-        buffer = self.buffers.allocate(flat.nbytes)
-        copy = buffer.array(spec.dtype, flat.size)
-        copy[:] = flat
-        self.driver.perform(self.me, self.client.push(table, buffer.lease(copy), rows=rows, block=block, version=self.client.clock))
+        buffer = None
+        if rows is not None or not flat.size:
+            lease = Lease(flat)  # listed rows are gathered for each shard, which copies them
+        else:
+            buffer = self.buffers.allocate(flat.nbytes)
+            lease = buffer.lease(buffer.array(spec.dtype, flat.size))
+            lease.array[:] = flat
+        self.driver.perform(self.me, self.client.push(table, lease, rows=rows, block=block, version=self.client.clock))
         self.driver.poll()
         return Writing(self, buffer)
 
@@ -85,8 +90,9 @@ class Session:
         self.driver.poll()
 
     def close(self) -> None:
-        """Leave, and serve this rank's shards until every worker has left."""
-        self.driver.perform(self.me, [*self.client.end(), Stop()])
+        """Take what was asked for, leave, and serve this rank's shards until every worker has left."""
+        self.driver.run_until(lambda: not self.client.tickets)
+        self.driver.perform(self.me, self.client.end())
         self.driver.run_until(self.driver.finished)
         self.driver.end()
 
@@ -94,6 +100,8 @@ class Session:
         return NOTHING
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
+        if message.kind == END:
+            return (Stop(),) if self.client.farewell(source) else NOTHING
         self.client.answer(now, source, message)
         return NOTHING
 

@@ -41,6 +41,7 @@ from mpidml.runtime.threads import limit_threads
 from mpidml.sync.base import SyncPolicy
 
 WINDOW_NBYTES = 32 << 20
+EAGER_CANNOT_REPEAT = "deterministic: with eager reads a staleness above 1 depends on when rows arrive; use fresh or cached reads"
 
 
 class Table:
@@ -68,7 +69,7 @@ class Table:
         """Send `delta` (rows x width): added to the values, or a gradient for the table's optimizer. Counts when the policy says."""
         rows, block = self._where(rows)
         n = rows.size if rows is not None else block[1] - block[0] if block is not None else self.spec.n_rows
-        if np.size(delta) != n * self.spec.width:
+        if np.shape(delta) not in ((n, self.spec.width), (n * self.spec.width,)):
             raise ValueError(f"table {self.spec.name}: the delta has shape {np.shape(delta)}; give {n} rows of width {self.spec.width}")
         return self._session.push(self._number, delta, rows, block)
 
@@ -81,7 +82,10 @@ class Table:
             if step != 1:
                 raise ValueError(f"table {self.spec.name}: a block has step 1, not {step}; list the rows instead")
             return None, (lo, max(lo, hi))
-        listed = np.atleast_1d(np.asarray(rows, np.int64))
+        listed = np.atleast_1d(np.asarray(rows))
+        if listed.ndim != 1 or (listed.dtype.kind not in "iu" and listed.size):
+            raise ValueError(f"table {self.spec.name}: rows are {listed.dtype} of shape {listed.shape}; list whole numbers, or give a slice")
+        listed = listed.astype(np.int64)
         if listed.size and not 0 <= listed.min() <= listed.max() < n:
             raise IndexError(f"table {self.spec.name}: rows {listed.min()} to {listed.max()} are not all in 0..{n - 1}; correct the row numbers")
         return listed, None
@@ -138,9 +142,16 @@ def run_tables(
     policy: SyncPolicy = plugins.make("mpidml.sync", sync)
     if deterministic and not policy.repeatable:
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
-    placement = place(comm.size, servers)
+    if deterministic and reads == "eager" and (policy.bound or 0) > 1:
+        raise UserError(EAGER_CANNOT_REPEAT)
+    placement = place(comm.size, str(servers))
     chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
+    if chain is not None and any(link.scope == "global" for link in chain.links):
+        raise UserError(f"optimizer '{optimizer}': a link such as clip needs the whole gradient, a shard sees its own part; apply it before you push")
     by_clock = deterministic or policy.commit == "clock"
+    if chain is not None and not by_clock:
+        chain.each_sees(1.0 / len(placement.worker_ranks))
+    initial = _checked(tables, dtype, initial or {}, wait_limit)
     specs: list[TableSpec] = []
     rank_of: list[int] = []
     for name, (n_rows, width) in tables.items():
@@ -161,8 +172,8 @@ def run_tables(
             versions = [
                 np.zeros((shard.hi - shard.lo) * spec.width, spec.dtype) for _ in range(n_versions(False, by_clock, policy.bound, deterministic))
             ]
-            if initial is not None and spec.name in initial:
-                versions[0][:] = np.asarray(initial[spec.name], spec.dtype).reshape(-1, spec.width)[shard.lo : shard.hi].ravel()
+            if spec.name in initial:
+                versions[0][:] = initial[spec.name][shard.lo : shard.hi].ravel()
             store = Store(versions, shard.lo, spec.width, arithmetic, chain)
             roles[spec.first_role + i] = Shard(spec.name, workers, policy, store, pool.allocate, repeat=deterministic, eager=reads == "eager")
     session = None
@@ -177,11 +188,37 @@ def run_tables(
         driver.run()
     else:
         session.attach(driver)
-        result = main(faces)
+        try:
+            result = main(faces)
+        except SystemExit as end:
+            raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from end
         session.close()
     comm.Barrier()
+    if bell is not None:
+        bell.close()
     if buffers is not None:
         buffers.free()
     if own_comm:
         comm.free()
     return result
+
+
+def _checked(tables: Mapping[str, tuple[int, int]], dtype: str, initial: Mapping[str, Array], wait_limit: float) -> dict[str, Array]:
+    """Return the initial values as rows x width; UserError for sizes, types and names that cannot be."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise UserError(f"tables: {np.dtype(dtype)} is not a dtype of theirs; choose float32 or float64")
+    if not wait_limit > 0:
+        raise UserError(f"wait_limit {wait_limit}: is not a positive number of seconds; give one such as 300")
+    for name, (n_rows, width) in tables.items():
+        if n_rows < 1 or width < 1:
+            raise UserError(f"table '{name}': {n_rows} rows of width {width} cannot be; give at least one row and a width of 1")
+    found = {}
+    for name, values in initial.items():
+        if name not in tables:
+            raise UserError(f"initial: there is no table '{name}'; {nearest(name, tables)}")
+        if np.shape(values) != tuple(tables[name]):
+            raise UserError(
+                f"initial: values of table '{name}' have shape {np.shape(values)}, the table has {tuple(tables[name])}; give one value each"
+            )
+        found[name] = np.asarray(values, dtype)
+    return found

@@ -56,6 +56,8 @@ class ParameterServer:
         self.policy: SyncPolicy = plugins.make("mpidml.sync", job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
+        if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
+            raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
         self.placement: Placement = place(comm.size, job.servers)
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
@@ -64,7 +66,10 @@ class ParameterServer:
         self.by_clock = self.repeat or self.policy.commit == "clock"
         chain = make_chain(job.optimizer, job.lr)
         on_servers = job.optimize == "servers"
+        chain.each_sees(1.0 / self.n_workers)
         self.before, after = chain.split() if on_servers else (None, chain)
+        if on_servers and self.by_clock:
+            after.each_sees(1.0)  # the servers sum up a clock's gradients first
         self.server_chain: Chain | None = after if on_servers else None
         self.worker_chain: Chain | None = None if on_servers else after
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
@@ -102,13 +107,13 @@ class ParameterServer:
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
         self.buffers: Buffers = Buffers()
         self.window: WindowBuffers | None = None
-        bell = None
+        self.bell: Bell | None = None
         # Sizes are rounded up to powers of two; pages that are never touched take no memory.
         n_buffers = self.n_gradients + 2 * self.n_workers * (not self.in_place)
         if comm.size > 1 and job.transport == "auto" and comm.fits(comm.host.size * n_buffers * nbytes + (1 << 22)):
             self.buffers = self.window = WindowBuffers(comm.host, n_buffers * 2 * nbytes + (1 << 20))
         if comm.one_host and comm.size > 1 and self.window is not None:
-            bell = Bell(comm.host)
+            self.bell = Bell(comm.host)
         n_all = self.copies * net.n_params
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
@@ -140,7 +145,7 @@ class ParameterServer:
                 client = Client([self.spec], self.policy, self.by_clock)
                 roles[number] = self.workers[number] = Worker(client, task, self.n_clocks, trace is not None)
         comm.Barrier()  # the first versions are in place before anyone may read them
-        self.driver = Driver(comm, roles, self.rank_of, self.window, bell, record, look, job.wait_limit, trace=trace)
+        self.driver = Driver(comm, roles, self.rank_of, self.window, self.bell, record, look, job.wait_limit, trace=trace)
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
@@ -149,7 +154,9 @@ class ParameterServer:
         return self.tasks[0].flats[self.n_clocks % 2] if self.tasks else None
 
     def free(self) -> None:
-        """Free windows (Collective on comm)."""
+        """Free windows and sockets (Collective on comm)."""
+        if self.bell is not None:
+            self.bell.close()
         if self.window is not None:
             self.window.free()
 
@@ -248,8 +255,7 @@ class Training:
         elif self.strategy.worker_chain is not None:
             chain = self.strategy.worker_chain
             tuning = self.strategy.policy.tuning(staleness if self.job.tune else 0)
-            share = 1.0 / self.strategy.n_workers if chain.descent.normalised else 1.0
-            chain.delta(self.net.backend, g, self.state, w, clock + 1, tuning.rate * share, tuning.memory)
+            chain.delta(self.net.backend, g, self.state, w, clock + 1, tuning.rate, tuning.memory)
 
     def _score(self, w: Array) -> tuple[float, float, float, float]:
         started = time.perf_counter()

@@ -179,7 +179,7 @@ def test_pushed_rows_are_fresher_than_cached_ones_and_cost_bytes():
 def test_a_clock_costs_a_question_an_answer_and_a_push_per_worker_and_shard():
     scenario = Scenario(Ssp(2), 400, 1, 3)
     result = virtual.run(scenario.roles(), lambda role, clock: 1.0 + role % 7)
-    assert result.n_messages == 400 * (4 + 4 + 3 + 1)  # questions, answers, pushes, the end
+    assert result.n_messages == 400 * (4 + 4 + 3 + 2)  # questions, answers, pushes, the end and back
 
 
 class NeverTicks(Client):
