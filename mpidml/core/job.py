@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from mpidml.core.errors import UserError, nearest
@@ -72,7 +73,10 @@ class Job:
         return f"{self.sync}:{self.staleness}"
 
     def checked(self) -> Job:
-        """Return self, or raise UserError naming the first value that cannot be."""
+        """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""
+        return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
+
+    def _in_range(self) -> Job:
         least: dict[str, float] = {"epochs": 1, "batch": 1, "steps": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -93,6 +97,10 @@ class Job:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
+        if self.test_data and self.hold_out != Job.hold_out:
+            raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
+        if self.model == "softmax" and self.activation != Job.activation:
+            raise UserError(f"--activation {self.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
         return self
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Job:
@@ -132,7 +140,7 @@ def _parsed(value: Any, like: Any, where: str) -> Any:
         if isinstance(like, tuple):
             parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else list(value)
             return tuple(_whole(p) for p in parts)
-        if isinstance(like, str) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        if isinstance(like, str) and isinstance(value, str | int | float | PurePath) and not isinstance(value, bool):
             return str(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         pass

@@ -83,7 +83,10 @@ def _module_from_path(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[str(path)] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does wrong
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error}); correct the file") from None
     return module
 
 

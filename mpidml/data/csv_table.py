@@ -6,6 +6,7 @@ import csv
 import gzip
 from array import array
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -18,11 +19,12 @@ Array = np.ndarray[Any, Any]
 
 
 class CsvTable(NamedTuple):
-    """Hold the features x (n, features) float64 and the labels as they stand in the file."""
+    """Hold the features x (n, features) float64, the labels as they stand in the file, and the features' names where it has a header."""
 
     path: str
     x: Array
     labels: list[str]
+    names: list[str]
 
 
 def read_csv(path: Path, label: str | None = None) -> CsvTable:
@@ -74,11 +76,14 @@ def _parse(path: str, file: TextIO, label: str | None) -> CsvTable:
         if not text:
             raise UserError(f"{path}: row {n} (line {line}) has an empty label in column {at}; give each row a label")
         try:
-            values.extend(list(map(float, row)))
+            numbers = list(map(float, row))
+            if not all(map(isfinite, numbers)):
+                raise ValueError
+            values.extend(numbers)
         except ValueError:
-            bad, cell = next((columns[i], cell) for i, cell in enumerate(row) if not _is_number(cell))
+            bad, cell = next((columns[i], cell) for i, cell in enumerate(row) if not (_is_number(cell) and isfinite(float(cell))))
             name = f"{bad} ('{first[bad]}')" if has_header else f"{bad}"
-            raise UserError(f"{path}: row {n} (line {line}), column {name} holds '{cell}', not a number; give numeric features only") from None
+            raise UserError(f"{path}: row {n} (line {line}), column {name} holds '{cell}', not a finite number; give such numbers only") from None
         labels.append(text)
 
     if not has_header:
@@ -91,7 +96,7 @@ def _parse(path: str, file: TextIO, label: str | None) -> CsvTable:
         x, labels = x[1:], labels[1:]  # column names that are numbers above numeric labels, as data frames write them
     if not labels:
         raise UserError(f"{path}: the file holds a header but no rows; give at least one row")
-    return CsvTable(path, x, labels)
+    return CsvTable(path, x, labels, [first[i].strip() for i in columns] if has_header else [])
 
 
 def _position(path: str, header: list[str], label: str) -> int:

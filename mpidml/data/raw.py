@@ -32,14 +32,14 @@ def as_rows(x: Array, dtype: Any) -> Array:
 
 def check(raw: RawData) -> None:
     """Refuse data that cannot be trained on: no rows, unequal lengths, NaN or infinity, labels outside 0..k-1; one pass over the data."""
-    _check_part(raw.name, "x", raw.x, "y", raw.y)
+    check_part(raw.name, "x", raw.x, "y", raw.y)
     n, largest = len(raw.y), int(raw.y.max())
     if largest >= n:
         row = int(raw.y.argmax())
         raise UserError(f"{raw.name}: label {largest} in row {row} of y means more classes than the {n} rows; code the labels as 0..k-1")
     if raw.test_x is None or raw.test_y is None:
         return
-    _check_part(raw.name, "x_test", raw.test_x, "y_test", raw.test_y)
+    check_part(raw.name, "x_test", raw.test_x, "y_test", raw.test_y)
     if raw.x.shape[1] != raw.test_x.shape[1]:
         raise UserError(f"{raw.name}: train rows have {raw.x.shape[1]} features, test rows have {raw.test_x.shape[1]}; give both the same features")
     check_labels(raw.test_y, largest + 1, f"{raw.name}, y_test")
@@ -75,7 +75,8 @@ def _refuse(bad: Array, y: Array, where: str, what: str) -> None:
         raise UserError(f"{where}: label {y[row]} in row {row} {what}; code the labels as 0..k-1")
 
 
-def _check_part(name: str, x_name: str, x: Array, y_name: str, y: Array) -> None:
+def check_part(name: str, x_name: str, x: Array, y_name: str, y: Array) -> None:
+    """Refuse rows and labels that do not fit each other or are not finite numbers, naming the first bad place."""
     if x.dtype.kind not in "biuf":
         raise UserError(f"{name}: {x_name} is {x.dtype}, not numbers; give real numbers")
     if x.ndim != 2:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.csv_table import CsvTable, classes_of, code_labels, read_csv
-from mpidml.data.raw import RawData, as_rows, check, check_labels, integer_labels
+from mpidml.data.raw import RawData, as_rows, check, check_labels, check_part, integer_labels
 
 __all__ = ["VIEWS", "RawData", "as_rows", "check", "check_labels", "read", "read_pair"]
 
@@ -44,6 +44,10 @@ def read_pair(source: str, test_source: str, view: str = "pix", label: str | Non
     The test rows are the test part of `test_source` where it has one, else its only part; they replace a test part of `source`.
     """
     train, test = _load(source, view, label), _load(test_source, view, label)
+    if isinstance(train, CsvTable) and isinstance(test, CsvTable) and train.names and test.names and train.names != test.names:
+        i = next((i for i, (a, b) in enumerate(zip(train.names, test.names, strict=False)) if a != b), min(len(train.names), len(test.names)))
+        here, there = (repr(names[i]) if i < len(names) else "nothing" for names in (train.names, test.names))
+        raise UserError(f"{test_source}: feature {i} is {there}, in {source} it is {here}; give both the same columns in the same order")
     classes = classes_of(train.labels) if isinstance(train, CsvTable) else None
     if isinstance(train, CsvTable):
         train = RawData(source, train.x, code_labels(train.labels, classes, f"{source}, y"), None, None)
@@ -55,6 +59,8 @@ def read_pair(source: str, test_source: str, view: str = "pix", label: str | Non
     elif classes is not None:
         raise UserError(f"{test_source}: labels are numbers, those of {source} are words ('{classes[0]}'); label both alike")
     test_x, test_y = (test.x, test.y) if test.test_x is None else (test.test_x, test.test_y)
+    assert test_y is not None
+    check_part(test_source, "x", test_x, "y", test_y)
     raw = RawData(source, train.x, train.y, test_x, test_y)
     check(raw)
     return raw

@@ -138,6 +138,9 @@ def make_chain(text: str, learning_rate: float) -> Chain:
         raise UserError(f"learning rate: {learning_rate} is not a finite number > 0; give one such as 0.01")
     parts = re.split(r"(?<!\d[eE])\+", text)
     links = [plugins.make("mpidml.optim", part.strip()) for part in parts]
+    for part, link in zip(parts, links, strict=True):
+        if not isinstance(link, Link):
+            raise UserError(f"optimizer '{part.strip()}': {type(link).__name__} is not a link; derive it from mpidml.optim.base.Link")
     descents = [part.strip() for part, link in zip(parts, links, strict=True) if link.descends]
     if len(descents) > 1:
         raise UserError(f"optimizer '{text}': both '{descents[0]}' and '{descents[1]}' descend; keep one of them, as the last link")

@@ -41,7 +41,7 @@ class CountedComm:
         self.nbytes_sent = 0
         members = self.host.allgather(self.rank)
         self.host_rank_of = [members.index(r) if r in members else -1 for r in range(self.size)]
-        self.windows: list[Any] = []
+        self.windows: dict[int, Any] = {}
 
     @property
     def one_host(self) -> bool:
@@ -97,17 +97,23 @@ class CountedComm:
             )
         window = MPI.Win.Allocate_shared(max(nbytes, 8) if self.host.rank == 0 else 0, 1, comm=self.host)
         window.Lock_all(MPI.MODE_NOCHECK)
-        self.windows.append(window)
         memory: Any = window.Shared_query(0)[0]
         array: Array = np.frombuffer(memory, np.uint8)[:nbytes].view(dtype)
+        self.windows[array.__array_interface__["data"][0]] = window
         if self.host.rank == 0:
             array[:] = 0
         self.host.Barrier()
         return array
 
+    def unshare(self, array: Array) -> None:
+        """Free an array that `shared` returned; nobody may look at it any more (Collective on the host's ranks)."""
+        window = self.windows.pop(array.__array_interface__["data"][0])
+        window.Unlock_all()
+        window.Free()
+
     def free(self) -> None:
         """Free windows and communicators (Collective on comm)."""
-        for window in reversed(self.windows):
+        for window in reversed(self.windows.values()):
             window.Unlock_all()
             window.Free()
         self.windows.clear()

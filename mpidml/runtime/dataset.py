@@ -32,24 +32,40 @@ def load(job: Job, comm: CountedComm) -> Dataset:
     """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows."""
     leads = comm.host.rank == 0
     parts = agree(comm, lambda: _split(job) if leads else None)
-    sizes = None if parts is None else (parts.name, len(parts.x), len(parts.test_x), parts.x.shape[1], parts.n_classes)
-    name, n, n_test, n_features, n_classes = comm.host.bcast(sizes, 0)
-    dtype = np.dtype(job.dtype)
-    x = comm.shared(n * n_features, dtype).reshape(n, n_features)
-    test_x = comm.shared(n_test * n_features, dtype).reshape(n_test, n_features)
+    sizes = (
+        None
+        if parts is None
+        else (parts.name, len(parts.x), len(parts.test_x), parts.x.shape[1], parts.n_classes, parts.x.dtype.str, parts.test_x.dtype.str)
+    )
+    name, n, n_test, n_features, n_classes, source_dtype, test_dtype = comm.host.bcast(sizes, 0)
+    # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
+    source, test_source = comm.shared(n * n_features, source_dtype), comm.shared(n_test * n_features, test_dtype)
     y, test_y = comm.shared(n, np.int64), comm.shared(n_test, np.int64)
     if parts is not None:
-        x[:], y[:], test_x[:], test_y[:] = parts.x, parts.y, parts.test_x, parts.test_y
+        source[:], y[:], test_source[:], test_y[:] = parts.x.ravel(), parts.y, parts.test_x.ravel(), parts.test_y
     comm.Barrier()
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
-    mine = block_sums(x, *block_range(n, comm.rank, comm.size))
+    mine = block_sums(source.reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale)
-    comm.Barrier()
-    for part in (x, test_x):
-        lo, hi = len(part) * comm.host.rank // comm.host.size, len(part) * (comm.host.rank + 1) // comm.host.size
-        scaler.apply(part[lo:hi], part[lo:hi])
-    comm.Barrier()
-    return Dataset(name, x, y, test_x, test_y, n_classes, scaler)
+    scaled = [_scaled(name, job.dtype, values, rows, n_features, scaler, comm) for values, rows in ((source, n), (test_source, n_test))]
+    return Dataset(name, scaled[0], y, scaled[1], test_y, n_classes, scaler)
+
+
+def _scaled(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
+    """Return the scaled rows of `source` in the job's dtype, each rank of the host scaling its share, and free `source`."""
+    x = comm.shared(n * n_features, dtype).reshape(n, n_features)
+    lo, hi = n * comm.host.rank // comm.host.size, n * (comm.host.rank + 1) // comm.host.size
+
+    def scale() -> None:
+        with np.errstate(over="ignore"):
+            scaler.apply(source.reshape(n, n_features)[lo:hi], x[lo:hi])
+        if not np.isfinite(x[lo:hi]).all():
+            largest = np.abs(source.reshape(n, n_features)[lo:hi].astype(np.float64)).max()
+            raise UserError(f"{name}: values reach {largest:.3g}, more than {dtype} holds after --scale; use --scale standard or --dtype float64")
+
+    agree(comm, scale)
+    comm.unshare(source)
+    return x
 
 
 class _Parts(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class Monitor:
         self.metrics: list[dict[str, Any]] = []
         self.open: dict[int, Array] = {}
         self.samples = 0
+        self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
         self.n_pending = 0
         self.pending_loss = 0.0
@@ -72,6 +74,8 @@ class Monitor:
         n_test: float,
     ) -> None:
         self.evaluation_seconds += evaluation  # all workers score at the same clock, so the longest is what training waited
+        if self.diverged_at is None and not math.isfinite(loss):
+            self.diverged_at = clock
         self.samples += int(samples)
         self.n_pending += 1
         self.pending_loss += loss / max(samples, 1)

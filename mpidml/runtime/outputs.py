@@ -35,6 +35,10 @@ def default_out(now: datetime, root: str | Path = "runs") -> Path:
     return path
 
 
+class FolderTaken(UserError):
+    """Another run claimed the folder after it was checked."""
+
+
 class RunFolder:
     """Write the files of one run below `path`. Get one from `prepare`; call `create` before the first write."""
 
@@ -74,6 +78,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be created ({_reason(error)}); choose another --out") from None
+
+    def claim(self, config: str) -> None:
+        """Create the folder and write `config` as its config.toml, which only one of several runs can do; FolderTaken on the others."""
+        self.create()
+        try:
+            with (self.path / "config.toml").open("x", encoding="utf-8") as file:
+                file.write(config)
+        except FileExistsError:
+            raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file, or leave the old one untouched."""

@@ -76,6 +76,7 @@ def of_job(
         "wall_seconds": max(r["seconds"] for r in ranks),
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
         "final_loss": sum(r["loss"] for r in tail) / len(tail),
+        "diverged_at_clock": monitor.diverged_at,
         "test_loss": test_loss,
         "test_accuracy": accuracy,
         "bytes_sent": [r["bytes_sent"] for r in ranks],
@@ -120,6 +121,10 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     busy, wait, moved = (sum(summary[k]) for k in ("compute_seconds", "wait_seconds", "comm_seconds"))
     total = max(busy + wait + moved, 1e-12)
     rate = summary["samples_per_second"] or 0.0
+    if summary["diverged_at_clock"] is not None:
+        quality = (
+            f"DIVERGED: the loss is not a number from clock {summary['diverged_at_clock']} on; lower --lr ({summary['learning_rate']:g}). " + quality
+        )
     return (
         f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s)\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from mpidml_kernels import backend
 
-from mpidml.core import plugins
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.partition import shards
@@ -38,7 +37,7 @@ from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.session import Reading, Session, Writing
 from mpidml.runtime.threads import limit_threads
-from mpidml.sync.base import SyncPolicy
+from mpidml.sync.base import make_policy
 
 WINDOW_NBYTES = 32 << 20
 EAGER_CANNOT_REPEAT = "deterministic: with eager reads a staleness above 1 depends on when rows arrive; use fresh or cached reads"
@@ -139,7 +138,7 @@ def run_tables(
         limit_threads()
         if own_comm:
             abort.install(world())
-    policy: SyncPolicy = plugins.make("mpidml.sync", sync)
+    policy = make_policy(sync)
     if deterministic and not policy.repeatable:
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     if deterministic and reads == "eager" and (policy.bound or 0) > 1:

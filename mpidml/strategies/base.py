@@ -25,7 +25,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
-from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.telemetry import Telemetry
 from mpidml.runtime.threads import limit_threads
@@ -66,9 +66,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
     telemetry = Telemetry(comm, len(COLUMNS))
     trace = Trace() if job.trace else None
-    agree(comm, lambda: folder.create() if folder is not None else None)
-    if folder is not None:
-        folder.write_text("config.toml", to_toml(job.mapping()))
+    agree(comm, lambda: _claim(folder, job) if folder is not None else None)
     started = 0.0
 
     def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
@@ -114,6 +112,19 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     strategy.free()
     result: dict[str, Any] = comm.bcast(found)
     return result
+
+
+def _claim(folder: RunFolder, job: Job) -> None:
+    """Make the run folder this run's own; of two that start in one second, the second takes the next name."""
+    config = to_toml({name: value for name, value in job.mapping().items() if name != "out"})
+    while True:
+        try:
+            folder.claim(config)
+            return
+        except FolderTaken:
+            if job.out:
+                raise
+            folder.path = default_out(datetime.now())
 
 
 def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.core import plugins, rng
+from mpidml.core import rng
 from mpidml.core.buffers import Buffer, Buffers
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import Job
@@ -35,7 +35,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
-from mpidml.sync.base import SyncPolicy
+from mpidml.sync.base import SyncPolicy, make_policy
 
 PART_NBYTES = 256 * 1024
 SHARD_ALIGN = 16
@@ -53,7 +53,7 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        self.policy: SyncPolicy = plugins.make("mpidml.sync", job.policy())
+        self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:

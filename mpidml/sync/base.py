@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, NamedTuple
 
+from mpidml.core import plugins
 from mpidml.core.clocks import Clocks
+from mpidml.core.errors import UserError
 
 
 class Tuning(NamedTuple):
@@ -38,3 +40,11 @@ class SyncPolicy:
         shortened by the same factor, because stale gradients act like momentum themselves (Mitliagkas et al., Allerton 2016).
         """
         return Tuning(1.0 / (1 + staleness), 1.0 + staleness)
+
+
+def make_policy(text: str) -> SyncPolicy:
+    """Build the policy that `text` describes, a shipped one or a file of the user's."""
+    policy = plugins.make("mpidml.sync", text)
+    if not isinstance(policy, SyncPolicy):
+        raise UserError(f"--sync {text}: {type(policy).__name__} is not a policy; derive it from mpidml.sync.base.SyncPolicy")
+    return policy

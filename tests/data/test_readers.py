@@ -123,8 +123,8 @@ def test_a_pair_prefers_the_test_part_of_the_second(tmp_path: Path) -> None:
         ("\n\n", "holds no rows"),
         ("1\n2\n", "1 column"),
         ("1;2;0\n", "separate columns by commas"),
-        ("1,nan,0\n1,2,1\n", "x holds nan in row 0, column 1"),
-        ("1,2,0\n1,-inf,1\n", "x holds -inf in row 1, column 1"),
+        ("1,nan,0\n1,2,1\n", "row 0 (line 1), column 1 holds 'nan', not a finite number"),
+        ("1,2,0\n1,-inf,1\n", "row 1 (line 2), column 1 holds '-inf', not a finite number"),
         ("1,2,0.5\n1,2,1\n", "label 0.5 in row 0 is not an integer"),
         ("1,2,-1\n1,2,1\n", "label -1.0 in row 0 is negative"),
     ],
@@ -218,3 +218,20 @@ def test_options_without_effect_are_refused(tmp_path: Path) -> None:
     assert "only 'digits' has views" in refusal(lambda: read(path, "fou"))
     assert "only tables" in refusal(lambda: read(path, label="kind"))
     assert "did you mean 'pix'" in refusal(lambda: read("digits", "pixx"))
+
+
+def test_columns_in_another_order_are_refused(tmp_path):
+    train, test, same = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv"
+    train.write_text("p,q,y\n1,2,0\n3,4,1\n")
+    test.write_text("q,p,y\n2,1,0\n")
+    same.write_text("p,q,y\n1,2,0\n")
+    with pytest.raises(UserError, match=r"b.csv: feature 0 is 'q', in .*a.csv it is 'p'"):
+        read_pair(str(train), str(test))
+    assert read_pair(str(train), str(same)).test_x.tolist() == [[1.0, 2.0]]
+
+
+def test_a_fault_in_the_test_data_names_their_file(tmp_path):
+    np.savez(tmp_path / "ok.npz", x=np.eye(3), y=np.arange(3))
+    np.savez(tmp_path / "bad.npz", x=np.array([[1.0, np.nan, 0.0]]), y=np.array([0]))
+    with pytest.raises(UserError, match=r"bad.npz: x holds nan in row 0, column 1"):
+        read_pair(str(tmp_path / "ok.npz"), str(tmp_path / "bad.npz"))
