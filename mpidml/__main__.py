@@ -30,16 +30,13 @@ def main() -> None:
     from mpidml.runtime import abort
     from mpidml.runtime.comm import world as start_mpi
 
-    comm = start_mpi()
+    comm = start_mpi(checked=command != "info")  # `info` reports what does not fit
     abort.install(comm)
-    problem = launch.mismatch(world, comm.size)
-    if problem is not None and command != "info":
-        raise UserError(problem)
     if command == "info":
         from mpidml.runtime.info import info
 
         text = info(comm)
-        if comm.rank == 0:
+        if world.rank == 0:
             sys.stdout.write(text + "\n")
     elif job is not None:
         from mpidml.strategies.base import train

@@ -168,7 +168,7 @@ class Client:
         """Use what a ticket has read: later own writes no longer change it."""
         self.untaken.pop(ticket.number, None)
 
-    def tick(self, told: Collection[int] = ()) -> list[Effect]:
+    def tick(self, now: float, told: Collection[int] = ()) -> list[Effect]:
         """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
         clock = self.clock
         self.clock = clock + 1
@@ -178,7 +178,7 @@ class Client:
                 # A worker that only pushes learns in this way what the shard has counted, and need not keep it any longer.
                 table, shard = self.shard_of[role]
                 lo = self.tables[table].shards[shard].lo
-                effects += self.pull(0.0, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), block=(lo, lo + 1))[1]
+                effects += self.pull(now, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), block=(lo, lo + 1))[1]
         if len(told) == len(self.shard_of):
             return effects
         return [*effects, *(self._numbered(role, Message(CLOCK, clock)) for role in self.shard_of if role not in told)]

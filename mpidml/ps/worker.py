@@ -138,7 +138,7 @@ class Worker:
                 self.told.update([send.target for send in sent])
             effects += sent
         effects.append(Record("clock", (clock, clock - min(self.versions, default=clock), *measured)))
-        effects += self.client.tick(self.told)
+        effects += self.client.tick(now, self.told)
         if not self.early:
             effects += self._ask(now, clock + 1)
         for ticket in self.coming:

@@ -11,11 +11,13 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 
-if launch.world_from_environment(os.environ).launcher is None:
+_world = launch.world_from_environment(os.environ)
+launch.refuse(_world, launch.foreign(_world))
+if _world.launcher is None:
     # Alone, nobody has told Open MPI to leave out what does not work here; other MPIs do not read these.
     os.environ.update(launch.openmpi_environment(os.environ, 1))
 
-from mpi4py import MPI
+from mpi4py import MPI  # noqa: E402 - the lines above must come first
 
 Array = np.ndarray[Any, Any]
 
@@ -30,8 +32,7 @@ class CountedComm:
     ANY_SOURCE = MPI.ANY_SOURCE
 
     def __init__(self, comm: Any = None, ranks_per_host: int = 0) -> None:
-        world = MPI.COMM_WORLD if comm is None else comm
-        self.mpi = world.Dup()
+        self.mpi = (world() if comm is None else comm).Dup()
         self.host: Any = self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.mpi.rank)
         if ranks_per_host:
             whole = self.host
@@ -130,6 +131,8 @@ def shared_memory_nbytes() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def world() -> Any:
-    """Start MPI if it is not started, and return COMM_WORLD."""
+def world(checked: bool = True) -> Any:
+    """Return COMM_WORLD; `checked` ends the process where its size is not the number of ranks that the launcher started."""
+    if checked:
+        launch.refuse(_world, launch.mismatch(_world, MPI.COMM_WORLD.size))
     return MPI.COMM_WORLD

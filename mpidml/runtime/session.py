@@ -86,7 +86,7 @@ class Session:
 
     def clock(self) -> None:
         """End this worker's clock for all tables."""
-        self.driver.perform(self.me, self.client.tick())
+        self.driver.perform(self.me, self.client.tick(self.driver.now()))
         self.driver.poll()
 
     def close(self) -> None:

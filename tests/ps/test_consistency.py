@@ -183,7 +183,7 @@ def test_a_clock_costs_a_question_an_answer_and_a_push_per_worker_and_shard():
 
 
 class NeverTicks(Client):
-    def tick(self, told=()):
+    def tick(self, now, told=()):
         self.clock += 1
         return []
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mpidml.core import rng
+from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.data.readers import read
 from mpidml.data.split import hold_out
@@ -175,3 +176,50 @@ def test_stale_updates_are_softened_and_without_it_momentum_fails(comm):
         assert bsp[0]["final_loss"] < 0.2 and tuned[0]["final_loss"] < 0.2 and plain[0]["final_loss"] > 1
         assert (tuned[0]["rate_factor"], tuned[0]["memory_factor"]) == (0.5, 2.0)
         assert (plain[0]["rate_factor"], bsp[0]["rate_factor"]) == (1.0, 1.0)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("where", [{"optimize": "servers"}, {"optimize": "workers"}, {"optimizer": "decay:0.3+clip:1e9+sgd"}])
+def test_weight_decay_counts_once_whatever_the_number_of_workers(comm, where):
+    same = {"optimizer": "decay:0.3+sgd", "lr": 0.1, **where}
+    alone, everyone, none = run(comm, 1, **same), run(comm, **same), run(comm, 1, optimizer="sgd", lr=0.1)
+    if alone is not None:
+        assert np.abs(everyone[1] - alone[1]).max() < 1e-9
+        assert np.abs(none[1] - alone[1]).max() > 1e-3  # it does something
+
+
+@pytest.mark.mpi
+def test_arrival_does_not_multiply_decay_or_normalised_steps(comm):
+    """Pushes that count one by one must not decay, or step, once for each worker: the weights stay near those of one worker."""
+    for optimizer, lr in (("decay:0.5+sgd", 0.05), ("adam", 0.002)):
+        alone = run(comm, 1, sync="ssp:0", optimizer=optimizer, lr=lr)
+        everyone = run(comm, sync="ssp:0", optimizer=optimizer, lr=lr)
+        if alone is not None:
+            start = build("mlp", 240, 10, SMALL.hidden, dtype="float64", backend="numpy").init(SMALL.seed)
+            moved_alone, moved = np.linalg.norm(alone[1] - start), np.linalg.norm(everyone[1] - start)
+            assert 0.6 * moved_alone < moved < 1.5 * moved_alone
+
+
+@pytest.mark.mpi
+def test_eager_reads_that_cannot_repeat_are_refused(comm):
+    with pytest.raises(UserError, match="staleness above 1 depends on when rows arrive"):
+        run(comm, deterministic=True, sync="ssp:2", reads="eager")
+
+
+@pytest.mark.mpi
+def test_values_that_differ_little_are_told_apart_before_they_are_rounded(comm, mpi_tmp_path):
+    """A column around 1.7e9 whose classes lie 20 apart is one value in float32, but not after it was scaled."""
+    path = mpi_tmp_path / "tall.npz"
+    if comm.rank == 0:
+        y = np.arange(400) % 2
+        np.savez(path, x=1.7e9 + 20.0 * y[:, None] + np.random.default_rng(0).normal(0, 1, (400, 1)), y=y)
+    comm.Barrier()
+    summary, _ = run(comm, data=str(path), hidden=(8,), steps=60, lr=0.1, dtype="float32")
+    assert summary["test_accuracy"] > 0.99
+
+
+@pytest.mark.mpi
+def test_a_run_that_diverges_says_since_when(comm):
+    summary, _ = run(comm, lr=1e150, steps=6)
+    assert summary["diverged_at_clock"] is not None and summary["diverged_at_clock"] < 6
+    assert run(comm)[0]["diverged_at_clock"] is None
