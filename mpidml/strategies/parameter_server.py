@@ -94,7 +94,7 @@ class ParameterServer:
     ) -> None:
         """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm)."""
         comm, job = self.comm, self.job
-        self.net, self.data = net, data
+        self.net, self.data, self.trace = net, data, trace
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
         self.n_clocks = job.steps or job.epochs * self.sampler.clocks_per_epoch
         net.halved = self.early
@@ -261,7 +261,10 @@ class Training:
         started = time.perf_counter()
         x, y = self.data.test_x[self.test], self.data.test_y[self.test]
         loss, n_correct = self.net.score(w, x, y) if len(x) else (0.0, 0)
-        return loss, n_correct, len(x), time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if self.strategy.trace is not None:
+            self.strategy.trace.add("evaluate", started, seconds)
+        return loss, n_correct, len(x), seconds
 
     def _salt(self, clock: int) -> np.uint64:
         epoch = clock // self.sampler.clocks_per_epoch

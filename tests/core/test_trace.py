@@ -45,8 +45,8 @@ def test_columns_hold_each_event_as_it_was_added_and_grow_past_the_capacity() ->
     assert columns["kind"].tolist() == [0, 1, 2, 3, 4] and columns["start"].tolist() == [0, 0.5, 1, 1.5, 2]
     assert columns["seconds"].tolist() == [0.25] * 5 and columns["clock"].tolist() == [0, 1, 2, 3, 4]
     assert columns["nbytes"].tolist() == [0, 10, 20, 30, 40] and columns["peer"].tolist() == [4, 3, 2, 1, 0]
-    trace.add("send", 9.0, 1.0)  # columns are copies: the trace may go on
-    assert len(columns["kind"]) == 5 and trace.columns()["kind"][5] == KINDS.index("send")
+    trace.add("apply", 9.0, 1.0)  # columns are copies: the trace may go on
+    assert len(columns["kind"]) == 5 and trace.columns()["kind"][5] == KINDS.index("apply")
 
 
 def test_an_unknown_kind_is_refused() -> None:
