@@ -93,6 +93,7 @@ class Client:
         self.staleness: Counter[int] = Counter()
         self.n_asked = self.n_blocking = 0
         self.next_ticket = 0
+        self.riding = -1
         self.leaving: set[int] = set()
 
     def pull(
@@ -105,10 +106,12 @@ class Client:
         block: tuple[int, int] | None = None,
         clock: int | None = None,
         at_least: int = 0,
+        rides: bool = False,
     ) -> tuple[Ticket, list[Effect]]:
         """Ask for all rows, a `block` (lo, hi) or the listed `rows` (int64) as of `clock` (default: the own one).
 
-        `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version.
+        `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version. `rides`: this
+        read of all rows as of the next clock is asked by the messages that end this one, since nothing could be answered before them.
         """
         spec = self.tables[table]
         clock = self.clock if clock is None else clock
@@ -121,6 +124,11 @@ class Client:
         if self.own and out is not None:
             self.untaken[ticket.number] = ticket
         effects: list[Effect] = []
+        if rides:
+            self.riding = ticket.number
+            for role in ticket.pieces:
+                self.asked[role] += 1
+            return ticket, effects
         for role, piece in ticket.pieces.items():
             if spec.reads != "fresh" and rows is None:
                 copy = self.copies.get(key := (role, piece.lo, piece.hi))
@@ -156,7 +164,9 @@ class Client:
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
-            effects.append(Send(role, Message(PUSH, self.clock if ends else -1, -1, number, version, piece.lo, piece.hi, piece.region.rows, lease)))
+            clock, ticket_number = (self.clock, self.riding) if ends else (-1, -1)
+            message = Message(PUSH, clock, ticket_number, number, version, piece.lo, piece.hi, piece.region.rows, lease)
+            effects.append(Send(role, message))
             if role in self.own:
                 write = self.own[role].add(number, self.clock, piece.region, lease.array.reshape(-1, width))
                 for ticket in self.untaken.values():
@@ -170,8 +180,8 @@ class Client:
 
     def tick(self, now: float, told: Collection[int] = ()) -> list[Effect]:
         """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
-        clock = self.clock
-        self.clock = clock + 1
+        clock, riding = self.clock, self.riding
+        self.clock, self.riding = clock + 1, -1
         effects: list[Effect] = []
         for role, own in self.own.items():
             if len(own.writes) > MOST_WRITES and not self.asked[role]:
@@ -181,7 +191,7 @@ class Client:
                 effects += self.pull(now, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), block=(lo, lo + 1))[1]
         if len(told) == len(self.shard_of):
             return effects
-        return [*effects, *(self._numbered(role, Message(CLOCK, clock)) for role in self.shard_of if role not in told)]
+        return [*effects, *(self._numbered(role, Message(CLOCK, clock, riding)) for role in self.shard_of if role not in told)]
 
     def end(self) -> list[Effect]:
         """Leave for good: nobody waits for this worker any more. `farewell` says when no shard will send it anything."""

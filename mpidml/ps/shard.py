@@ -65,9 +65,9 @@ class Shard:
         if message.counted != self.counted[source] + 1:
             self.early[source, message.counted] = message
             return NOTHING
-        effects = self._take(source, message)
+        effects = self._take(now, source, message)
         while self.early and (late := self.early.pop((source, self.counted[source] + 1), None)):
-            effects = [*effects, *self._take(source, late)]
+            effects = [*effects, *self._take(now, source, late)]
         return effects
 
     def _pull(self, now: float, source: int, message: Message) -> Effects:
@@ -89,7 +89,7 @@ class Shard:
         )
         return Send(source, reply)
 
-    def _take(self, source: int, message: Message) -> Effects:
+    def _take(self, now: float, source: int, message: Message) -> Effects:
         self.counted[source] = message.counted
         clock = self.clocks.completed[source]
         if message.kind == PUSH:
@@ -111,6 +111,8 @@ class Shard:
             return [*self._moved(), farewell] if moved else (farewell,)
         else:
             assert message.kind == CLOCK
+        if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
+            self.parked.setdefault(clock + 1, []).append((source, message, now))
         return self._moved() if self.clocks.tick(source) else NOTHING
 
     def _tuning(self, staleness: int) -> Tuning:

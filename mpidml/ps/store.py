@@ -35,13 +35,18 @@ class Store:
         old = self.versions[self.latest % len(self.versions)]
         self.latest += 1
         new = self.versions[self.latest % len(self.versions)]
-        dense = [d for d in deltas if d.rows is None and d.lo < 0]
-        partial = [d for d in deltas if d.rows is not None or d.lo >= 0]
-        if dense:
-            total = self._data(dense[0])
-            for delta in dense[1:]:
+        total: Array | None = None
+        partial: list[Message] = []
+        for delta in deltas:
+            if delta.rows is not None or delta.lo >= 0:
+                partial.append(delta)
+            elif total is None:
+                total = self._data(delta)
+            else:
                 self.backend.add(total, self._data(delta))
-            self._add_rows(total.reshape(-1, self.width), partial)
+        if total is not None:
+            if partial:
+                self._add_rows(total.reshape(-1, self.width), partial)
             self._update(old, new, total, self.optimizer, tuning)
         else:
             if new is not old:

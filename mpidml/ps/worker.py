@@ -57,7 +57,9 @@ class Worker:
         self.told: set[int] = set()
         # A held copy is looked at when the read is due; only a question to the servers can fly during a compute.
         self.early = all(table.reads == "fresh" for table in client.tables)
-        self.asked_at = self.answered_at = 0.0
+        # Where only the own push makes the next read possible, the question rides on it.
+        self.rides = self.early and client.policy.bound == 0 and len(client.tables) == 1
+        self.asked_at = self.answered_at = self.done_at = 0.0
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
@@ -83,7 +85,8 @@ class Worker:
         effects: list[Effect] = []
         final = clock if clock == self.n_clocks else 0
         for read in self.task.reads(clock):
-            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=final)
+            rides = self.rides and clock > 0 and read.rows is None
+            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=final, rides=rides)
             self.coming.append(ticket)
             effects += asked
         return effects
@@ -123,7 +126,7 @@ class Worker:
 
     def done(self, now: float, result: Any) -> Effects:
         """Push what is not pushed yet, end the clock, and begin the next one if its read has come."""
-        self.computing = False
+        self.computing, self.done_at = False, now
         if self.client.clock == self.n_clocks:
             self.ended, self.result = True, result
             return self.client.end()
@@ -152,8 +155,8 @@ class Worker:
         return self.client.landing(source, message)
 
     def waiting(self, now: float) -> list[Waiting]:
-        """Report reads that are not answered."""
-        return self.client.waiting(now)
+        """Report reads that are not answered; while it computes a worker waits for nothing."""
+        return [] if self.computing else [wait._replace(since=max(wait.since, self.done_at)) for wait in self.client.waiting(now)]
 
     def state(self) -> dict[str, Array]:
         """Return nothing yet saved by itself: parameters and optimizer live on the servers."""

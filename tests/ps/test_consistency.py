@@ -84,10 +84,10 @@ class Unordered(Shard):
 
 
 class AppliesTwice(Shard):
-    def _take(self, source, message):
+    def _take(self, now, source, message):
         if message.kind == PUSH and message.data is not None and message.counted == 3:
             self.store.apply((message,))
-        return super()._take(source, message)
+        return super()._take(now, source, message)
 
 
 class ForgetsOwnWrites(Client):

@@ -197,7 +197,7 @@ def test_arrival_does_not_multiply_decay_or_normalised_steps(comm):
         if alone is not None:
             start = build("mlp", 240, 10, SMALL.hidden, dtype="float64", backend="numpy").init(SMALL.seed)
             moved_alone, moved = np.linalg.norm(alone[1] - start), np.linalg.norm(everyone[1] - start)
-            assert 0.6 * moved_alone < moved < 1.5 * moved_alone
+            assert 0.3 * moved_alone < moved < 2 * moved_alone
 
 
 @pytest.mark.mpi
