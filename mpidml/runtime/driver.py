@@ -114,9 +114,11 @@ class Driver:
                     self._compute(*self.todo.popleft())
             elif not idle_since:
                 idle_since = now
-            elif now - idle_since > SPIN_SECONDS and self._sleep(now - idle_since):
-                self._waited(idle_since, now)
-                idle_since = 0.0
+            elif now - idle_since > SPIN_SECONDS:
+                served = self.serve_seconds
+                if self._sleep(now - idle_since):
+                    self._waited(idle_since, clock_now() - (self.serve_seconds - served))
+                    idle_since = 0.0
             if now - self.looked_at > LOOK_SECONDS:
                 self._look(now)
         if idle_since:

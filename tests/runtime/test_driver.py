@@ -155,3 +155,31 @@ def test_a_wait_past_its_limit_says_who_waits_for_whom(comm):
         assert "[rank 0/" in text and "table oracle" in text and "worker 1 is at clock 0 and last spoke" in text, text
     counted.Barrier()
     counted.free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_server_that_is_asked_now_and_then_has_waited_most_of_the_time(comm):
+    """The report's shares rest on this: what was slept is counted as waiting, not as communication."""
+    from mpidml.runtime.bell import Bell
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.driver import Driver
+    from mpidml.runtime.memory import WindowBuffers
+
+    counted = CountedComm(comm)
+    buffers = WindowBuffers(counted.host, 1 << 20)
+    bell = Bell(counted.host)
+    scenario = Scenario(Bsp(), 1, 1, 10, on_compute=lambda worker, clock: time.sleep(0.03))
+    rank_of = [0, comm.size - 1]
+    roles = {i: scenario.role(i, buffers) for i, rank in enumerate(rank_of) if rank == comm.rank}
+    driver = Driver(counted, roles, rank_of, buffers, bell, wait_limit_seconds=20)
+    comm.Barrier()
+    started = time.perf_counter()
+    driver.run()
+    seconds = time.perf_counter() - started
+    if comm.rank == 0:
+        assert driver.wait_seconds > 0.7 * seconds > 0.2, (driver.wait_seconds, seconds)
+    assert driver.wait_seconds + driver.compute_seconds + driver.serve_seconds <= 1.05 * seconds
+    comm.Barrier()
+    bell.close()
+    buffers.free()
+    counted.free()
