@@ -10,50 +10,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mpidml.core.role import CLOCK, END, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting
 from mpidml.ps.own_writes import OwnWrites, Region, add_to
 from mpidml.ps.table import TableSpec
+from mpidml.ps.ticket import Piece, Ticket, change
 from mpidml.sync.base import SyncPolicy
-
-
-class Piece(NamedTuple):
-    """What one shard is asked: which rows of the table, and where they lie in the caller's array. `whole`: no range need be named."""
-
-    shard: int
-    region: Region
-    whole: bool
-    place: Any
-
-    @property
-    def lo(self) -> int:
-        """First row as a message names it: -1 for the whole shard or listed rows."""
-        return -1 if self.whole else self.region.lo
-
-    @property
-    def hi(self) -> int:
-        return -1 if self.whole else self.region.hi
-
-
-class Ticket:
-    """A read that was asked for: `done` once `missing` is 0; then `version` is the oldest clock that any part of it shows."""
-
-    __slots__ = ("clock", "number", "oldest", "out", "pieces", "since", "table", "unanswered", "version")
-
-    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float) -> None:
-        self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
-        self.version = -1
-        self.pieces: dict[int, Piece] = {}
-        self.unanswered: set[int] = set()
-
-    @property
-    def done(self) -> bool:
-        return not self.unanswered
 
 
 class Copy(NamedTuple):
@@ -171,7 +138,7 @@ class Client:
                 write = self.own[role].add(number, self.clock, piece.region, lease.array.reshape(-1, width))
                 for ticket in self.untaken.values():
                     if role in ticket.pieces and role not in ticket.unanswered:
-                        _change(ticket, ticket.pieces[role], partial(add_to, write))
+                        change(ticket, ticket.pieces[role], partial(add_to, write))
         return effects
 
     def take(self, ticket: Ticket) -> None:
@@ -282,7 +249,7 @@ class Client:
                 np.copyto(out, values)  # else it was received where it is wanted
             own = self.own.get(source)
             if own is not None and own.writes:
-                _change(ticket, piece, lambda out, region: own.overlay(out, region, version, count))
+                change(ticket, piece, lambda out, region: own.overlay(out, region, version, count))
         ticket.version = version if ticket.version < 0 else min(ticket.version, version)
         ticket.unanswered.discard(source)
         if not ticket.unanswered:
@@ -291,12 +258,3 @@ class Client:
     def _finish(self, ticket: Ticket) -> None:
         del self.tickets[ticket.number]
         self.staleness[ticket.clock - ticket.version if ticket.version >= 0 else 0] += 1
-
-
-def _change(ticket: Ticket, piece: Piece, change: Callable[[Array, Region], None]) -> None:
-    """Let `change(values, region)` work on one piece of what a ticket has read."""
-    assert ticket.out is not None
-    out = ticket.out[piece.place]
-    change(out, piece.region)
-    if not isinstance(piece.place, slice):  # listed rows are a copy
-        ticket.out[piece.place] = out

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mpidml.core.role import END, NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
-from mpidml.ps.client import Client, Ticket
+from mpidml.ps.client import Client
+from mpidml.ps.ticket import Ticket
 
 
 class Read(NamedTuple):

@@ -8,7 +8,8 @@ import numpy as np
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.role import END, NOTHING, Array, Effects, Lease, Message, Stop, Waiting
-from mpidml.ps.client import Client, Ticket
+from mpidml.ps.client import Client
+from mpidml.ps.ticket import Ticket
 from mpidml.runtime.driver import Driver
 
 

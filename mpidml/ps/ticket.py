@@ -1,0 +1,52 @@
+"""Hold one read that was asked for: which piece of it each shard owes, and where the values go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mpidml.core.role import Array
+from mpidml.ps.own_writes import Region
+
+
+class Piece(NamedTuple):
+    """What one shard is asked: which rows of the table, and where they lie in the caller's array. `whole`: no range need be named."""
+
+    shard: int
+    region: Region
+    whole: bool
+    place: Any
+
+    @property
+    def lo(self) -> int:
+        """First row as a message names it: -1 for the whole shard or listed rows."""
+        return -1 if self.whole else self.region.lo
+
+    @property
+    def hi(self) -> int:
+        return -1 if self.whole else self.region.hi
+
+
+class Ticket:
+    """A read that was asked for: `done` once no shard is `unanswered`; then `version` is the oldest clock that any part of it shows."""
+
+    __slots__ = ("clock", "number", "oldest", "out", "pieces", "since", "table", "unanswered", "version")
+
+    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float) -> None:
+        self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
+        self.version = -1
+        self.pieces: dict[int, Piece] = {}
+        self.unanswered: set[int] = set()
+
+    @property
+    def done(self) -> bool:
+        return not self.unanswered
+
+
+def change(ticket: Ticket, piece: Piece, how: Callable[[Array, Region], None]) -> None:
+    """Let `how(values, region)` work on one piece of what a ticket has read."""
+    assert ticket.out is not None
+    out = ticket.out[piece.place]
+    how(out, piece.region)
+    if not isinstance(piece.place, slice):  # listed rows are a copy
+        ticket.out[piece.place] = out
