@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.machine import Watch
 from benchmarks.rounds import Rounds, Sample, interleave
 from mpidml.core.job import Job
-from mpidml.core.role import NOTHING, Compute, Effects, Message, Stop, Waiting
+from mpidml.core.role import END, NOTHING, Compute, Effects, Message, Stop, Waiting
 from mpidml.data.sampler import Sampler
 from mpidml.nn.models import build
 from mpidml.ps.client import Client
@@ -154,7 +154,9 @@ class Asker:
         return self.client.pull(now, 0, clock=0)[1]
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
-        """Note how long the answer took, and sleep."""
+        """Note how long the answer took, and sleep; stop when every shard has taken its leave."""
+        if message.kind == END:
+            return (Stop(),) if self.client.farewell(source) else NOTHING
         self.client.answer(now, source, message)
         if self.client.tickets:
             return NOTHING
@@ -163,7 +165,7 @@ class Asker:
 
     def done(self, now: float, result: Any) -> Effects:
         """Ask again, or leave."""
-        return self._ask(now) if len(self.seconds) < self.n else (*self.client.end(), Stop())
+        return self._ask(now) if len(self.seconds) < self.n else self.client.end(now)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
         """Nothing is computed here."""
@@ -275,8 +277,8 @@ def colocated(bench: Bench, n_rounds: int) -> None:
 def idling(bench: Bench, n_rounds: int) -> None:
     """Measure what a server takes of a core while it has almost nothing to do, and how soon it answers."""
     for pause_seconds in (0.01, 0.1):
-        n = max(3, min(100, int(1.0 / pause_seconds)))
-        found = [idle(bench, pause_seconds, n if n_rounds > 1 else 3) for _ in range(max(1, n_rounds // 3))]
+        n = max(3, min(100, int(1.0 / pause_seconds))) if n_rounds > 1 else 3
+        found = [idle(bench, pause_seconds, n) for _ in range(max(1, n_rounds // 3))]
         if bench.comm.rank:
             continue
         seconds = sorted(s for _, answers, _ in found for s in answers)

@@ -62,6 +62,7 @@ class Client:
         self.next_ticket = 0
         self.riding = -1
         self.leaving: set[int] = set()
+        self.left_at = 0.0
 
     def pull(
         self,
@@ -160,9 +161,9 @@ class Client:
             return effects
         return [*effects, *(self._numbered(role, Message(CLOCK, clock, riding)) for role in self.shard_of if role not in told)]
 
-    def end(self) -> list[Effect]:
+    def end(self, now: float) -> list[Effect]:
         """Leave for good: nobody waits for this worker any more. `farewell` says when no shard will send it anything."""
-        self.leaving = set(self.shard_of)
+        self.leaving, self.left_at = set(self.shard_of), now
         return [self._numbered(role, Message(END, self.clock)) for role in self.shard_of]
 
     def farewell(self, source: int) -> bool:
@@ -209,12 +210,15 @@ class Client:
         return landing
 
     def waiting(self, now: float) -> list[Waiting]:
-        """Report reads that are not answered."""
+        """Report reads that are not answered, and shards that have not taken their leave."""
         found = []
+        if self.leaving:
+            servers = ", ".join(map(str, sorted({self._server(role) for role in self.leaving})))
+            found.append(Waiting(self.left_at, f"the end of this worker lacks the answer of server(s) {servers}, since {now - self.left_at:.1f} s"))
         for ticket in self.tickets.values():
             spec = self.tables[ticket.table]
-            servers = sorted({spec.shards[piece.shard].server for role in ticket.unanswered for piece in (ticket.pieces[role],)})
-            text = f"table {spec.name}: pull for clock {ticket.clock} lacks {len(ticket.unanswered)} answer(s), asked of server(s) {', '.join(map(str, servers))}"
+            servers = ", ".join(map(str, sorted({self._server(role) for role in ticket.unanswered})))
+            text = f"table {spec.name}: pull for clock {ticket.clock} lacks {len(ticket.unanswered)} answer(s), asked of server(s) {servers}"
             found.append(Waiting(ticket.since + SERVERS_FIRST_SECONDS, f"{text}, since {now - ticket.since:.1f} s"))
         return sorted(found)
 
@@ -235,6 +239,10 @@ class Client:
         if len(self.cuts) < MOST_CUTS:
             self.cuts[table, block] = found
         return found
+
+    def _server(self, role: int) -> int:
+        table, shard = self.shard_of[role]
+        return self.tables[table].shards[shard].server
 
     def _numbered(self, role: int, message: Message) -> Send:
         self.sent[role] += 1

@@ -130,7 +130,7 @@ class Worker:
         self.computing, self.done_at = False, now
         if self.client.clock == self.n_clocks:
             self.ended, self.result = True, result
-            return self.client.end()
+            return self.client.end(now)
         pushes, measured = result
         clock = self.client.clock
         effects: list[Effect] = list(self.part(now, 0, 0))

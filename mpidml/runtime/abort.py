@@ -3,7 +3,7 @@
     exception on one rank    traceback once, `[rank 3/8]` before it; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
-    SIGTERM, SIGINT          SystemExit(143 or 130): `finally` blocks run; then the others are aborted
+    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; then the others are aborted
     SIGUSR2                  all threads' stacks on stderr; the rank goes on
 
 When several ranks fail at one moment, only the first of each host prints: it binds an abstract Unix socket that bears the job's name,
@@ -35,6 +35,10 @@ UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s a
 
 
 _end: _End | None = None
+
+
+class Terminated(SystemExit):
+    """A signal ends this process; raised in its main thread. Whoever takes a SystemExit for an answer must let this one pass."""
 
 
 def install(comm: MPI.Intracomm) -> None:
@@ -73,7 +77,9 @@ class _End:
         self.mark: socket.socket | None = None
 
     def of_main_thread(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """End by an uncaught exception of the main thread (sys.excepthook)."""
+        """End by an uncaught exception of the main thread (sys.excepthook); one that arose while a signal ended this rank is no news."""
+        if self.code and self.comm.size > 1:
+            self.abort(self.code)
         if self.comm.size == 1:
             if isinstance(error, UserError):
                 _say(f"mpidml: {error}\n")
@@ -143,7 +149,7 @@ class _End:
     def on_signal(self, number: int, frame: FrameType | None) -> NoReturn:
         """Unwind the main thread; at_exit then takes the other ranks along."""
         self.code = 128 + number
-        raise SystemExit(self.code)
+        raise Terminated(self.code)
 
     def at_exit(self) -> None:
         """Abort instead of Finalize after a signal: the other ranks would never come to it."""

@@ -93,7 +93,7 @@ class Session:
     def close(self) -> None:
         """Take what was asked for, leave, and serve this rank's shards until every worker has left."""
         self.driver.run_until(lambda: not self.client.tickets)
-        self.driver.perform(self.me, self.client.end())
+        self.driver.perform(self.me, self.client.end(self.driver.now()))
         self.driver.run_until(self.driver.finished)
         self.driver.end()
 

@@ -189,6 +189,8 @@ def run_tables(
         session.attach(driver)
         try:
             result = main(faces)
+        except abort.Terminated:
+            raise
         except SystemExit as end:
             raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from end
         session.close()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import PULL, PUSH
+from mpidml.core.role import END, PULL, PUSH, Send
 from mpidml.ps.client import Client
 from mpidml.ps.own_writes import OwnWrites, Region
 from mpidml.ps.shard import Shard
@@ -198,6 +198,19 @@ def test_a_wait_that_cannot_end_names_table_clock_and_who_is_behind():
     silent.__class__ = NeverTicks
     with pytest.raises(WaitTimeout, match=r"table oracle: pull of all rows by worker \d waits for clock \d+ .*worker 0 is at clock 0 and last spoke"):
         virtual.run(roles, lambda role, clock: 1.0)
+
+
+class Leaving(Shard):
+    """Never takes its leave of a worker."""
+
+    def _take(self, now, source, message):
+        return [effect for effect in super()._take(now, source, message) if not (isinstance(effect, Send) and effect.message.kind == END)]
+
+
+def test_a_worker_that_no_server_lets_go_says_so():
+    """The end of a worker is a wait like any other: it has a limit, and a report that names the servers."""
+    with pytest.raises(WaitTimeout, match=r"the end of this worker lacks the answer of server\(s\) 0, 1, since \d+\.\d s"):
+        virtual.run(Scenario(Ssp(1), n_clocks=3, shard_class=Leaving).roles(), compute_seconds=lambda role, clock: 1.0)
 
 
 def test_own_writes_forget_only_what_every_later_answer_contains():

@@ -91,6 +91,14 @@ def test_one_process_ends_as_usual_with_code_2_or_1(job):
     assert result.code == 1 and "ZeroDivisionError" in result.err
 
 
+def test_what_goes_wrong_while_a_signal_ends_a_rank_is_no_news(job):
+    """The first failing rank has told the cause; the launcher's SIGTERM to the others must not look like a second one."""
+    body = f"if comm.rank == 1:\n  try: signal.raise_signal({int(signal.SIGTERM)})\n  finally: raise OSError('while it unwound')\ncomm.Barrier()"
+    result = mpirun(3, [job(body)])
+    assert result.code not in (0, 2) and not result.timed_out
+    assert "Traceback" not in result.err, result.err
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_rank_unwinds_it_and_ends_the_others(job, number, code):
     body = f"if comm.rank == 1:\n  try: signal.raise_signal({int(number)})\n  finally: print('closed', flush=True)\ncomm.Barrier()"
