@@ -17,7 +17,8 @@ from mpidml.core.flat import Array
 Thunk = tuple[Callable[..., Any], tuple[Any, ...]]  # a kernel and its arguments
 
 ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh")
-HALVED_NBYTES = 1 << 20  # a weight gradient of this size or more is finished in two parts, so that the first travels during the second
+SPLIT_NBYTES = 1 << 20  # a weight gradient of this size or more can be finished in two parts, so that the first travels during the second
+LAST_SHARE = 4  # the second part is one in so many of the rows: it travels when nothing is left to compute
 
 
 class Group(NamedTuple):
@@ -62,10 +63,10 @@ class Dense:
         rest = LAWS[f"bias_{self.activation}"].flops(m, self.n_out) + LAWS[f"{self.activation}_backward"].flops(m, self.n_out)
         return product * (3 if wants_dx else 2) + rest
 
-    def parts(self, itemsize: int, halved: bool) -> list[tuple[int, int]]:
-        """Return the ranges of the layer's flat gradient in the order in which `backward` finishes them; `halved` cuts a large weight in two."""
+    def parts(self, itemsize: int, split: bool) -> list[tuple[int, int]]:
+        """Return the ranges of the layer's flat gradient in the order in which `backward` finishes them; `split` cuts a large weight in two."""
         n_weight = self.n_in * self.n_out
-        cut = self.n_in // 2 * self.n_out if halved and n_weight * itemsize >= HALVED_NBYTES else 0
+        cut = self.n_in // LAST_SHARE * self.n_out if split and n_weight * itemsize >= SPLIT_NBYTES else 0
         return [(cut, n_weight + self.n_out), *([(0, cut)] if cut else [])]
 
     def forward(self, backend: Any, x: Array, out: Array, parameters: dict[str, Array]) -> list[Thunk]:
@@ -84,7 +85,7 @@ class Dense:
         dx: Array | None,
         parameters: dict[str, Array],
         gradients: dict[str, Array],
-        halved: bool = False,
+        split: bool = False,
     ) -> list[Group]:
         """Return the calls that turn `d`, the gradient of `out` (overwritten), into `gradients` and `dx` (None: nobody wants it).
 
@@ -92,7 +93,7 @@ class Dense:
         """
         weight = gradients["weight"]
         groups = []
-        for lo, hi in self.parts(weight.itemsize, halved):
+        for lo, hi in self.parts(weight.itemsize, split):
             rows = slice(lo // self.n_out, min(hi // self.n_out, self.n_in))
             groups.append(Group([(backend.matmul, (x.T[rows], d, weight[rows]))], lo, hi))
         groups[0].thunks.insert(0, (getattr(backend, f"{self.activation}_backward"), (d, out, gradients["bias"])))

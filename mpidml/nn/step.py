@@ -58,7 +58,7 @@ class Step:
             if isinstance(layer, Dense):
                 parameters, gradients, at = net.layer_views(i, w), net.layer_views(i, g), net.offset(i)
                 forward.append(Group(layer.forward(backend, x, out, parameters)))
-                groups = layer.backward(backend, x, out, d, buffers.deltas[i - 1] if i > first else None, parameters, gradients, net.halved)
+                groups = layer.backward(backend, x, out, d, buffers.deltas[i - 1] if i > first else None, parameters, gradients, net.split and i == first)
                 backward[:0] = [Group(group.thunks, group.lo + at, group.hi + at) if group.hi else group for group in groups]
             else:
                 key, own = np.zeros(1, np.uint64), np.array([rng.key(0, "dropout", i)], np.uint64)

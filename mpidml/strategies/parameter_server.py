@@ -97,7 +97,7 @@ class ParameterServer:
         self.net, self.data, self.trace = net, data, trace
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
         self.n_clocks = job.steps or job.epochs * self.sampler.clocks_per_epoch
-        net.halved = self.early
+        net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
         self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)

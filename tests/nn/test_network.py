@@ -165,14 +165,14 @@ def assert_final_when_reported(net, step, run):
     return reports
 
 
-NETS = {"small": (4, 2, (4, 4), 0.0), "halved": (700, 10, (400, 8), 0.0), "dropout": (6, 3, (5, 5), 0.5), "softmax": (6, 3, (), 0.0)}
+NETS = {"small": (4, 2, (4, 4), 0.0), "split": (700, 10, (700, 400), 0.0), "dropout": (6, 3, (5, 5), 0.5), "softmax": (6, 3, (), 0.0)}
 
 
 @pytest.mark.parametrize("sizes", NETS.values(), ids=NETS)
 def test_ranges_tile_the_gradient_from_the_end_and_are_final_when_reported(sizes):
     n_features, n_outputs, hidden, dropout = sizes
     net = build("mlp", n_features, n_outputs, hidden, dropout=dropout, backend=BACKEND)
-    net.halved = True
+    net.split = True
     step = filled(net, 5)
     loss = step.run(1.0)
     silent = step.g.copy()
@@ -181,19 +181,22 @@ def test_ranges_tile_the_gradient_from_the_end_and_are_final_when_reported(sizes
     assert np.array_equal(silent, step.g) and step.run(1.0, lambda lo, hi: None) == loss
 
 
-def test_a_large_layer_is_finished_in_two_halves_of_rows():
+def test_the_layer_that_is_finished_last_leaves_a_quarter_of_its_rows_for_the_end():
     net = build("softmax", 700, 400, backend=BACKEND)
     assert net.parts() == [(0, 700 * 400 + 400)]
-    net.halved = True
-    assert net.parts() == [(350 * 400, 700 * 400 + 400), (0, 350 * 400)]
-    assert build("softmax", 70, 40, backend=BACKEND).parts() == [(0, 70 * 40 + 40)]
+    net.split = True
+    assert net.parts() == [(175 * 400, 700 * 400 + 400), (0, 175 * 400)]
+    small, deep = build("softmax", 70, 40, backend=BACKEND), build("mlp", 700, 10, (700, 400), backend=BACKEND)
+    small.split = deep.split = True
+    assert small.parts() == [(0, 70 * 40 + 40)], "what is small is not worth a second product"
+    assert len(deep.parts()) == 4, "what other layers finish travels while the first one computes"
 
 
 @pytest.mark.parametrize("sizes", NETS.values(), ids=NETS)
 def test_a_range_reported_one_group_too_early_is_caught(sizes):
     n_features, n_outputs, hidden, dropout = sizes
     net = build("mlp", n_features, n_outputs, hidden, dropout=dropout, backend=BACKEND)
-    net.halved = True
+    net.split = True
     step = filled(net, 5)
 
     def too_early(scale, progress):
