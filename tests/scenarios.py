@@ -16,6 +16,7 @@ from mpidml_kernels import backend
 from mpidml.core.buffers import Buffers
 from mpidml.core.partition import shards
 from mpidml.core.role import Lease, Role
+from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
@@ -181,3 +182,28 @@ def lag(scenario: Scenario, s: Seen) -> int:
     grid = s.values.reshape(scenario.n_workers, scenario.n_clocks)
     full = grid.all(axis=0)
     return s.clock - (int(np.argmin(full)) if not full.all() else scenario.n_clocks)
+
+
+class Still:
+    """A worker's program that reads, computes and writes nothing but sizes; the scenario's clock says how long it takes."""
+
+    delta = Lease(np.broadcast_to(np.zeros(1), (8,)))
+
+    def reads(self, clock: int) -> Sequence[Read]:
+        return (Read(0, None),)
+
+    def compute(self, clock: int, versions: Sequence[int], report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
+        return (Push(0, self.delta),), ()
+
+    def early(self) -> None:
+        return None
+
+    def finish(self, clock: int, versions: Sequence[int], report: Any) -> None:
+        return None
+
+
+def still_roles(policy: SyncPolicy, n_workers: int, n_clocks: int, shard_class: type[Shard] = Shard) -> list[Role]:
+    """Return one server (role 0) and workers that pass sizes only, for questions of time alone."""
+    spec = TableSpec("still", 8, 1, np.dtype(np.float64), shards(8, 1), 0, make_chain("sgd", 1.0), in_place=True)
+    server = shard_class("still", range(1, n_workers + 1), policy, None, in_place=True)
+    return [server, *(Worker(Client([spec], policy, policy.commit == "clock"), Still(), n_clocks) for _ in range(n_workers))]

@@ -53,7 +53,7 @@ def check_tuning(policy):
 
 
 def test_the_folder_holds_the_promised_policies():
-    assert {"bsp", "ssp", "asp"} <= set(NAMES)
+    assert {"bsp", "ssp", "asp", "warmup"} <= set(NAMES)
 
 
 @each

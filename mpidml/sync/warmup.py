@@ -1,0 +1,28 @@
+"""Warm up in lockstep, then go stale: bulk synchronous reads for the first clocks, while gradients are large, SSP afterwards.
+
+clock              0 ... n-1   n  n+1  n+2 ... n+s   n+s+1 ...
+staleness allowed  0 ...   0   0    1    2 ...   s       s ...       (it grows by one a clock, so no later read shows less)
+
+An early phase without asynchrony is the "warmstart" of Dean et al. (NIPS 2012, section 4.1); here every worker takes part in it.
+"""
+
+from __future__ import annotations
+
+from mpidml.core.clocks import Clocks
+from mpidml.sync.base import SyncPolicy
+
+
+class Warmup(SyncPolicy):
+    """Read nothing stale for the first `clocks` clocks, then at most `staleness` clocks behind, which grows to that one by one."""
+
+    repeatable = True
+
+    def __init__(self, clocks: int = 100, staleness: int = 3) -> None:
+        for name, value in (("number of clocks", clocks), ("staleness", staleness)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"the {name} {value} is not a whole number from 0 up; give for example warmup:100:3")
+        self.clocks, self.bound = clocks, staleness
+
+    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
+        """Return `clock` while warming up, then clock - s, but never less than was readable before."""
+        return max(min(clock, self.clocks), clock - self.bound)  # type: ignore[operator]
