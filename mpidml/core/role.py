@@ -57,12 +57,13 @@ class Message(NamedTuple):
 
     kind   clock              ticket               counted            version                     data
     PULL   reader's clock     names the question   -                  oldest that will do         -
-    ROWS   -                  of the pull, or -1   reader's last      clock that it shows         values, or None: read in place
+    ROWS   see below          of the pull, or -1   reader's last      clock that it shows         values, or None: read in place
     PUSH   it ends, or -1     see below            sequence number    clock that the delta read   the delta
     CLOCK  it ends            see below            sequence number    -                           -
     END    clocks completed   -                    sequence number    -                           -
            (back: all that this shard had to send has been sent)
 
+    A ROWS names in `clock` the worker's role whose end of a clock made a waiting question answerable, -1 if it had not to wait.
     A PUSH or CLOCK that ends clock c with a ticket is a question, too: for all rows as of clock c + 1.
     PUSH, CLOCK and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
     back in its place; a ROWS says how many of the reader's own it contains. What is meant: all rows of the shard (`rows` None

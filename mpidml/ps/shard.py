@@ -79,13 +79,13 @@ class Shard:
             return NOTHING
         return (self._rows(source, message, wanted),)
 
-    def _rows(self, source: int, message: Message, wanted: int, ticket: int | None = None) -> Send:
+    def _rows(self, source: int, message: Message, wanted: int, ticket: int | None = None, freed_by: int = -1) -> Send:
         version = wanted if self.repeat else self.clocks.reached
         data: Lease | None = None
         if self.store is not None and not self.in_place:
             data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
         reply = Message(
-            ROWS, -1, message.ticket if ticket is None else ticket, self.counted[source], version, message.lo, message.hi, message.rows, data
+            ROWS, freed_by, message.ticket if ticket is None else ticket, self.counted[source], version, message.lo, message.hi, message.rows, data
         )
         return Send(source, reply)
 
@@ -108,27 +108,28 @@ class Shard:
             if not self.active:
                 self._commit(max(self.held, default=-1) + 1)
                 return (farewell, Stop())
-            return [*self._moved(), farewell] if moved else (farewell,)
+            return [*self._moved(source), farewell] if moved else (farewell,)
         else:
             assert message.kind == CLOCK
         if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
             self.parked.setdefault(clock + 1, []).append((source, message, now))
-        return self._moved() if self.clocks.tick(source) else NOTHING
+        return self._moved(source) if self.clocks.tick(source) else NOTHING
 
     def _tuning(self, staleness: int) -> Tuning:
         return self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
 
-    def _moved(self) -> Effects:
+    def _moved(self, by: int) -> Effects:
+        """Answer what the last tick, that of worker `by`, made answerable."""
         if self.by_clock:
             self._commit(self.clocks.reached)
         effects: list[Effect] = []
         for wanted in range(self.freed + 1, self.clocks.reached + 1):
             for source, message, _ in self.parked.pop(wanted, ()):
-                effects.append(self._rows(source, message, wanted))
+                effects.append(self._rows(source, message, wanted, freed_by=by))
         self.freed = self.clocks.reached
         for source, questions in self.asked.items():
             if self.clocks.completed[source] != ENDED:
-                effects += [self._rows(source, question, self.clocks.reached, -1) for question in questions.values()]
+                effects += [self._rows(source, question, self.clocks.reached, -1, by) for question in questions.values()]
         return effects
 
     def _commit(self, reached: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from mpidml.core.role import END, NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
 from mpidml.ps.client import Client
 from mpidml.ps.ticket import Ticket
+from mpidml.ps.waits import Waited
 
 
 class Read(NamedTuple):
@@ -48,7 +49,10 @@ class Task(Protocol):
 
 
 class Worker:
-    """Run `task` for `n_clocks` clocks over the tables of `client`; `traced` records how long each read took."""
+    """Run `task` for `n_clocks` clocks over the tables of `client`; `traced` records how long each read took.
+
+    `waited`: for each role (a worker that ended its clock late, or a server that answered late) how long this worker stood idle for it.
+    """
 
     def __init__(self, client: Client, task: Task, n_clocks: int, traced: bool = False) -> None:
         self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
@@ -61,10 +65,12 @@ class Worker:
         # Where only the own push makes the next read possible, the question rides on it.
         self.rides = self.early and client.policy.bound == 0 and len(client.tables) == 1
         self.asked_at = self.answered_at = self.done_at = 0.0
+        self.waited: dict[int, Waited] = {}
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
         """Ask for the first read."""
+        self.done_at = now
         effects = self._ask(now, 0)
         return effects if any(t.unanswered for t in self.coming) else [*effects, *self._begin(now)]
 
@@ -79,7 +85,10 @@ class Worker:
         if self.ended:
             return NOTHING
         self.answered_at = now
-        return NOTHING if self.computing else self._begin(now)
+        if self.computing:
+            return NOTHING
+        self.waited.setdefault(source if message.clock < 0 else message.clock, Waited()).add(self.client.clock, self.done_at, now)
+        return self._begin(now)
 
     def _ask(self, now: float, clock: int) -> list[Effect]:
         self.coming, self.asked_at = [], now

@@ -191,7 +191,9 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xlabel("share of the run's time")
     _legend(axes)
     waiting = 100 * parts[1].sum() / whole.sum() if whole.sum() > 0 else 0.0
-    axes.set_title(f"{waiting:.0f}% of rank time was waiting")
+    most = summary.get("most_waited_for")
+    named = f", {most['share']:.0%} of it for rank {most['rank']}" if most and most["is_straggler"] else ""
+    axes.set_title(f"{waiting:.0f}% of rank time was waiting{named}")
 
 
 def _staleness(axes: Axes, summary: Mapping[str, Any]) -> None:

@@ -9,20 +9,26 @@ from typing import Any
 
 from mpidml.core.job import Job
 from mpidml.core.role import Array
+from mpidml.runtime import straggler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.monitor import Monitor
 
 
-def of_rank(strategy: Any, comm: CountedComm, seconds: float, scores: list[Any]) -> dict[str, Any]:
-    """Return what this rank has to say of the `seconds` of the run; `scores` are its workers' final ones."""
+def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of the run since `started`; `scores` are its workers' final ones."""
     driver = strategy.driver
     busy = driver.compute_seconds + driver.serve_seconds
     histogram: dict[int, int] = {}
     for worker in strategy.workers.values():
         for staleness, n in worker.client.staleness.items():
             histogram[staleness] = histogram.get(staleness, 0) + n
+    names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers))]
+    waits: list[dict[str, Any]] = []
+    for number, worker in strategy.workers.items():
+        waits += straggler.pairs(names[number], comm.rank, worker.waited, names, strategy.rank_of, started)
     return {
         "seconds": seconds,
+        "waits": waits,
         "compute_seconds": busy,
         "wait_seconds": driver.wait_seconds,
         "comm_seconds": max(seconds - busy - driver.wait_seconds, 0.0),
@@ -52,6 +58,7 @@ def of_job(
             histogram[staleness] = histogram.get(staleness, 0) + n
     last = monitor.metrics[-1]
     tail = monitor.metrics[-max(1, min(len(monitor.metrics), strategy.sampler.clocks_per_epoch)) :]
+    waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     tuning = strategy.policy.tuning(max(histogram, key=lambda s: histogram[s]) if histogram else 0)
     return {
@@ -85,6 +92,8 @@ def of_job(
         "compute_seconds": [r["compute_seconds"] for r in ranks],
         "wait_seconds": [r["wait_seconds"] for r in ranks],
         "comm_seconds": [r["comm_seconds"] for r in ranks],
+        "waited_for": waits,
+        "most_waited_for": straggler.find(waits, max(r["seconds"] for r in ranks), strategy.n_workers),
         "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
         "staleness_max": max(histogram, default=0),
         "staleness_bound": strategy.policy.bound,
@@ -128,6 +137,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     return (
         f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s)\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + (f"\n{straggler.sentence(most, summary['staleness_bound'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )
 

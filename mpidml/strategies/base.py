@@ -91,7 +91,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     seconds = time.perf_counter() - started
     rows = telemetry.drain()
     scores = [w.result for w in strategy.workers.values()]
-    ranks = comm.gather(summary.of_rank(strategy, comm, seconds, scores))
+    ranks = comm.gather(summary.of_rank(strategy, comm, started, seconds, scores))
     values = _bring(strategy, comm)
     traces = comm.gather(_since(trace.columns(), started)) if trace is not None else None
     found: dict[str, Any] | None = None

@@ -131,6 +131,16 @@ def test_titles_state_the_findings() -> None:
     assert titles("no reads")[3] == "No reads were counted"
 
 
+def test_the_picture_names_the_straggler_where_there_is_one() -> None:
+    summary, metrics = RUNS["plain"]
+    for most, title in (
+        ({"rank": 12, "share": 0.83, "is_straggler": True}, "32% of rank time was waiting, 83% of it for rank 12"),
+        ({"rank": 12, "share": 0.4, "is_straggler": False}, "32% of rank time was waiting"),
+    ):
+        figure = page({**summary, "most_waited_for": most}, metrics)
+        assert title in [axes.get_title(loc="left") for axes in figure.axes] and faults(figure) == []
+
+
 def test_the_shares_of_a_rank_fill_its_bar() -> None:
     bars = page(*RUNS["plain"]).axes[2].patches
     ends = [bar.get_x() + bar.get_width() for bar in bars[-4:]]

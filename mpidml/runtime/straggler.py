@@ -1,0 +1,86 @@
+"""Name the rank that the others wait for, from what workers have added up of their waits.
+
+A straggler is a rank for which at least STRAGGLER_SHARE of all waiting was, where waiting was at least WORTH_SHARE of the workers' time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpidml.ps.waits import Waited
+
+STRAGGLER_SHARE, WORTH_SHARE = 0.6, 0.05
+ALL_ALONG = 0.1  # of the run, at its begin and at its end: waits that reach into both are not transient
+
+
+def pairs(waiting: str, rank: int, waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence[int], started: float) -> list[dict[str, Any]]:
+    """Return for one worker one row for each role of another rank that it waited for; the shards of a server count as one."""
+    found: dict[tuple[str, int], Waited] = {}
+    for role, waits in waited.items():
+        if rank_of[role] == rank:
+            continue
+        found.setdefault((names[role], rank_of[role]), Waited()).merge(waits)
+    return [
+        {
+            "rank": rank,
+            "role": waiting,
+            "for_rank": for_rank,
+            "for_role": name,
+            "seconds": waits.seconds,
+            "times": waits.times,
+            "longest_seconds": waits.longest_seconds,
+            "longest_clock": waits.longest_clock,
+            "first_seconds": waits.first - started,
+            "last_seconds": waits.last - started,
+        }
+        for (name, for_rank), waits in found.items()
+        if waits.seconds > 0
+    ]
+
+
+def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) -> dict[str, Any] | None:
+    """Return the rank that was waited for most, None where nobody waited: who waited how long for it, since when, and whether it `is_straggler`.
+
+    `rows` are those of all workers (`pairs`) of a run of `run_seconds`.
+    """
+    by_rank: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_rank.setdefault(row["for_rank"], []).append(row)
+    total = sum(row["seconds"] for row in rows)
+    if total <= 0:
+        return None
+    rank, mine = max(by_rank.items(), key=lambda item: sum(row["seconds"] for row in item[1]))
+    seconds = sum(row["seconds"] for row in mine)
+    longest = max(mine, key=lambda row: row["longest_seconds"])
+    first, last = min(row["first_seconds"] for row in mine), max(row["last_seconds"] for row in mine)
+    who: dict[int, float] = {}
+    for row in mine:
+        who[row["rank"]] = who.get(row["rank"], 0.0) + row["seconds"]
+    return {
+        "rank": rank,
+        "roles": sorted({row["for_role"] for row in mine}),
+        "seconds": seconds,
+        "share": seconds / total,
+        "is_straggler": seconds >= STRAGGLER_SHARE * total and total >= WORTH_SHARE * run_seconds * n_workers,
+        "all_along": first <= ALL_ALONG * run_seconds and last >= (1 - ALL_ALONG) * run_seconds,
+        "first_seconds": first,
+        "last_seconds": last,
+        "longest_seconds": longest["longest_seconds"],
+        "longest_clock": longest["longest_clock"],
+        "waiting": [{"rank": r, "seconds": s} for r, s in sorted(who.items(), key=lambda item: -item[1])],
+    }
+
+
+def sentence(found: Mapping[str, Any], bound: int | None) -> str:
+    """Say what `find` found in one line; `bound` is that of the policy."""
+    who = f"rank {found['rank']} ({', '.join(found['roles'])})"
+    if not found["is_straggler"]:
+        return f"no straggler: of all waiting the most, {found['share']:.0%}, was for {who}"
+    waiting = ", ".join(f"rank {w['rank']} {w['seconds']:.2f} s" for w in found["waiting"][:3])
+    more = f" and {len(found['waiting']) - 3} more" if len(found["waiting"]) > 3 else ""
+    text = f"straggler: {who} made others wait {found['seconds']:.2f} s, {found['share']:.0%} of all waiting ({waiting}{more})"
+    text += f", from {found['first_seconds']:.2f} s to {found['last_seconds']:.2f} s; the longest {found['longest_seconds']:.3f} s before clock {found['longest_clock']}"
+    if found["all_along"] and bound is not None:
+        text += "\nit was slow all along: no bounded staleness gains anything against that; give it less work, or see what slows it"
+    return text
