@@ -15,6 +15,9 @@ def main() -> None:
     from mpidml.cli import parse
     from mpidml.core.errors import UserError
 
+    stdout = sys.stdout
+    if world.rank != 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until it is known that this is no --help, which one rank shows
     try:
         argv = _launched(sys.argv[1:], world.launcher is not None)
         command, job = parse(argv)
@@ -23,10 +26,7 @@ def main() -> None:
         if world.rank == 0:
             sys.stderr.write(f"mpidml: {error}\n")
         raise SystemExit(2) from None
-    except SystemExit:
-        if world.rank != 0:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until exit
-        raise
+    sys.stdout = stdout
     from mpidml.runtime import abort
     from mpidml.runtime.comm import world as start_mpi
 

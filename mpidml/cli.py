@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import mpidml
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
@@ -30,6 +31,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Job | None]:
     """Return the command and, for `train`, its job. `--help` prints and exits; UserError for anything else that cannot be."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
+        raise SystemExit(0)
+    if argv[0] == "--version":
+        sys.stdout.write(f"mpidml {mpidml.__version__}\n")
         raise SystemExit(0)
     command, *rest = argv
     if command not in COMMANDS:
@@ -91,7 +95,7 @@ def _metavar(default: Any) -> str:
 
 def _toml(path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

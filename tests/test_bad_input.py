@@ -54,6 +54,9 @@ ARRAYS = {
     "huge_label": {**GOOD, "y": GOOD["y"] + 99},
     "narrow_test": {**TRAIN, **TEST, "x_test": np.ones((2, 3))},
     "narrow": {"x": GOOD["x"][:, :3], "y": GOOD["y"]},
+    "own_test": {**TRAIN, **TEST},
+    "two_sets": {**GOOD, **TRAIN},
+    "more_labels": {"x": GOOD["x"], "y": np.arange(10) % 7},
     "no_rows": {"x": np.empty((0, 4)), "y": np.empty(0, int)},
 }
 TEXTS = {
@@ -61,6 +64,9 @@ TEXTS = {
     "ragged.csv": "a,b,label\n1,2,0\n3,1\n",
     "word.csv": "a,b,label\n1,2,0\n3,four,1\n",
     "half.csv": "a,b,label\n1,2,0\n3,4,1.5\n",
+    "mixed.csv": "a,b,label\n1,2,0\n3,4,cat\n5,6,1\n7,8,1\n",
+    "mostly_words.csv": "a,b,label\n1,2,dog\n3,4,cat\n5,6,1\n7,8,cat\n",
+    "headerless.csv": "1.5,2,0\n3,4.5,1\n5,6,1\n",
     "empty.csv": "",
     "header.csv": "a,b,label\n",
     "plain.txt": "hello",
@@ -68,6 +74,7 @@ TEXTS = {
     "type.toml": "epochs = 'ten'\n",
     "broken.toml": "epochs = \n",
     "batch.toml": "batch = 0\n",
+    "flat.toml": "\ufeffhidden = []\n",
     "a_file": "a regular file\n",
 }
 
@@ -112,6 +119,19 @@ CASES = {
         "--data {}/good.npz --test-data {}/narrow.npz", ("have 4 features, test rows have 3", "the same features")
     ),
     "x longer than y": Case("--data {}/short_y.npz", ("/short_y.npz: x has 10 rows, y has 9 labels", "give one label a row")),
+    "a word among numeric labels": Case("--data {}/mixed.csv", ("/mixed.csv: label 'cat' in row 1 is a word, others are numbers", "label all rows alike")),
+    "a number among words": Case("--data {}/mostly_words.csv", ("/mostly_words.csv: label '1' in row 2 is a number, others are words", "alike")),
+    "a named column without a header": Case("--data {}/headerless.csv --label 0", ("the first line holds numbers, not names", "give the file a header")),
+    "labels of the test file": Case(
+        "--data {}/good.npz --test-data {}/more_labels.npz", ("/more_labels.npz, y_test: label 2 in row 2 is out of range 0..1", "correct the labels")
+    ),
+    "two sets of rows": Case("--data {}/two_sets.npz", ("/two_sets.npz: holds x or y and x_train, y_train", "keep x, y or x_train, y_train")),
+    "hold-out beside test rows": Case("--data {}/own_test.npz --hold-out 0.5", ("--hold-out 0.5: does nothing", "leave it out")),
+    "epochs beside steps": Case("--steps 5 --epochs 2", ("--epochs 2: does nothing beside --steps 5", "leave one of them out")),
+    "an mlp without hidden layers": Case("--config {}/flat.toml", ("--hidden: names no width", "--model softmax")),
+    "an empty width": Case("--hidden 5,,5", ("hidden: '5,,5' is not whole numbers", "the default is")),
+    "a limit of 0": Case("--optimizer clip:0+sgd", ("'clip:0': limit = 0 is not above 0", "give a positive number")),
+    "a link missing": Case("--optimizer sgd+", ("optimizer 'sgd+': a link is missing beside a '+'", "join names")),
     "batch 0": Case("--batch 0", ("--batch 0: is below 1", "give a whole number from 1 up")),
     "no server": Case("--servers 0", ("--servers 0: not a number of servers", "give 'colocated'")),
     "servers misspelt": Case("--servers collocated", ("--servers collocated: not a number of servers", "give 'colocated'")),

@@ -6,17 +6,19 @@ from dataclasses import fields, replace
 
 import pytest
 
+import mpidml
 from mpidml.cli import COMMANDS, parse
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from tests.ranks import mpirun
 
 
 def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name == "test_data":
-        return f.default  # beside another hold_out it would be refused
+    if f.name in ("test_data", "steps"):
+        return f.default  # beside another hold_out, and other epochs, they would be refused
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):
@@ -89,6 +91,18 @@ def test_each_flag_is_explained(f, capsys):
 
 def squeezed(text):
     return re.sub(r"\s+", "", text)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"mpidml {mpidml.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_one_rank_shows_the_help(argv):
+    result = mpirun(3, ["-m", "mpidml", *argv])
+    assert result.code == 0 and len(re.findall("^usage: ", result.out, re.MULTILINE)) == 1, result
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"], ["info", "--help"]], ids=" ".join)

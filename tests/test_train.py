@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import json
+import os
 import re
+import shlex
+import sys
 import tomllib
 from itertools import pairwise
 
@@ -11,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import mpidml
 from mpidml.core.job import Job
 from mpidml.nn.models import build
-from tests.ranks import mpirun, python
+from tests.ranks import mpirun, python, run
 
 TRAIN = ("-m", "mpidml", "train")
 SMALL = ("--epochs", "1", "--hidden", "16", "--backend", "numpy")  # no compiler to load
@@ -297,6 +301,29 @@ def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, ser
     n_workers = n if servers == "colocated" else n - 1
     told = [f"{6 * n_workers + 1:.1f} {n}"] * n_workers + [f"None {n}"] * (n - n_workers)
     assert sorted(ok(result).splitlines()) == sorted(told)
+
+
+def test_a_reader_who_leaves_does_not_end_the_run(tmp_path):
+    """A pipe that nobody reads any more, and a disk that is full: the run goes on, silently, and its folder is whole."""
+    command = [sys.executable, "-m", "mpidml", "train", "--steps", "2", "--backend", "numpy", "--out"]
+    for name, output in (("pipe", "| true"), ("disk", "> /dev/full")):
+        line = f"set -o pipefail; {shlex.join([*command, str(tmp_path / name)])} {output}"
+        result = run(["bash", "-c", line], 60, os.environ)
+        assert result.code == 0 and not result.err, result
+        assert (tmp_path / name / "summary.json").exists()
+
+
+def test_a_run_that_diverges_says_so_once_and_claims_no_accuracy(tmp_path):
+    result = python(["-m", "mpidml", "train", "--epochs", "2", "--lr", "1e30", "--backend", "numpy", "--out", tmp_path / "run"])
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "DIVERGED" in ok(result) and "accuracy" not in result.out
+    assert found["test_accuracy"] is None and found["diverged_at_clock"] is not None
+
+
+def test_a_batch_above_the_rows_is_told_as_what_it_is(tmp_path):
+    np.savez(tmp_path / "few.npz", x=np.eye(5), y=np.arange(5) % 2)
+    found = mpidml.train(mpidml.Job(data=str(tmp_path / "few.npz"), hold_out=0, batch=64, steps=2, hidden=(4,), backend="numpy"), quiet=True, write=False)
+    assert found["batch"] == 5 and found["samples"] == 10
 
 
 def test_ranks_of_a_host_compile_each_kernel_once(tmp_path):

@@ -45,7 +45,7 @@ class Job:
     servers: str = _flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
     optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
     optimize: str = _flag(
-        "servers", "where the optimizer runs: on the servers, or on the workers (servers then add their changes)", ("servers", "workers")
+        "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
     )
     lr: float = _flag(0.05, "learning rate")
     tune: bool = _flag(True, "soften stale updates by the policy's rule")
@@ -99,6 +99,10 @@ class Job:
                 raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
         if self.test_data and self.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
+        if self.steps and self.epochs != Job.epochs:
+            raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
+        if self.model == "mlp" and not self.hidden:
+            raise UserError("--hidden: names no width; give widths as 512,512, or --model softmax, which has no hidden layers")
         if self.model == "softmax" and self.activation != Job.activation:
             raise UserError(f"--activation {self.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
         return self
@@ -138,7 +142,7 @@ def _parsed(value: Any, like: Any, where: str) -> Any:
         if isinstance(like, float) and not isinstance(value, bool):
             return float(value)
         if isinstance(like, tuple):
-            parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else list(value)
+            parts = (value.split(",") if value.strip() else []) if isinstance(value, str) else list(value)
             return tuple(_whole(p) for p in parts)
         if isinstance(like, str) and isinstance(value, str | int | float | PurePath) and not isinstance(value, bool):
             return str(value)

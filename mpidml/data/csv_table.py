@@ -66,6 +66,8 @@ def _parse(path: str, file: TextIO, label: str | None) -> CsvTable:
     at = width - 1 if label is None else _position(path, first, label)
     columns = [i for i in range(width) if i != at]
     has_header = label is not None or not any(_is_number(first[i]) for i in columns)
+    if label is not None and all(map(_is_number, first)) and not all(text.strip().isdecimal() for text in first):
+        raise UserError(f"{path}: column '{label}' was named, but the first line holds numbers, not names; give the file a header, or drop the name")
     values, labels = array("d"), list[str]()
 
     def take(row: list[str], line: int) -> None:
@@ -96,6 +98,11 @@ def _parse(path: str, file: TextIO, label: str | None) -> CsvTable:
         x, labels = x[1:], labels[1:]  # column names that are numbers above numeric labels, as data frames write them
     if not labels:
         raise UserError(f"{path}: the file holds a header but no rows; give at least one row")
+    is_word = [not _is_number(text) for text in labels]
+    if 0 < sum(is_word) < len(labels):
+        odd = is_word.index(2 * sum(is_word) <= len(labels))  # the first of the kind that is rarer
+        kind, others = ("word", "number") if is_word[odd] else ("number", "word")
+        raise UserError(f"{path}: label '{labels[odd]}' in row {odd} is a {kind}, others are {others}s; label all rows alike")
     return CsvTable(path, x, labels, [first[i].strip() for i in columns] if has_header else [])
 
 

@@ -30,8 +30,12 @@ def as_rows(x: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(x.reshape(len(x), -1), dtype=dtype)
 
 
-def check(raw: RawData) -> None:
-    """Refuse data that cannot be trained on: no rows, unequal lengths, NaN or infinity, labels outside 0..k-1; one pass over the data."""
+def check(raw: RawData, test_name: str = "") -> None:
+    """Refuse data that cannot be trained on: no rows, unequal lengths, NaN or infinity, labels outside 0..k-1; one pass over the data.
+
+    `test_name`: where the test rows come from, if not from the same file.
+    """
+    test_name = test_name or raw.name
     check_part(raw.name, "x", raw.x, "y", raw.y)
     n, largest = len(raw.y), int(raw.y.max())
     if largest >= n:
@@ -39,10 +43,10 @@ def check(raw: RawData) -> None:
         raise UserError(f"{raw.name}: label {largest} in row {row} of y means more classes than the {n} rows; code the labels as 0..k-1")
     if raw.test_x is None or raw.test_y is None:
         return
-    check_part(raw.name, "x_test", raw.test_x, "y_test", raw.test_y)
+    check_part(test_name, "x_test", raw.test_x, "y_test", raw.test_y)
     if raw.x.shape[1] != raw.test_x.shape[1]:
-        raise UserError(f"{raw.name}: train rows have {raw.x.shape[1]} features, test rows have {raw.test_x.shape[1]}; give both the same features")
-    check_labels(raw.test_y, largest + 1, f"{raw.name}, y_test")
+        raise UserError(f"{test_name}: train rows have {raw.x.shape[1]} features, test rows have {raw.test_x.shape[1]}; give both the same features")
+    check_labels(raw.test_y, largest + 1, f"{test_name}, y_test")
 
 
 def check_labels(y: Array, n_classes: int, where: str) -> None:

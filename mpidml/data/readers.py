@@ -62,13 +62,13 @@ def read_pair(source: str, test_source: str, view: str = "pix", label: str | Non
     assert test_y is not None
     check_part(test_source, "x", test_x, "y", test_y)
     raw = RawData(source, train.x, train.y, test_x, test_y)
-    check(raw)
+    check(raw, test_source)
     return raw
 
 
 def _load(source: str, view: str, label: str | None) -> RawData | CsvTable:
     """Decode one source; labels of a table are left as words."""
-    is_table = source.endswith((".csv", ".csv.gz"))
+    is_table = source.lower().endswith((".csv", ".csv.gz"))
     if label is not None and not is_table:
         raise UserError(f"{source}: column '{label}' was named, but only tables (.csv, .csv.gz) have named columns; drop it")
     if source == "digits":
@@ -76,7 +76,7 @@ def _load(source: str, view: str, label: str | None) -> RawData | CsvTable:
     if view != "pix":
         raise UserError(f"{source}: view '{view}' was asked for, but only 'digits' has views; drop it")
     path = Path(source)
-    if not is_table and path.suffix != ".npz":
+    if not is_table and path.suffix.lower() != ".npz":
         hint = nearest(source, ["digits"]).partition("; ")[2]
         problem = "is not of a known format" if path.exists() else "there is no such file or shipped data set"
         raise UserError(f"{source}: {problem}; {_FORMATS}" + (f"; {hint}" if hint else ""))
@@ -98,6 +98,8 @@ def _digits(view: str) -> RawData:
 
 def _npz(source: str, path: Path) -> RawData:
     arrays = _decode(source, lambda: _arrays(path))
+    if arrays.keys() & {"x", "y"} and (both := sorted(arrays.keys() & {"x_train", "y_train"})):
+        raise UserError(f"{source}: holds x or y and {', '.join(both)}, two sets of training rows; keep x, y or x_train, y_train")
     train = ("x", "y") if arrays.keys() & {"x", "y"} else ("x_train", "y_train")
     test = ("x_test", "y_test") if arrays.keys() & {"x_test", "y_test"} else ()
     missing = [key for key in (*train, *test) if key not in arrays]

@@ -137,6 +137,8 @@ def make_chain(text: str, learning_rate: float) -> Chain:
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not 0 < learning_rate < math.inf:
         raise UserError(f"learning rate: {learning_rate} is not a finite number > 0; give one such as 0.01")
     parts = re.split(r"(?<!\d[eE])\+", text)
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise UserError(f"optimizer '{text}': a link is missing beside a '+'; join names, as in clip:1+adam")
     links = [plugins.make("mpidml.optim", part.strip()) for part in parts]
     for part, link in zip(parts, links, strict=True):
         if not isinstance(link, Link):

@@ -18,7 +18,9 @@ class Clip(Link):
     scope: ClassVar[Literal["elementwise", "global"]] = "global"
 
     def __init__(self, limit: float = 1.0) -> None:
-        self.limit = number("limit", limit, at_least=math.ulp(0.0))
+        self.limit = number("limit", limit, at_least=0.0)
+        if not self.limit:
+            raise ValueError("limit = 0 is not above 0 and would let no gradient pass; give a positive number")
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Compute g *= limit / |g| if |g| > limit; a gradient with NaN stays as it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass
+@dataclass(slots=True)
 class Waited:
     """All waits for one role: how many, their sum, the longest with the clock before which it fell, and when the first began and the last ended."""
 

@@ -83,6 +83,8 @@ def _split(job: Job) -> _Parts:
     raw = read_pair(job.data, job.test_data, job.view, label) if job.test_data else read(job.data, job.view, label)
     x, n_classes = raw.x.reshape(len(raw.x), -1), int(raw.y.max()) + 1
     if raw.test_x is not None and raw.test_y is not None:
+        if not job.test_data and job.hold_out != Job.hold_out:
+            raise UserError(f"--hold-out {job.hold_out}: does nothing, {job.data} has test rows of its own (x_test, y_test); leave it out")
         return _Parts(raw.name, x, raw.y, raw.test_x.reshape(len(raw.test_x), -1), raw.test_y, n_classes)
     train, test = hold_out(len(x), job.hold_out, job.seed)
     if len(train) == 0:

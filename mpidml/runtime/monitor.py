@@ -89,7 +89,7 @@ class Monitor:
         row: dict[str, Any] = {"clock": int(clock), "epoch": (clock + 1) / self.clocks_per_epoch, "seconds": seconds, "samples": int(samples)}
         row |= {"loss": self.pending_loss / self.n_pending, "staleness": staleness}
         if n_test:
-            row |= {"test_loss": test_loss / n_test, "test_accuracy": n_correct / n_test}
+            row |= {"test_loss": test_loss / n_test} | ({"test_accuracy": n_correct / n_test} if math.isfinite(test_loss) else {})
         self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
         self.write(row)

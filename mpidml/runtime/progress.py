@@ -65,19 +65,28 @@ class Progress:
         if not self._is_shown:
             self._show()
         if self._live and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
+            show(self._stream, "\n")
             self._width = 0
 
     def _show(self) -> None:
         if self._live:
             line = self._line[: max(1, self._columns() - 1)]  # a full line would wrap, and \r return to its second half
-            self._stream.write("\r" + line.ljust(self._width))
+            show(self._stream, "\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self._stream.write(self._line + "\n")
-        self._stream.flush()
+            show(self._stream, self._line + "\n")
         self._shown_at, self._is_shown = self._clock(), True
+
+
+def show(stream: TextIO, text: str) -> None:
+    """Write and flush; where nobody reads any more (a closed pipe, a full disk) stop showing instead of ending the run."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # what is still buffered goes there, too
+        os.close(null)
 
 
 def launcher_terminal(proc: Path = Path("/proc"), stdout: TextIO | None = None) -> bool:

@@ -12,6 +12,7 @@ from mpidml.core.role import Array
 from mpidml.runtime import straggler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.monitor import Monitor
+from mpidml.runtime.progress import show
 
 
 def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def of_job(
     tail = monitor.metrics[-max(1, min(len(monitor.metrics), strategy.sampler.clocks_per_epoch)) :]
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
-    tuning = strategy.policy.tuning(max(histogram, key=lambda s: histogram[s]) if histogram else 0)
+    usual = max(histogram, key=lambda s: histogram[s], default=0)
+    tuning = strategy.policy.tuning(usual)  # an example: each update is softened by its own staleness
     return {
         "strategy": job.strategy,
         "sync": job.policy(),
@@ -68,6 +70,7 @@ def of_job(
         "model": job.model,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
+        "staleness_usual": usual,
         "rate_factor": tuning.rate if job.tune else 1.0,
         "memory_factor": tuning.memory if job.tune else 1.0,
         "promise": "repeat: same layout, same bits" if job.deterministic else "agrees within rounding",
@@ -76,7 +79,7 @@ def of_job(
         "seed": job.seed,
         "epochs": monitor.epochs,
         "clocks": strategy.n_clocks,
-        "batch": job.batch,
+        "batch": strategy.sampler.batch_size(0),
         "n_parameters": strategy.net.n_params,
         "samples": monitor.samples,
         "seconds": last["seconds"],
@@ -111,7 +114,8 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
         f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
-        f"model {job.model}: {strategy.net.n_params:,} parameters; {strategy.n_clocks} clocks of {job.batch} samples; optimizer {job.optimizer}, learning rate {job.lr:g}",
+        f"model {job.model}: {strategy.net.n_params:,} parameters; {strategy.n_clocks} clocks of {strategy.sampler.batch_size(0)} samples; "
+        f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
     bound = strategy.policy.bound
     if job.tune and bound != 0:
@@ -143,6 +147,5 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """Write lines in one piece, so that those of several processes do not tear each other."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Write lines in one piece, so that those of several processes do not tear each other; a reader who has left does not end the run."""
+    show(sys.stdout, text + "\n")

@@ -70,6 +70,8 @@ class Table:
         n = rows.size if rows is not None else block[1] - block[0] if block is not None else self.spec.n_rows
         if np.shape(delta) not in ((n, self.spec.width), (n * self.spec.width,)):
             raise ValueError(f"table {self.spec.name}: the delta has shape {np.shape(delta)}; give {n} rows of width {self.spec.width}")
+        if not np.can_cast(kind := np.asarray(delta).dtype, self.spec.dtype, "same_kind"):
+            raise ValueError(f"table {self.spec.name}: the delta is {kind}, which {self.spec.dtype} does not hold; give real numbers")
         return self._session.push(self._number, delta, rows, block)
 
     def _where(self, rows: Any) -> tuple[Array | None, tuple[int, int] | None]:
@@ -192,7 +194,7 @@ def run_tables(
         except abort.Terminated:
             raise
         except SystemExit as end:
-            raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from end
+            raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from None
         session.close()
     comm.Barrier()
     if bell is not None:
@@ -210,9 +212,11 @@ def _checked(tables: Mapping[str, tuple[int, int]], dtype: str, initial: Mapping
         raise UserError(f"tables: {np.dtype(dtype)} is not a dtype of theirs; choose float32 or float64")
     if not wait_limit > 0:
         raise UserError(f"wait_limit {wait_limit}: is not a positive number of seconds; give one such as 300")
-    for name, (n_rows, width) in tables.items():
-        if n_rows < 1 or width < 1:
-            raise UserError(f"table '{name}': {n_rows} rows of width {width} cannot be; give at least one row and a width of 1")
+    if not tables:
+        raise UserError("tables: none is named, so there is nothing to serve; give one as {'w': (rows, width)}")
+    for name, shape in tables.items():
+        if not (isinstance(shape, tuple | list) and len(shape) == 2 and all(isinstance(n, int | np.integer) and n >= 1 for n in shape)):
+            raise UserError(f"table '{name}': {shape!r} is not its size; give (rows, width), two whole numbers from 1 up")
     found = {}
     for name, values in initial.items():
         if name not in tables:

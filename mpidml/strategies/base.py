@@ -7,6 +7,7 @@ Everything that can be wrong with a job's input is found before `drive`, and not
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from datetime import datetime
@@ -87,7 +88,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         summary.say(summary.opening(job, strategy, data))
     comm.Barrier()
     started = time.perf_counter()
-    strategy.driver.run()
+    with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
+        strategy.driver.run()
     seconds = time.perf_counter() - started
     rows = telemetry.drain()
     scores = [w.result for w in strategy.workers.values()]
@@ -99,7 +101,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         monitor.take(rows)
         test_rows = sum(n for r in ranks for _, _, n in r["scores"])
         test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-        accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_rows else None
+        # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
+        accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
         monitor.end(test_loss, accuracy)
         found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values)
         if folder is not None:

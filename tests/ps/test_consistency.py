@@ -233,6 +233,16 @@ def test_a_virtual_run_is_a_function_of_its_arguments():
     assert first == second
 
 
+def test_a_delay_that_never_changes_may_be_given_as_a_number():
+    """A queue then orders the messages instead of the heap: the same events in the same order."""
+    runs = []
+    for latency in (0.01, lambda source, target, number: 0.01):
+        scenario, rng = Scenario(Ssp(2), 3, 2, 20), random.Random(5)
+        runs.append((virtual.run(scenario.roles(), lambda role, clock, rng=rng: rng.choice((0.01, 0.02, 0.5)), latency), scenario.seen()))
+    (a, seen_a), (b, seen_b) = runs
+    assert a == b and [(s.worker, s.clock, s.version) for s in seen_a] == [(s.worker, s.clock, s.version) for s in seen_b]
+
+
 @pytest.mark.parametrize("policy", [Bsp(), Ssp(2)])
 def test_repeat_mode_reads_exactly_one_version_whatever_the_timing(policy):
     def reads(seed):

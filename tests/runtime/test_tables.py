@@ -103,7 +103,9 @@ def refusal(**options):
 @pytest.mark.mpi
 def test_tables_that_cannot_be_are_refused(comm):
     counted = CountedComm(comm)
-    assert "at least one row" in refusal(tables={"w": (0, 2)}, comm=counted)
+    for size in ((0, 2), (4,), (3, 4, 5), 5, "x", (4, 1.5)):
+        assert "table 'w': " in (said := refusal(tables={"w": size}, comm=counted)) and "give (rows, width)" in said
+    assert "nothing to serve" in refusal(tables={}, comm=counted)
     assert "choose float32 or float64" in refusal(dtype="int32", comm=counted)
     assert "have shape (2, 4), the table has (4, 2)" in refusal(initial={"w": np.zeros((2, 4))}, comm=counted)
     assert "there is no table 'v'" in refusal(initial={"v": np.zeros((4, 2))}, comm=counted)
@@ -124,6 +126,8 @@ def test_rows_and_deltas_that_do_not_fit_are_refused(comm):
                 w.pull(rows)
         with pytest.raises(ValueError, match=r"shape \(2, 4\); give 4 rows of width 2"):
             w.push(np.zeros((2, 4)))
+        with pytest.raises(ValueError, match="the delta is complex128, which float32 does not hold"):
+            w.push(np.ones((4, 2)) * 1j)
         assert w.pull([]).wait().shape == (0, 2)
         w.push(np.zeros((0, 2)), [])
         return True
