@@ -16,7 +16,7 @@ from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 
-SMALL = Job(data="digits", hidden=(24, 16), epochs=1, steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
+SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
 
 
 def run(comm, n_ranks=None, ranks_per_host=0, **changes):
@@ -148,7 +148,7 @@ def test_linear_optimizers_give_one_result_on_servers_and_on_workers(comm):
 @pytest.mark.mpi
 @pytest.mark.parametrize("sync", ["bsp", "ssp:3", "asp"])
 def test_every_policy_learns_and_keeps_its_bound(comm, sync):
-    summary, _ = run(comm, sync=sync, steps=120, epochs=1, dtype="float32", backend="numba")
+    summary, _ = run(comm, sync=sync, steps=120, dtype="float32", backend="numba")
     assert summary["test_accuracy"] > 0.85
     bound = summary["staleness_bound"]
     assert bound is None or summary["staleness_max"] <= bound
@@ -169,7 +169,7 @@ def test_fewer_rows_than_workers_works(comm, mpi_tmp_path):
 @pytest.mark.mpi
 def test_stale_updates_are_softened_and_without_it_momentum_fails(comm):
     """At a rate where bsp learns, staleness 1 under momentum 0.9 does not, unless rate and momentum follow the staleness."""
-    same = {"n_ranks": 1, "deterministic": True, "lr": 0.1, "steps": 100, "epochs": 5, "hidden": (256, 128), "batch": 64, "dtype": "float32", "backend": "numba"}
+    same = {"n_ranks": 1, "deterministic": True, "lr": 0.1, "steps": 100, "hidden": (256, 128), "batch": 64, "dtype": "float32", "backend": "numba"}
     bsp, tuned, plain = (run(comm, **same, **more) for more in ({}, {"sync": "ssp:1"}, {"sync": "ssp:1", "tune": False}))
     if bsp is not None:
         assert tuned[0]["final_loss"] < 0.1 * plain[0]["final_loss"]
