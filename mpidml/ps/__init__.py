@@ -4,4 +4,5 @@ worker 0 --PULL 7--> shard   "may clock 7 be read?"      store.py    values, ver
 worker 0 <--ROWS---- shard   values, or: read in place   shard.py    the server role: one comparison decides who waits
 worker 0 --PUSH 7--> shard   a delta that ends clock 7   client.py   questions asked, own writes not yet seen, copies held
                                                          worker.py   the worker role: pull, compute, push, clock
+                                                         waits.py    for whom a worker stood idle
 """
