@@ -123,7 +123,7 @@ CASES = {
     "a number among words": Case("--data {}/mostly_words.csv", ("/mostly_words.csv: label '1' in row 2 is a number, others are words", "alike")),
     "a named column without a header": Case("--data {}/headerless.csv --label 0", ("the first line holds numbers, not names", "give the file a header")),
     "labels of the test file": Case(
-        "--data {}/good.npz --test-data {}/more_labels.npz", ("/more_labels.npz, y_test: label 2 in row 2 is out of range 0..1", "correct the labels")
+        "--data {}/good.npz --test-data {}/more_labels.npz", ("/more_labels.npz, y: label 2 in row 2 is out of range 0..1", "correct the labels")
     ),
     "two sets of rows": Case("--data {}/two_sets.npz", ("/two_sets.npz: holds x or y and x_train, y_train", "keep x, y or x_train, y_train")),
     "hold-out beside test rows": Case("--data {}/own_test.npz --hold-out 0.5", ("--hold-out 0.5: does nothing", "leave it out")),

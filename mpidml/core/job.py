@@ -57,7 +57,7 @@ class Job:
     steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")
     batch: int = _flag(64, "global batch: samples per clock over all workers")
     seed: int = _flag(0, "decides weights, order of samples and noise")
-    deterministic: bool = _flag(False, "repeat mode: same layout, same bits (bsp and ssp)")
+    deterministic: bool = _flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
     backend: str = _flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
     slowdown: str = _flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = _flag(300.0, "seconds after which a wait ends the job with a report")

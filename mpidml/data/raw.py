@@ -30,12 +30,12 @@ def as_rows(x: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(x.reshape(len(x), -1), dtype=dtype)
 
 
-def check(raw: RawData, test_name: str = "") -> None:
+def check(raw: RawData, test: tuple[str, str, str] | None = None) -> None:
     """Refuse data that cannot be trained on: no rows, unequal lengths, NaN or infinity, labels outside 0..k-1; one pass over the data.
 
-    `test_name`: where the test rows come from, if not from the same file.
+    `test`: the file that the test rows come from and the names of their arrays there, if not x_test and y_test of the same file.
     """
-    test_name = test_name or raw.name
+    test_name, x_name, y_name = test or (raw.name, "x_test", "y_test")
     check_part(raw.name, "x", raw.x, "y", raw.y)
     n, largest = len(raw.y), int(raw.y.max())
     if largest >= n:
@@ -43,10 +43,10 @@ def check(raw: RawData, test_name: str = "") -> None:
         raise UserError(f"{raw.name}: label {largest} in row {row} of y means more classes than the {n} rows; code the labels as 0..k-1")
     if raw.test_x is None or raw.test_y is None:
         return
-    check_part(test_name, "x_test", raw.test_x, "y_test", raw.test_y)
+    check_part(test_name, x_name, raw.test_x, y_name, raw.test_y)
     if raw.x.shape[1] != raw.test_x.shape[1]:
         raise UserError(f"{test_name}: train rows have {raw.x.shape[1]} features, test rows have {raw.test_x.shape[1]}; give both the same features")
-    check_labels(raw.test_y, largest + 1, f"{test_name}, y_test")
+    check_labels(raw.test_y, largest + 1, f"{test_name}, {y_name}")
 
 
 def check_labels(y: Array, n_classes: int, where: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.csv_table import CsvTable, classes_of, code_labels, read_csv
-from mpidml.data.raw import RawData, as_rows, check, check_labels, check_part, integer_labels
+from mpidml.data.raw import RawData, as_rows, check, check_labels, integer_labels
 
 __all__ = ["VIEWS", "RawData", "as_rows", "check", "check_labels", "read", "read_pair"]
 
@@ -58,11 +58,9 @@ def read_pair(source: str, test_source: str, view: str = "pix", label: str | Non
         test = RawData(test_source, test.x, code_labels(test.labels, words, f"{test_source}, y"), None, None)
     elif classes is not None:
         raise UserError(f"{test_source}: labels are numbers, those of {source} are words ('{classes[0]}'); label both alike")
-    test_x, test_y = (test.x, test.y) if test.test_x is None else (test.test_x, test.test_y)
-    assert test_y is not None
-    check_part(test_source, "x", test_x, "y", test_y)
+    test_x, test_y, names = (test.x, test.y, ("x", "y")) if test.test_x is None else (test.test_x, test.test_y, ("x_test", "y_test"))
     raw = RawData(source, train.x, train.y, test_x, test_y)
-    check(raw, test_source)
+    check(raw, (test_source, *names))
     return raw
 
 

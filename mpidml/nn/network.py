@@ -23,7 +23,7 @@ class Network:
     """A chain of layers with a loss; parameters are `layers.<i>.weight` and `layers.<i>.bias` of the i-th dense layer, in order.
 
     Arithmetic is that of `backend`, a namespace of kernels; dtype is float32 or float64. Set `split` before the first `bind` to compute the
-    first layer's weight gradient, which is finished last, in two parts, so that little is left to travel at the end (it takes some 3% longer).
+    first layer's weight gradient, which is finished last, in two parts, so that little is left to travel at the end (it takes about 2% longer).
     """
 
     def __init__(self, layers: Sequence[Dense | Dropout], n_features: int, loss: str, dtype: DTypeLike, backend: Any) -> None:

@@ -1,9 +1,10 @@
-"""Warm up in lockstep, then go stale: bulk synchronous reads for the first clocks, while gradients are large, SSP afterwards.
+"""Warm up, then go stale: SSP without any staleness for the first clocks, while gradients are large, and with it afterwards.
 
 clock              0 ... n-1   n  n+1  n+2 ... n+s   n+s+1 ...
 staleness allowed  0 ...   0   0    1    2 ...   s       s ...       (it grows by one a clock, so no later read shows less)
 
-An early phase without asynchrony is the "warmstart" of Dean et al. (NIPS 2012, section 4.1); here every worker takes part in it.
+While it lasts no read misses an update, though it may show newer ones, as under ssp:0: only bsp holds those back. An early phase without
+asynchrony is the "warmstart" of Dean et al. (NIPS 2012); here every worker takes part in it.
 """
 
 from __future__ import annotations
