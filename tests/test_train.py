@@ -86,9 +86,10 @@ def test_no_read_is_staler_than_the_bound(traced):
 
 def test_a_ranks_busy_waiting_and_communicating_seconds_are_its_seconds(traced):
     found = summary(traced[0])
-    for parts in zip(found["compute_seconds"], found["wait_seconds"], found["comm_seconds"], strict=True):
+    for own, *parts in zip(found["rank_seconds"], found["compute_seconds"], found["wait_seconds"], found["comm_seconds"], strict=True):
         assert all(part >= 0 for part in parts)
-        assert sum(parts) == pytest.approx(found["wall_seconds"], rel=0.1)
+        assert sum(parts) == pytest.approx(own, rel=0.01)
+    assert max(found["rank_seconds"]) == found["wall_seconds"]
 
 
 def test_each_line_of_the_metrics_is_a_clock_and_the_loss_falls(traced):

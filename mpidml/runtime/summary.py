@@ -84,6 +84,7 @@ def of_job(
         "samples": monitor.samples,
         "seconds": last["seconds"],
         "wall_seconds": max(r["seconds"] for r in ranks),
+        "rank_seconds": [r["seconds"] for r in ranks],
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
         "final_loss": sum(r["loss"] for r in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
