@@ -6,8 +6,10 @@ read shows tells exactly which updates it contains.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,20 +20,25 @@ from mpidml.core.partition import shards
 from mpidml.core.role import Lease, Role
 from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
+from mpidml.ps.coordinator import Coordinator
+from mpidml.ps.routing import Routing
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
-from mpidml.ps.worker import Push, Read, Worker
-from mpidml.sync.base import SyncPolicy
+from mpidml.ps.task import Push, Read, Turn
+from mpidml.ps.worker import Worker
+from mpidml.sync.base import Gate, SyncPolicy
 
 
 @dataclass
 class Seen:
-    """One read: who, at which clock, the clocks that it is said to show, and the values."""
+    """One read: who, its step, the clock of the tables, the clocks that it is said to show, the row that is written after it, and the values."""
 
     worker: int
+    step: int
     clock: int
     version: int
+    row: int
     values: np.ndarray[Any, Any]
 
 
@@ -45,6 +52,7 @@ class OracleTask:
     sparse: bool = False
     width: int = 1
     seen: list[Seen] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     on_compute: Callable[[int, int], None] | None = None
     final: Any = None
 
@@ -53,35 +61,36 @@ class OracleTask:
         self.out = [np.zeros((self.n_rows, self.width)) for _ in range(2)]
         self.rows = np.random.default_rng(self.worker).permutation(self.n_rows).astype(np.int64) if self.sparse else None
 
-    def reads(self, clock: int) -> Sequence[Read]:
-        return [Read(0, self.out[clock % 2], self.rows)]
+    def reads(self, step: int) -> Sequence[Read]:
+        return [Read(0, self.out[step % 2], self.rows)]
 
-    def values(self, clock: int) -> np.ndarray[Any, Any]:
-        got = self.out[clock % 2][:, 0]
+    def values(self, step: int) -> np.ndarray[Any, Any]:
+        got = self.out[step % 2][:, 0]
         if self.rows is None:
             return got.copy()
         back = np.empty_like(got)
         back[self.rows] = got
         return back
 
-    def compute(self, clock: int, versions: Sequence[int], report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
+    def compute(self, turn: Turn, report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
         if self.on_compute is not None:
-            self.on_compute(self.worker, clock)
+            self.on_compute(self.worker, turn.step)
         if report is not None:
             report(0, 0)
-        self.seen.append(Seen(self.worker, clock, versions[0], self.values(clock)))
-        row = self.worker * self.n_clocks + clock
+        self.turns.append(turn)
+        row = turn.block % self.n_workers * self.n_clocks + turn.block // self.n_workers
+        self.seen.append(Seen(self.worker, turn.step, turn.clock, turn.versions[0], row, self.values(turn.step)))
         if self.sparse:
-            return [Push(0, Lease(np.ones(self.width)), np.array([row], np.int64))], (float(clock),)
+            return [Push(0, Lease(np.ones(self.width)), np.array([row], np.int64))], (float(turn.step),)
         delta = np.zeros((self.n_rows, self.width))
         delta[row] = 1
-        return [Push(0, Lease(delta.ravel()))], (float(clock),)
+        return [Push(0, Lease(delta.ravel()))], (float(turn.step),)
 
     def early(self) -> None:
         return None
 
-    def finish(self, clock: int, versions: Sequence[int], report: Any) -> Any:
-        self.final = self.values(clock)
+    def finish(self, turn: Turn, report: Any) -> Any:
+        self.final = self.values(turn.step)
         return self.final
 
 
@@ -100,19 +109,25 @@ class Scenario:
     on_compute: Callable[[int, int], None] | None = None
     shard_class: type[Shard] = Shard
     client_class: type[Client] = Client
+    dynamic: bool = False
+    coordinated: bool = False
+    gate: Gate | None = None
+    load: Callable[[int, float], float] | None = None
 
     def __post_init__(self) -> None:
         n_rows = self.n_workers * self.n_clocks
         self.cut = shards(n_rows, self.n_servers)
         self.by_clock = self.repeat or self.policy.commit == "clock"
         self.spec = TableSpec("oracle", n_rows, self.width, np.dtype(np.float64), self.cut, 0, None, self.reads)
-        self.n_roles = len(self.cut) + self.n_workers
-        self.worker_roles = range(len(self.cut), self.n_roles)
+        self.worker_roles = range(len(self.cut), len(self.cut) + self.n_workers)
+        self.coordinated = self.coordinated or self.dynamic or bool(self.policy.gate_at)
+        self.n_roles = self.worker_roles.stop + self.coordinated
         self.tasks: dict[int, OracleTask] = {}
+        self.final: Any = None
         self.arithmetic = backend("numpy")
 
     def rank_of(self, n_ranks: int) -> list[int]:
-        return [s.server % n_ranks for s in self.cut] + [w % n_ranks for w in range(self.n_workers)]
+        return [s.server % n_ranks for s in self.cut] + [w % n_ranks for w in range(self.n_workers)] + [0] * self.coordinated
 
     def role(self, number: int, buffers: Buffers) -> Role:
         """Make role `number`; call it only on the rank that hosts it."""
@@ -124,8 +139,24 @@ class Scenario:
                 "oracle", self.worker_roles, self.policy, store, buffers.allocate, repeat=self.repeat, eager=self.reads == "eager"
             )
         worker = number - len(self.cut)
+        if worker == self.n_workers:
+            gate = self.gate or (self.policy.gate(self.n_workers, not self.dynamic) if self.policy.gate_at else None)
+            self.coordinator = Coordinator(self.worker_roles, self.n_clocks, self.dynamic, gate)
+            return self.coordinator
         self.tasks[worker] = OracleTask(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
-        return Worker(self.client_class([self.spec], self.policy, self.by_clock), self.tasks[worker], self.n_clocks, traced=True)
+        client = self.client_class([self.spec], self.policy, self.by_clock)
+        coordinator = self.n_roles - 1 if self.coordinated else -1
+        load = None if self.load is None else partial(self.load, worker)
+        return Worker(
+            client,
+            self.tasks[worker],
+            self.n_clocks,
+            traced=True,
+            index=worker,
+            n_workers=self.n_workers,
+            coordinator=coordinator,
+            load=load,
+        )
 
     def roles(self) -> list[Role]:
         buffers = Buffers()
@@ -149,31 +180,54 @@ def run_on_mpi(scenario: Scenario, comm: Any, window: bool = True, **options: An
     roles = {i: scenario.role(i, buffers or Buffers()) for i, rank in enumerate(rank_of) if rank == comm.rank}
     driver = Driver(counted, roles, rank_of, buffers, bell, wait_limit_seconds=20.0, by_window=window, **options)
     driver.run()
-    everything = counted.allgather([(s.worker, s.clock, s.version, s.values) for s in scenario.seen()])
+    everything = counted.allgather([tuple(vars(s).values()) for s in scenario.seen()])
     finals = counted.allgather([t.final for t in scenario.tasks.values()])
     counted.Barrier()
     if buffers is not None:
         buffers.free()
     counted.free()
-    assert all((final == 1).all() for rank in finals for final in rank), "the final values are not the sum of all updates"
-    return [Seen(*s) for rank in everything for s in rank]
+    seen = [Seen(*s) for rank in everything for s in rank]
+    scenario.final = next(final for rank in finals for final in rank)
+    assert all(sums_up(scenario, final, seen) for rank in finals for final in rank), "the final values are not the sum of all updates"
+    return seen
+
+
+def sums_up(scenario: Scenario, final: np.ndarray[Any, Any], seen: Sequence[Seen]) -> bool:
+    """Tell whether the final values hold every update once; under a quorum as many of each clock as it needs (the last may lack some), the same for all."""
+    if scenario.policy.gate_at != "push":
+        return bool((final == 1).all())
+    needed, by_clock = scenario.policy.needed(scenario.n_workers), Counter(s.clock for s in seen if final[s.row])
+    return set(final) <= {0, 1} and all(by_clock[c] == needed for c in range(max(by_clock))) and by_clock[max(by_clock)] <= needed
 
 
 def misses(scenario: Scenario, seen: Sequence[Seen], bound: int | None) -> list[str]:
-    """Judge reads by their values alone: all updates of clocks < c - bound, all own ones, nothing twice, nothing taken back."""
+    """Judge reads by their values alone: all updates of clocks < c - bound, all own ones, nothing twice, nothing taken back.
+
+    An update is in the final values or it was dropped, and then no read may show it. Where a gate stands, a clock shows all that went before.
+    """
     found = []
     before: dict[int, np.ndarray[Any, Any]] = {}
-    for s in sorted(seen, key=lambda s: (s.worker, s.clock)):
-        grid = s.values.reshape(scenario.n_workers, scenario.n_clocks)
-        if not np.isin(grid, (0.0, 1.0)).all():
-            found.append(f"worker {s.worker} clock {s.clock}: an update counts {grid.max()} times")
-        if bound is not None and not grid[:, : max(0, s.clock - bound)].all():
-            found.append(f"worker {s.worker} clock {s.clock}: an update older than {bound} clocks is missing")
-        if not grid[s.worker, : s.clock].all():
-            found.append(f"worker {s.worker} clock {s.clock}: misses an own update")
+    written: dict[int, list[int]] = {}
+    counts = np.asarray(next((t.final for t in scenario.tasks.values()), scenario.final)) != 0
+    clock_of = np.full(counts.size, 1 << 30)
+    for s in seen:
+        clock_of[s.row] = s.clock
+    if scenario.policy.gate_at and bound is not None:
+        bound = 0
+    for s in sorted(seen, key=lambda s: (s.worker, s.step)):
+        if not np.isin(s.values, (0.0, 1.0)).all():
+            found.append(f"worker {s.worker} step {s.step}: an update counts {s.values.max()} times")
+        if bound is not None and not s.values[counts & (clock_of < s.clock - bound)].all():
+            found.append(f"worker {s.worker} step {s.step}: an update older than {bound} clocks is missing")
+        own = written.setdefault(s.worker, [])
+        if not s.values[[row for row in own if counts[row]]].all():
+            found.append(f"worker {s.worker} step {s.step}: misses an own update")
+        if s.values[~counts].any():
+            found.append(f"worker {s.worker} step {s.step}: shows an update that was dropped")
         if s.worker in before and (s.values < before[s.worker]).any():
-            found.append(f"worker {s.worker} clock {s.clock}: an update was taken back")
+            found.append(f"worker {s.worker} step {s.step}: an update was taken back")
         before[s.worker] = s.values
+        own.append(s.row)
     return found
 
 
@@ -187,18 +241,19 @@ def lag(scenario: Scenario, s: Seen) -> int:
 class Still:
     """A worker's program that reads, computes and writes nothing but sizes; the scenario's clock says how long it takes."""
 
-    delta = Lease(np.broadcast_to(np.zeros(1), (8,)))
+    result = ((Push(0, Lease(np.broadcast_to(np.zeros(1), (8,)))),), ())
+    read = (Read(0, None),)
 
-    def reads(self, clock: int) -> Sequence[Read]:
-        return (Read(0, None),)
+    def reads(self, step: int) -> Sequence[Read]:
+        return self.read
 
-    def compute(self, clock: int, versions: Sequence[int], report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
-        return (Push(0, self.delta),), ()
+    def compute(self, turn: Turn, report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
+        return self.result
 
     def early(self) -> None:
         return None
 
-    def finish(self, clock: int, versions: Sequence[int], report: Any) -> None:
+    def finish(self, turn: Turn, report: Any) -> None:
         return None
 
 
@@ -206,4 +261,5 @@ def still_roles(policy: SyncPolicy, n_workers: int, n_clocks: int, shard_class: 
     """Return one server (role 0) and workers that pass sizes only, for questions of time alone."""
     spec = TableSpec("still", 8, 1, np.dtype(np.float64), shards(8, 1), 0, make_chain("sgd", 1.0), in_place=True)
     server = shard_class("still", range(1, n_workers + 1), policy, None, in_place=True)
-    return [server, *(Worker(Client([spec], policy, policy.commit == "clock"), Still(), n_clocks) for _ in range(n_workers))]
+    routing = Routing([spec])
+    return [server, *(Worker(Client(routing, policy, policy.commit == "clock"), Still(), n_clocks) for _ in range(n_workers))]

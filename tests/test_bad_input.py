@@ -161,6 +161,18 @@ CASES = {
     "missing file of options": Case("--config {}/nowhere.toml", ("/nowhere.toml: there is no such file", "give the path")),
     "unknown option": Case("--epohcs 3", ("there is no option '--epohcs'", "did you mean '--epochs'?")),
     "asp cannot repeat": Case("--sync asp --deterministic", ("--deterministic: asp cannot repeat", "use bsp or ssp")),
+    "a list of policies": Case("--sync bsp,ssp:3", ("--sync bsp,ssp:3: is a list", "`compare` takes lists")),
+    "a list of rates": Case("--lr 0.1,0.2", ("lr: '0.1,0.2' is a list", "`compare` takes lists")),
+    "a quorum above the workers": Case("--sync quorum:4", ("--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 1", "quorum:1")),
+    "a cap below the minimum": Case("--sync adaptive:4:2", ("'adaptive:4:2': the cap of executions 2 is not a whole number from 4 up", "adaptive:1:8")),
+    "bounds the wrong way": Case("--sync dssp:5:2", ("'dssp:5:2': the largest staleness 2 is not a whole number from 5 up", "dssp:1:8")),
+    "an argument that is none": Case("--sync adaptive:minimal=2", ("'adaptive' has no argument 'minimal'", "did you mean 'minimum'?")),
+    "a target that is none": Case("--target 97", ("--target 97: is no accuracy", "0.97 for 97%")),
+    "a target without test rows": Case("--data {}/good.npz --hold-out 0 --target 0.9", ("--target 0.9: there are no test rows", "--hold-out")),
+    "seconds below 0": Case("--seconds -1", ("--seconds -1.0: is not a number of seconds", "from 0 up")),
+    "dynamic cannot repeat": Case("--assign dynamic --deterministic", ("--deterministic: --assign dynamic cannot repeat", "leave one of them out")),
+    "a target cannot repeat": Case("--target 0.9 --deterministic", ("--deterministic: --target cannot repeat", "leave one of them out")),
+    "adaptive cannot repeat": Case("--sync adaptive --deterministic", ("--deterministic: adaptive cannot repeat", "use bsp or ssp")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

@@ -25,6 +25,8 @@ def other(f):
         return not f.default
     if isinstance(f.default, int | float):
         return f.default + (3 if isinstance(f.default, int) else 0.25)
+    if f.name == "target":
+        return "0.5"
     return (7, 5) if isinstance(f.default, tuple) else "another"
 
 

@@ -52,8 +52,8 @@ class Failing(SyncPolicy):
         self.bound, self.clock = 1, clock
         print(f"rank {os.getpid()}\\ntraining\\n", end="", flush=True)
 
-    def oldest_readable(self, clock, clocks):
-        if clocks is not None and clock == self.clock and "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
+    def oldest_readable(self, clock, worker=-1, view=None):
+        if view is not None and clock == self.clock and "1" in (os.environ.get("PMI_RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
             print("fault\\n", end="", flush=True)
             raise ArithmeticError("the rule of this policy fails on a server")
         return clock - self.bound

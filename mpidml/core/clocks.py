@@ -1,9 +1,10 @@
-"""Count completed clocks per worker and know their minimum at once.
+"""Count completed clocks per worker and know at once which clock enough of them have reached.
 
-`behind[c]` counts the workers that completed exactly c clocks, so the minimum moves without a search: O(1) a tick.
+`behind[c]` counts the workers that completed exactly c clocks, so `reached` moves without a search: O(1) a tick.
 
-    worker 0  #####        completed 5        reached = 3: every worker has completed 3 clocks
-    worker 1  ###          completed 3        a tick moves `reached` only if the worker was the only one at the minimum
+    worker 0  #####        completed 5        all three needed: reached = 3, the minimum; a tick moves it only if the worker
+    worker 1  ###          completed 3        was the only one there
+    worker 2  ####         completed 4        two needed: reached = 4, whatever worker 1 does
 """
 
 from __future__ import annotations
@@ -14,38 +15,99 @@ ENDED = 1 << 60
 
 
 class Clocks:
-    """The vector clock of a table shard (Ho et al., NIPS 2013): completed clocks of each worker, and `reached`, their minimum."""
+    """The vector clock of a table shard (Ho et al., NIPS 2013): completed clocks of each worker, and `reached`.
 
-    def __init__(self, workers: Iterable[int]) -> None:
+    `reached` is the largest clock that `needed` workers (None: all of them) have completed; `highest` the largest that anyone has.
+    """
+
+    def __init__(self, workers: Iterable[int], needed: int | None = None) -> None:
         self.completed = dict.fromkeys(workers, 0)
-        self.behind = {0: len(self.completed)}
-        self.reached = 0
+        self.active = len(self.completed)
+        self.everyone = needed is None or needed == self.active
+        self.needed = self.active if needed is None else needed
+        self.behind = {0: self.active}
+        self.ahead = self.reached = self.highest = 0
 
-    def tick(self, worker: int) -> bool:
-        """Count one more completed clock of `worker`; return whether the minimum moved."""
-        clock = self.completed[worker]
-        self.completed[worker] = clock + 1
-        return self._move(clock, clock + 1)
+    def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
+        """Count the completed clocks of `worker`, one more or as many as `to`; return whether `reached` moved."""
+        old = self.completed[worker]
+        new = old + 1 if to < 0 else to
+        self.completed[worker] = new
+        if new > self.highest:
+            self.highest = new
+        return self._move(old, new)
 
     def end(self, worker: int) -> bool:
-        """Take `worker` out of the minimum for good; return whether the minimum moved."""
-        clock = self.completed[worker]
+        """Take `worker` out for good: nobody waits for it any more. Return whether `reached` moved; with the last worker it is ENDED.
+
+        Where not all are needed it counts no longer, so those that are left must suffice.
+        """
+        self.active -= 1
+        if not self.active:
+            self.reached = ENDED
+            return True
+        if not self.everyone:
+            return False
+        old = self.completed[worker]
         self.completed[worker] = ENDED
-        return self._move(clock, ENDED)
+        return self._move(old, ENDED)
 
     def _move(self, old: int, new: int) -> bool:
         behind = self.behind
-        behind[old] -= 1
+        left = behind[old] - 1
+        if left:
+            behind[old] = left
+        else:
+            del behind[old]
         behind[new] = behind.get(new, 0) + 1
-        if behind[old]:
+        if not old <= self.reached < new:
             return False
-        del behind[old]
-        if old != self.reached:
-            return False
-        # Clocks move by one, so the next occupied count is near unless the slowest worker just ended.
-        self.reached = old + 1 if old + 1 in behind else min(behind)
-        return self.reached != ENDED
+        self.ahead += 1
+        moved = False
+        while self.ahead >= self.needed:
+            # Clocks move by one, so the next occupied count is near unless the slowest worker just ended.
+            self.reached = self.reached + 1 if self.reached + 1 in behind else min(c for c in behind if c > self.reached)
+            self.ahead -= behind[self.reached]
+            moved = True
+        return moved
 
     def slowest(self) -> list[int]:
-        """List the workers at the minimum."""
-        return [w for w, c in self.completed.items() if c == self.reached]
+        """List the workers that are furthest behind."""
+        least = min(self.completed.values())
+        return [w for w, c in self.completed.items() if c == least]
+
+
+class TimedClocks(Clocks):
+    """Clocks that also know when each worker ended its last clock, how long that clock took, and one of the slowest workers. O(1) a tick."""
+
+    def __init__(self, workers: Iterable[int], needed: int | None = None) -> None:
+        super().__init__(workers, needed)
+        self.last = dict.fromkeys(self.completed, 0.0)
+        self.interval = dict.fromkeys(self.completed, 0.0)
+        self.at: dict[int, dict[int, None]] = {0: dict.fromkeys(self.completed)}
+
+    def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
+        """Count as `Clocks.tick` does; `now` in seconds."""
+        self.interval[worker], self.last[worker] = now - self.last[worker], now
+        old = self.completed[worker]
+        moved = super().tick(worker, now, to)
+        self._place(worker, old)
+        return moved
+
+    def end(self, worker: int) -> bool:
+        """Take `worker` out for good."""
+        old = self.completed[worker]
+        moved = super().end(worker)
+        self._place(worker, old)
+        return moved
+
+    def one_of_the_slowest(self) -> int:
+        """Return a worker at the minimum of all that have not ended."""
+        return next(iter(self.at[self.reached]))
+
+    def _place(self, worker: int, old: int) -> None:
+        here = self.at[old]
+        del here[worker]
+        if not here:
+            del self.at[old]
+        self.at.setdefault(self.completed[worker], {})[worker] = None

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.target import parse_target
 
 
 def _flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
@@ -42,6 +43,11 @@ class Job:
         "how a worker reads: fresh (asks each clock), cached (keeps a copy while the policy allows), eager (servers push fresh rows)",
         ("fresh", "cached", "eager"),
     )
+    assign: str = _flag(
+        "static",
+        "samples: static (each worker its share of every batch) or dynamic (the next block of the global order goes to the free worker)",
+        ("static", "dynamic"),
+    )
     servers: str = _flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
     optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
     optimize: str = _flag(
@@ -55,6 +61,8 @@ class Job:
     transport: str = _flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = _flag(30, "passes over the training data")
     steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")
+    target: str = _flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
+    seconds: float = _flag(0.0, "end after this many seconds of training (0: no limit; with one, epochs have none unless given)")
     batch: int = _flag(64, "global batch: samples per clock over all workers")
     seed: int = _flag(0, "decides weights, order of samples and noise")
     deterministic: bool = _flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
@@ -93,8 +101,13 @@ class Job:
             raise UserError(f"--hidden {','.join(map(str, self.hidden))}: a width is below 1; give positive widths, as 512,512")
         if self.staleness != "" and not str(self.staleness).isdecimal():
             raise UserError(f"--staleness {self.staleness}: is not a whole number from 0 up; give for example 3")
+        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+            raise UserError(f"--seconds {self.seconds}: is not a number of seconds; give one from 0 up")
+        parse_target(self.target)
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
+            if (choices or f.metadata["plugins"]) and "," in value:
+                raise UserError(f"--{f.name.replace('_', '-')} {value}: is a list, and one value is taken here; `compare` takes lists")
             if choices and value not in choices:
                 raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
         if self.test_data and self.hold_out != Job.hold_out:
@@ -148,5 +161,7 @@ def _parsed(value: Any, like: Any, where: str) -> Any:
             return str(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         pass
+    if isinstance(value, str) and "," in value and not isinstance(like, tuple):
+        raise UserError(f"{where}: '{value}' is a list, and one value is taken here; `compare` takes lists")
     kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers such as 512,512", str: "text"}[type(like)]
     raise UserError(f"{where}: {value!r} is not {kind}; the default is {like!r}")

@@ -3,7 +3,8 @@
                  start(now) ->                        Send(target, message)
     message ->   handle(now, source, message) ->      Compute(function, arguments, clock)   at most one at a time
     result  ->   done(now, result) ->                 Record(name, value)
-    part    ->   part(now, lo, hi) ->                 Stop()
+    part    ->   part(now, lo, hi) ->                 After(seconds)
+    time    ->   timer(now) ->                        Stop()
 
 Two interpreters perform the effects: `runtime.driver` on MPI, `sim.virtual` on virtual clocks. The same objects run on both,
 so what is tested and simulated on one core is what runs on the cluster.
@@ -17,9 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+new = tuple.__new__
+"""`new(Send, (target, message))` makes a named tuple in less than half the time of a call: for what is made once a message."""
 
-PULL, PUSH, ROWS, CLOCK, END = range(5)
-KINDS = ("pull", "push", "rows", "clock", "end")
+PULL, PUSH, ROWS, CLOCK, LAST, END, NEXT, GRANT, LOAD = range(9)
+KINDS = ("pull", "push", "rows", "clock", "last", "end", "next", "grant", "load")
 
 
 class Lease:
@@ -58,16 +61,25 @@ class Message(NamedTuple):
     kind   clock              ticket               counted            version                     data
     PULL   reader's clock     names the question   -                  oldest that will do         -
     ROWS   see below          of the pull, or -1   reader's last      clock that it shows         values, or None: read in place
-    PUSH   it ends, or -1     see below            sequence number    clock that the delta read   the delta
+    PUSH   it belongs to      see below            sequence number    clock that the delta read   the delta
     CLOCK  it ends            see below            sequence number    -                           -
-    END    clocks completed   -                    sequence number    -                           -
+    LAST   -                  -                    sequence number    -                           -
+    END    -                  -                    sequence number    -                           -
            (back: all that this shard had to send has been sent)
 
-    A ROWS names in `clock` the worker's role whose end of a clock made a waiting question answerable, -1 if it had not to wait.
-    A PUSH or CLOCK that ends clock c with a ticket is a question, too: for all rows as of clock c + 1.
-    PUSH, CLOCK and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
+    A worker that sends LAST writes no more, so nobody waits for it; one that sends END reads no more. A ROWS names in `clock` the
+    worker's role whose end of a clock made a waiting question answerable, -1 if it had not to wait. A PUSH with `ends`, or a CLOCK,
+    ends its clock c; with a ticket it is a question, too: for all rows as of clock c + 1.
+    PUSH, CLOCK, LAST and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
     back in its place; a ROWS says how many of the reader's own it contains. What is meant: all rows of the shard (`rows` None
     and lo < 0), rows [lo, hi) of the table, or the rows whose global numbers `rows` lists (int64).
+
+    Between a worker and the coordinator:
+    NEXT   asks for a clock to compute: the clock it has ended, or -1 at first; lo: its load (share of CPU that others take, in millionths)
+    LOAD   lo: its load has changed
+    GRANT  clock: of the tables; lo: the block of samples, or -1: there is no more; hi: the weight of its gradient in units of 1e-9;
+           version: the staleness of its read (-1: as the tables say); counted: 0 if the last gradient came too late; ticket: the
+           worker's role that made the grant possible, or -1
     """
 
     kind: int
@@ -79,6 +91,7 @@ class Message(NamedTuple):
     hi: int = -1
     rows: Array | None = None
     data: Lease | None = None
+    ends: bool = False
 
 
 class Send(NamedTuple):
@@ -96,6 +109,12 @@ class Compute(NamedTuple):
     clock: int
 
 
+class After(NamedTuple):
+    """Call `timer` once `seconds` have passed, also while the role computes, where the interpreter gets to it."""
+
+    seconds: float
+
+
 class Record(NamedTuple):
     """Note a measurement; the interpreter adds rank and time."""
 
@@ -107,7 +126,7 @@ class Stop(NamedTuple):
     """This role has ended and expects no further message."""
 
 
-Effect = Send | Compute | Record | Stop
+Effect = Send | Compute | After | Record | Stop
 Effects = Iterable[Effect]
 NOTHING: tuple[Effect, ...] = ()
 
@@ -130,6 +149,9 @@ class Role(Protocol):
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
         """Learn that elements [lo, hi) of the running compute's result are final."""
+
+    def timer(self, now: float) -> Effects:
+        """Learn that the seconds of an After have passed."""
 
     def landing(self, source: int, message: Message) -> Array | None:
         """Name the array into which the payload of `message` shall be received, or None for a pooled buffer."""

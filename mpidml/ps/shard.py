@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mpidml.core.clocks import ENDED, Clocks
-from mpidml.core.role import CLOCK, END, NOTHING, PULL, PUSH, ROWS, Array, Effect, Effects, Lease, Message, Send, Stop, Waiting
+from mpidml.core.clocks import ENDED
+from mpidml.core.role import CLOCK, END, LAST, NOTHING, PULL, PUSH, ROWS, Array, Effect, Effects, Lease, Message, Send, Stop, Waiting, new
 from mpidml.ps.store import PLAIN, Store
 from mpidml.sync.base import SyncPolicy, Tuning
 
@@ -41,7 +41,7 @@ class Shard:
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
         self.by_clock = repeat or policy.commit == "clock"
-        self.clocks = Clocks(workers)
+        self.clocks = policy.clocks(workers)
         self.order = {w: i for i, w in enumerate(self.clocks.completed)}
         self.active = len(self.order)
         self.counted = dict.fromkeys(self.order, 0)
@@ -51,6 +51,7 @@ class Shard:
         self.parked: dict[int, list[tuple[int, Message, float]]] = {}
         self.spoke = dict.fromkeys(self.order, 0.0)
         self.asked: dict[int, dict[tuple[int, int], Message]] = {}
+        self.writing = set(self.order)
 
     def start(self, now: float) -> Effects:
         """Wait for messages."""
@@ -71,8 +72,8 @@ class Shard:
         return effects
 
     def _pull(self, now: float, source: int, message: Message) -> Effects:
-        wanted = max(self.policy.oldest_readable(message.clock, self.clocks), message.version, 0)
-        if self.eager and message.rows is None:
+        wanted = max(self.policy.oldest_readable(message.clock, source, self.clocks), message.version, 0)
+        if self.eager and message.rows is None and wanted < ENDED:
             self.asked.setdefault(source, {})[message.lo, message.hi] = message
         if self.clocks.reached < wanted:
             self.parked.setdefault(wanted, []).append((source, message, now))
@@ -81,55 +82,61 @@ class Shard:
 
     def _rows(self, source: int, message: Message, wanted: int, ticket: int | None = None, freed_by: int = -1) -> Send:
         version = wanted if self.repeat else self.clocks.reached
+        if version == ENDED:
+            version = self.clocks.highest  # everybody has written all he had to
         data: Lease | None = None
         if self.store is not None and not self.in_place:
             data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
-        reply = Message(
-            ROWS, freed_by, message.ticket if ticket is None else ticket, self.counted[source], version, message.lo, message.hi, message.rows, data
-        )
-        return Send(source, reply)
+        number = message.ticket if ticket is None else ticket
+        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False))
+        return new(Send, (source, reply))
 
     def _take(self, now: float, source: int, message: Message) -> Effects:
         self.counted[source] = message.counted
-        clock = self.clocks.completed[source]
-        if message.kind == PUSH:
+        kind, clock = message.kind, message.clock
+        if kind == PUSH:
             if message.data is not None:
                 if self.by_clock:
                     self.held.setdefault(clock, []).append((source, message))
                 elif self.store is not None:
                     self.store.apply((message,), self._tuning(clock - message.version))
-            if message.clock < 0:
+            if not message.ends:
                 return NOTHING
-        elif message.kind == END:
+        elif kind == LAST:
+            return self._last(source)
+        elif kind == END:
+            effects = [*self._last(source), Send(source, Message(END))]
             self.active -= 1
-            self.asked.pop(source, None)
-            farewell = Send(source, Message(END))
-            moved = self.clocks.end(source)
-            if not self.active:
-                self._commit(max(self.held, default=-1) + 1)
-                return (farewell, Stop())
-            return [*self._moved(source), farewell] if moved else (farewell,)
+            return effects if self.active else [*effects, Stop()]
         else:
-            assert message.kind == CLOCK
+            assert kind == CLOCK
         if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
             self.parked.setdefault(clock + 1, []).append((source, message, now))
-        return self._moved(source) if self.clocks.tick(source) else NOTHING
+        return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
+
+    def _last(self, source: int) -> Effects:
+        """Wait for this worker no more."""
+        if source not in self.writing:
+            return NOTHING
+        self.writing.discard(source)
+        self.asked.pop(source, None)
+        return self._moved(source) if self.clocks.end(source) else NOTHING
 
     def _tuning(self, staleness: int) -> Tuning:
         return self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
 
     def _moved(self, by: int) -> Effects:
-        """Answer what the last tick, that of worker `by`, made answerable."""
+        """Answer what the last tick or end, that of worker `by`, made answerable."""
+        reached = self.clocks.reached
         if self.by_clock:
-            self._commit(self.clocks.reached)
+            self._commit(self.clocks.highest if reached == ENDED else reached)
         effects: list[Effect] = []
-        for wanted in range(self.freed + 1, self.clocks.reached + 1):
+        for wanted in sorted(self.parked) if reached == ENDED else range(self.freed + 1, reached + 1):
             for source, message, _ in self.parked.pop(wanted, ()):
                 effects.append(self._rows(source, message, wanted, freed_by=by))
-        self.freed = self.clocks.reached
+        self.freed = reached
         for source, questions in self.asked.items():
-            if self.clocks.completed[source] != ENDED:
-                effects += [self._rows(source, question, self.clocks.reached, -1, by) for question in questions.values()]
+            effects += [self._rows(source, question, reached, -1, by) for question in questions.values()]
         return effects
 
     def _commit(self, reached: int) -> None:
@@ -153,6 +160,10 @@ class Shard:
         """Do nothing: a shard never computes apart."""
         return NOTHING
 
+    def timer(self, now: float) -> Effects:
+        """Do nothing: a shard sets no timer."""
+        return NOTHING
+
     def landing(self, source: int, message: Message) -> Array | None:
         """Take payloads in pooled buffers."""
         return None
@@ -161,6 +172,7 @@ class Shard:
         """Report blocked pulls: table, rows, who asks, the clock wanted, who is behind and since when."""
         found = []
         for wanted, pulls in self.parked.items():
+            until = f"clock {wanted}" if wanted < ENDED else "the last clock of everybody"
             for source, message, since in pulls:
                 what = f"row {message.rows[0]} and {message.rows.size - 1} more" if message.rows is not None and message.rows.size else "all rows"
                 behind = ", ".join(
@@ -170,7 +182,7 @@ class Shard:
                 found.append(
                     Waiting(
                         since,
-                        f"table {self.name}: pull of {what} by worker {self.order[source]} waits for clock {wanted} since {now - since:.1f} s; {behind}",
+                        f"table {self.name}: pull of {what} by worker {self.order[source]} waits for {until} since {now - since:.1f} s; {behind}",
                     )
                 )
         return sorted(found)

@@ -10,33 +10,37 @@ from mpidml.ps.own_writes import Region
 
 
 class Piece(NamedTuple):
-    """What one shard is asked: which rows of the table, and where they lie in the caller's array. `whole`: no range need be named."""
+    """What one shard is asked: which rows of the table, and where they lie in the caller's array.
+
+    `lo`, `hi`: the range as a message names it, -1 for the whole shard or listed rows.
+    """
 
     shard: int
     region: Region
-    whole: bool
+    lo: int
+    hi: int
     place: Any
-
-    @property
-    def lo(self) -> int:
-        """First row as a message names it: -1 for the whole shard or listed rows."""
-        return -1 if self.whole else self.region.lo
-
-    @property
-    def hi(self) -> int:
-        return -1 if self.whole else self.region.hi
 
 
 class Ticket:
-    """A read that was asked for: `done` once no shard is `unanswered`; then `version` is the oldest clock that any part of it shows."""
+    """A read that was asked for: `done` once no shard is `unanswered`; then `version` is the oldest clock that any part of it shows.
+
+    `unanswered` has one bit for each role of a shard that still owes its piece.
+    """
 
     __slots__ = ("clock", "number", "oldest", "out", "pieces", "since", "table", "unanswered", "version")
 
-    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float) -> None:
+    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float, pieces: dict[int, Piece]) -> None:
         self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
         self.version = -1
-        self.pieces: dict[int, Piece] = {}
-        self.unanswered: set[int] = set()
+        self.pieces = pieces
+        self.unanswered = 0
+        for role in pieces:
+            self.unanswered |= 1 << role
+
+    def lacks(self) -> list[int]:
+        """List the roles that have not answered."""
+        return [role for role in self.pieces if self.unanswered >> role & 1]
 
     @property
     def done(self) -> bool:

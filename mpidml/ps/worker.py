@@ -1,81 +1,94 @@
-"""The worker role: read, compute, push, clock - `n_clocks` times, then read the final values and leave.
+"""The worker role: read, compute, push, clock - as often as it is granted, then read the final values and leave.
 
 compute c  =====part=====part====|  done: push the rest, clock     The read of c + 1 is asked for when compute c starts and
 read c+1   ?-------------------------!                             answered when the policy allows; so it flies meanwhile.
                                  |  compute c+1  =====
+
+Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, asked after each
+compute instead, and the read follows the grant. A gate at the push is asked before the gradient is sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from mpidml.core.role import END, NOTHING, Array, Compute, Effect, Effects, Lease, Message, Record, Stop, Waiting
-from mpidml.ps.client import Client
+from mpidml.core.clocks import ENDED
+from mpidml.core.role import END, GRANT, LOAD, NEXT, NOTHING, After, Array, Compute, Effect, Effects, Message, Record, Send, Stop, Waiting, new
+from mpidml.ps.client import SERVERS_FIRST_SECONDS, Client
+from mpidml.ps.coordinator import LOAD_UNITS, WEIGHT_UNITS
+from mpidml.ps.task import Push, Task, Turn
 from mpidml.ps.ticket import Ticket
 from mpidml.ps.waits import Waited
 
-
-class Read(NamedTuple):
-    """One read of a clock: which table, which rows (None: all), into which array (None: read in place)."""
-
-    table: int
-    out: Array | None
-    rows: Array | None = None
-
-
-class Push(NamedTuple):
-    """One write of a clock: which table, the delta, which rows (None: all)."""
-
-    table: int
-    delta: Lease
-    rows: Array | None = None
-
-
-class Task(Protocol):
-    """What a worker does with its reads; `versions` are the clocks that they show."""
-
-    def reads(self, clock: int) -> Sequence[Read]:
-        """Name what is read at `clock`; the arrays of clock c + 1 are filled while clock c computes."""
-
-    def compute(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None]) -> tuple[Sequence[Push], tuple[float, ...]]:
-        """Return the pushes of this clock and what was measured; `report(lo, hi)`: elements [lo, hi) of the early delta are final."""
-
-    def early(self) -> Lease | None:
-        """Name the delta (of table 0, all rows) that is pushed part by part while it is computed; None: no such delta now."""
-
-    def finish(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None]) -> Any:
-        """Use the final values."""
+LOAD_STEP = 0.05
 
 
 class Worker:
-    """Run `task` for `n_clocks` clocks over the tables of `client`; `traced` records how long each read took.
+    """Run `task` over the tables of `client`, for `n_clocks` clocks as number `index` of `n_workers`, or as the role `coordinator` grants.
 
-    `waited`: for each role (a worker that ended its clock late, or a server that answered late) how long this worker stood idle for it.
+    `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `waited`: for each role (a worker that
+    ended its clock late, or a server that answered late) how long this worker stood idle for it.
     """
 
-    def __init__(self, client: Client, task: Task, n_clocks: int, traced: bool = False) -> None:
+    __slots__ = (  # one of 100,000 workers of a simulation is small
+        "admitted", "answered_at", "asked_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
+        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_workers", "next", "result", "rides", "staleness",
+        "step", "steps_in_clock", "task", "told", "traced", "turn", "unsent", "waited", "watch_seconds"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        client: Client,
+        task: Task,
+        n_clocks: int,
+        traced: bool = False,
+        *,
+        index: int = 0,
+        n_workers: int = 1,
+        coordinator: int = -1,
+        load: Callable[[float], float] | None = None,
+    ) -> None:
         self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
-        self.computing = self.ended = False
-        self.coming: list[Ticket] = []
-        self.versions: list[int] = []
-        self.told: set[int] = set()
+        self.index, self.n_workers, self.coordinator, self.load = index, n_workers, coordinator, load
+        policy = client.policy
+        self.gated, self.admitted = policy.gate_at != "", policy.gate_at == "push"
+        self.steps_in_clock = policy.gate_at == "start"  # a clock of the tables holds several steps; the gate says when it ends
+        self.watch_seconds = policy.watches_seconds if load is not None else 0.0
         # A held copy is looked at when the read is due; only a question to the servers can fly during a compute.
-        self.early = all(table.reads == "fresh" for table in client.tables)
+        self.early = not self.gated and all(table.reads == "fresh" for table in client.tables)
         # Where only the own push makes the next read possible, the question rides on it.
-        self.rides = self.early and client.policy.bound == 0 and len(client.tables) == 1
+        self.rides = self.early and policy.bound == 0 and len(client.tables) == 1
+        self.computing = self.leaving = self.last = self.ended = False
+        self.step = 0
+        self.next: tuple[int, float] | None = None  # block and weight of the next turn
+        self.turn = Turn(0, 0, 0)
+        self.staleness = -1
+        self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
+        self.coming: list[Ticket] = []
+        self.told: set[int] = set()
+        self.load_told = 0.0
         self.asked_at = self.answered_at = self.done_at = 0.0
+        self.granted_by = -1
         self.waited: dict[int, Waited] = {}
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
-        """Ask for the first read."""
+        """Ask for the first read, or first for leave to start."""
         self.done_at = now
-        effects = self._ask(now, 0)
-        return effects if any(t.unanswered for t in self.coming) else [*effects, *self._begin(now)]
+        effects: list[Effect] = [After(self.watch_seconds)] if self.watch_seconds else []
+        if self.coordinator >= 0:
+            effects.append(self._ask_turn(now, -1))
+        else:
+            self.next = (self.index, 1.0)
+        if not self.gated:
+            effects += self._ask(now, 0)
+        return [*effects, *self._begin_if_ready(now)]
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
-        """Take an answer; begin to compute when it was the last one that was missing. Stop when every shard has taken its leave."""
+        """Take an answer or a grant; begin to compute when it was the last that was missing. Stop when every shard has taken its leave."""
+        if message.kind == GRANT:
+            return self._granted(now, message)
         if message.kind == END:
             return (Stop(),) if self.client.farewell(source) else NOTHING
         self.client.answer(now, source, message)
@@ -85,39 +98,104 @@ class Worker:
         if self.ended:
             return NOTHING
         self.answered_at = now
-        if self.computing:
+        if self.computing or self.next is None:
             return NOTHING
-        self.waited.setdefault(source if message.clock < 0 else message.clock, Waited()).add(self.client.clock, self.done_at, now)
+        culprit = message.clock if message.clock >= 0 else self.granted_by if self.granted_by >= 0 else source
+        self._waited_for(culprit, now)
         return self._begin(now)
 
-    def _ask(self, now: float, clock: int) -> list[Effect]:
+    def _granted(self, now: float, message: Message) -> Effects:
+        """Take a grant: send or drop the gradient that waits for it, go to its clock, and read; or leave if there is no more."""
+        effects: list[Effect] = []
+        if self.unsent is not None:
+            unsent, self.unsent = self.unsent, None
+            effects += self._close(now, *unsent, counts=bool(message.counted))
+        self.next = (message.lo, message.hi / WEIGHT_UNITS)
+        self.staleness, self.granted_by = message.version, message.ticket
+        self.leaving = message.lo < 0
+        if self.gated:
+            while self.steps_in_clock and self.client.clock < message.clock:
+                effects += self.client.tick(now)
+            self.client.jump(message.clock)
+            if not self.leaving:
+                effects += self._ask(now, message.clock)
+        if not self.computing and not any(ticket.unanswered for ticket in self.coming):
+            if self.granted_by >= 0 or not self.gated:
+                culprit = self.granted_by if self.granted_by >= 0 else self.coordinator
+                self._waited_for(culprit, now)
+            effects += self._begin(now)
+        return effects
+
+    def _waited_for(self, role: int, now: float) -> None:
+        waited = self.waited.get(role)
+        if waited is None:
+            waited = self.waited[role] = Waited()
+        waited.add(self.step, self.done_at, now)
+
+    def _ask_turn(self, now: float, clock: int) -> Send:
+        load = 0
+        if self.load is not None and self.watch_seconds:
+            self.load_told = self.load(now)
+            load = round(self.load_told * LOAD_UNITS)
+        return Send(self.coordinator, Message(NEXT, clock, lo=load))
+
+    def _ask(self, now: float, clock: int, step: int = -1, at_least: int = 0) -> list[Effect]:
         self.coming, self.asked_at = [], now
         effects: list[Effect] = []
-        final = clock if clock == self.n_clocks else 0
-        for read in self.task.reads(clock):
-            rides = self.rides and clock > 0 and read.rows is None
-            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=final, rides=rides)
+        for read in self.task.reads(self.step if step < 0 else step):
+            rides = self.rides and clock > 0 and at_least == 0 and read.rows is None
+            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=at_least, rides=rides)
             self.coming.append(ticket)
             effects += asked
         return effects
 
-    def _begin(self, now: float) -> list[Effect]:
-        clock = self.client.clock
-        self.computing, self.told = True, set()
-        self.versions = []
+    def _begin_if_ready(self, now: float) -> list[Effect]:
+        if self.next is None:
+            return []
         for ticket in self.coming:
-            self.client.take(ticket)
-            self.versions.append(ticket.version)
-        effects: list[Effect] = []
+            if ticket.unanswered:
+                return []
+        return self._begin(now)
+
+    def _begin(self, now: float) -> list[Effect]:
+        """Compute the next turn, or read the final values if there is none, or use these."""
+        if self.leaving and not self.last:
+            self.last = True
+            for ticket in self.coming:
+                self.client.take(ticket)
+            effects: list[Effect] = [Record("left", ()), *self.client.last(), *self._ask(now, self.client.clock, at_least=ENDED)]
+            return [*effects, *self._begin_if_ready(now)]
+        step, clock, client = self.step, self.client.clock, self.client
+        versions: tuple[int, ...] = ()
+        staleness = self.staleness
+        for ticket in self.coming:
+            versions += (ticket.version,)
+            if clock - ticket.version > staleness and self.staleness < 0:
+                staleness = clock - ticket.version
+            client.take(ticket, self.staleness)
+        if staleness < 0:
+            staleness = 0
+        assert self.next is not None
+        block, weight = self.next
+        self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness))
+        self.computing = True
+        if self.told:
+            self.told.clear()
+        effects = []
         if self.traced:
             effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
-        if clock == self.n_clocks:
-            effects.append(Compute(self.task.finish, (clock, self.versions), clock))
+        if self.last:
+            effects.append(Compute(self.task.finish, (turn,), step))
             return effects
-        self.coming = []
-        if self.early:
-            effects += self._ask(now, clock + 1)
-        effects.append(Compute(self.task.compute, (clock, self.versions), clock))
+        self.coming, self.next = [], None
+        if self.coordinator < 0:
+            self.next = ((step + 1) * self.n_workers + self.index, 1.0)
+            self.leaving = step + 1 == self.n_clocks
+        elif not self.gated:
+            effects.append(self._ask_turn(now, clock))
+        if self.early and not self.leaving:
+            effects += self._ask(now, clock + 1, step + 1)
+        effects.append(new(Compute, (self.task.compute, (turn,), step)))
         return effects
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
@@ -131,42 +209,73 @@ class Worker:
             if shard.lo * spec.width >= lo and role not in self.told:
                 self.told.add(role)
                 piece = delta.part(shard.lo * spec.width, shard.hi * spec.width)
-                effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.versions[0])
+                effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.turn.versions[0])
         return effects
 
     def done(self, now: float, result: Any) -> Effects:
         """Push what is not pushed yet, end the clock, and begin the next one if its read has come."""
         self.computing, self.done_at = False, now
-        if self.client.clock == self.n_clocks:
+        if self.last:
             self.ended, self.result = True, result
             return self.client.end(now)
-        pushes, measured = result
-        clock = self.client.clock
-        effects: list[Effect] = list(self.part(now, 0, 0))
-        tables = [push.table for push in pushes]
-        for i, push in enumerate(pushes, 1):
-            ends = push.table not in tables[i:]  # the last push of a clock to a table ends the clock there
-            sent = self.client.push(push.table, push.delta, rows=push.rows, ends=ends, version=self.versions[push.table])
-            if ends:
-                self.told.update([send.target for send in sent])
-            effects += sent
-        effects.append(Record("clock", (clock, clock - min(self.versions, default=clock), *measured)))
-        effects += self.client.tick(now, self.told)
-        if not self.early:
-            effects += self._ask(now, clock + 1)
-        for ticket in self.coming:
-            if ticket.unanswered:
-                return effects
-        effects += self._begin(now)
+        if self.admitted:
+            self.unsent = result
+            return (self._ask_turn(now, self.client.clock),)
+        effects = self._close(now, *result)
+        if self.gated:
+            effects.append(self._ask_turn(now, self.client.clock))
+            return effects
+        if not self.early and not self.leaving:
+            effects += self._ask(now, self.client.clock)
+        effects += self._begin_if_ready(now)
         return effects
+
+    def _close(self, now: float, pushes: Sequence[Push], measured: tuple[float, ...], counts: bool = True) -> list[Effect]:
+        """Send what a turn has computed, if it counts, and end its clock."""
+        client, staleness, told = self.client, self.turn.staleness, self.told
+        clock = client.clock
+        effects: list[Effect] = []
+        if counts:
+            if not pushes:
+                effects += self.part(now, 0, 0)
+            for i, (table, delta, rows) in enumerate(pushes, 1):
+                # The last push of a clock to a table ends the clock there.
+                ends = not self.steps_in_clock and (i == len(pushes) or table not in [push.table for push in pushes[i:]])
+                sent = client.push(table, delta, rows=rows, ends=ends, version=clock - staleness)
+                if ends:
+                    for target, _ in sent:
+                        told.add(target)
+                effects += sent
+        effects.append(new(Record, ("clock", (clock, staleness, counts, *measured))))
+        self.step += 1
+        if counts and not self.steps_in_clock:
+            effects += client.tick(now, told)
+        return effects
+
+    def timer(self, now: float) -> Effects:
+        """Tell the coordinator when the load has changed since it was told."""
+        if self.ended or self.last or self.load is None:
+            return NOTHING
+        load = self.load(now)
+        if abs(load - self.load_told) <= LOAD_STEP:
+            return (After(self.watch_seconds),)
+        self.load_told = load
+        return (Send(self.coordinator, Message(LOAD, lo=round(load * LOAD_UNITS))), After(self.watch_seconds))
 
     def landing(self, source: int, message: Message) -> Array | None:
         """Receive answers where they are wanted."""
         return self.client.landing(source, message)
 
     def waiting(self, now: float) -> list[Waiting]:
-        """Report reads that are not answered; while it computes a worker waits for nothing."""
-        return [] if self.computing else [wait._replace(since=max(wait.since, self.done_at)) for wait in self.client.waiting(now)]
+        """Report reads and grants that are not answered; while it computes a worker waits for nothing."""
+        if self.computing:
+            return []
+        found = [wait._replace(since=max(wait.since, self.done_at)) for wait in self.client.waiting(now)]
+        if not found and self.next is None and not self.ended:
+            since = self.done_at
+            text = f"worker {self.index} waits for the coordinator's leave to start its clock, since {now - since:.1f} s"
+            found.append(Waiting(since + SERVERS_FIRST_SECONDS, text))
+        return found
 
     def state(self) -> dict[str, Array]:
         """Return nothing yet saved by itself: parameters and optimizer live on the servers."""

@@ -8,6 +8,7 @@ kernels, at the points where it reports.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import PUSH, ROWS, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
+from mpidml.core.role import PUSH, ROWS, After, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
 from mpidml.runtime import wire
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
@@ -65,13 +66,12 @@ class Driver:
         self.receiving: deque[tuple[list[Any], int, int, Message]] = deque()
         self.arrived: deque[tuple[int, int, Message]] = deque()
         self.todo: deque[tuple[int, Compute]] = deque()
+        self.timers: list[tuple[float, int]] = []
         self.alive = len(roles)
         self.nbytes_window = self.n_messages = 0
         self.compute_seconds = self.wait_seconds = self.serve_seconds = 0.0
-        self.longest_delay_seconds = 0.0
         self.computing = -1
-        self.polled_at = self.looked_at = 0.0
-        self.polls_seconds = 0.0
+        self.longest_delay_seconds = self.polled_at = self.looked_at = self.polls_seconds = 0.0
 
     def begin(self) -> None:
         """Take messages from now on and start the roles."""
@@ -140,7 +140,8 @@ class Driver:
         flag = self.buffers.asleep[self.buffers.rank]
         flag[0] = 1
         self.buffers.fence()
-        happened = self.poll() or self.bell.wait(LONG_SLEEP_SECONDS)
+        sleep_seconds = min(LONG_SLEEP_SECONDS, max(self.timers[0][0] - clock_now(), 0.0)) if self.timers else LONG_SLEEP_SECONDS
+        happened = self.poll() or self.bell.wait(sleep_seconds)
         flag[0] = 0
         return happened
 
@@ -192,6 +193,8 @@ class Driver:
                 self.arrived.append((target, me, message))
             elif type(effect) is Compute:
                 self.todo.append((me, effect))
+            elif type(effect) is After:
+                heapq.heappush(self.timers, (clock_now() + effect.seconds, me))
             elif type(effect) is Record:
                 if self.record is not None:
                     self.record(me, clock_now(), effect.name, effect.value)
@@ -223,8 +226,11 @@ class Driver:
             self.bell.ring(host_rank)
 
     def poll(self) -> bool:
-        """Move bytes and deliver what has come to roles that are not computing; return whether anything happened."""
+        """Move bytes, deliver what has come and call timers that are due; return whether anything happened."""
         sending, receiving, arrived = self.sending, self.receiving, self.arrived
+        while self.timers and self.timers[0][0] <= clock_now():
+            _, me = heapq.heappop(self.timers)
+            self.perform(me, self.roles[me].timer(clock_now()))
         while sending:
             request, header, lease = sending[0]
             if request is not None and not request.Test():

@@ -1,4 +1,8 @@
-"""Make rank 0's picture of a run from what workers measure: one row a clock for metrics.jsonl, one line of progress."""
+"""Make rank 0's picture of a run from what workers measure: rows for metrics.jsonl, one line of progress, and the moment when a target is reached.
+
+Reports are put in the order of their time, as far as all workers have told theirs; each `n_workers` of them are a clock of the row. Under bsp
+they are those of one clock of the tables.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.role import Array
+from mpidml.core.target import Target
 from mpidml.runtime.progress import Progress
 
-COLUMNS = ("worker", "seconds", "clock", "staleness", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds")
-"""A worker's measurement of one clock: the staleness of its read, sums over its own samples and test rows; seconds since the run began."""
-SUMS = COLUMNS[3:9]
+COLUMNS = (
+    "worker", "seconds", "clock", "staleness", "counts", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds", "evaluation",
+)  # fmt: skip
+"""A worker's report: the staleness of its read, whether its gradient counts, sums over its own samples; seconds since the run began.
+`evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
 MOST_ROWS = 5000
 
 
 class Monitor:
-    """Join the measurements of `n_workers` workers by clock. `write(row)` takes each finished row; `metrics` keeps them."""
+    """Join the reports of `n_workers` workers. `write(row)` takes each finished row; `metrics` keeps them; `reached`: the first that met the `target`."""
 
     def __init__(
         self,
@@ -27,91 +34,114 @@ class Monitor:
         clocks_per_epoch: int,
         progress: Progress | None,
         write: Callable[[dict[str, Any]], None],
+        n_test: int = 0,
+        target: Target | None = None,
+        limit_seconds: float = 0.0,
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
-        self.progress, self.write = progress, write
-        self.every = -(-n_clocks // MOST_ROWS)
+        self.progress, self.write, self.n_test, self.target, self.limit_seconds = progress, write, n_test, target, limit_seconds
+        self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
-        self.open: dict[int, Array] = {}
-        self.samples = 0
+        self.latest = np.full(n_workers, -math.inf)
+        self.unsorted = np.empty((0, len(COLUMNS)))
+        self.sorted = np.empty((0, len(COLUMNS)))
+        self.samples = self.dropped_samples = self.n_groups = 0
         self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
+        self.reached: dict[str, Any] | None = None
+        self.scores: dict[int, list[float]] = {}  # evaluation -> test loss, correct, rows, longest seconds
+        self.ready: list[list[float]] = []
         self.n_pending = 0
         self.pending_loss = 0.0
         self.last: tuple[float, ...] = ()
 
     def take(self, rows: list[tuple[float, ...]]) -> None:
-        """Add measurements in any order; a clock is finished when all workers have reported it."""
+        """Add reports in any order."""
         if not rows:
             return
         table = np.array(rows)
-        clocks, place = np.unique(table[:, 2].astype(np.int64), return_inverse=True)
-        found = np.zeros((len(clocks), 3 + len(SUMS)))  # workers, latest seconds, longest evaluation, sums
-        np.add.at(found[:, 0], place, 1)
-        np.maximum.at(found[:, 1], place, table[:, 1])
-        np.maximum.at(found[:, 2], place, table[:, -1])
-        np.add.at(found[:, 3:], place, table[:, 3:9])
-        for clock, new in zip(clocks.tolist(), found, strict=True):
-            if (old := self.open.pop(clock, None)) is not None:
-                latest = np.maximum(new[1:3], old[1:3])
-                new += old
-                new[1:3] = latest
-            if new[0] == self.n_workers:
-                self._finish(clock, *new[1:].tolist())
-            else:
-                self.open[clock] = new
+        workers, leaves = table[:, 0].astype(np.int64), table[:, 2] < 0
+        np.maximum.at(self.latest, workers, np.where(leaves, math.inf, table[:, 1]))
+        self.unsorted = np.concatenate([self.unsorted, table[~leaves]])
+        self._sort(self.latest.min())
+        n = len(self.sorted) // self.n_workers * self.n_workers
+        for start in range(0, n, self.n_workers):
+            self._finish(self.sorted[start : start + self.n_workers])
+        self.sorted = self.sorted[n:]
 
-    def _finish(
-        self,
-        clock: int,
-        seconds: float,
-        evaluation: float,
-        staleness: float,
-        loss: float,
-        samples: float,
-        test_loss: float,
-        n_correct: float,
-        n_test: float,
-    ) -> None:
-        self.evaluation_seconds += evaluation  # all workers score at the same clock, so the longest is what training waited
-        if self.diverged_at is None and not math.isfinite(loss):
-            self.diverged_at = clock
-        self.samples += int(samples)
+    def _sort(self, until: float) -> None:
+        told = self.unsorted[:, 1] <= until
+        found, self.unsorted = self.unsorted[told], self.unsorted[~told]
+        self.sorted = np.concatenate([self.sorted, found[np.lexsort((found[:, 0], found[:, 1]))]])
+
+    def _finish(self, group: Array) -> None:
+        _, seconds, clock, staleness, counts, loss, samples, _, _, n_tested, _, _ = group.T
+        if n_tested.any():
+            self._score(group[n_tested > 0])
+        total_loss, n = float((loss * counts).sum()), float((samples * counts).sum())
+        if self.diverged_at is None and not math.isfinite(total_loss):
+            self.diverged_at = int(clock.max())
+        self.samples += int(n)
+        self.dropped_samples += int(samples.sum() - n)
+        self.n_groups += 1
         self.n_pending += 1
-        self.pending_loss += loss / max(samples, 1)
-        self.last = (float(clock), seconds - self.evaluation_seconds, self.samples, staleness / self.n_workers, test_loss, n_correct, n_test)
-        if self.n_pending >= self.every or n_test:
+        self.pending_loss += total_loss / max(n, 1)
+        self.last = (self.n_groups - 1, seconds.max() - self.evaluation_seconds, self.samples, staleness.mean())
+        if self.n_pending >= self.every << len(self.metrics) // MOST_ROWS or self.ready:
             self._emit()
 
+    def _score(self, rows: Array) -> None:
+        """Add up scores of parts of the test rows; what all workers score at one time costs training as long as the longest."""
+        for row in rows.tolist():
+            *score, seconds, evaluation = row[7:]
+            sums = self.scores.setdefault(int(evaluation), [0.0] * 4)
+            for i, value in enumerate(score):
+                sums[i] += value
+            self.evaluation_seconds += max(seconds - sums[3], 0.0)
+            sums[3] = max(seconds, sums[3])
+        for evaluation in sorted(self.scores):
+            # Where gradients are dropped, some part may never be scored: a later evaluation closes it.
+            if self.scores[evaluation][2] >= self.n_test or evaluation < max(self.scores):
+                self.ready.append(self.scores.pop(evaluation))
+
     def _emit(self) -> None:
-        """Write one row for the clocks since the last one: their mean loss, the rest as of the last."""
-        clock, seconds, samples, staleness, test_loss, n_correct, n_test = self.last
-        row: dict[str, Any] = {"clock": int(clock), "epoch": (clock + 1) / self.clocks_per_epoch, "seconds": seconds, "samples": int(samples)}
-        row |= {"loss": self.pending_loss / self.n_pending, "staleness": staleness}
-        if n_test:
+        """Write one row for the groups since the last one: their mean loss, the rest as of the last."""
+        clock, seconds, samples, staleness = self.last
+        row: dict[str, Any] = {"clock": int(clock), "epoch": self.n_groups / self.clocks_per_epoch, "seconds": float(seconds), "samples": int(samples)}
+        row |= {"loss": self.pending_loss / self.n_pending, "staleness": float(staleness)}
+        if self.ready:
+            test_loss, n_correct, n_test, _ = self.ready.pop()
+            self.ready.clear()
             row |= {"test_loss": test_loss / n_test} | ({"test_accuracy": n_correct / n_test} if math.isfinite(test_loss) else {})
         self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
+        self._judge(row)
         self.write(row)
         if self.progress is not None:
-            rate = row["samples"] / seconds if seconds > 0 else 0.0
-            self.progress.update(row["samples"], row["epoch"], self.epochs, row["loss"], rate, row["staleness"], row.get("test_accuracy"))
+            self._show(row, row.get("test_accuracy"))
+
+    def _judge(self, row: dict[str, Any]) -> None:
+        if self.reached is None and self.target is not None and self.target.reached(row):
+            self.reached = row
+
+    def _show(self, row: dict[str, Any], accuracy: float | None) -> None:
+        assert self.progress is not None
+        rate = row["samples"] / row["seconds"] if row["seconds"] > 0 else 0.0
+        done = row["seconds"] / self.limit_seconds if self.limit_seconds else None
+        epochs = None if self.limit_seconds else self.epochs
+        self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], accuracy, done)
 
     def end(self, test_loss: float | None, test_accuracy: float | None) -> None:
-        """Add the score of the final parameters to the last row, and end the line of progress."""
+        """Take all that is left, add the score of the final parameters to the last row, and end the line of progress."""
+        self._sort(math.inf)
+        for start in range(0, len(self.sorted), self.n_workers):
+            self._finish(self.sorted[start : start + self.n_workers])
         if self.n_pending:
             self._emit()
         if self.metrics and test_loss is not None:
             self.metrics[-1] = dict(self.metrics[-1], final_test_loss=test_loss, final_test_accuracy=test_accuracy)
+            self._judge(self.metrics[-1])
         if self.progress is not None:
-            last = self.metrics[-1]
-            self.progress.update(
-                last["samples"],
-                last["epoch"],
-                self.epochs,
-                last["loss"],
-                last["samples"] / max(last["seconds"], 1e-9),
-                last["staleness"],
-                test_accuracy,
-            )
+            if self.metrics:
+                self._show(self.metrics[-1], test_accuracy)
             self.progress.close()

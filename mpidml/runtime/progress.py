@@ -42,16 +42,28 @@ class Progress:
         self._width = 0
 
     def update(
-        self, samples: int, epoch: float, epochs: float, loss: float, samples_per_second: float, staleness: float, accuracy: float | None = None
+        self,
+        samples: int,
+        epoch: float,
+        epochs: float | None,
+        loss: float,
+        samples_per_second: float,
+        staleness: float,
+        accuracy: float | None = None,
+        done: float | None = None,
     ) -> None:
-        """Take the state after `samples` samples; shown if enough time has passed since the last one shown."""
-        done = min(1.0, samples / self._total) if self._total > 0 else 1.0
-        parts = [f"epoch {_short(epoch)}/{_short(epochs)}", f"{math.floor(100 * done):3d}%", f"loss {loss:.4g}"]
+        """Take the state after `samples` samples; shown if enough time has passed since the last one shown.
+
+        `done` is the share of the run that is over where samples do not tell it; then `epochs` is None.
+        """
+        by_samples = done is None
+        done = min(1.0, samples / self._total if by_samples and self._total > 0 else 1.0 if done is None else done)
+        parts = [f"epoch {_short(epoch)}" + (f"/{_short(epochs)}" if epochs is not None else ""), f"{math.floor(100 * done):3d}%", f"loss {loss:.4g}"]
         parts += [f"{samples_per_second:,.0f} samples/s", f"staleness {staleness:.1f}"]
         if accuracy is not None:
             parts.append(f"accuracy {accuracy:.1%}")
         left = self._total - samples
-        if left > 0 and 0 < samples_per_second < math.inf:
+        if by_samples and left > 0 and 0 < samples_per_second < math.inf:
             parts.append(f"{_duration(left / samples_per_second)} left")
         room = self._columns() - len("  ".join(parts)) - 5 if self._live else _BAR_WIDTH
         if room >= 5:  # the bar takes what the figures leave

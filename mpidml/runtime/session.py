@@ -112,6 +112,9 @@ class Session:
     def part(self, now: float, lo: int, hi: int) -> Effects:
         return NOTHING
 
+    def timer(self, now: float) -> Effects:
+        return NOTHING
+
     def landing(self, source: int, message: Message) -> Array | None:
         return self.client.landing(source, message)
 

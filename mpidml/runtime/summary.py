@@ -9,6 +9,7 @@ from typing import Any
 
 from mpidml.core.job import Job
 from mpidml.core.role import Array
+from mpidml.core.target import parse_target
 from mpidml.runtime import straggler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.monitor import Monitor
@@ -51,6 +52,7 @@ def of_job(
     test_loss: float | None,
     accuracy: float | None,
     values: Array | None,
+    quotas: list[tuple[float, ...]],
 ) -> dict[str, Any]:
     """Return what summary.json holds (see README): lists are per rank; `ranks` is what `of_rank` returned on each."""
     histogram: dict[int, int] = {}
@@ -77,11 +79,16 @@ def of_job(
         "ranks": comm.size,
         "roles": strategy.placement.names(),
         "seed": job.seed,
-        "epochs": monitor.epochs,
-        "clocks": strategy.n_clocks,
+        "assign": job.assign,
+        "target": job.target or None,
+        "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
+        "target_samples": monitor.reached["samples"] if monitor.reached else None,
+        "epochs": monitor.n_groups / strategy.sampler.clocks_per_epoch,
+        "clocks": monitor.n_groups,
         "batch": strategy.sampler.batch_size(0),
         "n_parameters": strategy.net.n_params,
         "samples": monitor.samples,
+        "dropped_samples": monitor.dropped_samples,
         "seconds": last["seconds"],
         "wall_seconds": max(r["seconds"] for r in ranks),
         "rank_seconds": [r["seconds"] for r in ranks],
@@ -99,6 +106,7 @@ def of_job(
         "waited_for": waits,
         "most_waited_for": straggler.find(waits, max(r["seconds"] for r in ranks), strategy.n_workers),
         "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
+        "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in quotas],
         "staleness_max": max(histogram, default=0),
         "staleness_bound": strategy.policy.bound,
         "staleness_histogram": {str(s): histogram[s] for s in sorted(histogram)},
@@ -115,7 +123,7 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
         f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
-        f"model {job.model}: {strategy.net.n_params:,} parameters; {strategy.n_clocks} clocks of {strategy.sampler.batch_size(0)} samples; "
+        f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
     bound = strategy.policy.bound
@@ -129,6 +137,15 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
     return "\n".join(lines)
 
 
+def _length(strategy: Any) -> str:
+    """Say when the run ends."""
+    job = strategy.job
+    limits = [] if strategy.endless else [f"{strategy.n_clocks} clocks"]
+    limits += [f"{job.seconds:g} s"] if job.seconds else []
+    limits += [str(strategy.target)] if strategy.target is not None else []
+    return " or ".join(limits)
+
+
 def closing(summary: dict[str, Any], folder: Path | None) -> str:
     """Say after the run what came of it."""
     quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary["test_accuracy"] is not None else ""
@@ -139,8 +156,13 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
         quality = (
             f"DIVERGED: the loss is not a number from clock {summary['diverged_at_clock']} on; lower --lr ({summary['learning_rate']:g}). " + quality
         )
+    if summary["target"]:
+        found = summary["target_seconds"]
+        when = "NOT reached" if found is None else f"reached at {found:.2f} s, after {summary['target_samples']:,} samples"
+        quality = f"{parse_target(summary['target'])} was {when}. " + quality
+    dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
     return (
-        f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s)\n"
+        f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + (f"\n{straggler.sentence(most, summary['staleness_bound'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")

@@ -17,6 +17,7 @@ import numpy as np
 from mpidml_kernels import backend, is_compiled
 
 from mpidml.core import plugins
+from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import Trace, to_chrome
@@ -33,6 +34,7 @@ from mpidml.runtime.threads import limit_threads
 from mpidml.runtime.wire import pieces
 
 VALUES_TAG = 9
+NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 
 
 def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, keep: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
+    if job.target and not len(data.test_x):
+        raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")
     arithmetic = _compiled(job.backend, comm, quiet)
     # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
     hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
@@ -70,19 +74,30 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     agree(comm, lambda: _claim(folder, job) if folder is not None else None)
     started = 0.0
 
+    quotas: list[tuple[float, ...]] = []
+
     def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         if name == "clock":
             telemetry.add((role - len(strategy.spec.shards), now - started, *value))
+        elif name == "left":
+            telemetry.add((role - len(strategy.spec.shards), now - started, -1.0, *NOTHING_MEASURED))
+        elif name == "quota":
+            quotas.append((now - started, *value))
         elif trace is not None:
             trace.add("pull", value[1], value[2], int(value[0]))
 
     def look(now: float) -> None:
-        if monitor is not None:
-            monitor.take(telemetry.receive())
-        else:
+        if monitor is None:
             telemetry.send()
+            return
+        monitor.take(telemetry.receive())
+        if monitor.reached is not None and strategy.coordinator is not None:
+            strategy.coordinator.stop()
 
-    strategy.prepare(net, data, record, look, trace)
+    def over(now: float) -> bool:
+        return now - started - (monitor.evaluation_seconds if monitor is not None else 0.0) >= job.seconds
+
+    strategy.prepare(net, data, record, look, trace, over if job.seconds else None)
     monitor = _monitor(strategy, folder, quiet) if leads else None
     if leads and not quiet:
         summary.say(summary.opening(job, strategy, data))
@@ -104,7 +119,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
         accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
         monitor.end(test_loss, accuracy)
-        found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values)
+        found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values, quotas)
         if folder is not None:
             _write(folder, strategy, data, found, monitor, values, traces)
         if not quiet:
@@ -142,13 +157,15 @@ def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
 
 
 def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
-    samples = (
-        sum(strategy.sampler.batch_size(c) for c in range(strategy.n_clocks)) if strategy.n_clocks < 10**6 else strategy.n_clocks * strategy.job.batch
-    )
+    n_clocks, sampler, job = strategy.n_clocks, strategy.sampler, strategy.job
+    samples = sum(sampler.batch_size(c) for c in range(n_clocks)) if n_clocks < 10**6 else n_clocks * job.batch
     progress = None if quiet else Progress(samples, sys.stdout, launcher_terminal())
 
     write = folder.append_metrics if folder is not None else lambda row: None
-    return Monitor(strategy.n_workers, strategy.n_clocks, strategy.sampler.clocks_per_epoch, progress, write)
+    limit = job.seconds if strategy.endless else 0.0
+    return Monitor(
+        strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, len(strategy.data.test_x), strategy.target, limit
+    )
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:

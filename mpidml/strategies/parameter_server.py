@@ -8,40 +8,41 @@ Inside one host the parameters lie in one shared window: a server changes its sh
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mpidml.core import rng
-from mpidml.core.buffers import Buffer, Buffers
-from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.core.buffers import Buffers
+from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.partition import merge_parts, shards
 from mpidml.core.placement import Placement, place
-from mpidml.core.role import Array, Lease, Role
+from mpidml.core.role import Array, Role
 from mpidml.core.slowdown import Slowdown
+from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
 from mpidml.optim.base import Chain, make_chain
 from mpidml.ps.client import Client
+from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
-from mpidml.ps.worker import Push, Read, Worker
+from mpidml.ps.worker import Worker
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
+from mpidml.runtime.occupancy import Occupancy
+from mpidml.runtime.training import Training
 from mpidml.sync.base import SyncPolicy, make_policy
 
 PART_NBYTES = 256 * 1024
 SHARD_ALIGN = 16
 GRADIENTS_AHEAD = 8
-BUFFER_WAIT_SECONDS = 50e-6
-NOT_SCORED = (0.0, 0.0, 0.0, 0.0)
+NO_END = 1 << 40  # clocks of a run that ends at a time
 
 
 class ParameterServer:
@@ -56,12 +57,21 @@ class ParameterServer:
         self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
+        for flag, given in (("--assign dynamic", job.assign == "dynamic"), ("--target", job.target), ("--seconds", job.seconds)):
+            if job.deterministic and given:
+                raise UserError(f"--deterministic: {flag} cannot repeat, it depends on timing; leave one of them out")
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
             raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
         self.placement: Placement = place(comm.size, job.servers)
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
             raise UserError(f"--batch {job.batch}: is below the {self.n_workers} workers; give each at least one sample, or start fewer ranks")
+        try:
+            self.policy.needed(self.n_workers)
+        except ValueError as error:
+            raise UserError(f"--sync {job.sync}: {error}") from None
+        self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds)
+        self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
         chain = make_chain(job.optimizer, job.lr)
@@ -81,27 +91,40 @@ class ParameterServer:
 
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
-        possible = self.comm.size > 1 and self.before is None and self.worker_chain is None
+        possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at
         if self.job.early_push == "on" and not possible:
             raise UserError(
-                "--early-push on: needs more than one rank, the optimizer on the servers and no link such as clip that needs the whole gradient; use auto"
+                "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy; use auto"
             )
         apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
         return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
 
     def prepare(
-        self, net: Network, data: Dataset, record: Callable[[int, float, str, tuple[float, ...]], None], look: Callable[[float], None], trace: Any
+        self,
+        net: Network,
+        data: Dataset,
+        record: Callable[[int, float, str, tuple[float, ...]], None],
+        look: Callable[[float], None],
+        trace: Any,
+        over: Callable[[float], bool] | None,
     ) -> None:
-        """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm)."""
+        """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm).
+
+        `over(now)` says on rank 0 whether the time is up; None for a run without such a limit.
+        """
         comm, job = self.comm, self.job
         self.net, self.data, self.trace = net, data, trace
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
-        self.n_clocks = job.steps or job.epochs * self.sampler.clocks_per_epoch
+        self.endless = bool(job.seconds and not job.steps and job.epochs == Job.epochs)
+        self.n_clocks = NO_END if self.endless else job.steps or job.epochs * self.sampler.clocks_per_epoch
+        self.target = parse_target(job.target)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
         self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
+        worker_roles = range(len(cut), len(self.rank_of))
+        self.rank_of += [0] * self.coordinated
         nbytes = net.n_params * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
@@ -118,7 +141,7 @@ class ParameterServer:
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
         initial = net.init(job.seed)
-        worker_roles = range(len(self.spec.shards), len(self.rank_of))
+        load = Occupancy() if self.policy.watches_seconds else None
         roles: dict[int, Role] = {}
         for number, rank in enumerate(self.rank_of):
             if rank != comm.rank:
@@ -139,19 +162,35 @@ class ParameterServer:
                     in_place=self.in_place,
                     eager=job.reads == "eager",
                 )
+            elif number == worker_roles.stop:
+                gate = self.policy.gate(self.n_workers, job.assign == "static") if self.policy.gate_at else None
+                level = gate is None and self.policy.bound is not None
+                roles[number] = self.coordinator = Coordinator(worker_roles, self.n_clocks, job.assign == "dynamic", gate, level, over)
             else:
                 task = Training(self, number - len(self.spec.shards))
                 self.tasks.append(task)
                 client = Client([self.spec], self.policy, self.by_clock)
-                roles[number] = self.workers[number] = Worker(client, task, self.n_clocks, trace is not None)
+                roles[number] = self.workers[number] = Worker(
+                    client,
+                    task,
+                    self.n_clocks,
+                    trace is not None,
+                    index=task.worker,
+                    n_workers=self.n_workers,
+                    coordinator=worker_roles.stop if self.coordinated else -1,
+                    load=load,
+                )
         comm.Barrier()  # the first versions are in place before anyone may read them
         self.driver = Driver(comm, roles, self.rank_of, self.window, self.bell, record, look, job.wait_limit, trace=trace)
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
         if self.views:
-            return self.views[self.n_clocks % self.copies]
-        return self.tasks[0].flats[self.n_clocks % 2] if self.tasks else None
+            last = next((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), None)
+            if last is None:
+                last = next(worker.turn.versions[0] for worker in self.workers.values())
+            return self.views[last % self.copies]
+        return self.tasks[0].final if self.tasks else None
 
     def free(self) -> None:
         """Free windows and sockets (Collective on comm)."""
@@ -159,123 +198,3 @@ class ParameterServer:
             self.bell.close()
         if self.window is not None:
             self.window.free()
-
-
-class Training:
-    """One worker's part: the gradient of its share of each global batch, and at the start of an epoch its share of the test rows.
-
-    A clock's measurements: loss sum, samples, test loss sum, correct, test rows, seconds of evaluation.
-    """
-
-    def __init__(self, strategy: ParameterServer, worker: int) -> None:
-        self.strategy, self.worker = strategy, worker
-        self.job, self.net, self.data, self.sampler = strategy.job, strategy.net, strategy.data, strategy.sampler
-        net, n_test = strategy.net, len(strategy.data.test_x)
-        nbytes = net.n_params * net.dtype.itemsize
-        self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
-        self.gradients: list[tuple[Buffer, Array, Lease]] = []
-        for _ in range(strategy.n_gradients):
-            buffer = strategy.buffers.allocate(nbytes, keep=True)
-            g = buffer.array(net.dtype, net.n_params)
-            self.gradients.append((buffer, g, buffer.lease(g)))
-        self.running: Lease | None = None
-        self.test = slice(n_test * worker // strategy.n_workers, n_test * (worker + 1) // strategy.n_workers)
-        chain = strategy.worker_chain or strategy.before
-        self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
-        self.slowdown = strategy.slowdown
-        self.step_seconds = 0.0
-        self.salt_epoch = -1
-        self.salt = np.uint64(0)
-
-    def reads(self, clock: int) -> Sequence[Read]:
-        """Read all parameters, in place or into one of two buffers in turn."""
-        return [Read(0, self.flats[clock % 2] if self.flats else None)]
-
-    def compute(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None] | None) -> tuple[Sequence[Push], tuple[float, ...]]:
-        """Push the gradient of this worker's samples over the size of the global batch, or the change that its own optimizer makes of it."""
-        strategy = self.strategy
-        w = self.flats[clock % 2] if self.flats else strategy.views[versions[0] % strategy.copies]
-        measured = self._score(w) if clock and not clock % self.sampler.clocks_per_epoch else NOT_SCORED
-        if self.slowdown is not None:
-            self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, clock), report)
-            started = time.perf_counter()
-        rows = self.sampler.indices(clock, self.worker)
-        n = rows.size
-        if not n:
-            self.running = None
-            return (), (0.0, 0.0, *measured)
-        g, lease = self._gradient(report)
-        step = self.net.bind(n, w, g)
-        self.data.x.take(rows, 0, step.x, "clip")
-        self.data.y.take(rows, 0, step.y, "clip")
-        if step.targets is not None:
-            step.load_labels()
-        if self.job.dropout:
-            step.ids[:] = rows
-            step.salt[0] = self._salt(clock)
-        self.running = lease if strategy.early else None
-        loss = step.run(1.0 / self.sampler.batch_size(clock), report)
-        if self.slowdown is not None:
-            self.step_seconds = time.perf_counter() - started
-        if strategy.early:
-            return (), (loss, n, *measured)
-        if self.state is not None:
-            self._optimize(g, w, clock, clock - versions[0])
-        return (Push(0, lease),), (loss, n, *measured)
-
-    def early(self) -> Lease | None:
-        """Name the gradient that is pushed part by part."""
-        return self.running
-
-    def finish(self, clock: int, versions: Sequence[int], report: Callable[[int, int], None] | None) -> tuple[float, int, int]:
-        """Score the final parameters on this worker's share of the test rows: (loss sum, correct, rows)."""
-        loss, n_correct, n, _ = self._score(self.flats[clock % 2] if self.flats else self.strategy.views[versions[0] % self.strategy.copies])
-        return loss, int(n_correct), int(n)
-
-    def _gradient(self, report: Callable[[int, int], None] | None) -> tuple[Array, Lease]:
-        """Return a gradient buffer that no server reads any more; wait for one if servers are that far behind."""
-        limit = time.perf_counter() + self.job.wait_limit
-        while True:
-            for buffer, g, lease in self.gradients:
-                if not buffer.busy():
-                    return g, lease
-            if time.perf_counter() > limit:
-                raise WaitTimeout(
-                    f"worker {self.worker}: no server has applied any of its last {len(self.gradients)} gradients for {self.job.wait_limit:g} s (--wait-limit)"
-                )
-            if report is not None:
-                report(0, 0)
-            time.sleep(BUFFER_WAIT_SECONDS)
-
-    def _optimize(self, g: Array, w: Array, clock: int, staleness: int) -> None:
-        """Run the worker's part of the optimizer on its gradient."""
-        assert self.state is not None
-        if self.strategy.before is not None:
-            self.strategy.before.transform(self.net.backend, g, self.state, w, clock + 1)
-        elif self.strategy.worker_chain is not None:
-            chain = self.strategy.worker_chain
-            tuning = self.strategy.policy.tuning(staleness if self.job.tune else 0)
-            chain.delta(self.net.backend, g, self.state, w, clock + 1, tuning.rate, tuning.memory)
-
-    def _score(self, w: Array) -> tuple[float, float, float, float]:
-        started = time.perf_counter()
-        x, y = self.data.test_x[self.test], self.data.test_y[self.test]
-        loss, n_correct = self.net.score(w, x, y) if len(x) else (0.0, 0)
-        seconds = time.perf_counter() - started
-        if self.strategy.trace is not None:
-            self.strategy.trace.add("evaluate", started, seconds)
-        return loss, n_correct, len(x), seconds
-
-    def _salt(self, clock: int) -> np.uint64:
-        epoch = clock // self.sampler.clocks_per_epoch
-        if epoch != self.salt_epoch:
-            self.salt_epoch, self.salt = epoch, np.uint64(rng.key(self.job.seed, "dropout", epoch))
-        return self.salt
-
-    def _be_slow(self, seconds: float, report: Callable[[int, int], None] | None) -> None:
-        """Sleep, serving the other roles of this rank meanwhile."""
-        end = time.perf_counter() + seconds
-        while (left := end - time.perf_counter()) > 0:
-            time.sleep(min(left, 5e-4))
-            if report is not None:
-                report(0, 0)

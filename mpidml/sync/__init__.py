@@ -4,6 +4,8 @@ A policy is one comparison: how old may a read be? And one word: does a pushed d
 
     class Mine(SyncPolicy):
         commit = "arrival"
-        def oldest_readable(self, clock, clocks):
+        def oldest_readable(self, clock, worker=-1, view=None):
             return clock - 5
+
+A policy that decides who may compute when, for all tables at once (adaptive, quorum), has a gate besides; see `base.py`.
 """

@@ -9,6 +9,6 @@ from mpidml.sync.base import SyncPolicy
 class Asp(SyncPolicy):
     """Serve whatever is there. Nothing bounds the staleness of a read."""
 
-    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
         """Return 0: every version is readable."""
         return 0

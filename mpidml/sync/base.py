@@ -1,16 +1,22 @@
 """Define what a consistency model answers. The server asks; the policy compares clocks and holds no state of its own.
 
-A pull at clock c is served once `clocks.reached >= oldest_readable(c, clocks)`; it then contains all updates of clocks
+A pull at clock c is served once `view.reached >= oldest_readable(c, worker, view)`; it then contains all updates of clocks
 < oldest_readable(c) and perhaps newer ones. So of two counts the *read* is the bounded one: a worker may be one clock
 further ahead for the instant between ending a clock and its next read (Ho et al., NIPS 2013).
+
+Shards of a table decide apart, so a rule that is not a comparison with the slowest worker could let one shard wait for what another
+holds back. Such a rule stands at one place for all of them, the coordinator's `Gate`:
+
+    worker  --NEXT(clock ended)-->  coordinator: gate.ready(...), gate.starts()  --GRANT(clock, weight)-->  worker
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from mpidml.core import plugins
-from mpidml.core.clocks import Clocks
+from mpidml.core.clocks import Clocks, TimedClocks
 from mpidml.core.errors import UserError
 
 
@@ -21,6 +27,44 @@ class Tuning(NamedTuple):
     memory: float = 1.0
 
 
+class Start(NamedTuple):
+    """Let `worker` compute its `turn`-th share as part of `clock` of the tables.
+
+    `staleness` of its read, -1 where the tables say it; `weight` of its gradient; `counts`: whether its last gradient does; `freed_by`:
+    the worker that it had to wait for, or -1.
+    """
+
+    worker: int
+    clock: int
+    turn: int
+    staleness: int = -1
+    weight: float = 1.0
+    counts: bool = True
+    freed_by: int = -1
+
+
+class Gate(Protocol):
+    """Decide who computes what next; workers are 0 ... n - 1, loads are the shares of CPU (0 to 1) that other processes take from them."""
+
+    notes: list[tuple[float, ...]]
+    """What the coordinator shall record: (worker, executions allowed, load); emptied by it."""
+
+    def ready(self, now: float, worker: int, clock: int, load: float) -> None:
+        """Learn that `worker` has ended `clock` (-1: nothing yet) and asks for another."""
+
+    def loaded(self, now: float, worker: int, load: float) -> None:
+        """Learn a worker's load between two clocks."""
+
+    def leave(self, worker: int) -> None:
+        """Learn that `worker` asks no more."""
+
+    def starts(self, now: float) -> Iterable[Start]:
+        """Name those that ask and may start now, each once."""
+
+    def waiting(self) -> str:
+        """Say who is waited for."""
+
+
 class SyncPolicy:
     """One consistency model. `commit` says when a delta counts: on "arrival" or when its "clock" closes."""
 
@@ -28,9 +72,28 @@ class SyncPolicy:
     repeatable: ClassVar[bool] = False
     bound: int | None = None
     """The largest staleness of a read (in clocks); None without a bound."""
+    timed: ClassVar[bool] = False
+    """Whether the rule looks at times (`view` is a TimedClocks): it may then allow more than it tells a client that has no view."""
+    gate_at: ClassVar[Literal["", "start", "push"]] = ""
+    """Where a coordinator stands: "" nowhere; "start": a worker computes when it is granted; "push": its gradient is sent if it is granted to count."""
+    watches_seconds: ClassVar[float] = 0.0
+    """How often workers look at their load and tell the coordinator; 0: never."""
 
-    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
-        """Return the oldest version that a read at `clock` may show; a client that asks whether its copy will do has no `clocks`."""
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
+        """Return the oldest version that a read of `worker` at `clock` may show; a client that asks whether its copy will do has no `view`."""
+        raise NotImplementedError
+
+    def needed(self, n_workers: int) -> int:
+        """Return how many workers must have ended a clock before it is reached."""
+        return n_workers
+
+    def clocks(self, workers: Iterable[int]) -> Clocks:
+        """Return what a shard counts clocks with."""
+        workers = list(workers)
+        return (TimedClocks if self.timed else Clocks)(workers, self.needed(len(workers)))
+
+    def gate(self, n_workers: int, fixed_shares: bool) -> Gate:
+        """Return the gate of one run, where `gate_at` says that there is one; `fixed_shares`: each worker has samples of its own."""
         raise NotImplementedError
 
     def tuning(self, staleness: int) -> Tuning:
@@ -40,6 +103,13 @@ class SyncPolicy:
         shortened by the same factor, because stale gradients act like momentum themselves (Mitliagkas et al., Allerton 2016).
         """
         return Tuning(1.0 / (1 + staleness), 1.0 + staleness)
+
+
+def whole(name: str, value: object, least: int, example: str) -> int:
+    """Return an argument that must be a whole number from `least` up; ValueError names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"the {name} {value} is not a whole number from {least} up; give for example {example}")
+    return value
 
 
 def make_policy(text: str) -> SyncPolicy:

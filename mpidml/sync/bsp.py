@@ -13,6 +13,6 @@ class Bsp(SyncPolicy):
     repeatable = True
     bound = 0
 
-    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
         """Return `clock`: nothing older will do."""
         return clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpidml.core.clocks import Clocks
-from mpidml.sync.base import SyncPolicy
+from mpidml.sync.base import SyncPolicy, whole
 
 
 class Ssp(SyncPolicy):
@@ -12,10 +12,8 @@ class Ssp(SyncPolicy):
     repeatable = True
 
     def __init__(self, staleness: int = 1) -> None:
-        if isinstance(staleness, bool) or not isinstance(staleness, int) or staleness < 0:
-            raise ValueError(f"the staleness {staleness} is not a whole number from 0 up; give for example ssp:3")
-        self.bound = staleness
+        self.bound = whole("staleness", staleness, 0, "ssp:3")
 
-    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
         """Return clock - s: the one line that is SSP."""
         return clock - self.bound  # type: ignore[operator]

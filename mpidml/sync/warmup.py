@@ -10,7 +10,7 @@ asynchrony is the "warmstart" of Dean et al. (NIPS 2012); here every worker take
 from __future__ import annotations
 
 from mpidml.core.clocks import Clocks
-from mpidml.sync.base import SyncPolicy
+from mpidml.sync.base import SyncPolicy, whole
 
 
 class Warmup(SyncPolicy):
@@ -19,11 +19,9 @@ class Warmup(SyncPolicy):
     repeatable = True
 
     def __init__(self, clocks: int = 100, staleness: int = 3) -> None:
-        for name, value in (("number of clocks", clocks), ("staleness", staleness)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"the {name} {value} is not a whole number from 0 up; give for example warmup:100:3")
-        self.clocks, self.bound = clocks, staleness
+        self.n_clocks = whole("number of clocks", clocks, 0, "warmup:100:3")
+        self.bound = whole("staleness", staleness, 0, "warmup:100:3")
 
-    def oldest_readable(self, clock: int, clocks: Clocks | None) -> int:
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
         """Return `clock` while warming up, then clock - s, but never less than was readable before."""
-        return max(min(clock, self.clocks), clock - self.bound)  # type: ignore[operator]
+        return max(min(clock, self.n_clocks), clock - self.bound)  # type: ignore[operator]

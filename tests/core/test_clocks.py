@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpidml.core.clocks import ENDED, Clocks
+from mpidml.core.clocks import ENDED, Clocks, TimedClocks
 from mpidml.sync.ssp import Ssp
 
 N = 4
@@ -25,7 +25,7 @@ def check_against_search(cls, events):
             del completed[worker]
         minimum = min(completed.values(), default=ENDED)
         assert clocks.reached == minimum
-        assert moved == (bool(completed) and minimum != before)
+        assert moved == (minimum != before)
         assert {w: c for w, c in clocks.completed.items() if c != ENDED} == completed
         if completed:
             assert clocks.slowest() == [w for w, c in sorted(completed.items()) if c == minimum]
@@ -63,6 +63,48 @@ def test_the_search_catches(broken):
 def test_workers_that_ask_before_each_clock_lead_by_at_most_the_staleness_and_one(staleness, order):
     clocks, policy = Clocks(range(N)), Ssp(staleness)
     for worker in order:
-        if clocks.reached >= policy.oldest_readable(clocks.completed[worker], clocks):
+        if clocks.reached >= policy.oldest_readable(clocks.completed[worker], worker, clocks):
             clocks.tick(worker)
             assert clocks.completed[worker] - clocks.reached <= staleness + 1
+
+
+class OneTooFew(Clocks):
+    def __init__(self, workers, needed):
+        super().__init__(workers, needed - 1 if needed < N else needed)
+
+
+def check_quorum(cls, order, needed):
+    clocks, completed = cls(range(N), needed), [0] * N
+    for worker in order:
+        before = clocks.reached
+        moved = clocks.tick(worker)
+        completed[worker] += 1
+        assert clocks.reached == sorted(completed, reverse=True)[needed - 1] and clocks.highest == max(completed)
+        assert moved == (clocks.reached != before)
+
+
+@given(st.lists(st.integers(0, N - 1), max_size=80), st.integers(1, N))
+def test_a_clock_is_reached_when_as_many_as_needed_have_completed_it(order, needed):
+    check_quorum(Clocks, order, needed)
+
+
+def test_the_search_catches_a_quorum_that_is_too_small():
+    with pytest.raises(AssertionError):
+        check_quorum(OneTooFew, [0, 0, 1, 1, 2, 2, 3], 3)
+
+
+@given(EVENTS)
+def test_timed_clocks_count_alike_and_know_one_of_the_slowest(events):
+    plain, timed, ended = Clocks(range(N)), TimedClocks(range(N)), set()
+    for now, (worker, what) in enumerate(events, 1):
+        if worker in ended:
+            continue
+        if what == "tick":
+            assert plain.tick(worker) == timed.tick(worker, float(now))
+            assert timed.last[worker] == now
+        else:
+            ended.add(worker)
+            assert plain.end(worker) == timed.end(worker)
+        assert (plain.reached, plain.completed) == (timed.reached, timed.completed)
+        if len(ended) < N:
+            assert timed.one_of_the_slowest() in plain.slowest()

@@ -31,7 +31,7 @@ def counted(policy, seconds, shard_class=Shard):
     """Return the same as real roles count it on virtual clocks without latency."""
     n, n_clocks = seconds.shape
     roles = still_roles(policy, n, n_clocks, shard_class)
-    virtual.run(roles, lambda role, clock: seconds[role - 1, clock] if clock < n_clocks else 0.0, lambda a, b, number: 0.0)
+    virtual.run(roles, lambda role, clock, now: seconds[role - 1, clock] if clock < n_clocks else 0.0, lambda a, b, number: 0.0)
     waits = np.zeros((n, n))
     for worker, role in enumerate(roles[1:]):
         for culprit, waited in role.waited.items():

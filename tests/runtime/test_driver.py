@@ -80,7 +80,7 @@ def test_both_interpreters_read_the_same_versions_in_repeat_mode(comm, policy):
     on_mpi = Scenario(policy, 3, 2, 10, repeat=True, on_compute=naps(7))
     seen = run_on_mpi(on_mpi, comm)
     on_clocks = Scenario(policy, 3, 2, 10, repeat=True)
-    virtual.run(on_clocks.roles(), lambda role, clock: 1.0 + role)
+    virtual.run(on_clocks.roles(), lambda role, clock, now: 1.0 + role)
     key = lambda s: (s.worker, s.clock)
     for a, b in zip(sorted(seen, key=key), sorted(on_clocks.seen(), key=key), strict=True):
         assert (a.worker, a.clock, a.version) == (b.worker, b.clock, b.version)

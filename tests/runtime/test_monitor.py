@@ -15,13 +15,13 @@ def measurements(n_workers, n_clocks, per_epoch=3):
             scores = clock > 0 and clock % per_epoch == 0
             evaluated = (10.0 + (worker == n_workers - 1)) if scores else 0.0
             seconds = clock + 1 + 11.0 * (clock // per_epoch)
-            rows.append((worker, seconds, clock, worker, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated))
+            rows.append((worker, seconds, clock, worker, 1, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated, clock // per_epoch))
     return rows
 
 
 def joined(rows, n_workers, n_clocks, pieces):
     written = []
-    monitor = Monitor(n_workers, n_clocks, 3, None, written.append)
+    monitor = Monitor(n_workers, n_clocks, 3, None, written.append, 5 * n_workers)
     for start in range(0, len(rows), pieces):
         monitor.take(rows[start : start + pieces])
     monitor.end(None, None)

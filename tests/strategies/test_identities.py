@@ -156,6 +156,66 @@ def test_every_policy_learns_and_keeps_its_bound(comm, sync):
 
 
 @pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("assign", ["static", "dynamic"])
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp", "dssp:1:4", "warmup:10:2", "adaptive:2:6", "quorum"])
+def test_every_policy_learns_under_either_assignment(comm, sync, assign):
+    """Every sample counts once an epoch, or is reported as dropped or never computed."""
+    summary, _ = run(comm, sync=sync, assign=assign, steps=128, dtype="float32", backend="numba")
+    n_workers = sum("worker" in r for roles in summary["roles"] for r in roles)
+    assert summary["test_accuracy"] > 0.85
+    assert summary["staleness_bound"] is None or summary["staleness_max"] <= summary["staleness_bound"]
+    if sync != "quorum":
+        assert (summary["samples"], summary["dropped_samples"]) == (50 * 128, 0)
+    elif assign == "dynamic":
+        assert summary["samples"] + summary["dropped_samples"] == 50 * 128
+    if sync == "quorum" and n_workers > 1:
+        assert summary["samples"] < 50 * 128
+        assert summary["samples"] == pytest.approx(50 * 128 * (n_workers - 1) / n_workers, rel=0.12) or assign == "dynamic"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("servers", ["colocated", "1"])
+def test_dynamic_bsp_computes_the_same_batches_as_static(comm, servers):
+    """Which worker computes a block does not matter to the sum: equal within rounding, where every worker computes one of each clock."""
+    if servers == "1" and comm.size == 1:
+        return
+    static, dynamic = (run(comm, assign=assign, servers=servers, steps=24) for assign in ("static", "dynamic"))
+    assert dynamic[0]["samples"] == static[0]["samples"]
+    if comm.size == 1:
+        assert np.array_equal(static[1], dynamic[1])
+    assert np.abs(static[1] - dynamic[1]).max() < 0.05  # a block may slip into the next clock
+
+
+@pytest.mark.mpi
+def test_a_quorum_of_all_is_bsp(comm):
+    bsp, quorum = run(comm), run(comm, sync=f"quorum:{comm.size}")
+    assert np.abs(bsp[1] - quorum[1]).max() < 1e-9 and quorum[0]["dropped_samples"] == 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp", "adaptive", "quorum"])
+def test_a_run_ends_at_its_target_and_says_when(comm, sync):
+    """The limit is far away: only the target can end the run; one that cannot be met ends at the limit."""
+    same = {"dtype": "float32", "backend": "numba", "hidden": (64,), "steps": 40_000}
+    summary, _ = run(comm, sync=sync, target="0.9", **same)
+    assert summary["target_seconds"] > 0 and summary["clocks"] < 40_000
+    assert 0 < summary["target_samples"] <= summary["samples"] + summary["dropped_samples"]
+    summary, _ = run(comm, sync=sync, target="1.0", **{**same, "steps": 40})
+    assert summary["target_seconds"] is None
+    assert sync == "quorum" or summary["clocks"] == 40
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp", "adaptive", "quorum"])
+@pytest.mark.parametrize("assign", ["static", "dynamic"])
+def test_a_run_ends_at_its_time(comm, sync, assign):
+    summary, _ = run(comm, sync=sync, assign=assign, seconds=0.3, steps=0, epochs=30)
+    assert summary["seconds"] >= 0.25 and summary["wall_seconds"] < 20
+    assert summary["samples"] > 0 and summary["epochs"] > 0
+
+
+@pytest.mark.mpi
 def test_fewer_rows_than_workers_works(comm, mpi_tmp_path):
     path = mpi_tmp_path / "few.npz"
     if comm.rank == 0:

@@ -21,7 +21,7 @@ def reads_of(policy, race):
     clocks, staleness = Clocks(range(3)), []
     for worker in race:
         clock = clocks.completed[worker]
-        if clocks.reached >= policy.oldest_readable(clock, clocks):
+        if clocks.reached >= policy.oldest_readable(clock, 0, clocks):
             staleness.append(clock - clocks.reached)
             clocks.tick(worker)
     return staleness
@@ -42,16 +42,16 @@ def test_the_bound_is_reached_and_not_passed_when_one_worker_runs_alone(s):
 
 
 def test_ssp_0_reads_like_bsp_but_only_bsp_holds_deltas_back():
-    assert [Ssp(0).oldest_readable(c, None) for c in range(9)] == [Bsp().oldest_readable(c, None) for c in range(9)]
+    assert [Ssp(0).oldest_readable(c) for c in range(9)] == [Bsp().oldest_readable(c) for c in range(9)]
     assert (Ssp(0).commit, Asp().commit, Bsp().commit) == ("arrival", "arrival", "clock")
 
 
 @given(RACE, st.integers(0, 6), st.integers(0, 4))
 def test_a_warm_up_is_bsp_at_first_and_ssp_at_last(race, n, s):
     policy = Warmup(n, s)
-    oldest = [policy.oldest_readable(c, None) for c in range(n + s + 9)]
+    oldest = [policy.oldest_readable(c) for c in range(n + s + 9)]
     assert oldest[: n + 1] == list(range(n + 1)), "no stale read while it lasts"
-    assert oldest[n + s :] == [Ssp(s).oldest_readable(c, None) for c in range(n + s, n + s + 9)]
+    assert oldest[n + s :] == [Ssp(s).oldest_readable(c) for c in range(n + s, n + s + 9)]
     assert [c - o for c, o in enumerate(oldest)] == [0] * (n + 1) + list(range(1, s + 1)) + [s] * 8, "one clock of staleness more a clock"
     assert max(reads_of(policy, race), default=0) <= s
 
@@ -68,7 +68,9 @@ def test_the_rate_is_divided_and_the_memory_shortened_by_one_and_the_staleness()
     assert [Ssp().tuning(s) for s in (0, 1, 3)] == [Tuning(1, 1), Tuning(1 / 2, 2), Tuning(1 / 4, 4)]
 
 
-@pytest.mark.parametrize("text", ["ssp:-1", "ssp:1.5", "ssp:true", "ssp:inf", "ssp:staleness=x", "bsp:1", "asp:1", "ssp:1:2", "warmup:-1", "warmup:5:-1", "warmup:1.5"])
+@pytest.mark.parametrize(
+    "text", ["ssp:-1", "ssp:1.5", "ssp:true", "ssp:inf", "ssp:staleness=x", "bsp:1", "asp:1", "ssp:1:2", "warmup:-1", "warmup:5:-1", "warmup:1.5"]
+)
 def test_a_staleness_that_cannot_be_is_one_line(text):
     with pytest.raises(UserError) as error:
         plugins.make("mpidml.sync", text)

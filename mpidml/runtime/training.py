@@ -1,0 +1,145 @@
+"""The program of a worker that trains a network: the gradient of a block of samples, and at the start of an epoch a share of the test rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidml.core import rng
+from mpidml.core.buffers import Buffer
+from mpidml.core.errors import WaitTimeout
+from mpidml.core.role import Array, Lease
+from mpidml.ps.task import Push, Read, Turn
+
+BUFFER_WAIT_SECONDS = 50e-6
+NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class Training:
+    """One worker's part: the gradient of its share of each global batch, and at the start of an epoch its share of the test rows.
+
+    A clock's measurements: loss sum, samples, test loss sum, correct, test rows, seconds of evaluation.
+    """
+
+    def __init__(self, strategy: Any, worker: int) -> None:
+        self.strategy, self.worker = strategy, worker
+        self.job, self.net, self.data, self.sampler = strategy.job, strategy.net, strategy.data, strategy.sampler
+        net = strategy.net
+        nbytes = net.n_params * net.dtype.itemsize
+        self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
+        self.gradients: list[tuple[Buffer, Array, Lease]] = []
+        for _ in range(strategy.n_gradients):
+            buffer = strategy.buffers.allocate(nbytes, keep=True)
+            g = buffer.array(net.dtype, net.n_params)
+            self.gradients.append((buffer, g, buffer.lease(g)))
+        self.running: Lease | None = None
+        chain = strategy.worker_chain or strategy.before
+        self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
+        self.slowdown = strategy.slowdown
+        self.step_seconds = 0.0
+        self.final: Array | None = None
+        self.salt_epoch = -1
+        self.salt = np.uint64(0)
+
+    def reads(self, step: int) -> Sequence[Read]:
+        """Read all parameters, in place or into one of two buffers in turn."""
+        return [Read(0, self.flats[step % 2] if self.flats else None)]
+
+    def compute(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[Sequence[Push], tuple[float, ...]]:
+        """Push the gradient of a block of samples over the size of the global batch, or the change that the own optimizer makes of it."""
+        strategy = self.strategy
+        w = self._parameters(turn)
+        batch, share = divmod(turn.block, strategy.n_workers)
+        epoch, begun = divmod(batch, self.sampler.clocks_per_epoch)
+        measured = NOT_SCORED if begun or not epoch else self._score(w, share, epoch)
+        if self.slowdown is not None:
+            self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
+            started = time.perf_counter()
+        rows = self.sampler.indices(batch, share)
+        n = rows.size
+        if not n:
+            self.running = None
+            return (), (0.0, 0.0, *measured)
+        g, lease = self._gradient(report)
+        step = self.net.bind(n, w, g)
+        self.data.x.take(rows, 0, step.x, "clip")
+        self.data.y.take(rows, 0, step.y, "clip")
+        if step.targets is not None:
+            step.load_labels()
+        if self.job.dropout:
+            step.ids[:] = rows
+            step.salt[0] = self._salt(epoch)
+        self.running = lease if strategy.early else None
+        loss = step.run(turn.weight / self.sampler.batch_size(batch), report)
+        if self.slowdown is not None:
+            self.step_seconds = time.perf_counter() - started
+        if strategy.early:
+            return (), (loss, n, *measured)
+        if self.state is not None:
+            self._optimize(g, w, turn)
+        return (Push(0, lease),), (loss, n, *measured)
+
+    def early(self) -> Lease | None:
+        """Name the gradient that is pushed part by part."""
+        return self.running
+
+    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[float, int, int]:
+        """Score the final parameters on this worker's share of the test rows: (loss sum, correct, rows)."""
+        self.final = self._parameters(turn)
+        loss, n_correct, n, _, _ = self._score(self.final, self.worker, 0)
+        return loss, int(n_correct), int(n)
+
+    def _parameters(self, turn: Turn) -> Array:
+        return self.flats[turn.step % 2] if self.flats else self.strategy.views[turn.versions[0] % self.strategy.copies]
+
+    def _gradient(self, report: Callable[[int, int], None] | None) -> tuple[Array, Lease]:
+        """Return a gradient buffer that no server reads any more; wait for one if servers are that far behind."""
+        limit = time.perf_counter() + self.job.wait_limit
+        while True:
+            for buffer, g, lease in self.gradients:
+                if not buffer.busy():
+                    return g, lease
+            if time.perf_counter() > limit:
+                raise WaitTimeout(
+                    f"worker {self.worker}: no server has applied any of its last {len(self.gradients)} gradients for {self.job.wait_limit:g} s (--wait-limit)"
+                )
+            if report is not None:
+                report(0, 0)
+            time.sleep(BUFFER_WAIT_SECONDS)
+
+    def _optimize(self, g: Array, w: Array, turn: Turn) -> None:
+        """Run the worker's part of the optimizer on its gradient."""
+        assert self.state is not None
+        if self.strategy.before is not None:
+            self.strategy.before.transform(self.net.backend, g, self.state, w, turn.step + 1)
+        elif self.strategy.worker_chain is not None:
+            tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
+            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, tuning.rate, tuning.memory)
+
+    def _score(self, w: Array, share: int, epoch: int) -> tuple[float, float, float, float, float]:
+        """Score one share of the test rows; return loss sum, correct, rows, seconds, epoch."""
+        started = time.perf_counter()
+        n_test, n = len(self.data.test_x), self.strategy.n_workers
+        part = slice(n_test * share // n, n_test * (share + 1) // n)
+        x, y = self.data.test_x[part], self.data.test_y[part]
+        loss, n_correct = self.net.score(w, x, y) if len(x) else (0.0, 0)
+        seconds = time.perf_counter() - started
+        if self.strategy.trace is not None:
+            self.strategy.trace.add("evaluate", started, seconds)
+        return loss, n_correct, len(x), seconds, epoch
+
+    def _salt(self, epoch: int) -> np.uint64:
+        if epoch != self.salt_epoch:
+            self.salt_epoch, self.salt = epoch, np.uint64(rng.key(self.job.seed, "dropout", epoch))
+        return self.salt
+
+    def _be_slow(self, seconds: float, report: Callable[[int, int], None] | None) -> None:
+        """Sleep, serving the other roles of this rank meanwhile."""
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            time.sleep(min(left, 5e-4))
+            if report is not None:
+                report(0, 0)

@@ -1,0 +1,150 @@
+"""Adaptive synchronous parallel: between two synchronisations a fast worker executes more often, the more so the busier its slowest peer's CPU.
+
+This is a reconstruction of the strategy of Zhang, Tu, Wang and others (IEEE Access 6, 2018), whose text gives its ingredients, a threshold that
+follows the CPU occupancy of each node and a minimum number of executions for the slowest, but not its formulas. Its authors call it ASP, too.
+
+worker 0 (others use its CPU)   |==========================|        epoch: until everyone has executed `minimum` times and none computes;
+worker 1                        |=====|=====|=====|=====|           then all see all updates, and quotas are set anew
+quota of worker w               round(minimum * slowest / own expected seconds), from `minimum` to `cap`
+expected seconds                last ones * (1 - load then) / (1 - load now): the load tells at once what a slower clock would tell later
+
+Inside an epoch a worker starts another execution while it has not used its quota and somebody still owes his minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mpidml.core.clocks import Clocks
+from mpidml.sync.base import Start, SyncPolicy, whole
+
+SMOOTHING = 0.5
+LOAD_STEP = 0.1
+MOST_LOAD = 0.95
+
+
+class Adaptive(SyncPolicy):
+    """Give each worker a quota of executions by its speed and by the load that other processes put on its CPU.
+
+    `minimum`: executions of the slowest in an epoch; `cap`: of anyone. `fair`: weigh gradients so that each worker's samples count alike
+    (it matters where each has samples of its own; with `--assign dynamic` all samples count alike anyway). `timing` false: loads alone.
+    The staleness of a read is counted in executions within the epoch; at its begin it is 0.
+    """
+
+    gate_at = "start"
+    watches_seconds = 0.1
+
+    def __init__(self, minimum: int = 1, cap: int = 8, fair: bool = True, timing: bool = True) -> None:
+        self.minimum = whole("minimum of executions", minimum, 1, "adaptive:1:8")
+        self.cap = whole("cap of executions", cap, minimum, "adaptive:1:8")
+        for name, value in (("fair", fair), ("timing", timing)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value}; give {name}=true or {name}=false")
+        self.fair, self.timing = fair, timing
+        self.bound = self.cap - 1
+
+    def oldest_readable(self, clock: int, worker: int = -1, view: Clocks | None = None) -> int:
+        """Return `clock`: a clock of the tables is an epoch, and a new one begins with all updates of the last."""
+        return clock
+
+    def gate(self, n_workers: int, fixed_shares: bool) -> Epochs:
+        """Return the gate that counts executions."""
+        return Epochs(n_workers, self.minimum, self.cap, self.fair and fixed_shares, self.timing)
+
+
+class Epochs:
+    """Let workers execute up to their quotas; a barrier opens when all have executed `minimum` times and none computes.
+
+    With `fair` each worker's gradients of all epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one.
+    """
+
+    def __init__(self, n_workers: int, minimum: int, cap: int, fair: bool, timing: bool) -> None:
+        self.minimum, self.cap, self.fair, self.timing = minimum, cap, fair, timing
+        n = range(n_workers)
+        self.active = set(n)
+        self.asking: dict[int, None] = {}
+        self.running: set[int] = set()
+        self.owing = set(n)  # those who have not executed `minimum` times yet
+        self.executed, self.turns = [0] * n_workers, [0] * n_workers
+        self.quota = [minimum] * n_workers
+        self.began, self.free_seconds = [0.0] * n_workers, [0.0] * n_workers  # seconds of an execution if nobody else used the CPU
+        self.load, self.load_used = [0.0] * n_workers, [0.0] * n_workers
+        self.load_since, self.load_seconds = [0.0] * n_workers, [0.0] * n_workers  # the load of the running execution, summed up over its time
+        self.credit = [0.0] * n_workers  # weight that is still to be given
+        self.epoch, self.opener = -1, -1
+        self.notes: list[tuple[float, ...]] = []
+
+    def ready(self, now: float, worker: int, clock: int, load: float) -> None:
+        """Count an execution, its seconds and the load under which it ran."""
+        self._sum_load(now, worker)
+        if worker in self.running:
+            self.running.discard(worker)
+            self.executed[worker] += 1
+            if self.executed[worker] >= self.minimum:
+                self.owing.discard(worker)
+            if self.timing:
+                free, old = now - self.began[worker] - self.load_seconds[worker], self.free_seconds[worker]
+                self.free_seconds[worker] = free if not old else (1 - SMOOTHING) * old + SMOOTHING * free
+        self.asking[worker] = None
+        self.loaded(now, worker, load)
+        self.opener = worker
+
+    def loaded(self, now: float, worker: int, load: float) -> None:
+        """Take a worker's load; set the quotas anew within the epoch if it has changed by more than LOAD_STEP."""
+        self._sum_load(now, worker)
+        self.load[worker] = min(max(load, 0.0), MOST_LOAD)
+        if abs(self.load[worker] - self.load_used[worker]) > LOAD_STEP:
+            self._set_quotas()
+
+    def leave(self, worker: int) -> None:
+        """Count without this worker from now on."""
+        for each in (self.active, self.owing, self.running):
+            each.discard(worker)
+        self.asking.pop(worker, None)
+
+    def starts(self, now: float) -> Iterable[Start]:
+        """Open the barrier if it is due; name those that may execute."""
+        opened = not self.running and not self.owing and len(self.asking) == len(self.active)
+        if opened or (self.epoch < 0 and len(self.asking) == len(self.active)):
+            self.epoch += 1
+            for worker in self.active:
+                self.executed[worker] = 0
+                self.credit[worker] += self.minimum
+            self.owing = set(self.active)
+            self._set_quotas()
+        if self.epoch < 0 or not self.owing:
+            return
+        fewest = min(self.executed[w] for w in self.active)
+        for worker in list(self.asking):
+            if self.executed[worker] < self.quota[worker]:
+                del self.asking[worker]
+                self.running.add(worker)
+                self.began[worker], self.load_seconds[worker], self.load_since[worker] = now, 0.0, now
+                weight = 1.0
+                if self.fair:
+                    weight = self.credit[worker] / (self.quota[worker] - self.executed[worker])
+                    self.credit[worker] -= weight
+                yield Start(worker, self.epoch, self.turns[worker], self.executed[worker] - fewest, weight, True, self.opener if opened else -1)
+                self.turns[worker] += 1
+
+    def waiting(self) -> str:
+        """Say who owes executions, or who still computes."""
+        late = sorted(self.owing or self.running)
+        return f"epoch {self.epoch} waits for worker(s) {', '.join(map(str, late[:5]))}"
+
+    def _sum_load(self, now: float, worker: int) -> None:
+        self.load_seconds[worker] += self.load[worker] * (now - self.load_since[worker])
+        self.load_since[worker] = now
+
+    def _set_quotas(self) -> None:
+        """Set every quota by the expected seconds of an execution."""
+        self.load_used = list(self.load)
+        expected = [(free if self.timing else 1.0) / (1 - load) for free, load in zip(self.free_seconds, self.load, strict=True)]
+        if min(expected) <= 0:
+            return  # somebody has not executed yet
+        slowest = max(expected[w] for w in self.active) if self.active else 0.0
+        for worker, seconds in enumerate(expected):
+            quota = min(max(round(self.minimum * slowest / seconds), self.minimum), self.cap)
+            if quota != self.quota[worker]:
+                self.quota[worker] = quota
+                self.notes.append((worker, quota, self.load[worker]))
