@@ -1,20 +1,22 @@
 """Train models across MPI ranks. Importing mpidml starts neither MPI nor a compiler.
 
     mpidml.train(mpidml.Job(data="digits", sync="ssp:1"))          what `python -m mpidml train` does
+    mpidml.compare({"sync": ["bsp", "ssp:3"], "target": "0.95"})    the same job under several policies, in one table
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpidml.compare import compare
     from mpidml.core.job import Job
     from mpidml.runtime.tables import run_tables
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Job", "run_tables", "train"]
+__all__ = ["Job", "compare", "run_tables", "train"]
 
-_WHERE = {"Job": "mpidml.core.job", "run_tables": "mpidml.runtime.tables", "train": "mpidml.strategies.base"}
+_WHERE = {"Job": "mpidml.core.job", "compare": "mpidml.compare", "run_tables": "mpidml.runtime.tables", "train": "mpidml.strategies.base"}
 
 
 def __getattr__(name: str) -> Any:

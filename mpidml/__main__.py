@@ -20,7 +20,7 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until it is known that this is no --help, which one rank shows
     try:
         argv = _launched(sys.argv[1:], world.launcher is not None)
-        command, job = parse(argv)
+        command, given = parse(argv)
     except UserError as error:
         # Every rank reads the same words, so every rank finds the same fault; one says so.
         if world.rank == 0:
@@ -38,10 +38,14 @@ def main() -> None:
         text = info(comm)
         if world.rank == 0:
             sys.stdout.write(text + "\n")
-    elif job is not None:
+    elif command == "train":
         from mpidml.strategies.base import train
 
-        train(job)
+        train(given)
+    elif command == "compare":
+        from mpidml.compare import compare
+
+        compare(given)
 
 
 def _launched(argv: list[str], has_launcher: bool) -> list[str]:

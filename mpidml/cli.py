@@ -14,8 +14,13 @@ import mpidml
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
+from mpidml.core.variants import LISTED, expand
 
-COMMANDS = {"train": "train a network; writes a run folder", "info": "check this installation, its MPI and its ranks; says what to fix"}
+COMMANDS = {
+    "train": "train a network; writes a run folder",
+    "compare": "run one job under several policies or settings (lists as bsp,ssp:3,asp), and on one process; writes a table and a plot",
+    "info": "check this installation, its MPI and its ranks; says what to fix",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,8 +32,11 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def parse(argv: Sequence[str]) -> tuple[str, Job | None]:
-    """Return the command and, for `train`, its job. `--help` prints and exits; UserError for anything else that cannot be."""
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """Return the command and what it runs: the job of `train`, the values of `compare`; None for `info`.
+
+    `--help` prints and exits; UserError for anything else that cannot be.
+    """
     if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(_help())
         raise SystemExit(0)
@@ -41,15 +49,18 @@ def parse(argv: Sequence[str]) -> tuple[str, Job | None]:
     if command == "info":
         _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
         return command, None
-    parsed, unknown = _train_parser("-h" in rest or "--help" in rest).parse_known_args(rest)
+    parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
-        raise UserError(f"train: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], ['--config', *map(_flag, fields(Job))])}")
+        raise UserError(f"{command}: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], ['--config', *map(_flag, fields(Job))])}")
     given = vars(parsed)
-    job = Job()
     config = given.pop("config", None)
-    if config is not None:
-        job = job.with_values(_toml(config), config)
-    return command, job.with_values(given, "train").checked()
+    if command == "train":
+        job = Job() if config is None else Job().with_values(_toml(config), config)
+        return command, job.with_values(given, "train").checked()
+    values = {} if config is None else {name.replace("-", "_"): value for name, value in _toml(config).items()}
+    values |= given
+    expand(values, command)
+    return command, values
 
 
 def _help() -> str:
@@ -63,11 +74,11 @@ def _help() -> str:
     )
 
 
-def _train_parser(for_help: bool) -> argparse.ArgumentParser:
+def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
     """Make a flag of every field of Job; the plug-in folders are listed only where their names are shown."""
     parser = _Parser(
-        prog="python -m mpidml train",
-        description=COMMANDS["train"],
+        prog=f"python -m mpidml {command}",
+        description=COMMANDS[command],
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
@@ -81,6 +92,7 @@ def _train_parser(for_help: bool) -> argparse.ArgumentParser:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         listed = plugins.names(f.metadata["plugins"]) if for_help and f.metadata["plugins"] else f.metadata["choices"]
         choices = f" [{'|'.join(listed)}]" if listed else ""
+        choices += " (takes a list)" if command == "compare" and f.name in LISTED else ""
         parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown != "" else ""))
     return parser
 

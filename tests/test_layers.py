@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("ps", "dataflow", "graph"), 4),
     **dict.fromkeys(("sim", "runtime"), 5),
     "strategies": 6,
-    **dict.fromkeys(("ml", "planner"), 7),
+    **dict.fromkeys(("ml", "planner", "compare", "simulate"), 7),
     **dict.fromkeys(("cli", "__init__"), 8),
     "__main__": 9,
 }

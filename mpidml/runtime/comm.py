@@ -64,9 +64,11 @@ class CountedComm:
 
     def host_nap(self) -> None:
         """Wait for all ranks of the host without taking their cores: for waits of seconds, where a Barrier would spin (Collective on the host's ranks)."""
-        request = self.host.Ibarrier()
-        while not request.Test():
-            time.sleep(5e-3)
+        _nap(self.host)
+
+    def nap(self) -> None:
+        """Wait for all ranks without taking their cores (Collective on comm)."""
+        _nap(self.mpi)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
         return self.mpi.bcast(value, root)
@@ -120,6 +122,12 @@ class CountedComm:
         self.windows.clear()
         self.host.Free()
         self.mpi.Free()
+
+
+def _nap(comm: Any) -> None:
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(5e-3)
 
 
 def shared_memory_nbytes() -> int | None:

@@ -99,10 +99,10 @@ class Monitor:
                 sums[i] += value
             self.evaluation_seconds += max(seconds - sums[3], 0.0)
             sums[3] = max(seconds, sums[3])
-        for evaluation in sorted(self.scores):
-            # Where gradients are dropped, some part may never be scored: a later evaluation closes it.
-            if self.scores[evaluation][2] >= self.n_test or evaluation < max(self.scores):
-                self.ready.append(self.scores.pop(evaluation))
+        if whole := [evaluation for evaluation, sums in self.scores.items() if sums[2] >= self.n_test]:
+            self.ready.append(self.scores[max(whole)])
+            # A worker that was too slow for an epoch has left a part of its evaluation out for ever: that one has no score.
+            self.scores = {evaluation: sums for evaluation, sums in self.scores.items() if evaluation > max(whole)}
 
     def _emit(self) -> None:
         """Write one row for the groups since the last one: their mean loss, the rest as of the last."""
@@ -124,10 +124,10 @@ class Monitor:
         if self.reached is None and self.target is not None and self.target.reached(row):
             self.reached = row
 
-    def _show(self, row: dict[str, Any], accuracy: float | None) -> None:
+    def _show(self, row: dict[str, Any], accuracy: float | None, ended: bool = False) -> None:
         assert self.progress is not None
         rate = row["samples"] / row["seconds"] if row["seconds"] > 0 else 0.0
-        done = row["seconds"] / self.limit_seconds if self.limit_seconds else None
+        done = row["seconds"] / self.limit_seconds if self.limit_seconds else row["epoch"] / self.epochs if ended else None
         epochs = None if self.limit_seconds else self.epochs
         self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], accuracy, done)
 
@@ -143,5 +143,5 @@ class Monitor:
             self._judge(self.metrics[-1])
         if self.progress is not None:
             if self.metrics:
-                self._show(self.metrics[-1], test_accuracy)
+                self._show(self.metrics[-1], test_accuracy, ended=True)
             self.progress.close()

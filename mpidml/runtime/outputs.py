@@ -22,7 +22,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 
 Array = np.ndarray[Any, Any]
-_MARKS = ("summary.json", "config.toml", "metrics.jsonl", "model.safetensors")
+_MARKS = ("summary.json", "compare.json", "config.toml", "metrics.jsonl", "model.safetensors")
 
 
 def default_out(now: datetime, root: str | Path = "runs") -> Path:

@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
-_BLUE, _ORANGE, _GREEN, _RED, _SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-_INK, _QUIET, _FAINT = "#222222", "#666666", "#DDDDDD"
+BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
+INK, QUIET, _FAINT = "#222222", "#666666", "#DDDDDD"
 _N_LABELLED_RANKS = 16
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
-    "axes.labelcolor": _QUIET,
+    "axes.labelcolor": QUIET,
     "axes.edgecolor": "#999999",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#EEEEEE",
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
@@ -46,7 +46,7 @@ def draw(path: str | Path, summary: Mapping[str, Any], metrics: Sequence[Mapping
     """Draw the report of a run to the PNG file `path`. Takes about a second."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         page(summary, metrics).savefig(path, format="png")
 
 
@@ -59,13 +59,13 @@ def page(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Fi
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 8), dpi=140, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.12, h_pad=0.1, wspace=0.05, hspace=0.06, rect=(0, 0, 1, 0.905))
         figure.text(0.012, 0.972, _headline(summary), fontsize=15, fontweight="bold", va="center")
-        figure.text(0.012, 0.932, _details(summary), fontsize=9.5, color=_QUIET, va="center")
+        figure.text(0.012, 0.932, _details(summary), fontsize=9.5, color=QUIET, va="center")
         (over_time, over_samples), (ranks, staleness) = figure.subplots(2, 2)
         _loss_over_time(over_time, summary, metrics)
         _loss_over_samples(over_samples, metrics)
@@ -84,31 +84,31 @@ def _details(summary: Mapping[str, Any]) -> str:
     parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second']:,.0f}/s)")
     if summary.get("test_accuracy") is not None:
         parts.append(f"test accuracy {summary['test_accuracy']:.1%}")
-    parts.append(f"{_nbytes(sum(summary['bytes_sent']))} sent")
+    parts.append(f"{nbytes(sum(summary['bytes_sent']))} sent")
     return "   |   ".join(parts)
 
 
 def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
     """Draw the training loss, and test accuracy or else test loss where it was measured."""
-    seconds, loss = _column(metrics, "seconds"), _column(metrics, "loss")
+    seconds, loss = column(metrics, "seconds"), column(metrics, "loss")
     axes.set_xlabel("seconds")
     _loss_lines(axes, seconds, loss)
-    accuracy, test_loss = _column(metrics, "test_accuracy"), _column(metrics, "test_loss")
+    accuracy, test_loss = column(metrics, "test_accuracy"), column(metrics, "test_loss")
     measured = np.isfinite(accuracy)
     if measured.any():
         right = axes.twinx()
         right.grid(False)
         right.spines["right"].set_visible(True)
-        right.plot(seconds[measured], 100 * accuracy[measured], "o-", color=_RED, markersize=5, linewidth=1, label="test accuracy (right)")
+        right.plot(seconds[measured], 100 * accuracy[measured], "o-", color=RED, markersize=5, linewidth=1, label="test accuracy (right)")
         right.set_ylim(0, 102)
         right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-        right.tick_params(axis="y", colors=_RED)
-        _legend(axes, right)
+        right.tick_params(axis="y", colors=RED)
+        legend(axes, right)
     else:
         tested = np.isfinite(test_loss)
         if tested.any():
-            axes.plot(seconds[tested], test_loss[tested], "o-", color=_RED, markersize=5, linewidth=1, label="test loss")
-        _legend(axes)
+            axes.plot(seconds[tested], test_loss[tested], "o-", color=RED, markersize=5, linewidth=1, label="test loss")
+        legend(axes)
     finite = np.flatnonzero(np.isfinite(loss))
     if finite.size == 0:
         axes.set_title("The loss was never finite")
@@ -124,18 +124,18 @@ def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Ma
 
 def _loss_over_samples(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Draw the training loss over samples: what a sample taught, whatever it cost."""
-    samples, loss = _column(metrics, "samples"), _column(metrics, "loss")
+    samples, loss = column(metrics, "samples"), column(metrics, "loss")
     axes.set_xlabel("samples")
-    axes.xaxis.set_major_formatter(lambda value, _: _count(value))
+    axes.xaxis.set_major_formatter(lambda value, _: count(value))
     _loss_lines(axes, samples, loss)
-    _legend(axes)
-    smooth = _smoothed(loss)
+    legend(axes)
+    smooth = smoothed(loss)
     reached = np.flatnonzero(smooth <= smooth[np.isfinite(smooth)][0] / 2) if np.isfinite(smooth).any() else np.empty(0, int)
     n = f"{samples[-1]:,.0f}"
     if len(loss) < 2 or not np.isfinite(smooth).any():
         axes.set_title(f"{n} samples were seen")
     elif reached.size:
-        axes.plot(samples[reached[0]], smooth[reached[0]], "o", color=_BLUE, markersize=7, markerfacecolor="white", markeredgewidth=1.8)
+        axes.plot(samples[reached[0]], smooth[reached[0]], "o", color=BLUE, markersize=7, markerfacecolor="white", markeredgewidth=1.8)
         axes.set_title(f"The loss halved within {samples[reached[0]]:,.0f} of {n} samples")
     else:
         axes.set_title(f"The loss did not halve within {n} samples")
@@ -145,15 +145,15 @@ def _loss_lines(axes: Axes, x: Array, loss: Array) -> None:
     finite = np.isfinite(loss)
     axes.set_ylabel("training loss")
     if not finite.any():
-        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", va="center", color=_QUIET, fontsize=11)
+        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
         return
     if finite.sum() < 20:
-        axes.plot(x, loss, "o-", color=_BLUE, linewidth=1.8, markersize=4.5, label="training loss")
+        axes.plot(x, loss, "o-", color=BLUE, linewidth=1.8, markersize=4.5, label="training loss")
     else:
-        axes.plot(x, loss, color=_SKY, linewidth=0.7, alpha=0.6, label="training loss, each clock")
-        axes.plot(x, _smoothed(loss), color=_BLUE, linewidth=2, label="training loss, smoothed")
+        axes.plot(x, loss, color=SKY, linewidth=0.7, alpha=0.6, label="training loss, each clock")
+        axes.plot(x, smoothed(loss), color=BLUE, linewidth=2, label="training loss, smoothed")
     if loss[finite].min() > 0 and loss[finite].max() > 20 * loss[finite].min():
         from matplotlib.ticker import LogLocator
 
@@ -171,11 +171,11 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     share = 100 * parts / np.where(whole > 0, whole, 1)
     left = np.zeros(n)
     thick = n <= _N_LABELLED_RANKS
-    for row, colour, name in zip(share, (_GREEN, _ORANGE, _BLUE), ("busy", "waiting", "communicating"), strict=True):
+    for row, colour, name in zip(share, (GREEN, ORANGE, BLUE), ("busy", "waiting", "communicating"), strict=True):
         axes.barh(range(n), row, left=left, height=0.72 if thick else 1.0, color=colour, label=name)
         for rank in range(n if thick else 0):
             if row[rank] >= 8:
-                ink = _INK if colour == _ORANGE else "white"
+                ink = INK if colour == ORANGE else "white"
                 axes.text(left[rank] + row[rank] / 2, rank, f"{row[rank]:.0f}%", ha="center", va="center", color=ink, fontsize=8)
         left = left + row
     axes.barh(range(n), 100 - left, left=left, height=0.72 if thick else 1.0, color=_FAINT, label="other")
@@ -185,11 +185,11 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     gap = "\n" if n <= 8 else ": "
     labels = [f"rank {rank}" + (gap + _role_names(summary["roles"][rank]) if thick and summary["roles"][rank] else "") for rank in range(0, n, step)]
     axes.set_yticks(range(0, n, step), labels, fontsize=8 if n > 4 else 9)
-    axes.tick_params(axis="y", length=0 if thick else 3, labelcolor=_INK)
+    axes.tick_params(axis="y", length=0 if thick else 3, labelcolor=INK)
     axes.grid(False, axis="y")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}%")
     axes.set_xlabel("share of the run's time")
-    _legend(axes)
+    legend(axes)
     waiting = 100 * parts[1].sum() / whole.sum() if whole.sum() > 0 else 0.0
     most = summary.get("most_waited_for")
     named = f", {most['share']:.0%} of it for rank {most['rank']}" if most and most["is_straggler"] else ""
@@ -203,7 +203,7 @@ def _staleness(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xlabel("staleness of a read (clocks)")
     axes.set_ylabel("reads")
     if total == 0:
-        axes.text(0.5, 0.5, "no reads were counted", transform=axes.transAxes, ha="center", va="center", color=_QUIET, fontsize=11)
+        axes.text(0.5, 0.5, "no reads were counted", transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title("No reads were counted")
@@ -211,18 +211,18 @@ def _staleness(axes: Axes, summary: Mapping[str, Any]) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     values = sorted(counts)
-    bars = axes.bar(values, [counts[value] for value in values], width=0.8, color=_BLUE)
+    bars = axes.bar(values, [counts[value] for value in values], width=0.8, color=BLUE)
     last = max(values[-1], bound or 0)
     if len(values) <= 12 and last <= 20:
-        axes.bar_label(bars, [f"{counts[value] / total:.1%}" if counts[value] else "" for value in values], padding=2, fontsize=8, color=_INK)
+        axes.bar_label(bars, [f"{counts[value] / total:.1%}" if counts[value] else "" for value in values], padding=2, fontsize=8, color=INK)
     axes.set_xlim(min(values[0], 0) - (1.2 if last < 3 else 0.7), last + (1.2 if last < 3 else 0.9))
     axes.margins(y=0.15)
     axes.xaxis.set_major_locator(FixedLocator(range(last + 1)) if last <= 12 else MaxNLocator(12, integer=True))
-    axes.yaxis.set_major_formatter(lambda value, _: _count(value))
+    axes.yaxis.set_major_formatter(lambda value, _: count(value))
     axes.grid(False, axis="x")
     if bound is not None:
-        axes.axvline(bound + 0.5, color=_RED, linewidth=1.6, linestyle="--", label=f"bound of the policy: {bound}")
-        _legend(axes)
+        axes.axvline(bound + 0.5, color=RED, linewidth=1.6, linestyle="--", label=f"bound of the policy: {bound}")
+        legend(axes)
     mean = sum(value * count for value, count in counts.items()) / total
     limit = "no bound" if bound is None else f"bound {bound}"
     if values[-1] == 0:
@@ -242,7 +242,7 @@ def _role_names(roles: Sequence[str]) -> str:
     return text if len(text) <= 26 else text[:25] + "…"
 
 
-def _legend(axes: Axes, *others: Axes) -> None:
+def legend(axes: Axes, *others: Axes) -> None:
     """Put the legend of a panel below it, where nothing is drawn."""
     handles: list[Any] = [handle for each in (axes, *others) for handle in each.get_legend_handles_labels()[0]]
     if handles:
@@ -250,11 +250,11 @@ def _legend(axes: Axes, *others: Axes) -> None:
         axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, handlelength=1.6, columnspacing=1.6)
 
 
-def _column(metrics: Sequence[Mapping[str, Any]], key: str) -> Array:
+def column(metrics: Sequence[Mapping[str, Any]], key: str) -> Array:
     return np.array([math.nan if row.get(key) is None else row[key] for row in metrics], dtype=float)
 
 
-def _smoothed(values: Array) -> Array:
+def smoothed(values: Array) -> Array:
     """Return the mean of the finite values in a centred window of 5% of the rows; NaN where the value is."""
     half = len(values) // 40
     finite = np.isfinite(values)
@@ -270,14 +270,14 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _count(number: float) -> str:
+def count(number: float) -> str:
     for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{name}"
     return f"{number:g}"
 
 
-def _nbytes(nbytes: float) -> str:
+def nbytes(nbytes: float) -> str:
     for size, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if nbytes >= size:
             return f"{nbytes / size:.3g} {name}"

@@ -41,7 +41,7 @@ class Training:
         self.slowdown = strategy.slowdown
         self.step_seconds = 0.0
         self.final: Array | None = None
-        self.salt_epoch = -1
+        self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
 
     def reads(self, step: int) -> Sequence[Read]:
@@ -53,8 +53,10 @@ class Training:
         strategy = self.strategy
         w = self._parameters(turn)
         batch, share = divmod(turn.block, strategy.n_workers)
-        epoch, begun = divmod(batch, self.sampler.clocks_per_epoch)
-        measured = NOT_SCORED if begun or not epoch else self._score(w, share, epoch)
+        epoch = batch // self.sampler.clocks_per_epoch
+        measured = NOT_SCORED
+        if epoch > self.scored_epoch:
+            measured, self.scored_epoch = self._score(w, epoch), epoch
         if self.slowdown is not None:
             self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
             started = time.perf_counter()
@@ -89,7 +91,7 @@ class Training:
     def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[float, int, int]:
         """Score the final parameters on this worker's share of the test rows: (loss sum, correct, rows)."""
         self.final = self._parameters(turn)
-        loss, n_correct, n, _, _ = self._score(self.final, self.worker, 0)
+        loss, n_correct, n, _, _ = self._score(self.final, 0)
         return loss, int(n_correct), int(n)
 
     def _parameters(self, turn: Turn) -> Array:
@@ -119,11 +121,11 @@ class Training:
             tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
             self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, tuning.rate, tuning.memory)
 
-    def _score(self, w: Array, share: int, epoch: int) -> tuple[float, float, float, float, float]:
-        """Score one share of the test rows; return loss sum, correct, rows, seconds, epoch."""
+    def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
+        """Score this worker's share of the test rows; return loss sum, correct, rows, seconds, epoch."""
         started = time.perf_counter()
         n_test, n = len(self.data.test_x), self.strategy.n_workers
-        part = slice(n_test * share // n, n_test * (share + 1) // n)
+        part = slice(n_test * self.worker // n, n_test * (self.worker + 1) // n)
         x, y = self.data.test_x[part], self.data.test_y[part]
         loss, n_correct = self.net.score(w, x, y) if len(x) else (0.0, 0)
         seconds = time.perf_counter() - started

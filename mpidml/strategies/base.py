@@ -37,11 +37,13 @@ VALUES_TAG = 9
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 
 
-def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, keep: dict[str, Any] | None = None) -> dict[str, Any]:
+def train(
+    job: Job, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, keep: dict[str, Any] | None = None, brief: bool = False
+) -> dict[str, Any]:
     """Train as `job` says and return the summary on every rank (Collective on comm; default: all ranks).
 
-    Rank 0 shows progress unless `quiet`, and writes the run folder if `write`; `keep` is given the trained
-    `network` and its `values`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
+    Rank 0 shows progress unless `quiet` (nothing besides if `brief`), and writes the run folder if `write`; `keep` is given the trained
+    `network`, its `values`, and on rank 0 the `metrics`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
     exception or a signal on one rank ends them all from now on.
     """
     own = comm is None
@@ -51,13 +53,13 @@ def train(job: Job, comm: CountedComm | None = None, quiet: bool = False, write:
         if own:
             abort.install(world())
     try:
-        return _train(job, comm, quiet, write, keep)
+        return _train(job, comm, quiet, write, keep, brief)
     finally:
         if own and sys.exc_info()[0] is None:
             comm.free()
 
 
-def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str, Any] | None) -> dict[str, Any]:
+def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str, Any] | None, brief: bool) -> dict[str, Any]:
     leads = comm.rank == 0
     job = agree(comm, job.checked)
     strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
@@ -99,7 +101,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
 
     strategy.prepare(net, data, record, look, trace, over if job.seconds else None)
     monitor = _monitor(strategy, folder, quiet) if leads else None
-    if leads and not quiet:
+    if leads and not quiet and not brief:
         summary.say(summary.opening(job, strategy, data))
     comm.Barrier()
     started = time.perf_counter()
@@ -122,10 +124,11 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values, quotas)
         if folder is not None:
             _write(folder, strategy, data, found, monitor, values, traces)
-        if not quiet:
+        if not quiet and not brief:
             summary.say(summary.closing(found, None if folder is None else folder.path))
     if keep is not None:
         keep["network"] = net
+        keep["metrics"] = monitor.metrics if monitor is not None else None
         keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
     strategy.free()
     result: dict[str, Any] = comm.bcast(found)

@@ -106,7 +106,7 @@ class ParameterServer:
         record: Callable[[int, float, str, tuple[float, ...]], None],
         look: Callable[[float], None],
         trace: Any,
-        over: Callable[[float], bool] | None,
+        over: Callable[[float], bool] | None = None,
     ) -> None:
         """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm).
 

@@ -1,0 +1,114 @@
+"""Run one job under several policies, strategies or settings, one after the other on the same ranks, and put what each took into one table.
+
+    one process      the same job on rank 0 alone; the other ranks sleep
+    variant 1 ...    the whole world, same initial weights and order of samples; a folder of its own, as `train` writes it
+    -> compare.json, compare.png, config.toml
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mpidml.core import plugins
+from mpidml.core.target import parse_target
+from mpidml.core.variants import Variant, alone, expand
+from mpidml.runtime import abort, comparison
+from mpidml.runtime.agree import agree
+from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.summary import say
+from mpidml.runtime.threads import limit_threads
+from mpidml.strategies.base import train
+
+ONE_PROCESS = "one process"
+
+
+def compare(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False, write: bool = True) -> list[dict[str, Any]]:
+    """Run every variant that `values` mean (names of `Job`'s fields -> a value or a list) and return the rows of compare.json (Collective on comm).
+
+    Each run ends at `target` or `seconds`, else with its epochs. UserError for anything that cannot be, before any run.
+    """
+    own = comm is None
+    comm = CountedComm() if comm is None else comm
+    if comm.size > 1:
+        limit_threads()
+        if own:
+            abort.install(world())
+    try:
+        return _compare(values, comm, quiet, write)
+    finally:
+        if own and sys.exc_info()[0] is None:
+            comm.free()
+
+
+def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: bool) -> list[dict[str, Any]]:
+    variants = agree(comm, lambda: expand(values, "compare"))
+    for name, job in variants:
+        agree(comm, lambda job=job, name=name: _checked(name, job, comm))  # type: ignore[misc]
+    leads = comm.rank == 0
+    folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
+    agree(comm, lambda: folder.claim(_config(values)) if folder is not None else None)
+    entries, curves = [], []
+    target = parse_target(variants[0].job.target)
+    for number, (name, job) in enumerate([Variant(ONE_PROCESS, alone(variants[0].job)), *variants]):
+        if leads and not quiet:
+            say(f"{number + 1}/{len(variants) + 1}  {name}" + ("" if number else " (rank 0 alone)" if comm.size > 1 else ""))
+        out = "" if folder is None else str(folder.path / _file_name(name))
+        found = _run(job.with_values({"out": out}, "compare") if write else job, comm, quiet, write, just_one=number == 0)
+        if found is not None:
+            entries.append(comparison.entry(name, *found, target))
+            curves.append(found[1])
+    if leads:
+        _tell(folder, entries, curves, target, quiet)
+    result: list[dict[str, Any]] = comm.bcast(entries)
+    return result
+
+
+def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Run one job on all ranks, or on rank 0 while the others sleep; return its summary and metrics on rank 0."""
+    kept: dict[str, Any] = {}
+    if not just_one:
+        summary = train(job, comm, quiet, write, kept, brief=True)
+    else:
+        part = comm.mpi.Split(0 if comm.rank == 0 else 1, comm.rank)
+        if comm.rank == 0:
+            single = CountedComm(part)
+            summary = train(job, single, quiet, write, kept, brief=True)
+            single.free()
+        comm.nap()
+        part.Free()
+    return (summary, kept["metrics"]) if comm.rank == 0 else None
+
+
+def _checked(name: str, job: Any, comm: CountedComm) -> None:
+    """Let the strategy look at a job, so that a variant that cannot run is found before the first one has."""
+    plugins.load("mpidml.strategies", job.strategy)(job, comm)
+
+
+def _tell(folder: RunFolder | None, entries: list[dict[str, Any]], curves: list[list[dict[str, Any]]], target: Any, quiet: bool) -> None:
+    """Write and print the comparison."""
+    if folder is not None:
+        from mpidml.runtime.comparison_plot import draw
+
+        draw(folder.path / "compare.png", entries, curves, target)
+        folder.write_json("compare.json", entries)
+    if not quiet:
+        say("\n" + comparison.table(entries, target))
+        say("\n".join(comparison.verdict(entries, target)))
+        if folder is not None:
+            say(f"written: {folder.path}/ (compare.png, compare.json, a folder for each run)")
+
+
+def _config(values: Mapping[str, Any]) -> str:
+    """Return what was asked for as TOML, lists as lists."""
+    return to_toml({name.replace("-", "_"): value for name, value in values.items() if name != "out"})
+
+
+def _file_name(name: str) -> str:
+    """Return a variant's name as that of a folder: `ssp:3, servers 2` is `ssp-3-servers-2`."""
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", Path(name).name if "/" in name else name).strip("-")

@@ -1,0 +1,75 @@
+"""Turn one description with lists into the jobs that it means: every combination of the values of every flag that was given a list.
+
+    --sync bsp,ssp:3 --servers colocated,1      bsp, servers colocated | bsp, servers 1 | ssp:3, servers colocated | ssp:3, servers 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from typing import Any, NamedTuple
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+
+ONE_VALUE = ("data", "test_data", "label", "view", "hidden", "target", "seconds", "epochs", "steps", "seed", "out", "trace", "deterministic", "wait_limit")
+"""Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
+LISTED = tuple(f.name for f in fields(Job) if f.name not in ONE_VALUE)
+MOST_VARIANTS = 64
+
+
+class Variant(NamedTuple):
+    """One job of several, and what tells it from the others."""
+
+    name: str
+    job: Job
+
+
+def several(value: Any) -> list[Any] | None:
+    """Return the values of a list (TOML, or text with commas); None for a single value."""
+    if isinstance(value, str) and "," in value:
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
+    """Return the variants that `values` (field name -> value or list) mean, in the order of the lists.
+
+    UserError for a list where none is taken, an empty one or one with a value twice, and for what `Job` itself refuses.
+    """
+    lists: dict[str, Sequence[Any]] = {}
+    single: dict[str, Any] = {}
+    for raw, value in values.items():
+        name = raw.replace("-", "_")
+        found = several(value)
+        if found is None or name == "hidden":
+            single[name] = value
+            continue
+        if name not in LISTED and name in {f.name for f in fields(Job)}:
+            raise UserError(f"{where}: {raw}: is the same for all that are compared, '{_text(value)}' is a list; give one value")
+        if not all(str(v) for v in found) or not found:
+            raise UserError(f"{where}: {raw}: '{_text(value)}' has an empty value; give values joined by commas, as bsp,ssp:3")
+        if len(set(map(str, found))) < len(found):
+            raise UserError(f"{where}: {raw}: '{_text(value)}' names a value twice; name each once")
+        lists[name] = found
+    names = list(lists)
+    variants = []
+    for combination in product(*lists.values()):
+        job = Job().with_values({**single, **dict(zip(names, combination, strict=True))}, where).checked()
+        words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in zip(names, combination, strict=True)]
+        variants.append(Variant(", ".join(words) or job.policy(), job))
+    if len(variants) > MOST_VARIANTS:
+        raise UserError(f"{where}: the lists make {len(variants)} variants, more than {MOST_VARIANTS}; shorten them")
+    return variants
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ",".join(map(str, value))
+
+
+def alone(job: Job) -> Job:
+    """Return `job` for one process: no policy, no servers, and of injected slowness only what slows every worker."""
+    slowdown = job.slowdown if job.slowdown.startswith("exponential") else ""
+    plain = {"sync": "bsp", "staleness": "", "servers": "colocated", "assign": "static", "reads": "fresh", "early_push": "auto", "slowdown": slowdown}
+    return job.with_values(plain, "one process")

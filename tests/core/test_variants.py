@@ -1,0 +1,50 @@
+"""Lists mean every combination, in their order; what takes no list says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.core.variants import alone, expand
+
+
+def test_a_list_makes_a_variant_of_each_value_and_leaves_the_rest_alone():
+    variants = expand({"sync": "bsp, ssp:3,asp", "epochs": "5", "hidden": "32,16"}, "compare")
+    assert [v.name for v in variants] == ["bsp", "ssp:3", "asp"]
+    assert [v.job for v in variants] == [Job(sync=s, epochs=5, hidden=(32, 16)) for s in ("bsp", "ssp:3", "asp")]
+    assert variants == expand({"sync": ["bsp", "ssp:3", "asp"], "epochs": 5, "hidden": [32, 16]}, "job.toml")
+
+
+def test_two_lists_make_all_pairs():
+    variants = expand({"sync": "bsp,asp", "lr": "0.1,0.2", "early-push": "off"}, "compare")
+    assert [v.name for v in variants] == ["bsp, lr 0.1", "bsp, lr 0.2", "asp, lr 0.1", "asp, lr 0.2"]
+    assert [(v.job.sync, v.job.lr, v.job.early_push) for v in variants][2] == ("asp", 0.1, "off")
+
+
+def test_no_list_is_one_variant_named_by_its_policy():
+    assert [v.name for v in expand({"sync": "ssp", "staleness": "2"}, "compare")] == ["ssp:2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"epochs": "1,2"}, "compare: epochs: is the same for all that are compared, '1,2' is a list"),
+        ({"data": "a.npz,b.npz"}, "compare: data: is the same for all"),
+        ({"sync": "bsp,"}, "compare: sync: 'bsp,' has an empty value"),
+        ({"sync": "bsp,asp,bsp"}, "compare: sync: 'bsp,asp,bsp' names a value twice"),
+        ({"sync": "bsp,asp", "lr": ",".join(str(1 + i) for i in range(40))}, "compare: the lists make 80 variants, more than 64"),
+        ({"snyc": "bsp,asp"}, "compare: there is no option 'snyc'; "),
+        ({"lr": "0.1,fast"}, "compare: lr: 'fast' is not a number"),
+    ],
+)
+def test_what_cannot_be_is_one_line(values, says):
+    with pytest.raises(UserError) as error:
+        expand(values, "compare")
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def test_one_process_has_no_policy_and_only_the_slowness_that_everybody_has():
+    job = Job(sync="asp", servers="2", reads="cached", assign="dynamic", slowdown="permanent:3", lr=0.2)
+    assert alone(job) == Job(lr=0.2)
+    assert alone(Job(slowdown="exponential:2")).slowdown == "exponential:2"

@@ -1,0 +1,77 @@
+"""`python -m mpidml compare` as users start it: one table, one plot, a folder for each run, the same start for all."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.ranks import mpirun, python
+
+COMPARE = ("-m", "mpidml", "compare")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Compare three policies on three ranks: (folder, what was said)."""
+    out = tmp_path_factory.mktemp("compared") / "run"
+    result = mpirun(3, [*COMPARE, "--sync", "bsp,ssp:2,quorum:2", "--target", "0.9", "--epochs", "8", "--hidden", "64", "--out", out])
+    assert result.code == 0 and result.err == "", result
+    return out, result.out
+
+
+def test_the_first_row_is_one_process_and_each_variant_has_one(compared):
+    out, said = compared
+    rows = json.loads((out / "compare.json").read_text())
+    assert [row["variant"] for row in rows] == ["one process", "bsp", "ssp:2", "quorum:2"]
+    assert [row["ranks"] for row in rows] == [1, 3, 3, 3]
+    assert all(row["seconds_to_target"] > 0 and row["samples_to_target"] > 0 for row in rows)
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for name in ("one-process", "bsp", "ssp-2", "quorum-2"):
+        summary = json.loads((out / name / "summary.json").read_text())
+        row = next(row for row in rows if row["variant"] == name.replace("-", " " if name.startswith("one") else ":"))
+        assert summary.items() <= row.items()
+    lines = said.splitlines()
+    heads = [line for line in lines if re.match(r"\d/4  ", line)]
+    assert heads == ["1/4  one process (rank 0 alone)", "2/4  bsp", "3/4  ssp:2", "4/4  quorum:2"]
+    assert sum(line.startswith(("one process ", "bsp ", "ssp:2 ", "quorum:2 ")) for line in lines) >= 4
+    assert re.search(r"one process is (faster|slower|as fast)", said), "whether one rank is faster is said plainly"
+
+
+def test_all_variants_start_alike_and_bsp_learns_what_one_process_learns(compared):
+    """Bsp on three ranks is one process within rounding, so up to the target both see the same samples."""
+    rows = json.loads((compared[0] / "compare.json").read_text())
+    assert rows[0]["samples_to_target"] == rows[1]["samples_to_target"]
+    losses = [json.loads((compared[0] / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in ("one-process", "bsp")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_same_without_mpirun_and_with_an_unreachable_target(tmp_path):
+    result = python([*COMPARE, "--sync", "bsp,asp", "--target", "1.0", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--out", tmp_path / "run"])
+    assert result.code == 0 and result.err == "", result
+    rows = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [row["seconds_to_target"] for row in rows] == [None] * 3
+    assert "never" in result.out and all(row["epochs"] == 1 for row in rows), "ends at its limit, and says so"
+    values = [load_file(tmp_path / "run" / name / "model.safetensors") for name in ("one-process", "bsp")]
+    assert all(np.array_equal(values[0][key], values[1][key]) for key in values[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--sync bsp,spp:2", "sync: there is no 'spp'"),
+        ("--sync bsp,quorum:4", "--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3"),
+        ("--sync bsp,asp --deterministic", "--deterministic: asp cannot repeat"),
+        ("--epochs 1,2", "compare: epochs: is the same for all that are compared"),
+        ("--servers 1,3", "--servers 3: 3 server(s) leave no worker on 3 ranks"),
+        ("--snyc bsp,asp", "compare: there is no option '--snyc'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, words, says):
+    result = mpirun(3, [*COMPARE, *words.split(), "--backend", "numpy", "--out", tmp_path / "run"])
+    ours = [line for line in result.err.splitlines() if says in line]
+    assert result.code == 2 and len(ours) == 1 and "Traceback" not in result.err, result
+    assert result.out == "" and not (tmp_path / "run").exists()
