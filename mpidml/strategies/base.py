@@ -105,6 +105,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         summary.say(summary.opening(job, strategy, data))
     comm.Barrier()
     started = time.perf_counter()
+    if comm.one_host:
+        started = comm.bcast(started)  # one clock for all, so that reports of different ranks come in their true order
     with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
         strategy.driver.run()
     seconds = time.perf_counter() - started
