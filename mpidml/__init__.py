@@ -2,6 +2,7 @@
 
     mpidml.train(mpidml.Job(data="digits", sync="ssp:1"))          what `python -m mpidml train` does
     mpidml.compare({"sync": ["bsp", "ssp:3"], "target": "0.95"})    the same job under several policies, in one table
+    mpidml.simulate({"sync": "ssp:3", "workers": 10_000})           the same on virtual clocks
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
 """
 
@@ -11,12 +12,13 @@ if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
     from mpidml.runtime.tables import run_tables
+    from mpidml.simulate import simulate
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Job", "compare", "run_tables", "train"]
+__all__ = ["Job", "compare", "run_tables", "simulate", "train"]
 
-_WHERE = {"Job": "mpidml.core.job", "compare": "mpidml.compare", "run_tables": "mpidml.runtime.tables", "train": "mpidml.strategies.base"}
+_WHERE = {"Job": "mpidml.core.job", "compare": "mpidml.compare", "run_tables": "mpidml.runtime.tables", "simulate": "mpidml.simulate", "train": "mpidml.strategies.base"}
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,10 @@ def main() -> None:
         from mpidml.compare import compare
 
         compare(given)
+    elif command == "simulate":
+        from mpidml.simulate import simulate
+
+        simulate(given)
 
 
 def _launched(argv: list[str], has_launcher: bool) -> list[str]:

@@ -14,11 +14,13 @@ import mpidml
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
+from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.variants import LISTED, expand
 
 COMMANDS = {
     "train": "train a network; writes a run folder",
     "compare": "run one job under several policies or settings (lists as bsp,ssp:3,asp), and on one process; writes a table and a plot",
+    "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
 
@@ -33,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """Return the command and what it runs: the job of `train`, the values of `compare`; None for `info`.
+    """Return the command and what it runs: the job of `train`, the values of `compare` and `simulate`; None for `info`.
 
     `--help` prints and exits; UserError for anything else that cannot be.
     """
@@ -51,7 +53,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         return command, None
     parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
-        raise UserError(f"{command}: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], ['--config', *map(_flag, fields(Job))])}")
+        known = ["--config", *map(_flag, _fields(command))]
+        raise UserError(f"{command}: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], known)}")
     given = vars(parsed)
     config = given.pop("config", None)
     if command == "train":
@@ -59,7 +62,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         return command, job.with_values(given, "train").checked()
     values = {} if config is None else {name.replace("-", "_"): value for name, value in _toml(config).items()}
     values |= given
-    expand(values, command)
+    if command == "simulate":
+        Simulation().with_values({name: value for name, value in values.items() if name in NAMES}, command)
+    expand({name: value for name, value in values.items() if command != "simulate" or name not in NAMES}, command)
     return command, values
 
 
@@ -84,7 +89,7 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options (without the dashes); flags win over it")
-    for f in fields(Job):
+    for f in _fields(command):
         flag, default, text = _flag(f), f.default, f.metadata["help"].replace("%", "%%")
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} (default: {'on' if default else 'off'})")
@@ -92,9 +97,13 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         listed = plugins.names(f.metadata["plugins"]) if for_help and f.metadata["plugins"] else f.metadata["choices"]
         choices = f" [{'|'.join(listed)}]" if listed else ""
-        choices += " (takes a list)" if command == "compare" and f.name in LISTED else ""
+        choices += " (takes a list)" if command != "train" and f.name in LISTED else ""
         parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown != "" else ""))
     return parser
+
+
+def _fields(command: str) -> tuple[Field[Any], ...]:
+    return (*(fields(Simulation) if command == "simulate" else ()), *fields(Job))
 
 
 def _flag(field: Field[Any]) -> str:

@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from mpidml.core import plugins
@@ -58,13 +56,13 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
     for number, (name, job) in enumerate([Variant(ONE_PROCESS, alone(variants[0].job)), *variants]):
         if leads and not quiet:
             say(f"{number + 1}/{len(variants) + 1}  {name}" + ("" if number else " (rank 0 alone)" if comm.size > 1 else ""))
-        out = "" if folder is None else str(folder.path / _file_name(name))
+        out = "" if folder is None else str(folder.path / comparison.folder_name(name))
         found = _run(job.with_values({"out": out}, "compare") if write else job, comm, quiet, write, just_one=number == 0)
         if found is not None:
             entries.append(comparison.entry(name, *found, target))
             curves.append(found[1])
     if leads:
-        _tell(folder, entries, curves, target, quiet)
+        comparison.tell(folder, entries, curves, target, (lambda text: None) if quiet else say)
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 
@@ -90,25 +88,6 @@ def _checked(name: str, job: Any, comm: CountedComm) -> None:
     plugins.load("mpidml.strategies", job.strategy)(job, comm)
 
 
-def _tell(folder: RunFolder | None, entries: list[dict[str, Any]], curves: list[list[dict[str, Any]]], target: Any, quiet: bool) -> None:
-    """Write and print the comparison."""
-    if folder is not None:
-        from mpidml.runtime.comparison_plot import draw
-
-        draw(folder.path / "compare.png", entries, curves, target)
-        folder.write_json("compare.json", entries)
-    if not quiet:
-        say("\n" + comparison.table(entries, target))
-        say("\n".join(comparison.verdict(entries, target)))
-        if folder is not None:
-            say(f"written: {folder.path}/ (compare.png, compare.json, a folder for each run)")
-
-
 def _config(values: Mapping[str, Any]) -> str:
     """Return what was asked for as TOML, lists as lists."""
     return to_toml({name.replace("-", "_"): value for name, value in values.items() if name != "out"})
-
-
-def _file_name(name: str) -> str:
-    """Return a variant's name as that of a folder: `ssp:3, servers 2` is `ssp-3-servers-2`."""
-    return re.sub(r"[^A-Za-z0-9._+]+", "-", Path(name).name if "/" in name else name).strip("-")

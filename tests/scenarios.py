@@ -21,6 +21,7 @@ from mpidml.core.role import Lease, Role
 from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
+from mpidml.ps.managed import make_client
 from mpidml.ps.routing import Routing
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
@@ -113,6 +114,10 @@ class Scenario:
     coordinated: bool = False
     gate: Gate | None = None
     load: Callable[[int, float], float] | None = None
+    cache_rows: int = 0
+    budget: float = 0.0
+    order: str = "fifo"
+    task_class: type[OracleTask] = OracleTask
 
     def __post_init__(self) -> None:
         n_rows = self.n_workers * self.n_clocks
@@ -143,8 +148,8 @@ class Scenario:
             gate = self.gate or (self.policy.gate(self.n_workers, not self.dynamic) if self.policy.gate_at else None)
             self.coordinator = Coordinator(self.worker_roles, self.n_clocks, self.dynamic, gate)
             return self.coordinator
-        self.tasks[worker] = OracleTask(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
-        client = self.client_class([self.spec], self.policy, self.by_clock)
+        self.tasks[worker] = self.task_class(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
+        client = self.client()
         coordinator = self.n_roles - 1 if self.coordinated else -1
         load = None if self.load is None else partial(self.load, worker)
         return Worker(
@@ -157,6 +162,14 @@ class Scenario:
             coordinator=coordinator,
             load=load,
         )
+
+    def client(self) -> Client:
+        """Make a worker's client, or the one that a test gives in its place."""
+        given = {"cache_rows": self.cache_rows, "budget": self.budget, "order": self.order}
+        if self.client_class is Client:
+            return make_client([self.spec], self.policy, self.by_clock, **given)
+        options = {name: value for name, value in given.items() if value and (self.budget or name != "order")}
+        return self.client_class([self.spec], self.policy, self.by_clock, **options)
 
     def roles(self) -> list[Role]:
         buffers = Buffers()

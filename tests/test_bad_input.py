@@ -173,6 +173,14 @@ CASES = {
     "dynamic cannot repeat": Case("--assign dynamic --deterministic", ("--deterministic: --assign dynamic cannot repeat", "leave one of them out")),
     "a target cannot repeat": Case("--target 0.9 --deterministic", ("--deterministic: --target cannot repeat", "leave one of them out")),
     "adaptive cannot repeat": Case("--sync adaptive --deterministic", ("--deterministic: adaptive cannot repeat", "use bsp or ssp")),
+    "a budget below 0": Case("--budget -1", ("--budget -1.0: is not a number of bytes a second", "from 0 up")),
+    "a budget that is no number": Case("--budget nan", ("--budget nan: is not a number of bytes a second", "from 0 up")),
+    "an order without a budget": Case("--order magnitude", ("--order magnitude: does nothing without --budget", "leave it out")),
+    "an unknown order": Case("--budget 9 --order lifo", ("--order lifo: there is no such choice", "known: fifo, magnitude, random")),
+    "a budget with a gate": Case("--budget 9 --sync adaptive", ("--budget 9: --sync adaptive decides which gradients are sent", "use a policy without")),
+    "a budget with a quorum": Case("--budget 9 --sync quorum:1", ("--budget 9: --sync quorum:1 decides which gradients are sent", "use a policy")),
+    "a budget cannot repeat": Case("--budget 9 --deterministic", ("--deterministic: --budget cannot repeat", "leave one of them out")),
+    "a budget beside early pushes": Case("--budget 9 --early-push on", ("--early-push on: cannot go beside --budget", "leave one of them out")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

@@ -101,6 +101,14 @@ def test_each_line_of_the_metrics_is_a_clock_and_the_loss_falls(traced):
     assert sum("test_accuracy" in row for row in rows) == 2, "the test rows are scored at the start of the epochs 1 and 2"
 
 
+def test_a_run_says_what_other_policies_would_have_done(traced):
+    out, said = traced
+    found = summary(out)["what_if"]
+    assert found["ssp:2"] == 1.0 and {"bsp", "ssp:1", "asp", "adaptive", "quorum"} <= found.keys()
+    assert all(0 < ratio < 20 for ratio in found.values()) and found["bsp"] <= 1.05 * found["asp"]
+    assert "other policies would have done these times the clocks (simulated): bsp " in said
+
+
 def test_the_saved_model_is_the_one_of_the_summary(traced):
     out, _ = traced
     job = Job().with_values(tomllib.loads((out / "config.toml").read_text()), "config.toml")
@@ -258,6 +266,18 @@ def test_servers_may_have_ranks_of_their_own(tmp_path, words):
     found, n_servers = summary(tmp_path / "run"), int(words[1])
     assert found["roles"] == [[f"server {k}"] for k in range(n_servers)] + [[f"worker {k}"] for k in range(3 - n_servers)]
     assert found["staleness_max"] <= 1 and all(nbytes > 0 for nbytes in found["bytes_sent"]) and found["test_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(("words", "least"), [(["--sync", "bsp"], 0.9), (["--sync", "ssp:2", "--order", "magnitude"], 0.1)], ids=["bsp", "ssp:2"])
+def test_a_budget_bounds_what_a_worker_sends_in_a_clock(tmp_path, words, least):
+    """A clock's update weighs at most one copy of the parameters; under ssp those that wait are summed up, and fewer bytes are sent."""
+    shape = ["--epochs", "4", "--hidden", "32", "--backend", "numpy", "--servers", "1", "--transport", "mpi"]
+    ok(mpirun(2, [*TRAIN, *words, "--budget", "3e6", *shape, "--out", tmp_path / "run"]))
+    found = summary(tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    a_clock = found["bytes_sent"][1] / found["clocks"]  # rank 1 is the worker; questions and ends of clocks take a little
+    assert least < a_clock / sum(w.nbytes for w in weights.values()) < 1.15
+    assert found["staleness_max"] <= found["staleness_bound"] and found["test_accuracy"] > 0.8
 
 
 SCRIPT = """

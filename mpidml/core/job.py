@@ -15,7 +15,8 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.core.target import parse_target
 
 
-def _flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
+def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
+    """Return a field that is a flag of the command line: its default, its help, its choices or the folder of plug-ins that are."""
     return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins})
 
 
@@ -23,54 +24,58 @@ def _flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str =
 class Job:
     """Everything that decides what a training run computes and writes."""
 
-    data: str = _flag("digits", "training data: 'digits' (shipped), a .npz (x,y or x_train,y_train,x_test,y_test) or a .csv(.gz) file")
-    test_data: str = _flag("", "test data in a file of its own")
-    label: str = _flag("", "CSV: name of the label's column (default: the last)")
-    view: str = _flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
-    hold_out: float = _flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
-    scale: str = _flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
-    model: str = _flag("mlp", "the network: mlp or softmax")
-    hidden: tuple[int, ...] = _flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
-    activation: str = _flag("relu", "mlp: activation of the hidden layers", ("relu", "tanh", "sigmoid"))
-    dropout: float = _flag(0.0, "mlp: share of hidden units dropped in training")
-    loss: str = _flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
-    dtype: str = _flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
-    strategy: str = _flag("parameter_server", "how the model is trained over ranks", plugins="mpidml.strategies")
-    sync: str = _flag("bsp", "consistency policy, with its argument as in ssp:3, or a path to a file of your own", plugins="mpidml.sync")
-    staleness: str = _flag("", "the policy's staleness: --sync ssp --staleness 3 is --sync ssp:3")
-    reads: str = _flag(
+    data: str = flag("digits", "training data: 'digits' (shipped), a .npz (x,y or x_train,y_train,x_test,y_test) or a .csv(.gz) file")
+    test_data: str = flag("", "test data in a file of its own")
+    label: str = flag("", "CSV: name of the label's column (default: the last)")
+    view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
+    hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
+    scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
+    model: str = flag("mlp", "the network: mlp or softmax")
+    hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
+    activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "tanh", "sigmoid"))
+    dropout: float = flag(0.0, "mlp: share of hidden units dropped in training")
+    loss: str = flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
+    dtype: str = flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
+    strategy: str = flag("parameter_server", "how the model is trained over ranks", plugins="mpidml.strategies")
+    sync: str = flag("bsp", "consistency policy, with its argument as in ssp:3, or a path to a file of your own", plugins="mpidml.sync")
+    staleness: str = flag("", "the policy's staleness: --sync ssp --staleness 3 is --sync ssp:3")
+    reads: str = flag(
         "fresh",
         "how a worker reads: fresh (asks each clock), cached (keeps a copy while the policy allows), eager (servers push fresh rows)",
         ("fresh", "cached", "eager"),
     )
-    assign: str = _flag(
+    assign: str = flag(
         "static",
         "samples: static (each worker its share of every batch) or dynamic (the next block of the global order goes to the free worker)",
         ("static", "dynamic"),
     )
-    servers: str = _flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
-    optimizer: str = _flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
-    optimize: str = _flag(
+    servers: str = flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
+    optimizer: str = flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
+    optimize: str = flag(
         "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
     )
-    lr: float = _flag(0.05, "learning rate")
-    tune: bool = _flag(True, "soften stale updates by the policy's rule")
-    early_push: str = _flag(
+    lr: float = flag(0.05, "learning rate")
+    tune: bool = flag(True, "soften stale updates by the policy's rule")
+    early_push: str = flag(
         "auto", "push each layer's gradient during the backward pass (auto: under bsp with servers of their own)", ("auto", "on", "off")
     )
-    transport: str = _flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
-    epochs: int = _flag(30, "passes over the training data")
-    steps: int = _flag(0, "end after this many clocks (0: as many as the epochs have)")
-    target: str = _flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
-    seconds: float = _flag(0.0, "end after this many seconds of training (0: no limit; with one, epochs have none unless given)")
-    batch: int = _flag(64, "global batch: samples per clock over all workers")
-    seed: int = _flag(0, "decides weights, order of samples and noise")
-    deterministic: bool = _flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
-    backend: str = _flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
-    slowdown: str = _flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
-    wait_limit: float = _flag(300.0, "seconds after which a wait ends the job with a report")
-    trace: bool = _flag(False, "write trace.json (opens in Perfetto)")
-    out: str = _flag("", "folder of the run (default: runs/<time>)")
+    budget: float = flag(0.0, "bytes of gradients that a worker sends a second (0: no limit); what is above waits and is summed up")
+    order: str = flag(
+        "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
+    )
+    transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
+    epochs: int = flag(30, "passes over the training data")
+    steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
+    target: str = flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
+    seconds: float = flag(0.0, "end after this many seconds of training (0: no limit; with one, epochs have none unless given)")
+    batch: int = flag(64, "global batch: samples per clock over all workers")
+    seed: int = flag(0, "decides weights, order of samples and noise")
+    deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
+    backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
+    slowdown: str = flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
+    wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report")
+    trace: bool = flag(False, "write trace.json (opens in Perfetto)")
+    out: str = flag("", "folder of the run (default: runs/<time>)")
 
     def policy(self) -> str:
         """Return the policy's specification with its staleness."""
@@ -103,6 +108,8 @@ class Job:
             raise UserError(f"--staleness {self.staleness}: is not a whole number from 0 up; give for example 3")
         if not (math.isfinite(self.seconds) and self.seconds >= 0):
             raise UserError(f"--seconds {self.seconds}: is not a number of seconds; give one from 0 up")
+        if not (math.isfinite(self.budget) and self.budget >= 0):
+            raise UserError(f"--budget {self.budget}: is not a number of bytes a second; give one from 0 up")
         parse_target(self.target)
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
@@ -114,6 +121,10 @@ class Job:
             raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
         if self.steps and self.epochs != Job.epochs:
             raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
+        if self.order != Job.order and not self.budget:
+            raise UserError(f"--order {self.order}: does nothing without --budget; give one, or leave it out")
+        if self.budget and self.early_push == "on":
+            raise UserError("--early-push on: cannot go beside --budget, which sends a gradient in pieces of its own; leave one of them out")
         if self.model == "mlp" and not self.hidden:
             raise UserError("--hidden: names no width; give widths as 512,512, or --model softmax, which has no hidden layers")
         if self.model == "softmax" and self.activation != Job.activation:
@@ -128,7 +139,7 @@ class Job:
             name = raw.replace("-", "_")
             if name not in known:
                 raise UserError(f"{where}: there is no option '{raw}'; {nearest(name, known)}")
-            changed[name] = _parsed(value, getattr(Job(), name), f"{where}: {raw}")
+            changed[name] = parsed(value, getattr(Job(), name), f"{where}: {raw}")
         return replace(self, **changed)
 
     def mapping(self) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-def _parsed(value: Any, like: Any, where: str) -> Any:
+def parsed(value: Any, like: Any, where: str) -> Any:
     """Bring a TOML value or a flag's text to the type of `like`."""
     try:
         if isinstance(like, bool):

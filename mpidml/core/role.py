@@ -102,7 +102,7 @@ class Send(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Call `function(*arguments)`; its return value comes back through `done`. `clock` names the step for cost models."""
+    """Call `function(*arguments)`; its return value comes back through `done`. `clock` names the step for cost models, -1 what follows the last."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]

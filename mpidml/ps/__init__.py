@@ -1,8 +1,13 @@
 """The parameter server as state machines: shards serve, clients read and write, workers loop. No I/O in this folder.
 
-worker 0 --PULL 7--> shard   "may clock 7 be read?"      store.py    values, versions, how a delta changes them
-worker 0 <--ROWS---- shard   values, or: read in place   shard.py    the server role: one comparison decides who waits
-worker 0 --PUSH 7--> shard   a delta that ends clock 7   client.py   questions asked, own writes not yet seen, copies held
-                                                         worker.py   the worker role: pull, compute, push, clock
-                                                         waits.py    for whom a worker stood idle
+worker 0 --PULL 7--> shard   "may clock 7 be read?"         store.py        values, versions, how a delta changes them
+worker 0 <--ROWS---- shard   values, or: read in place      shard.py        the server role: one comparison decides who waits
+worker 0 --PUSH 7--> shard   a delta that ends clock 7      client.py       questions asked, own writes not yet seen, copies held
+                                                            routing.py      which shard is asked for which rows
+worker 0 --NEXT--> coordinator   "what do I compute?"       cached_rows.py  a client that keeps a bounded number of rows
+worker 0 <-GRANT-- coordinator   clock, block, weight       managed.py      a client that sends within a budget of bytes a second
+                                                            worker.py       the worker role: pull, compute, push, clock
+                                                            task.py         its program: what is read, computed, pushed
+                                                            coordinator.py  the role that grants clocks, where a run needs it
+                                                            waits.py        for whom a worker stood idle
 """

@@ -16,7 +16,7 @@ import numpy as np
 
 from mpidml.core.clocks import ENDED
 from mpidml.core.role import CLOCK, END, LAST, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting, new
-from mpidml.ps.own_writes import OwnWrites, add_to
+from mpidml.ps.own_writes import OwnWrites, Write, add_to
 from mpidml.ps.routing import Routing
 from mpidml.ps.table import TableSpec
 from mpidml.ps.ticket import Ticket, change
@@ -136,11 +136,14 @@ class Client:
             message = new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends))
             effects.append(new(Send, (role, message)))
             if role in self.own:
-                write = self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width))
-                for ticket in self.untaken.values():
-                    if role in ticket.pieces and not ticket.unanswered >> role & 1:
-                        change(ticket, ticket.pieces[role], partial(add_to, write))
+                self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))
         return effects
+
+    def _wrote(self, role: int, write: Write) -> None:
+        """Add an own write to what was read, but not yet taken."""
+        for ticket in self.untaken.values():
+            if role in ticket.pieces and not ticket.unanswered >> role & 1:
+                change(ticket, ticket.pieces[role], partial(add_to, write))
 
     def take(self, ticket: Ticket, staleness: int = -1) -> None:
         """Use what a ticket has read, later own writes no longer change it; count its staleness (-1: as the tables say)."""
@@ -154,24 +157,37 @@ class Client:
         """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
         clock, riding = self.clock, self.riding
         self.clock, self.riding = clock + 1, -1
-        if not self.own and len(told) == len(self.routing.shard_of):
-            return []
-        effects: list[Effect] = []
-        for role, own in self.own.items():
-            if len(own.writes) > MOST_WRITES and not self.asked[role]:
-                # A worker that only pushes learns in this way what the shard has counted, and need not keep it any longer.
-                table, shard = self.routing.shard_of[role]
-                lo = self.tables[table].shards[shard].lo
-                effects += self.pull(now, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), block=(lo, lo + 1))[1]
+        effects = self._learn(now) if self.own else []
         if len(told) == len(self.routing.shard_of):
             return effects
         return [*effects, *(self._numbered(role, Message(CLOCK, clock, riding)) for role in self.routing.shard_of if role not in told)]
+
+    def _learn(self, now: float) -> list[Effect]:
+        """Ask a shard, where many own writes are kept, how many of them it has counted."""
+        effects: list[Effect] = []
+        for role, own in self.own.items():
+            if len(own.writes) > MOST_WRITES and not self.asked[role]:
+                # A worker that only pushes learns in this way what the shard has counted, and need not keep it any longer. A copy would not tell.
+                table, shard = self.routing.shard_of[role]
+                row = np.array([self.tables[table].shards[shard].lo], np.int64)
+                ticket, asked = Client.pull(self, now, table, np.empty((1, self.tables[table].width), self.tables[table].dtype), rows=row)
+                self.untaken.pop(ticket.number)
+                effects += asked
+        return effects
+
+    def flush(self, now: float) -> list[Effect]:
+        """Send what was kept back and may go now; this client keeps nothing back."""
+        return []
+
+    def open(self) -> bool:
+        """Whether a push of the present clock will be taken."""
+        return True
 
     def jump(self, clock: int) -> None:
         """Go on with `clock`, without having ended those between."""
         self.clock = clock
 
-    def last(self) -> list[Effect]:
+    def last(self, now: float) -> list[Effect]:
         """Write no more: nobody waits for this worker any more."""
         return [self._numbered(role, Message(LAST)) for role in self.routing.shard_of]
 
@@ -203,7 +219,11 @@ class Client:
             held_here = [c for k, c in self.copies.items() if k[0] == source]
             # In repeat mode a later read may show an older version than this one, but none older than the policy's oldest.
             version = min(message.version, max(self.clock - (self.policy.bound or 0), 0))
-            self.own[source].forget(min([version, *(c.version for c in held_here)]), min([message.counted, *(c.counted for c in held_here)]))
+            self._forget(source, min([version, *(c.version for c in held_here)]), min([message.counted, *(c.counted for c in held_here)]))
+
+    def _forget(self, source: int, version: int, counted: int) -> None:
+        """Drop the own writes that every answer and copy from now on contains."""
+        self.own[source].forget(version, counted)
 
     def _hold(self, key: Key, values: Array, message: Message) -> None:
         """Keep a copy of an answer, unless a newer one is held, and fill the tickets that wait for it."""

@@ -62,6 +62,15 @@ class OwnWrites:
             if not self.contained(write, version, count):
                 add_to(write, out, region)
 
+    def overlay_rows(self, out: Array, rows: Array, versions: Array, counts: Array) -> None:
+        """Add to `out`, the values of `rows`, what each lacks; each row comes from an answer of a version and a count of its own."""
+        for write in self.writes:
+            lacking = np.flatnonzero(versions <= write.clock if self.by_clock else counts < write.number)
+            if lacking.size:
+                part = out[lacking]
+                add_to(write, part, Region(-1, -1, rows[lacking]))
+                out[lacking] = part
+
 
 def add_to(write: Write, out: Array, read: Region) -> None:
     """Add a write to `out`, the values of region `read`, where they overlap."""

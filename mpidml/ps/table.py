@@ -18,7 +18,8 @@ class TableSpec(NamedTuple):
 
     `update` None adds deltas (then a worker reads its own writes); a Chain treats them as gradients.
     `reads`: `fresh` asks for every read, `cached` keeps a copy while the policy allows it (Petuum's SSP), `eager` lets the server
-    push what was asked for before whenever its clock advances (ESSP: Dai et al., AAAI 2015). Listed rows are always asked for.
+    push what was asked for before whenever its clock advances (ESSP: Dai et al., AAAI 2015). Listed rows are always asked for, except by a
+    CachingClient.
     `in_place`: readers look into the server's own buffers through a window of the host; a reply is only the permission.
     """
 

@@ -28,13 +28,13 @@ class Worker:
     """Run `task` over the tables of `client`, for `n_clocks` clocks as number `index` of `n_workers`, or as the role `coordinator` grants.
 
     `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `waited`: for each role (a worker that
-    ended its clock late, or a server that answered late) how long this worker stood idle for it.
+    ended its clock late, or a server that answered late) how long this worker stood idle for it; many workers may add to one.
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
-        "admitted", "answered_at", "asked_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
+        "admitted", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
         "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_workers", "next", "result", "rides", "staleness",
-        "step", "steps_in_clock", "task", "told", "traced", "turn", "unsent", "waited", "watch_seconds"
+        "step", "steps_in_clock", "task", "told", "traced", "turn", "unsent", "waited", "watch_at", "watch_seconds"
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Worker:
         n_workers: int = 1,
         coordinator: int = -1,
         load: Callable[[float], float] | None = None,
+        waited: dict[int, Waited] | None = None,
     ) -> None:
         self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
         self.index, self.n_workers, self.coordinator, self.load = index, n_workers, coordinator, load
@@ -68,14 +69,14 @@ class Worker:
         self.coming: list[Ticket] = []
         self.told: set[int] = set()
         self.load_told = 0.0
-        self.asked_at = self.answered_at = self.done_at = 0.0
+        self.asked_at = self.answered_at = self.begun_at = self.done_at = 0.0
         self.granted_by = -1
-        self.waited: dict[int, Waited] = {}
+        self.waited: dict[int, Waited] = {} if waited is None else waited
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
         """Ask for the first read, or first for leave to start."""
-        self.done_at = now
+        self.done_at, self.watch_at = now, now + self.watch_seconds
         effects: list[Effect] = [After(self.watch_seconds)] if self.watch_seconds else []
         if self.coordinator >= 0:
             effects.append(self._ask_turn(now, -1))
@@ -163,7 +164,7 @@ class Worker:
             self.last = True
             for ticket in self.coming:
                 self.client.take(ticket)
-            effects: list[Effect] = [Record("left", ()), *self.client.last(), *self._ask(now, self.client.clock, at_least=ENDED)]
+            effects: list[Effect] = [Record("left", ()), *self.client.last(now), *self._ask(now, self.client.clock, at_least=ENDED)]
             return [*effects, *self._begin_if_ready(now)]
         step, clock, client = self.step, self.client.clock, self.client
         versions: tuple[int, ...] = ()
@@ -178,14 +179,14 @@ class Worker:
         assert self.next is not None
         block, weight = self.next
         self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness))
-        self.computing = True
+        self.computing, self.begun_at = True, now
         if self.told:
             self.told.clear()
         effects = []
         if self.traced:
             effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
         if self.last:
-            effects.append(Compute(self.task.finish, (turn,), step))
+            effects.append(Compute(self.task.finish, (turn,), -1))
             return effects
         self.coming, self.next = [], None
         if self.coordinator < 0:
@@ -246,21 +247,24 @@ class Worker:
                     for target, _ in sent:
                         told.add(target)
                 effects += sent
-        effects.append(new(Record, ("clock", (clock, staleness, counts, *measured))))
+        effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1
         if counts and not self.steps_in_clock:
             effects += client.tick(now, told)
         return effects
 
     def timer(self, now: float) -> Effects:
-        """Tell the coordinator when the load has changed since it was told."""
-        if self.ended or self.last or self.load is None:
-            return NOTHING
+        """Send what the client has kept back, and tell the coordinator when the load has changed since it was told."""
+        effects = self.client.flush(now)
+        if self.ended or self.last or self.load is None or not self.watch_seconds or now < self.watch_at:
+            return effects
+        self.watch_at = now + self.watch_seconds
         load = self.load(now)
-        if abs(load - self.load_told) <= LOAD_STEP:
-            return (After(self.watch_seconds),)
-        self.load_told = load
-        return (Send(self.coordinator, Message(LOAD, lo=round(load * LOAD_UNITS))), After(self.watch_seconds))
+        if abs(load - self.load_told) > LOAD_STEP:
+            self.load_told = load
+            effects.append(Send(self.coordinator, Message(LOAD, lo=round(load * LOAD_UNITS))))
+        effects.append(After(self.watch_seconds))
+        return effects
 
     def landing(self, source: int, message: Message) -> Array | None:
         """Receive answers where they are wanted."""

@@ -49,6 +49,10 @@ class CountedComm:
         """Whether all ranks live on this host."""
         return bool(self.host.size == self.size)
 
+    def hosts(self, rank: int) -> bool:
+        """Whether this process is `rank`."""
+        return bool(rank == self.rank)
+
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Any:
         self.nbytes_sent += memoryview(buffer).nbytes
         return self.mpi.Isend([buffer, MPI.BYTE], dest, tag)

@@ -6,7 +6,9 @@ The first variant is the same job in one process, and each other one is held aga
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from mpidml.core.target import Target
@@ -210,3 +212,21 @@ def _sum(summary: Row, key: str) -> Any:
 
 def _loss(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def tell(folder: Any, entries: list[dict[str, Any]], curves: list[list[dict[str, Any]]], target: Any, speak: Callable[[str], None]) -> None:
+    """Write and say the comparison: compare.png and compare.json, the table and the verdict."""
+    if folder is not None:
+        from mpidml.runtime.comparison_plot import draw
+
+        draw(folder.path / "compare.png", entries, curves, target)
+        folder.write_json("compare.json", entries)
+    speak("\n" + table(entries, target))
+    speak("\n".join(verdict(entries, target)))
+    if folder is not None:
+        speak(f"written: {folder.path}/ (compare.png, compare.json, a folder for each run)")
+
+
+def folder_name(name: str) -> str:
+    """Return a variant's name as that of a folder: `ssp:3, servers 2` is `ssp-3-servers-2`."""
+    return re.sub(r"[^A-Za-z0-9._+]+", "-", Path(name).name if "/" in name else name).strip("-")

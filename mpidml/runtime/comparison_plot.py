@@ -15,7 +15,8 @@ import numpy as np
 
 from mpidml.core.target import Target
 from mpidml.runtime.comparison import SAME, Row, basis, best, in_seconds, key_of, number, per_second, ranking, scores, speed, times, with_ending
-from mpidml.runtime.report import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE, Array, column, count, legend, smoothed
+from mpidml.runtime.report import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE, Array, column, legend, smoothed
+from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,10 +62,14 @@ def page(entries: Sequence[Row], curves: Sequence[Sequence[Row]], target: Target
         n_lines = _names(figure, entries)
         layout: Any = figure.get_layout_engine()
         layout.set(w_pad=0.12, h_pad=0.1, wspace=0.05, hspace=0.06, rect=(0, 0, 1, 0.905 - 0.026 * n_lines))
-        _quality_over(over_seconds, "seconds", entries, lines, key, label, target)
-        _quality_over(over_samples, "samples", entries, lines, key, label, target)
-        over_seconds.set_title(_title_over_seconds(entries, lines, key, label, target))
-        over_samples.set_title(_title_over_samples(entries, lines, target))
+        if nothing_learnt(entries):
+            work(over_seconds, entries, curves, looks := [_look(i) for i in range(len(entries))])
+            staleness(over_samples, curves, looks)
+        else:
+            _quality_over(over_seconds, "seconds", entries, lines, key, label, target)
+            _quality_over(over_samples, "samples", entries, lines, key, label, target)
+            over_seconds.set_title(_title_over_seconds(entries, lines, key, label, target))
+            over_samples.set_title(_title_over_samples(entries, lines, target))
         _race(race, entries, target)
         _shares(shares, entries)
     return figure
@@ -273,10 +278,8 @@ def _name_rows(axes: Axes, entries: Sequence[Row]) -> None:
 
 
 def _say_nothing(axes: Axes, words: str, title: str = "") -> None:
-    axes.set_title(title)
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=QUIET, fontsize=11)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(title=title, xticks=[], yticks=[])
 
 
 def _look(i: int) -> dict[str, Any]:
@@ -293,6 +296,5 @@ def _diverged(each: Row) -> bool:
 
 
 def _name(each: Row, longest: int) -> str:
-    """Return a variant's name, cut where it is too long."""
     name = str(each["variant"])
     return name if len(name) <= longest else f"{name[: longest - 1].rstrip(', ')}…"

@@ -36,7 +36,7 @@ def info(comm: MPI.Intracomm) -> str:
 
     records = comm.gather(_describe(), root=0)
     shared = comm.gather(_try_shared_window(comm), root=0)
-    speeds = [(partner, *_pingpong(comm, partner)) for partner in sorted({1, comm.size - 1}) if comm.size > 1]
+    speeds = [(partner, *pingpong(comm, partner)) for partner in sorted({1, comm.size - 1}) if comm.size > 1]
     if records is None or shared is None:
         return ""
     library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0 ").split(",")[0].split())
@@ -148,6 +148,22 @@ def _cpu_flags() -> set[str]:
     return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
 
 
+def memory_nbytes() -> int | None:
+    """Return the bytes of memory that are free on this machine, within the limit of its container; None where that is unknown."""
+    free = [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith("MemAvailable:")]
+    limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit and used and limit[0].isdecimal():
+        free.append(int(limit[0]) - int(used[0]))
+    return max(min(free), 0) if free else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().split("\n")
+    except OSError:
+        return []
+
+
 def _try_shared_window(comm: MPI.Intracomm) -> bool:
     """Write this rank's number into a window of the host and read the next rank's. Collective on comm."""
     import numpy as np
@@ -171,7 +187,7 @@ def _try_shared_window(comm: MPI.Intracomm) -> bool:
     return works
 
 
-def _pingpong(comm: MPI.Intracomm, partner: int) -> tuple[float, float]:
+def pingpong(comm: MPI.Intracomm, partner: int) -> tuple[float, float]:
     """Return on rank 0 the median one-way seconds of 8 bytes and the bytes per second of 4 MB; zeros elsewhere. Collective on comm."""
     import numpy as np
     from mpi4py import MPI

@@ -17,9 +17,9 @@ from mpidml.core.target import Target
 from mpidml.runtime.progress import Progress
 
 COLUMNS = (
-    "worker", "seconds", "clock", "staleness", "counts", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds", "evaluation",
+    "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds", "evaluation",
 )  # fmt: skip
-"""A worker's report: the staleness of its read, whether its gradient counts, sums over its own samples; seconds since the run began.
+"""A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
 `evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
 MOST_ROWS = 5000
 
@@ -42,6 +42,7 @@ class Monitor:
         self.progress, self.write, self.n_test, self.target, self.limit_seconds = progress, write, n_test, target, limit_seconds
         self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
+        self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the scoring of test rows
         self.latest = np.full(n_workers, -math.inf)
         self.unsorted = np.empty((0, len(COLUMNS)))
         self.sorted = np.empty((0, len(COLUMNS)))
@@ -75,7 +76,10 @@ class Monitor:
         self.sorted = np.concatenate([self.sorted, found[np.lexsort((found[:, 0], found[:, 1]))]])
 
     def _finish(self, group: Array) -> None:
-        _, seconds, clock, staleness, counts, loss, samples, _, _, n_tested, _, _ = group.T
+        worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, _ = group.T
+        if self.n_groups < MOST_ROWS:
+            for w, s in zip(worker.astype(int).tolist(), (step_seconds - scoring).tolist(), strict=True):
+                self.step_seconds[w].append(s)
         if n_tested.any():
             self._score(group[n_tested > 0])
         total_loss, n = float((loss * counts).sum()), float((samples * counts).sum())
@@ -93,7 +97,7 @@ class Monitor:
     def _score(self, rows: Array) -> None:
         """Add up scores of parts of the test rows; what all workers score at one time costs training as long as the longest."""
         for row in rows.tolist():
-            *score, seconds, evaluation = row[7:]
+            *score, seconds, evaluation = row[8:]
             sums = self.scores.setdefault(int(evaluation), [0.0] * 4)
             for i, value in enumerate(score):
                 sums[i] += value

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-INK, QUIET, _FAINT = "#222222", "#666666", "#DDDDDD"
+INK, QUIET, FAINT = "#222222", "#666666", "#DDDDDD"
 _N_LABELLED_RANKS = 16
+MOST_BARS = 200
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -63,20 +66,29 @@ def page(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Fi
         figure = Figure(figsize=(12, 8), dpi=140, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         layout: Any = figure.get_layout_engine()
-        layout.set(w_pad=0.12, h_pad=0.1, wspace=0.05, hspace=0.06, rect=(0, 0, 1, 0.905))
+        layout.set(w_pad=0.12, h_pad=0.1, wspace=0.05, hspace=0.06, rect=(0, 0, 1, 0.89))
         figure.text(0.012, 0.972, _headline(summary), fontsize=15, fontweight="bold", va="center")
         figure.text(0.012, 0.932, _details(summary), fontsize=9.5, color=QUIET, va="center")
-        (over_time, over_samples), (ranks, staleness) = figure.subplots(2, 2)
-        _loss_over_time(over_time, summary, metrics)
-        _loss_over_samples(over_samples, metrics)
+        if others := summary.get("what_if"):
+            text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in others.items() if name != summary["sync"])
+            figure.text(0.012, 0.905, f"clocks in the same time, simulated from this run's computes:  {text}", fontsize=8.5, color=QUIET, va="center")
+        (over_time, over_samples), (ranks, histogram) = figure.subplots(2, 2)
+        if nothing_learnt([summary]):
+            look = {"color": BLUE, "linewidth": 2}
+            work(over_time, [summary], [metrics], [look])
+            staleness(over_samples, [metrics], [look])
+        else:
+            _loss_over_time(over_time, summary, metrics)
+            _loss_over_samples(over_samples, metrics)
         _rank_time(ranks, summary)
-        _staleness(staleness, summary)
+        _staleness(histogram, summary)
     return figure
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
     n = summary["ranks"]
-    return ", ".join([str(summary["strategy"]).replace("_", " "), *filter(None, [summary["sync"]]), f"{n} rank{'s' * (n != 1)}"])
+    what = "simulated: " if summary.get("simulated") else ""
+    return what + ", ".join([str(summary["strategy"]).replace("_", " "), *filter(None, [summary["sync"]]), f"{n} rank{'s' * (n != 1)}"])
 
 
 def _details(summary: Mapping[str, Any]) -> str:
@@ -171,14 +183,16 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     share = 100 * parts / np.where(whole > 0, whole, 1)
     left = np.zeros(n)
     thick = n <= _N_LABELLED_RANKS
-    for row, colour, name in zip(share, (GREEN, ORANGE, BLUE), ("busy", "waiting", "communicating"), strict=True):
-        axes.barh(range(n), row, left=left, height=0.72 if thick else 1.0, color=colour, label=name)
-        for rank in range(n if thick else 0):
+    for row, colour, name in zip([*share, 100 - share.sum(axis=0)], (GREEN, ORANGE, BLUE, FAINT), ("busy", "waiting", "communicating", "other"), strict=True):
+        if n <= MOST_BARS:
+            axes.barh(range(n), row, left=left, height=0.72 if thick else 1.0, color=colour, label=name)
+        else:  # one area in place of a bar a rank
+            axes.fill_betweenx(np.arange(n), left, left + row, color=colour, label=name, linewidth=0)
+        for rank in range(n if thick and colour != FAINT else 0):
             if row[rank] >= 8:
                 ink = INK if colour == ORANGE else "white"
                 axes.text(left[rank] + row[rank] / 2, rank, f"{row[rank]:.0f}%", ha="center", va="center", color=ink, fontsize=8)
         left = left + row
-    axes.barh(range(n), 100 - left, left=left, height=0.72 if thick else 1.0, color=_FAINT, label="other")
     axes.set_xlim(0, 100)
     axes.set_ylim(n - 0.5, -0.5) if n > 2 else axes.set_ylim(n - 0.5 + (3 - n) / 2, -0.5 - (3 - n) / 2)
     step = 1 if thick else -(-n // 12)
@@ -268,13 +282,6 @@ def _seconds(seconds: float) -> str:
     if seconds >= 120:
         return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def count(number: float) -> str:
-    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{name}"
-    return f"{number:g}"
 
 
 def nbytes(nbytes: float) -> str:

@@ -33,7 +33,7 @@ class Reading:
 
 
 class Writing:
-    """A write that was sent; `wait` returns when its servers have taken it out of the sender's memory."""
+    """A write that was sent; `wait` returns when its servers, or under a budget the backlog, have taken it out of the sender's memory."""
 
     def __init__(self, session: Session, buffer: Any) -> None:
         self.session, self.buffer = session, buffer
@@ -82,6 +82,7 @@ class Session:
             lease = buffer.lease(buffer.array(spec.dtype, flat.size))
             lease.array[:] = flat
         self.driver.perform(self.me, self.client.push(table, lease, rows=rows, block=block, version=self.client.clock))
+        self.driver.perform(self.me, self.client.flush(self.driver.now()))
         self.driver.poll()
         return Writing(self, buffer)
 
@@ -89,6 +90,8 @@ class Session:
         """End this worker's clock for all tables."""
         self.driver.perform(self.me, self.client.tick(self.driver.now()))
         self.driver.poll()
+        if not self.client.open():  # under a budget, where clocks must not mix
+            self.driver.run_until(self.client.open)
 
     def close(self) -> None:
         """Take what was asked for, leave, and serve this rank's shards until every worker has left."""
@@ -113,7 +116,7 @@ class Session:
         return NOTHING
 
     def timer(self, now: float) -> Effects:
-        return NOTHING
+        return self.client.flush(now)
 
     def landing(self, source: int, message: Message) -> Array | None:
         return self.client.landing(source, message)

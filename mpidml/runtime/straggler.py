@@ -21,22 +21,27 @@ def pairs(waiting: str, rank: int, waited: Mapping[int, Waited], names: Sequence
         if rank_of[role] == rank:
             continue
         found.setdefault((names[role], rank_of[role]), Waited()).merge(waits)
-    return [
-        {
-            "rank": rank,
-            "role": waiting,
-            "for_rank": for_rank,
-            "for_role": name,
-            "seconds": waits.seconds,
-            "times": waits.times,
-            "longest_seconds": waits.longest_seconds,
-            "longest_clock": waits.longest_clock,
-            "first_seconds": waits.first - started,
-            "last_seconds": waits.last - started,
-        }
-        for (name, for_rank), waits in found.items()
-        if waits.seconds > 0
-    ]
+    return [_row(rank, waiting, for_rank, name, waits, started) for (name, for_rank), waits in found.items() if waits.seconds > 0]
+
+
+def totals(waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence[int]) -> list[dict[str, Any]]:
+    """Return one row for each role that was waited for, where all workers have added to one record; who waited (rank -1) is then unknown."""
+    return [_row(-1, "", rank_of[role], names[role], waits, 0.0) for role, waits in waited.items() if role < len(names) and waits.seconds > 0]
+
+
+def _row(rank: int, waiting: str, for_rank: int, name: str, waits: Waited, started: float) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "role": waiting,
+        "for_rank": for_rank,
+        "for_role": name,
+        "seconds": waits.seconds,
+        "times": waits.times,
+        "longest_seconds": waits.longest_seconds,
+        "longest_clock": waits.longest_clock,
+        "first_seconds": waits.first - started,
+        "last_seconds": waits.last - started,
+    }
 
 
 def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) -> dict[str, Any] | None:
@@ -79,7 +84,8 @@ def sentence(found: Mapping[str, Any], bound: int | None) -> str:
         return f"no straggler: of all waiting the most, {found['share']:.0%}, was for {who}"
     waiting = ", ".join(f"rank {w['rank']} {w['seconds']:.2f} s" for w in found["waiting"][:3])
     more = f" and {len(found['waiting']) - 3} more" if len(found["waiting"]) > 3 else ""
-    text = f"straggler: {who} made others wait {found['seconds']:.2f} s, {found['share']:.0%} of all waiting ({waiting}{more})"
+    detail = f" ({waiting}{more})" if found["waiting"][0]["rank"] >= 0 else ""
+    text = f"straggler: {who} made others wait {found['seconds']:.2f} s, {found['share']:.0%} of all waiting{detail}"
     text += f", from {found['first_seconds']:.2f} s to {found['last_seconds']:.2f} s; the longest {found['longest_seconds']:.3f} s before clock {found['longest_clock']}"
     if found["all_along"] and bound is not None:
         text += "\nit was slow all along: no bounded staleness gains anything against that; give it less work, or see what slows it"

@@ -32,6 +32,7 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
         "seconds": seconds,
         "waits": waits,
         "compute_seconds": busy,
+        "serve_seconds": driver.serve_seconds,
         "wait_seconds": driver.wait_seconds,
         "comm_seconds": max(seconds - busy - driver.wait_seconds, 0.0),
         "bytes_sent": comm.nbytes_sent,
@@ -101,6 +102,7 @@ def of_job(
         "bytes_window": [r["bytes_window"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
         "compute_seconds": [r["compute_seconds"] for r in ranks],
+        "serve_seconds": [r["serve_seconds"] for r in ranks],
         "wait_seconds": [r["wait_seconds"] for r in ranks],
         "comm_seconds": [r["comm_seconds"] for r in ranks],
         "waited_for": waits,
@@ -165,6 +167,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
         f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + (f"\n{straggler.sentence(most, summary['staleness_bound'])}" if (most := summary["most_waited_for"]) else "")
+        + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )
 

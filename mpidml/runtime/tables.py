@@ -14,6 +14,7 @@ The calls of a worker are served by the same roles and driver that train network
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,8 @@ from mpidml.core.partition import shards
 from mpidml.core.placement import place
 from mpidml.core.role import Array, Role
 from mpidml.optim.base import Chain, make_chain
-from mpidml.ps.client import Client
+from mpidml.ps.budget import ORDERS
+from mpidml.ps.managed import make_client
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import READS, TableSpec, n_versions
@@ -37,7 +39,7 @@ from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.session import Reading, Session, Writing
 from mpidml.runtime.threads import limit_threads
-from mpidml.sync.base import make_policy
+from mpidml.sync.base import SyncPolicy, make_policy
 
 WINDOW_NBYTES = 32 << 20
 EAGER_CANNOT_REPEAT = "deterministic: with eager reads a staleness above 1 depends on when rows arrive; use fresh or cached reads"
@@ -126,10 +128,16 @@ def run_tables(
     deterministic: bool = False,
     comm: CountedComm | None = None,
     wait_limit: float = 300.0,
+    cache_rows: int = 0,
+    budget: float = 0.0,
+    order: str = "fifo",
 ) -> Any:
     """Serve `tables` (name -> (rows, width)) and run `main(tables)` on every worker; return its result there, None on servers (Collective).
 
     Values start at 0 or at `initial[name]`. `optimizer` "" adds what is pushed; else pushes are gradients for it, at rate `lr`.
+    `cache_rows`, beside `reads` "cached": each worker keeps at most so many rows of each table that it reads by listed rows, and asks for one
+    again when the policy demands it. `budget`: bytes of updates that a worker sends a second (0: no limit); what is above waits and is summed
+    up, and goes out in an `order`: "fifo", "random" or "magnitude" (the largest first).
     Without `comm`, on several ranks, an uncaught exception or a signal on one rank ends them all from now on.
     """
     if reads not in READS:
@@ -145,6 +153,7 @@ def run_tables(
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     if deterministic and reads == "eager" and (policy.bound or 0) > 1:
         raise UserError(EAGER_CANNOT_REPEAT)
+    _check_client(policy, sync, reads, deterministic, cache_rows, budget, order)
     placement = place(comm.size, str(servers))
     chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
     if chain is not None and any(link.scope == "global" for link in chain.links):
@@ -180,7 +189,8 @@ def run_tables(
     session = None
     for worker, number in enumerate(workers):
         if rank_of[number] == comm.rank:
-            session = roles[number] = Session(Client(specs, policy, by_clock), pool)
+            client = make_client(specs, policy, by_clock, cache_rows=cache_rows, budget=float(budget), order=order, seed=worker)
+            session = roles[number] = Session(client, pool)
             faces = Tables(session, worker, len(workers))
     driver = Driver(comm, roles, rank_of, buffers, bell, wait_limit_seconds=wait_limit)
     comm.Barrier()
@@ -204,6 +214,26 @@ def run_tables(
     if own_comm:
         comm.free()
     return result
+
+
+def _check_client(policy: SyncPolicy, sync: str, reads: str, deterministic: bool, cache_rows: int, budget: float, order: str) -> None:
+    """Raise UserError for a cache or a budget that cannot be, or that would do nothing."""
+    if isinstance(cache_rows, bool) or not isinstance(cache_rows, int | np.integer) or cache_rows < 0:
+        raise UserError(f"cache_rows {cache_rows!r}: is not a number of rows; give a whole number from 0 up")
+    if cache_rows and reads != "cached":
+        raise UserError(f"cache_rows {cache_rows}: does nothing beside reads='{reads}'; use reads='cached', or leave it out")
+    if cache_rows and deterministic:
+        raise UserError("deterministic: what a cache of rows holds depends on when answers arrive; leave cache_rows out")
+    if order not in ORDERS:
+        raise UserError(f"order '{order}': there is no such choice; {nearest(order, ORDERS)}")
+    if not (isinstance(budget, int | float) and math.isfinite(budget) and budget >= 0):
+        raise UserError(f"budget {budget!r}: is not a number of bytes a second; give one from 0 up")
+    if order != ORDERS[0] and not budget:
+        raise UserError(f"order '{order}': does nothing without a budget; give one, or leave it out")
+    if budget and policy.gate_at:
+        raise UserError(f"budget {budget:g}: {sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
+    if budget and deterministic:
+        raise UserError("deterministic: what a budget lets through depends on timing; leave one of them out")
 
 
 def _checked(tables: Mapping[str, tuple[int, int]], dtype: str, initial: Mapping[str, Array], wait_limit: float) -> dict[str, Array]:

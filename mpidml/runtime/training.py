@@ -28,13 +28,10 @@ class Training:
         self.strategy, self.worker = strategy, worker
         self.job, self.net, self.data, self.sampler = strategy.job, strategy.net, strategy.data, strategy.sampler
         net = strategy.net
-        nbytes = net.n_params * net.dtype.itemsize
         self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
         self.gradients: list[tuple[Buffer, Array, Lease]] = []
         for _ in range(strategy.n_gradients):
-            buffer = strategy.buffers.allocate(nbytes, keep=True)
-            g = buffer.array(net.dtype, net.n_params)
-            self.gradients.append((buffer, g, buffer.lease(g)))
+            self._add_gradient()
         self.running: Lease | None = None
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
@@ -108,9 +105,17 @@ class Training:
                 raise WaitTimeout(
                     f"worker {self.worker}: no server has applied any of its last {len(self.gradients)} gradients for {self.job.wait_limit:g} s (--wait-limit)"
                 )
-            if report is not None:
-                report(0, 0)
+            if report is None:
+                self._add_gradient()  # nobody else runs meanwhile, so waiting would free none
+                continue
+            report(0, 0)
             time.sleep(BUFFER_WAIT_SECONDS)
+
+    def _add_gradient(self) -> None:
+        net, buffers = self.net, self.strategy.buffers
+        buffer = buffers.allocate(net.n_params * net.dtype.itemsize, keep=True)
+        g = buffer.array(net.dtype, net.n_params)
+        self.gradients.append((buffer, g, buffer.lease(g)))
 
     def _optimize(self, g: Array, w: Array, turn: Turn) -> None:
         """Run the worker's part of the optimizer on its gradient."""

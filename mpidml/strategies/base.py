@@ -32,6 +32,7 @@ from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.telemetry import Telemetry
 from mpidml.runtime.threads import limit_threads
 from mpidml.runtime.wire import pieces
+from mpidml.sim import what_if
 
 VALUES_TAG = 9
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
@@ -124,6 +125,8 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
         monitor.end(test_loss, accuracy)
         found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values, quotas)
+        others = what_if.what_if(job.policy(), monitor.step_seconds)
+        found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
         if folder is not None:
             _write(folder, strategy, data, found, monitor, values, traces)
         if not quiet and not brief:
@@ -131,6 +134,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     if keep is not None:
         keep["network"] = net
         keep["metrics"] = monitor.metrics if monitor is not None else None
+        keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
         keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
     strategy.free()
     result: dict[str, Any] = comm.bcast(found)

@@ -24,8 +24,8 @@ from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
 from mpidml.optim.base import Chain, make_chain
-from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
+from mpidml.ps.managed import make_client
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
@@ -62,6 +62,10 @@ class ParameterServer:
                 raise UserError(f"--deterministic: {flag} cannot repeat, it depends on timing; leave one of them out")
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
             raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
+        if job.deterministic and job.budget:
+            raise UserError("--deterministic: --budget cannot repeat, what it lets through depends on timing; leave one of them out")
+        if job.budget and self.policy.gate_at:
+            raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
         self.placement: Placement = place(comm.size, job.servers)
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
@@ -91,7 +95,7 @@ class ParameterServer:
 
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
-        possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at
+        possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at and not self.job.budget
         if self.job.early_push == "on" and not possible:
             raise UserError(
                 "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy; use auto"
@@ -108,7 +112,12 @@ class ParameterServer:
         trace: Any,
         over: Callable[[float], bool] | None = None,
     ) -> None:
-        """Cut the parameters, allocate buffers and make this rank's roles and driver (Collective on comm).
+        """Make this rank's roles and the driver that runs them (Collective on comm); `over`: see `make`."""
+        roles = self.make(net, data, trace, over)
+        self.driver = Driver(self.comm, roles, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace)
+
+    def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> dict[int, Role]:
+        """Cut the parameters, allocate buffers and return this rank's roles by number (Collective on comm).
 
         `over(now)` says on rank 0 whether the time is up; None for a run without such a limit.
         """
@@ -142,9 +151,10 @@ class ParameterServer:
         self.views = list(self.table) if self.table is not None else []
         initial = net.init(job.seed)
         load = Occupancy() if self.policy.watches_seconds else None
-        roles: dict[int, Role] = {}
+        self.roles: dict[int, Role] = {}
+        roles = self.roles
         for number, rank in enumerate(self.rank_of):
-            if rank != comm.rank:
+            if not comm.hosts(rank):
                 continue
             if number < len(self.spec.shards):
                 lo, hi, _ = self.spec.shards[number]
@@ -169,7 +179,7 @@ class ParameterServer:
             else:
                 task = Training(self, number - len(self.spec.shards))
                 self.tasks.append(task)
-                client = Client([self.spec], self.policy, self.by_clock)
+                client = make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + task.worker)
                 roles[number] = self.workers[number] = Worker(
                     client,
                     task,
@@ -181,12 +191,12 @@ class ParameterServer:
                     load=load,
                 )
         comm.Barrier()  # the first versions are in place before anyone may read them
-        self.driver = Driver(comm, roles, self.rank_of, self.window, self.bell, record, look, job.wait_limit, trace=trace)
+        return roles
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
         if self.views:
-            last = next((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), None)
+            last = next((role.clocks.highest for role in self.roles.values() if isinstance(role, Shard)), None)
             if last is None:
                 last = next(worker.turn.versions[0] for worker in self.workers.values())
             return self.views[last % self.copies]

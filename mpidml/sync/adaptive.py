@@ -62,10 +62,12 @@ class Epochs:
         self.minimum, self.cap, self.fair, self.timing = minimum, cap, fair, timing
         n = range(n_workers)
         self.active = set(n)
-        self.asking: dict[int, None] = {}
+        self.asking: dict[int, None] = {}  # those to be looked at; `resting` are those who have used their quota
+        self.resting: dict[int, None] = {}
         self.running: set[int] = set()
         self.owing = set(n)  # those who have not executed `minimum` times yet
         self.executed, self.turns = [0] * n_workers, [0] * n_workers
+        self.at_count, self.fewest = {0: n_workers}, 0  # how many have executed so often; the least of these
         self.quota = [minimum] * n_workers
         self.began, self.free_seconds = [0.0] * n_workers, [0.0] * n_workers  # seconds of an execution if nobody else used the CPU
         self.load, self.load_used = [0.0] * n_workers, [0.0] * n_workers
@@ -80,6 +82,7 @@ class Epochs:
         if worker in self.running:
             self.running.discard(worker)
             self.executed[worker] += 1
+            self._count(self.executed[worker] - 1, self.executed[worker])
             if self.executed[worker] >= self.minimum:
                 self.owing.discard(worker)
             if self.timing:
@@ -98,39 +101,52 @@ class Epochs:
 
     def leave(self, worker: int) -> None:
         """Count without this worker from now on."""
+        if worker in self.active:
+            self._count(self.executed[worker], -1)
         for each in (self.active, self.owing, self.running):
             each.discard(worker)
         self.asking.pop(worker, None)
+        self.resting.pop(worker, None)
 
     def starts(self, now: float) -> Iterable[Start]:
         """Open the barrier if it is due; name those that may execute."""
-        opened = not self.running and not self.owing and len(self.asking) == len(self.active)
-        if opened or (self.epoch < 0 and len(self.asking) == len(self.active)):
+        everyone_asks = len(self.asking) + len(self.resting) == len(self.active)
+        opened = everyone_asks and not self.running and not self.owing
+        if opened or (everyone_asks and self.epoch < 0):
             self.epoch += 1
             for worker in self.active:
                 self.executed[worker] = 0
                 self.credit[worker] += self.minimum
-            self.owing = set(self.active)
+            self.owing, self.at_count, self.fewest = set(self.active), {0: len(self.active)}, 0
             self._set_quotas()
         if self.epoch < 0 or not self.owing:
             return
-        fewest = min(self.executed[w] for w in self.active)
-        for worker in list(self.asking):
-            if self.executed[worker] < self.quota[worker]:
-                del self.asking[worker]
+        asking, self.asking = self.asking, {}
+        for worker in asking:
+            if self.executed[worker] >= self.quota[worker]:
+                self.resting[worker] = None
+            else:
                 self.running.add(worker)
                 self.began[worker], self.load_seconds[worker], self.load_since[worker] = now, 0.0, now
                 weight = 1.0
                 if self.fair:
                     weight = self.credit[worker] / (self.quota[worker] - self.executed[worker])
                     self.credit[worker] -= weight
-                yield Start(worker, self.epoch, self.turns[worker], self.executed[worker] - fewest, weight, True, self.opener if opened else -1)
+                yield Start(worker, self.epoch, self.turns[worker], self.executed[worker] - self.fewest, weight, True, self.opener if opened else -1)
                 self.turns[worker] += 1
 
     def waiting(self) -> str:
         """Say who owes executions, or who still computes."""
         late = sorted(self.owing or self.running)
         return f"epoch {self.epoch} waits for worker(s) {', '.join(map(str, late[:5]))}"
+
+    def _count(self, old: int, new: int) -> None:
+        """Move a worker from one count of executions to another (-1: to none); O(1), since the least only grows within an epoch."""
+        self.at_count[old] -= 1
+        if new >= 0:
+            self.at_count[new] = self.at_count.get(new, 0) + 1
+        while not self.at_count.get(self.fewest) and self.fewest < self.cap:
+            self.fewest += 1
 
     def _sum_load(self, now: float, worker: int) -> None:
         self.load_seconds[worker] += self.load[worker] * (now - self.load_since[worker])
@@ -140,6 +156,8 @@ class Epochs:
         """Set every quota by the expected seconds of an execution."""
         self.load_used = list(self.load)
         expected = [(free if self.timing else 1.0) / (1 - load) for free, load in zip(self.free_seconds, self.load, strict=True)]
+        self.asking |= self.resting  # who has used his quota may have a larger one now
+        self.resting = {}
         if min(expected) <= 0:
             return  # somebody has not executed yet
         slowest = max(expected[w] for w in self.active) if self.active else 0.0

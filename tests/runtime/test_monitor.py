@@ -15,7 +15,7 @@ def measurements(n_workers, n_clocks, per_epoch=3):
             scores = clock > 0 and clock % per_epoch == 0
             evaluated = (10.0 + (worker == n_workers - 1)) if scores else 0.0
             seconds = clock + 1 + 11.0 * (clock // per_epoch)
-            rows.append((worker, seconds, clock, worker, 1, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated, clock // per_epoch))
+            rows.append((worker, seconds, clock, worker, 1, 0.5 + evaluated, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated, clock // per_epoch))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,72 @@ def test_memory_does_not_grow_with_pushes(comm):
     counted.free()
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp"])
+def test_a_cache_of_few_rows_loses_no_write(comm, sync):
+    """Each worker reads listed rows that it wrote, more than its cache holds; in the end all increments are there, each once."""
+    counted = CountedComm(comm)
+
+    def main(tables):
+        w, n_hits = tables["w"], 0
+        mine = np.zeros((30, 2))
+        rng = np.random.default_rng(tables.worker)
+        for _ in range(25):
+            rows = rng.zipf(1.5, 6) % 30
+            reading = w.pull(rows)
+            w.push(np.ones((3, 2)), rows[:3])  # before the read is taken, so it shows
+            np.add.at(mine, rows[:3], 1)
+            values = reading.wait()
+            assert (values >= mine[rows]).all(), "an own write is missing"
+            assert (values <= 25 * 3 * tables.n_workers).all()
+            tables.clock()
+        session = tables._session
+        assert all(len(cache) <= 4 for cache in session.client.caches.values())
+        n_hits = sum(cache.n_hits for cache in session.client.caches.values())
+        return n_hits, float(w.pull(np.arange(30), latest=True).wait().sum()), mine
+
+    for servers in ("colocated", "1"):
+        found = run_tables(main, {"w": (30, 2)}, sync=sync, reads="cached", cache_rows=4, servers=servers, comm=counted, wait_limit=20)
+        n_workers = 1 if comm.size == 1 else comm.size - (servers == "1")
+        if found is not None:
+            assert found[1] >= found[2].sum() and (found[1] == 25 * 6 * n_workers or sync == "asp")
+            assert found[0] > 0 or sync == "bsp"
+    counted.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp"])
+@pytest.mark.parametrize("order", ["fifo", "random", "magnitude"])
+def test_under_a_budget_own_writes_are_read_at_once_and_none_is_lost(comm, sync, order):
+    """Nine clocks; in the end a read waits for everybody's, and all are there once, except under asp, where nobody waits."""
+    counted = CountedComm(comm)
+
+    def main(tables):
+        w, v = tables["w"], tables["v"]
+        for step in range(6):
+            before = w.pull()
+            w.push(np.ones((50, 4)))
+            v.push(np.ones((2, 1)), [step % 5, step % 5])
+            assert (before.wait() >= step + 1).all(), "an own write is missing"
+            tables.clock()
+        for _ in range(3):  # nothing is read: the clocks wait by themselves where they must not mix
+            w.push(np.ones((50, 4)))
+            tables.clock()
+        assert (w.pull([49, 0, 7]).wait() >= 9).all()
+        return [float(tables[name].pull(latest=True).wait().sum()) for name in ("w", "v")], tables.n_workers
+
+    options = {"sync": sync, "order": order, "comm": counted, "wait_limit": 20}
+    for servers, budget in (("1", 20_000), ("colocated", 10**9)):
+        started = time.perf_counter()
+        found = run_tables(main, {"w": (50, 4), "v": (5, 1)}, servers=servers, budget=budget, **options)
+        if found is not None:
+            (w, v), n_workers = found
+            assert (w, v) == (n_workers * 9 * 200, n_workers * 12)
+        if budget == 20_000 and sync == "bsp":
+            assert time.perf_counter() - started > 0.2  # 9 clocks of 800 bytes
+    counted.free()
+
+
 def refusal(**options):
     with pytest.raises(UserError) as error:
         run_tables(lambda tables: None, **{"tables": {"w": (4, 2)}, **options})
@@ -112,6 +180,17 @@ def test_tables_that_cannot_be_are_refused(comm):
     assert "positive number of seconds" in refusal(wait_limit=-1, comm=counted)
     assert "needs the whole gradient" in refusal(optimizer="clip:1+sgd", comm=counted)
     assert "depends on when rows arrive" in refusal(sync="ssp:3", reads="eager", deterministic=True, comm=counted)
+    for reads in ("fresh", "eager"):
+        assert "does nothing beside reads=" in refusal(cache_rows=3, reads=reads, comm=counted)
+    for rows in (-1, 1.5, True):
+        assert "is not a number of rows" in refusal(cache_rows=rows, reads="cached", comm=counted)
+    assert "depends on when answers arrive" in refusal(cache_rows=3, reads="cached", deterministic=True, comm=counted)
+    for budget in (-1, float("nan"), "x"):
+        assert "is not a number of bytes a second" in refusal(budget=budget, comm=counted)
+    assert "there is no such choice" in refusal(budget=1.0, order="lifo", comm=counted)
+    assert "does nothing without a budget" in refusal(order="random", comm=counted)
+    assert "use a policy without a gate" in refusal(budget=1.0, sync="adaptive", comm=counted)
+    assert "depends on timing" in refusal(budget=1.0, deterministic=True, comm=counted)
     counted.free()
 
 

@@ -283,3 +283,12 @@ def test_a_run_that_diverges_says_since_when(comm):
     summary, _ = run(comm, lr=1e150, steps=6)
     assert summary["diverged_at_clock"] is not None and summary["diverged_at_clock"] < 6
     assert run(comm)[0]["diverged_at_clock"] is None
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "decay:1e-3+sgd"])
+def test_under_bsp_a_budget_changes_the_pieces_and_not_the_sum(comm, optimizer):
+    plain = run(comm, optimizer=optimizer)
+    for changes in ({}, {"transport": "mpi"}, {"order": "magnitude", "reads": "cached"}):
+        other = run(comm, optimizer=optimizer, budget=4e6, **changes)
+        np.testing.assert_allclose(other[1], plain[1], rtol=1e-9, atol=1e-12)

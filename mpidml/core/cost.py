@@ -1,0 +1,96 @@
+"""Say what a job's parts cost: the seconds of a worker's compute, of a server's update, of a message. Fitted to a short run, or given.
+
+compute   drawn, for each (worker, step), from the seconds that were measured, or from a mean and the share of it that is jitter
+apply     a server's update by one pushed gradient, all shards together
+message   what a server spends on one message besides, and how long it travels: latency + bytes / bandwidth
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mpidml.core import rng
+from mpidml.core.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a job's parts. `compute`: seconds of a worker's compute on its share, measured ones to draw from, or one mean.
+
+    `jitter`: this share of each draw is exponentially distributed; `bytes_per_second` 0: payloads travel in no time (a shared window).
+    """
+
+    compute: tuple[float, ...] = (0.01,)
+    jitter: float = 0.0
+    latency: float = 50e-6
+    bytes_per_second: float = 0.0
+    apply: float = 0.0
+    message: float = 0.0
+    source: str = field(default="given")
+
+    def __post_init__(self) -> None:
+        if not self.compute or not all(math.isfinite(s) and s >= 0 for s in self.compute) or not any(self.compute):
+            raise UserError("cost model: compute is not a positive number of seconds; give for example 0.01")
+        for name in ("latency", "bytes_per_second", "apply", "message"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"cost model: {name} {value} is not a number from 0 up; give one")
+        if not 0 <= self.jitter <= 1:
+            raise UserError(f"cost model: jitter {self.jitter} is not a share; give a number from 0 to 1")
+
+    @property
+    def mean_seconds(self) -> float:
+        """Return the mean of a compute."""
+        return math.fsum(self.compute) / len(self.compute)
+
+    def seconds(self, seed: int, worker: int) -> ComputeSeconds:
+        """Return the seconds of one worker's computes, a function of (seed, worker, step) alone."""
+        return ComputeSeconds(self, seed, worker)
+
+    def mapping(self) -> dict[str, Any]:
+        """Return all fields as plain values, as cost.json holds them."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> CostModel:
+        """Return the model that cost.json holds; UserError names `where` and what is wrong."""
+        known = {f.name: f for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{where}: there is no '{name}' in a cost model; {nearest(name, known)}")
+        try:
+            numbers: dict[str, Any] = {k: v if k == "source" else tuple(map(float, v)) if k == "compute" else float(v) for k, v in values.items()}
+            return cls(**numbers)
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; correct the file") from None
+
+
+BLOCK = 256
+
+
+class ComputeSeconds:
+    """The seconds of one worker's computes; drawn in blocks of steps, so that a call costs little. Steps are asked for in any order, mostly upwards."""
+
+    __slots__ = ("block", "cost", "drawn", "seed", "worker")
+
+    def __init__(self, cost: CostModel, seed: int, worker: int) -> None:
+        self.cost, self.seed, self.worker = cost, seed, worker
+        self.block, self.drawn = -1, [0.0]
+
+    def __call__(self, step: int) -> float:
+        """Return the seconds of a step."""
+        block, at = divmod(step, BLOCK)
+        if block != self.block:
+            self._draw(block)
+        return self.drawn[at]
+
+    def _draw(self, block: int) -> None:
+        cost, stream = self.cost, rng.stream(self.seed, "compute", self.worker, block)
+        n = BLOCK
+        drawn = stream.choice(cost.compute, n) if len(cost.compute) > 1 else [cost.compute[0]] * n
+        if cost.jitter:
+            drawn = [s * (1 - cost.jitter + cost.jitter * e) for s, e in zip(drawn, stream.exponential(1.0, n).tolist(), strict=True)]
+        self.block, self.drawn = block, [float(s) for s in drawn]

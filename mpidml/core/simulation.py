@@ -1,0 +1,72 @@
+"""Describe what a simulation needs besides its job: how many workers, for how long, and what their parts cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mpidml.core.cost import CostModel
+from mpidml.core.errors import UserError
+from mpidml.core.job import flag, parsed
+
+LEARNING_WORKERS = 64
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The flags of `simulate` that `train` has not. Where no cost is given, it is fitted to a short run on the ranks at hand."""
+
+    workers: int = flag(4, "how many workers to simulate")
+    clocks: int = flag(100, "clocks of each worker (with --assign dynamic: of all together, times the workers)")
+    learn: bool = flag(False, f"run the real arithmetic on virtual clocks, too (up to {LEARNING_WORKERS} workers)")
+    fit: bool = flag(False, "fit the costs to a short run on the ranks at hand, even if some are given (these win)")
+    cost: str = flag("", "cost.json of an earlier simulation, in place of a fit")
+    compute: float = flag(0.0, "seconds of a worker's compute on its share of a batch, in place of a fit")
+    jitter: float = flag(0.0, "share of a compute that is exponentially distributed, 0 to 1")
+    latency: float = flag(50e-6, "seconds that a message travels")
+    bandwidth: float = flag(0.0, "bytes per second of a server's link (0: payloads take no time, as in a shared window)")
+    apply: float = flag(0.0, "seconds that the servers together take for one worker's gradient")
+
+    def with_values(self, values: Mapping[str, Any], where: str) -> Simulation:
+        """Return a simulation with `values` in their types; UserError names what cannot be."""
+        default = Simulation()
+        found = replace(self, **{name: parsed(value, getattr(default, name), f"{where}: {name}") for name, value in values.items()})
+        for name in ("workers", "clocks"):
+            if getattr(found, name) < 1:
+                raise UserError(f"--{name} {getattr(found, name)}: is below 1; give a whole number from 1 up")
+        for name in ("compute", "latency", "bandwidth", "apply"):
+            value = getattr(found, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"--{name} {value}: is not a number from 0 up; give one")
+        if not 0 <= found.jitter <= 1:
+            raise UserError(f"--jitter {found.jitter}: is not a share; give a number from 0 to 1")
+        if found.learn and found.workers > LEARNING_WORKERS:
+            raise UserError(f"--workers {found.workers}: --learn runs the arithmetic of at most {LEARNING_WORKERS}; leave --learn out, or simulate fewer")
+        if found.cost and (found.fit or found.compute):
+            raise UserError(f"--cost {found.cost}: does nothing beside --fit or --compute; leave one of them out")
+        return found
+
+    @property
+    def fits(self) -> bool:
+        """Whether costs are to be measured."""
+        return self.fit or not (self.cost or self.compute)
+
+    def over(self, cost: CostModel) -> CostModel:
+        """Return `cost` with what was given by flags."""
+        default = Simulation()
+        given = {
+            "latency": self.latency,
+            "bytes_per_second": self.bandwidth,
+            "apply": self.apply,
+            "jitter": self.jitter,
+        }
+        names = {"bytes_per_second": "bandwidth"}
+        changed: dict[str, Any] = {k: v for k, v in given.items() if v != getattr(default, names.get(k, k))}
+        if self.compute:
+            changed["compute"] = (self.compute,)
+        return replace(cost, **changed)
+
+
+NAMES = tuple(f.name for f in fields(Simulation))

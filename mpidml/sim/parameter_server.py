@@ -1,0 +1,222 @@
+"""Run the roles of a parameter-server job on virtual clocks at any number of workers: payloads carry sizes only, a cost model says how long.
+
+worker 0     compute ------>|push, clock|             one shard stands for all: shards that are alike see the same messages, so
+worker 1     compute ->|push, clock|  wait            one is simulated, with its part of the bytes and of the update, and counts
+shard        ......|apply|.|apply|..reply             as many times as there are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.cost import ComputeSeconds, CostModel
+from mpidml.core.partition import shards
+from mpidml.core.role import PUSH, ROWS, Lease, Message, Role
+from mpidml.core.slowdown import Slowdown
+from mpidml.optim.base import make_chain
+from mpidml.ps.client import Client
+from mpidml.ps.coordinator import Coordinator
+from mpidml.ps.routing import Routing
+from mpidml.ps.shard import Shard
+from mpidml.ps.table import TableSpec
+from mpidml.ps.task import Push, Read, Turn
+from mpidml.ps.waits import Waited
+from mpidml.ps.worker import Worker
+from mpidml.sim import virtual
+from mpidml.sync.base import SyncPolicy, Tuning
+
+WORKER_NBYTES = 7000
+"""Memory that a simulated worker takes, with its messages in flight; measured at 10,000 workers."""
+MOST_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is simulated: `n_workers` doing `n_clocks` each (with `dynamic` as many blocks together), `n_shards` of `nbytes` in all.
+
+    `colocated`: a server beside each worker, whose updates take time from its computes. `seconds`: end then, besides (0: no limit).
+    """
+
+    policy: SyncPolicy
+    n_workers: int
+    n_clocks: int
+    cost: CostModel
+    n_shards: int = 1
+    nbytes: int = 8
+    colocated: bool = False
+    dynamic: bool = False
+    seconds: float = 0.0
+    seed: int = 0
+    slowdown: Slowdown | None = None
+    measured: Sequence[Sequence[float]] | None = None
+    """Seconds of each worker's steps, in place of draws; they come round again."""
+
+    @property
+    def memory_nbytes(self) -> int:
+        """Estimate the memory that the simulation takes."""
+        return 60_000_000 + self.n_workers * WORKER_NBYTES
+
+
+@dataclass
+class Simulated:
+    """What came of it: virtual `seconds`, clocks done by each worker, and per row of `rows` (seconds, clocks done by all, mean staleness)."""
+
+    seconds: float = 0.0
+    n_messages: int = 0
+    nbytes: int = 0
+    n_done: int = 0
+    n_dropped: int = 0
+    done_by: list[int] = field(default_factory=list)
+    busy_seconds: list[float] = field(default_factory=list)
+    left_seconds: list[float] = field(default_factory=list)
+    staleness: dict[int, int] = field(default_factory=dict)
+    rows: list[tuple[float, int, float]] = field(default_factory=list)
+    waited: dict[int, Waited] = field(default_factory=dict)
+    quotas: list[tuple[float, ...]] = field(default_factory=list)
+
+
+class Sizes:
+    """A worker's program that moves sizes alone: one read and one push of all parameters a step."""
+
+    def __init__(self, n: int) -> None:
+        lease = Lease(np.broadcast_to(np.zeros(1), (n,)))
+        self.result: tuple[Sequence[Push], tuple[float, ...]] = ((Push(0, lease),), ())
+        self.read = (Read(0, None),)
+
+    def reads(self, step: int) -> Sequence[Read]:
+        return self.read
+
+    def compute(self, turn: Turn, report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
+        return self.result
+
+    def early(self) -> Lease | None:
+        return None
+
+    def finish(self, turn: Turn, report: Any) -> None:
+        return None
+
+
+class SizeStore:
+    """Values of a shard of which only their size is known: an update changes nothing, a read is an array without memory."""
+
+    def __init__(self, n: int) -> None:
+        self.lease = Lease(np.broadcast_to(np.zeros(1), (n,)))
+        self.latest = 0
+
+    def apply(self, deltas: Sequence[Message], tuning: Tuning) -> None:
+        self.latest += 1
+
+    def read(self, version: int, message: Message, allocate: Any) -> Lease:
+        return self.lease
+
+
+def simulate(plan: Plan) -> Simulated:
+    """Run `plan` to its end with payloads of sizes alone.
+
+    Cost: about 20 us a worker and clock. Raises WaitTimeout where the policy lets nobody go on.
+    """
+    n, policy = plan.n_workers, plan.policy
+    n_elements = max(plan.nbytes // 8 // plan.n_shards, 1)
+    spec = TableSpec("weights", n_elements, 1, np.dtype(np.float64), shards(n_elements, 1), 0, make_chain("sgd", 1.0), in_place=True)
+    moves = plan.cost.bytes_per_second > 0
+    server: Any = Shard("weights", range(1, n + 1), policy, SizeStore(n_elements) if moves else None, in_place=not moves)  # type: ignore[arg-type]
+    routing, task, waited = Routing([spec]), Sizes(n_elements), {}  # type: ignore[var-annotated]
+    coordinated = bool(policy.gate_at or plan.dynamic or plan.seconds)
+    options: dict[str, Any] = {"n_workers": n, "coordinator": n + 1 if coordinated else -1, "waited": waited}
+    by_clock = policy.commit == "clock"
+    roles: list[Role] = [server, *(Worker(Client(routing, policy, by_clock), task, plan.n_clocks, index=w, **options) for w in range(n))]
+    if coordinated:
+        gate = policy.gate(n, not plan.dynamic) if policy.gate_at else None
+        over = (lambda now: now >= plan.seconds) if plan.seconds else None
+        roles.append(Coordinator(range(1, n + 1), plan.n_clocks, plan.dynamic, gate, gate is None and policy.bound is not None, over))
+    found = drive(plan, roles, 1)
+    found.waited = waited
+    return found
+
+
+def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recorder | None = None) -> Simulated:
+    """Run the roles of a plan, `n_servers` shards first and then the workers, and count; `note` is told what they record, too."""
+    n, cost = plan.n_workers, plan.cost
+    found = Simulated(done_by=[0] * n, left_seconds=[0.0] * n)
+    every = n if plan.seconds else max(n, -(-n * plan.n_clocks // MOST_ROWS))
+    since, stale = 0, 0
+
+    def record(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
+        nonlocal since, stale
+        if name == "clock":
+            staleness = int(value[1])
+            found.staleness[staleness] = found.staleness.get(staleness, 0) + 1
+            if value[2]:
+                found.n_done += 1
+                found.done_by[role - n_servers] += 1
+                since, stale = since + 1, stale + staleness
+                if since == every:
+                    found.rows.append((now, found.n_done, stale / since))
+                    since = stale = 0
+            else:
+                found.n_dropped += 1
+        elif name == "left":
+            found.left_seconds[role - n_servers] = now
+        elif name == "quota" and len(found.quotas) < MOST_ROWS:
+            found.quotas.append((now, *value))
+        if note is not None:
+            note(now, role, name, value)
+
+    moves = cost.bytes_per_second > 0
+    network = _Network(plan, n_servers) if moves or ((cost.apply or cost.message) and not plan.colocated) else None
+    result = virtual.run(roles, _compute(plan, n_servers), cost.latency, record=record, arrival=network, reports=False)
+    found.seconds = max(found.left_seconds)
+    if since:
+        found.rows.append((found.seconds, found.n_done, stale / since))
+    alike = plan.n_shards // n_servers
+    found.n_messages, found.nbytes = result.n_messages * alike, result.nbytes * alike if moves else 0
+    found.busy_seconds = result.compute_seconds[n_servers : n_servers + n]
+    return found
+
+
+def _compute(plan: Plan, n_servers: int) -> Callable[[int, int, float], float]:
+    """Return the seconds of a worker's step: its draw, stretched where it is slow, and what the server beside it takes."""
+    cost, slowdown = plan.cost, plan.slowdown
+    if (measured := plan.measured) is not None:
+        return lambda role, step, now: measured[role - n_servers][step % len(measured[role - n_servers])] if step >= 0 else 0.0
+    draws: list[ComputeSeconds] = [cost.seconds(plan.seed, w) for w in range(plan.n_workers)]
+    constant = cost.mean_seconds if len(cost.compute) == 1 and not cost.jitter and slowdown is None else None
+    beside = cost.apply + 2 * plan.n_workers * cost.message if plan.colocated else 0.0
+
+    def seconds(role: int, step: int, now: float) -> float:
+        if step < 0:
+            return 0.0  # the use of the final values
+        if constant is not None:
+            return constant + beside
+        worker = role - n_servers
+        drawn = draws[worker](step)
+        return drawn + beside if slowdown is None else drawn * (1 + slowdown.extra(worker, step)) + beside
+
+    return seconds
+
+
+class _Network:
+    """When a message arrives: it travels `latency`, waits for the link and the core of the shard, and takes its time there."""
+
+    def __init__(self, plan: Plan, n_servers: int) -> None:
+        cost = plan.cost
+        self.n_servers, self.latency, self.rate = n_servers, cost.latency, cost.bytes_per_second
+        self.message, self.apply = (0.0, 0.0) if plan.colocated else (cost.message, cost.apply / plan.n_shards)
+        # Until when the core and the link in, and the link out, of each shard are taken.
+        self.coming, self.going = [0.0] * n_servers, [0.0] * n_servers
+
+    def __call__(self, now: float, source: int, target: int, message: Message) -> float:
+        data = message.data
+        seconds = data.array.nbytes / self.rate if data is not None and self.rate else 0.0
+        if target < self.n_servers:
+            at = max(self.coming[target], now + self.latency) + seconds + self.message + (self.apply if message.kind == PUSH else 0.0)
+            self.coming[target] = at
+            return at
+        if message.kind == ROWS and seconds:
+            self.going[source] = at = max(self.going[source], now) + seconds
+            return at + self.latency
+        return now + self.latency

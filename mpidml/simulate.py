@@ -1,0 +1,244 @@
+"""Run a job's roles on virtual clocks at any number of workers: costs from a short real run or given, one policy or several.
+
+    mpirun -n 2 python -m mpidml simulate --sync bsp,ssp:3,asp --workers 10000 --clocks 100
+
+    short run on the ranks at hand -> cost.json, and the same run simulated beside it    (unless costs are given)
+    each variant on virtual clocks                                                       rank 0 alone, the others sleep
+    -> summary.json, metrics.jsonl, report.png as `train` writes them; for several variants compare.json and compare.png besides
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from mpidml import virtual_training
+from mpidml.core.cost import CostModel
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.core.simulation import NAMES, Simulation
+from mpidml.core.slowdown import Slowdown
+from mpidml.core.target import parse_target
+from mpidml.core.variants import Variant, alone, expand
+from mpidml.nn.models import build
+from mpidml.runtime import abort, comparison, straggler
+from mpidml.runtime.agree import agree
+from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.dataset import Dataset, load
+from mpidml.runtime.info import memory_nbytes, pingpong
+from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.progress import Progress, launcher_terminal
+from mpidml.runtime.summary import say
+from mpidml.runtime.threads import limit_threads
+from mpidml.sim.parameter_server import Plan, Simulated
+from mpidml.sim.parameter_server import simulate as run
+from mpidml.sim.summary import of_job, sentence
+from mpidml.strategies.base import train
+from mpidml.sync.base import make_policy
+
+FIT_CLOCKS = 60
+SAMPLES_A_WORKER = 16
+MOST_SIZE = 1 << 40
+ALONE = "one process"
+
+
+def simulate(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False, write: bool = True) -> list[dict[str, Any]]:
+    """Simulate every variant that `values` mean (fields of `Job` and `Simulation` -> a value or a list); return their summaries (Collective on comm).
+
+    The first one of several is the same job in one process. UserError for anything that cannot be, before any run.
+    """
+    own = comm is None
+    comm = CountedComm() if comm is None else comm
+    if comm.size > 1:
+        limit_threads()
+        if own:
+            abort.install(world())
+    try:
+        return _simulate(values, comm, quiet, write)
+    finally:
+        if own and sys.exc_info()[0] is None:
+            comm.free()
+
+
+def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: bool) -> list[dict[str, Any]]:
+    leads = comm.rank == 0
+    speak = say if leads and not quiet else lambda text: None
+    scale = agree(comm, lambda: Simulation().with_values({k: v for k, v in values.items() if k in NAMES}, "simulate"))
+    rest = {k: v for k, v in values.items() if k not in NAMES}
+    rest.setdefault("batch", SAMPLES_A_WORKER * scale.workers)
+    variants = agree(comm, lambda: expand(rest, "simulate"))
+    cost = agree(comm, lambda: _given(scale))
+    plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, 8) for _, job in variants])
+    agree(comm, lambda: _fits_memory(plans))
+    folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
+    agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
+    nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
+    if cost is None:
+        cost = _fit(scale, variants[0].job, comm, speak)
+    if leads:
+        speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
+    data = load(variants[0].job, comm) if scale.learn else None
+    entries: list[dict[str, Any]] = []
+    if leads:
+        entries = _run_all(scale, variants, cost, nbytes, data, folder, None if quiet else sys.stdout)
+    comm.nap()
+    result: list[dict[str, Any]] = comm.bcast(entries)
+    return result
+
+
+def _run_all(
+    scale: Simulation, variants: list[Variant], cost: CostModel, nbytes: int, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
+) -> list[dict[str, Any]]:
+    """Simulate each variant, and before several the job in one process; write and say what came of it."""
+    several = len(variants) > 1
+    speak = say if stream is not None else lambda text: None
+    target = parse_target(variants[0].job.target)
+    named = [(name, job, scale) for name, job in variants]
+    entries, curves = [], []
+    if several:
+        named.insert(0, (ALONE, alone(variants[0].job), replace(scale, workers=1)))
+    for name, job, at in named:
+        started = time.perf_counter()
+        # One process has the work of all workers to do by itself.
+        own = cost if at.workers == scale.workers else replace(cost, compute=tuple(s * scale.workers for s in cost.compute))
+        plan = _plan(at, job, own, nbytes)
+        if data is None:
+            summary, metrics = of_job(job, plan, found := run(plan), time.perf_counter() - started)
+        else:
+            progress = None if stream is None else Progress(min(plan.n_clocks, MOST_SIZE) * job.batch, stream, launcher_terminal())
+            found, metrics, quality = virtual_training.train(job, plan, data, progress)
+            summary = of_job(job, plan, found, time.perf_counter() - started)[0] | quality
+            summary["samples_per_second"] = summary["samples"] / found.seconds
+        summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
+        if folder is not None:
+            _write(folder if not several else RunFolder(folder.path / comparison.folder_name(name)), summary, metrics, own)
+        entries.append(comparison.entry(name, summary, metrics, target))
+        curves.append(metrics)
+        speak(sentence(name, summary))
+        if most is not None and most["is_straggler"] and not several:
+            speak(straggler.sentence(most, plan.policy.bound))
+    if several:
+        comparison.tell(folder, entries, curves, target, speak)
+    elif folder is not None:
+        speak(f"written: {folder.path}/ (report.png, summary.json, metrics.jsonl, cost.json)")
+    return entries
+
+
+def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
+    first = 0 if plan.colocated else plan.n_shards
+    names = ["server 0", *(f"worker {w}" for w in range(plan.n_workers))]
+    return straggler.totals(found.waited, names, [0, *range(first, first + plan.n_workers)])
+
+
+def _given(scale: Simulation) -> CostModel | None:
+    """Return the costs that the flags give; None where they are to be fitted."""
+    if scale.cost:
+        try:
+            values = json.loads(Path(scale.cost).read_text())
+        except FileNotFoundError:
+            raise UserError(f"--cost {scale.cost}: there is no such file; give the cost.json of a simulation") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"--cost {scale.cost}: cannot be read as JSON ({error}); give the cost.json of a simulation") from None
+        if not isinstance(values, dict):
+            raise UserError(f"--cost {scale.cost}: holds no cost model; give the cost.json of a simulation")
+        return scale.over(CostModel.from_mapping(values, scale.cost))
+    return None if scale.fits else scale.over(CostModel())
+
+
+def _plan(scale: Simulation, job: Job, cost: CostModel, nbytes: int) -> Plan:
+    """Return what is simulated; UserError where the job's parts cannot be."""
+    policy = make_policy(job.policy())
+    try:
+        policy.needed(scale.workers)
+    except ValueError as error:
+        raise UserError(f"--sync {job.sync}: {error}") from None
+    if not scale.learn:
+        given = {"target": job.target, "reads": job.reads != "fresh", "budget": job.budget, "early_push": job.early_push == "on", "deterministic": job.deterministic}
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UserError(f"--{name.replace('_', '-')}: has no part in a simulation of sizes alone; give --learn, or leave it out")
+    if job.batch < scale.workers:
+        raise UserError(f"--batch {job.batch}: is below the {scale.workers} workers; give each at least one sample, or leave it out")
+    colocated = job.servers == "colocated"
+    if not colocated and not (job.servers.isdecimal() and int(job.servers) > 0):
+        raise UserError(f"--servers {job.servers}: not a number of servers; give 'colocated' or a number from 1 up")
+    return Plan(
+        policy,
+        scale.workers,
+        MOST_SIZE if job.seconds and scale.clocks == Simulation.clocks else scale.clocks,
+        cost,
+        scale.workers if colocated else int(job.servers),
+        nbytes,
+        colocated,
+        job.assign == "dynamic",
+        job.seconds,
+        job.seed,
+        Slowdown(job.slowdown, scale.workers, job.seed) if job.slowdown else None,
+    )
+
+
+def _fits_memory(plans: list[Plan]) -> None:
+    """Refuse what this machine has no memory for, by an estimate."""
+    room, wanted = memory_nbytes(), max(plan.memory_nbytes for plan in plans)
+    if room is not None and wanted > 0.8 * room:
+        most = int((0.8 * room - plans[0].memory_nbytes) / ((wanted - 60e6) / plans[0].n_workers)) + plans[0].n_workers
+        raise UserError(
+            f"--workers {plans[0].n_workers}: would take about {wanted / 1e9:.1f} GB of memory, {room / 1e9:.1f} GB are free; simulate at most about {most:,}"
+        )
+
+
+def _payload_nbytes(job: Job, comm: CountedComm) -> int:
+    """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
+    data = load(job, comm)
+    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
+    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, dtype=job.dtype, backend="numpy"))
+    return int(net.n_params) * net.dtype.itemsize
+
+
+def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
+    """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
+    share = max(job.batch // scale.workers, 1)
+    servers = job.servers if job.servers == "colocated" or comm.size > 1 else "colocated"
+    if servers != "colocated":
+        servers = str(min(int(servers), comm.size - 1))
+    n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
+    trial = job.with_values(
+        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": Job.epochs, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""},
+        "fit",
+    )
+    trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "out": ""}, "fit")
+    speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {n_workers} worker(s) ...")
+    kept: dict[str, Any] = {}
+    summary = train(trial, comm, quiet=True, write=False, keep=kept)
+    latency = pingpong(comm.mpi, comm.size - 1)[0] if comm.size > 1 else scale.latency
+    found: CostModel | None = None
+    if comm.rank == 0:
+        steps = [s for of in kept["step_seconds"] for s in of[5:]]  # the first ones warm up
+        total = sum(s for of in kept["step_seconds"] for s in of)
+        serve = sum(summary["serve_seconds"])
+        pure = max(sum(summary["compute_seconds"]) - serve, 0.0) / total  # a step's seconds hold what it served meanwhile
+        n_steps = sum(len(of) for of in kept["step_seconds"])
+        driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
+        found = scale.over(CostModel(tuple(s * pure + driving for s in steps), 0.0, latency, 0.0, serve / n_steps, 0.0, "fitted"))
+        plan = Plan(make_policy("asp"), n_workers, FIT_CLOCKS, found, n_workers, 8, servers == "colocated")
+        rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
+        speak(f"measured {summary['samples_per_second']:,.0f} samples/s, simulated {rate:,.0f} ({rate / summary['samples_per_second']:.2f} times)")
+    cost: CostModel = comm.bcast(found)
+    return cost
+
+
+def _write(folder: RunFolder, summary: dict[str, Any], metrics: list[dict[str, Any]], cost: CostModel) -> None:
+    from mpidml.runtime.report import draw
+
+    folder.create()
+    for row in metrics:
+        folder.append_metrics(row)
+    folder.close()
+    folder.write_json("cost.json", cost.mapping())
+    draw(folder.path / "report.png", summary, metrics)
+    folder.write_json("summary.json", summary)

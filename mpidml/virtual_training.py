@@ -1,0 +1,79 @@
+"""Train on virtual clocks: the arithmetic is real, its time is that of a cost model. Every rank of the job is simulated in this process."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from mpidml_kernels import backend
+
+from mpidml.core import plugins
+from mpidml.core.job import Job
+from mpidml.nn.models import build
+from mpidml.runtime.dataset import Dataset
+from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.progress import Progress
+from mpidml.sim.parameter_server import Plan, Simulated, drive
+from mpidml.sim.ranks import VirtualRanks
+
+LOOK_EVERY = 200  # reports
+EVALUATION_SECONDS = COLUMNS.index("evaluation_seconds")
+
+
+def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None) -> tuple[Simulated, list[dict[str, Any]], dict[str, Any]]:
+    """Train as `job` says with the ranks of `plan`; return what was counted, the metrics over virtual seconds, and the quality reached."""
+    changes = {"early_push": "off", "slowdown": "", "steps": plan.n_clocks, "epochs": Job.epochs, "out": ""}
+    job = job.with_values(changes | ({"steps": 0} if plan.n_clocks > 1 << 30 else {}), "simulate")
+    ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
+    strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
+    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
+    net = build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, backend(job.backend))
+    roles = strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
+    n_servers = len(strategy.spec.shards)
+    sampler = strategy.sampler
+    limit = plan.seconds if strategy.endless else 0.0
+    monitor = Monitor(
+        plan.n_workers, strategy.n_clocks, sampler.clocks_per_epoch, progress, lambda row: None, len(data.test_x), strategy.target, limit
+    )
+    reports: list[tuple[float, ...]] = []
+
+    def note(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
+        if name == "clock":
+            row = [float(role - n_servers), now, *value]
+            row[EVALUATION_SECONDS] = 0.0  # scoring takes no virtual time
+            reports.append(tuple(row))
+        elif name == "left":
+            reports.append((float(role - n_servers), now, -1.0, *(0.0,) * (len(COLUMNS) - 3)))
+        if len(reports) >= LOOK_EVERY:
+            monitor.take(reports)
+            reports.clear()
+            if monitor.reached is not None and strategy.coordinator is not None:
+                strategy.coordinator.stop()
+
+    with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
+        found = drive(plan, [roles[number] for number in range(len(roles))], n_servers, note)
+    monitor.take(reports)
+    scores = [worker.result for worker in strategy.workers.values()]
+    n_tested = sum(n for _, _, n in scores)
+    test_loss = sum(loss for loss, _, _ in scores) / n_tested if n_tested else None
+    accuracy = sum(k for _, k, _ in scores) / n_tested if test_loss is not None and math.isfinite(test_loss) else None
+    monitor.end(test_loss, accuracy)
+    for worker in strategy.workers.values():
+        for role, waits in worker.waited.items():
+            found.waited.setdefault(0 if role < n_servers else role - n_servers + 1, type(waits)()).merge(waits)
+    tail = monitor.metrics[-max(1, min(len(monitor.metrics), sampler.clocks_per_epoch)) :]
+    quality = {
+        "samples": monitor.samples,
+        "dropped_samples": monitor.dropped_samples,
+        "epochs": monitor.n_groups / sampler.clocks_per_epoch,
+        "final_loss": sum(row["loss"] for row in tail) / len(tail),
+        "diverged_at_clock": monitor.diverged_at,
+        "test_loss": test_loss,
+        "test_accuracy": accuracy,
+        "target": job.target or None,
+        "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
+        "target_samples": monitor.reached["samples"] if monitor.reached else None,
+        "n_parameters": net.n_params,
+    }
+    return found, monitor.metrics, quality

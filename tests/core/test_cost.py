@@ -1,0 +1,50 @@
+"""Costs are drawn by (seed, worker, step) alone, with the mean that was given, and read back as they were written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mpidml.core.cost import BLOCK, CostModel
+from mpidml.core.errors import UserError
+
+
+def test_draws_are_a_function_of_seed_worker_and_step():
+    cost = CostModel((1.0, 2.0, 5.0), jitter=0.5)
+    forwards, backwards = cost.seconds(3, 7), cost.seconds(3, 7)
+    steps = list(range(3 * BLOCK))
+    assert [forwards(s) for s in steps] == [backwards(s) for s in reversed(steps)][::-1]
+    assert [cost.seconds(3, 8)(s) for s in range(20)] != [forwards(s) for s in range(20)]
+
+
+@pytest.mark.parametrize("cost", [CostModel((2.0,)), CostModel((2.0,), 1.0), CostModel((1.0, 3.0), 0.3)])
+def test_the_mean_is_that_of_the_measured_seconds_and_jitter_spreads_them(cost):
+    drawn = np.array([cost.seconds(0, w)(s) for w in range(20) for s in range(BLOCK)])
+    assert cost.mean_seconds == 2.0
+    assert drawn.mean() == pytest.approx(2.0, rel=0.06)
+    if len(cost.compute) == 1:
+        assert drawn.std() == pytest.approx(2.0 * cost.jitter, rel=0.1, abs=1e-12)
+
+
+def test_a_model_reads_back_as_it_was_written():
+    cost = CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, "fitted")
+    assert CostModel.from_mapping(json.loads(json.dumps(cost.mapping())), "cost.json") == cost
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"compute": []}, "cost model: compute is not a positive number"),
+        ({"compute": [0.0]}, "cost model: compute is not a positive number"),
+        ({"compute": [1.0], "latency": -1}, "cost model: latency -1.0 is not a number from 0 up"),
+        ({"compute": [1.0], "jitter": 2}, "cost model: jitter 2.0 is not a share"),
+        ({"compute": "fast"}, "cost.json: a cost model holds numbers"),
+        ({"latncy": 1}, "cost.json: there is no 'latncy' in a cost model"),
+    ],
+)
+def test_what_is_no_model_is_one_line(values, says):
+    with pytest.raises(UserError) as error:
+        CostModel.from_mapping(values, "cost.json")
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)

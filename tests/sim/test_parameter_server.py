@@ -1,0 +1,103 @@
+"""A simulated job obeys the arithmetic of its costs, whatever its size; one shard stands for all that are like it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpidml.core.cost import CostModel
+from mpidml.core.slowdown import Slowdown
+from mpidml.sim import parameter_server as ps
+from mpidml.sim.parameter_server import Plan, simulate
+from mpidml.sync.adaptive import Adaptive
+from mpidml.sync.asp import Asp
+from mpidml.sync.bsp import Bsp
+from mpidml.sync.dssp import Dssp
+from mpidml.sync.quorum import Quorum
+from mpidml.sync.ssp import Ssp
+from mpidml.sync.warmup import Warmup
+
+POLICIES = [Bsp(), Ssp(3), Asp(), Warmup(5, 2), Dssp(), Adaptive(), Quorum()]
+NONE = CostModel((1.0,), latency=0.0)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_equal_workers_without_latency_take_one_compute_a_clock(policy, n, dynamic):
+    found = simulate(Plan(policy, n, 20, NONE, dynamic=dynamic))
+    dropped = found.n_dropped if isinstance(policy, Quorum) else 0
+    assert found.n_done + dropped == 20 * n if dynamic or not isinstance(policy, Quorum) else found.n_done == 20 * policy.needed(n)
+    assert found.seconds == pytest.approx(20.0, abs=1e-6 if not isinstance(policy, Quorum) else 3.0)
+    assert sum(found.done_by) == found.n_done and found.rows[-1][1] == found.n_done
+
+
+def test_bsp_takes_the_longest_of_each_clock():
+    cost = CostModel((1.0,), 1.0, latency=0.0)
+    found = simulate(Plan(Bsp(), 6, 50, cost, seed=4))
+    drawn = np.array([[cost.seconds(4, w)(s) for s in range(50)] for w in range(6)])
+    assert found.seconds == pytest.approx(drawn.max(axis=0).sum(), rel=1e-12)
+    assert found.busy_seconds == pytest.approx(drawn.sum(axis=1).tolist())
+    assert simulate(Plan(Asp(), 6, 50, cost, seed=4)).seconds == pytest.approx(drawn.sum(axis=1).max(), rel=1e-12)
+
+
+def test_the_latency_of_a_clock_is_that_of_the_messages_in_its_way():
+    """Bsp: a push there, an answer back. Ssp(1) asks for a read ahead, so nothing is in the way of equal workers but the first read."""
+    latency = 0.01
+    bsp, ssp = (simulate(Plan(policy, 3, 30, CostModel((1.0,), latency=latency))).seconds for policy in (Bsp(), Ssp(1)))
+    assert bsp == pytest.approx(30 * (1.0 + 2 * latency), abs=2 * latency)
+    assert ssp == pytest.approx(30 + 2 * latency, abs=2 * latency)
+
+
+def test_one_server_is_the_bottleneck_of_what_it_applies_one_after_the_other():
+    """n pushes a clock, each `apply` long on one server; on k servers a k-th of that."""
+    n, apply = 20, 0.2
+    for k in (1, 2, 4):
+        found = simulate(Plan(Asp(), n, 30, CostModel((1.0,), latency=0.0, apply=apply), n_shards=k))
+        assert found.seconds == pytest.approx(max(30 * n * apply / k, 30.0), rel=0.08)
+
+
+def test_payloads_take_the_time_of_the_link_and_are_counted():
+    nbytes, rate, n = 8_000_000, 1e8, 10
+    found = simulate(Plan(Ssp(1), n, 20, CostModel((0.01,), latency=0.0, bytes_per_second=rate), nbytes=nbytes))
+    assert found.seconds == pytest.approx(20 * n * nbytes / rate, rel=0.1), "what goes in and what goes out at once"
+    assert found.nbytes == pytest.approx(2 * 20 * n * nbytes, rel=0.1)
+
+
+def test_shards_that_are_alike_are_simulated_as_one():
+    """Counts of messages and bytes are those of all; the time is that of one shard of its size."""
+    one, four = (simulate(Plan(Ssp(2), 8, 25, CostModel((1.0,), 0.5, bytes_per_second=1e9), k, nbytes=800_000)) for k in (1, 4))
+    assert four.n_messages == 4 * one.n_messages and four.nbytes == pytest.approx(one.nbytes, rel=1e-3)
+
+
+def test_a_limit_of_time_ends_it():
+    found = simulate(Plan(Asp(), 4, 1 << 40, CostModel((1.0,), 0.5), seconds=200.0))
+    assert found.seconds == pytest.approx(200, abs=6) and found.n_done == pytest.approx(800, rel=0.1)
+
+
+def test_a_permanent_straggler_holds_every_bounded_policy_and_quorum_drops_it():
+    slow = Slowdown("permanent:3", 4, 0)
+    seconds = {type(p).__name__: simulate(Plan(p, 4, 40, NONE, slowdown=slow)).seconds for p in (Bsp(), Ssp(3), Quorum())}
+    assert seconds["Bsp"] == pytest.approx(120) and seconds["Ssp"] == pytest.approx(120) and seconds["Quorum"] == pytest.approx(40, abs=3)
+    found = simulate(Plan(Ssp(3), 4, 40, NONE, slowdown=slow))
+    assert max(found.waited, key=lambda role: found.waited[role].seconds) == 1, "worker 0 is role 1"
+
+
+class Unshared(ps.SizeStore):
+    """Counts the bytes of all shards for each of them."""
+
+    def __init__(self, n):
+        super().__init__(4 * n)
+
+
+def test_the_check_catches_a_shard_of_the_wrong_size(monkeypatch):
+    monkeypatch.setattr(ps, "SizeStore", Unshared)
+    with pytest.raises(AssertionError):
+        test_payloads_take_the_time_of_the_link_and_are_counted()
+
+
+def test_ten_thousand_workers_and_few_clocks_take_the_memory_that_is_told():
+    plan = Plan(Ssp(3), 10_000, 3, CostModel((1.0,), 1.0))
+    found = simulate(plan)
+    assert found.n_done == 30_000 and len(found.waited) <= 10_001
+    assert plan.memory_nbytes < 300e6

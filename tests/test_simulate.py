@@ -1,0 +1,99 @@
+"""`python -m mpidml simulate` as users start it: costs fitted or given, one policy or several, sizes beyond this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.ranks import mpirun, python
+
+SIMULATE = ("-m", "mpidml", "simulate")
+GIVEN = ("--compute", "0.01", "--jitter", "0.5")
+
+
+def ok(result):
+    assert result.code == 0 and result.err == "", result
+    return result.out
+
+
+def test_costs_are_fitted_to_a_short_run_and_the_same_run_is_simulated_beside_it(tmp_path):
+    said = ok(mpirun(2, [*SIMULATE, "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--hidden", "32", "--out", tmp_path / "run"]))
+    assert re.search(r"measured [\d,]+ samples/s, simulated [\d,]+ \(\d+\.\d\d times\)", said)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.toml", "cost.json", "metrics.jsonl", "report.png", "summary.json"}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["simulated"] and (summary["workers"], summary["clocks"], summary["samples"]) == (50, 30, 50 * 30 * 16)
+    assert summary["final_loss"] is None and summary["staleness_max"] <= 2 and "loss -" in said
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    assert cost["source"] == "fitted" and len(cost["compute"]) > 50
+    again = ok(python([*SIMULATE, "--cost", tmp_path / "run" / "cost.json", "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--out", tmp_path / "b"]))
+    assert "fitting" not in again
+    same = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert same["seconds"] == summary["seconds"], "the same costs give the same run"
+
+
+def test_several_policies_make_one_table_with_one_process_first(tmp_path):
+    words = ["--sync", "bsp,ssp:3,adaptive,quorum", "--workers", "100", "--clocks", "20", "--out", tmp_path / "run"]
+    said = ok(mpirun(2, [*SIMULATE, *GIVEN, *words]))
+    rows = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [row["variant"] for row in rows] == ["one process", "bsp", "ssp:3", "adaptive", "quorum"]
+    assert rows[0]["samples"] == rows[1]["samples"], "one process does the work of all"
+    assert rows[1]["samples_per_second"] < rows[2]["samples_per_second"] and rows[4]["dropped_samples"] > 0
+    assert "one process is slower than all of them" in said and (tmp_path / "run" / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--workers 100000000", "--workers 100000000: would take about "),
+        ("--workers 0", "--workers 0: is below 1"),
+        ("--clocks -3", "--clocks -3: is below 1"),
+        ("--workers 50 --batch 10", "--batch 10: is below the 50 workers"),
+        ("--jitter 2", "--jitter 2.0: is not a share"),
+        ("--latency -1", "--latency -1.0: is not a number from 0 up"),
+        ("--target 0.9", "--target: has no part in a simulation of sizes alone"),
+        ("--budget 1e6", "--budget: has no part in a simulation of sizes alone"),
+        ("--reads eager", "--reads: has no part in a simulation of sizes alone"),
+        ("--sync quorum:9", "--sync quorum:9: a quorum of 9 gradients needs as many workers, there are 4"),
+        ("--cost nowhere.json", "--cost nowhere.json: does nothing beside --fit or --compute"),
+        ("--wrokers 5", "simulate: there is no option '--wrokers'"),
+        ("--servers none", "--servers none: not a number of servers"),
+    ],
+)
+def test_what_cannot_be_simulated_is_one_line_before_anything_ran(tmp_path, words, says):
+    result = python([*SIMULATE, *GIVEN, *words.split(), "--out", tmp_path / "run"])
+    assert result.code == 2 and result.err.count("\n") == 1 and says in result.err, result
+    assert not (tmp_path / "run").exists() and result.out == ""
+
+
+def test_a_file_of_costs_that_is_none_is_one_line(tmp_path):
+    for text, says in (("[1]", "holds no cost model"), ("{", "cannot be read as JSON"), ('{"compute": [-1]}', "compute is not a positive number")):
+        (tmp_path / "cost.json").write_text(text)
+        result = python([*SIMULATE, "--cost", tmp_path / "cost.json", "--out", tmp_path / "run"])
+        assert result.code == 2 and says in result.err and result.err.count("\n") == 1, result
+
+
+def test_the_arithmetic_of_many_workers_runs_on_virtual_clocks(tmp_path):
+    """Ends at its target in virtual seconds; bsp of 8 workers learns what one process learns."""
+    words = ["--sync", "bsp,ssp:2", "--learn", "--workers", "8", "--clocks", "150", "--batch", "64", "--target", "0.9", "--hidden", "32"]
+    said = ok(python([*SIMULATE, *GIVEN, *words, "--out", tmp_path / "run"]))
+    one, bsp, ssp = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert one["samples_to_target"] == bsp["samples_to_target"] > 0 and ssp["seconds_to_target"] > 0
+    assert one["seconds_to_target"] / bsp["seconds_to_target"] == pytest.approx(8 / 2.2, rel=0.35), "jitter costs bsp of 8 about half"
+    assert bsp["final_loss"] > 0 and "loss -" not in said and (tmp_path / "run" / "ssp-2" / "report.png").exists()
+
+
+def test_what_is_learnt_on_virtual_clocks_is_what_is_learnt_on_mpi(tmp_path):
+    """In repeat mode the same layout gives the same losses, whatever the time."""
+    same = ["--sync", "ssp:2", "--deterministic", "--batch", "60", "--hidden", "16", "--dtype", "float64", "--backend", "numpy"]
+    ok(mpirun(3, ["-m", "mpidml", "train", *same, "--steps", "20", "--out", tmp_path / "mpi"]))
+    ok(python([*SIMULATE, *GIVEN, *same, "--learn", "--workers", "3", "--clocks", "20", "--out", tmp_path / "virtual"]))
+    mpi, virtual = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("mpi", "virtual"))
+    assert virtual["test_loss"] == mpi["test_loss"] and virtual["test_accuracy"] == mpi["test_accuracy"]
+    assert virtual["samples"] == mpi["samples"] == 1200 and virtual["staleness_max"] == mpi["staleness_max"] == 2
+
+
+def test_more_workers_than_one_process_can_compute_for_is_one_line(tmp_path):
+    result = python([*SIMULATE, *GIVEN, "--learn", "--workers", "65", "--out", tmp_path / "run"])
+    assert result.code == 2 and "--workers 65: --learn runs the arithmetic of at most 64" in result.err, result
