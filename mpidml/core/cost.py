@@ -8,9 +8,12 @@ message   what a server spends on one message besides, and how long it travels: 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 from mpidml.core import rng
 from mpidml.core.errors import UserError, nearest
@@ -68,7 +71,7 @@ class CostModel:
             raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; correct the file") from None
 
 
-BLOCK = 256
+BLOCK = 64
 
 
 class ComputeSeconds:
@@ -78,7 +81,7 @@ class ComputeSeconds:
 
     def __init__(self, cost: CostModel, seed: int, worker: int) -> None:
         self.cost, self.seed, self.worker = cost, seed, worker
-        self.block, self.drawn = -1, [0.0]
+        self.block, self.drawn = -1, array("d")
 
     def __call__(self, step: int) -> float:
         """Return the seconds of a step."""
@@ -89,8 +92,7 @@ class ComputeSeconds:
 
     def _draw(self, block: int) -> None:
         cost, stream = self.cost, rng.stream(self.seed, "compute", self.worker, block)
-        n = BLOCK
-        drawn = stream.choice(cost.compute, n) if len(cost.compute) > 1 else [cost.compute[0]] * n
+        drawn = stream.choice(cost.compute, BLOCK) if len(cost.compute) > 1 else np.full(BLOCK, cost.compute[0])
         if cost.jitter:
-            drawn = [s * (1 - cost.jitter + cost.jitter * e) for s, e in zip(drawn, stream.exponential(1.0, n).tolist(), strict=True)]
-        self.block, self.drawn = block, [float(s) for s in drawn]
+            drawn = drawn * (1 - cost.jitter + cost.jitter * stream.exponential(1.0, BLOCK))
+        self.block, self.drawn = block, array("d", drawn.tobytes())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Copy(NamedTuple):
 
 Key = tuple[int, int, int]
 MOST_WRITES = 256
+UNUSED: dict[Any, Any] = {}
+NOBODY: set[int] = set()
 SERVERS_FIRST_SECONDS = 1.0
 """How much later a worker reports a wait than its server does: a server that lives knows who is behind."""
 
@@ -48,16 +50,19 @@ class Client:
         self.tables, self.policy = self.routing.tables, policy
         self.clock = 0
         self.tickets: dict[int, Ticket] = {}
-        self.untaken: dict[int, Ticket] = {}
         self.sent, self.asked = [0] * len(self.routing.shard_of), [0] * len(self.routing.shard_of)
-        self.own = {role: OwnWrites(by_clock) for role, (t, _) in self.routing.shard_of.items() if self.tables[t].update is None}
-        self.copies: dict[Key, Copy] = {}
-        self.awaited: dict[Key, list[Ticket]] = {}
+        adds = [role for role, (t, _) in self.routing.shard_of.items() if self.tables[t].update is None]
+        holds = any(t.reads != "fresh" for t in self.tables)
+        # What a client does not need is one empty dict for all: of 100,000 clients each is small.
+        self.own = {role: OwnWrites(by_clock) for role in adds} if adds else UNUSED
+        self.untaken: dict[int, Ticket] = {} if adds else UNUSED
+        self.copies: dict[Key, Copy] = {} if holds else UNUSED
+        self.awaited: dict[Key, list[Ticket]] = {} if holds else UNUSED
         self.staleness: dict[int, int] = {}
         self.n_asked = self.n_blocking = 0
         self.next_ticket = 0
         self.riding = -1
-        self.leaving: set[int] = set()
+        self.leaving: set[int] = NOBODY
         self.left_at = 0.0
 
     def pull(

@@ -67,7 +67,7 @@ class Worker:
         self.staleness = -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
         self.coming: list[Ticket] = []
-        self.told: set[int] = set()
+        self.told: list[int] = []
         self.load_told = 0.0
         self.asked_at = self.answered_at = self.begun_at = self.done_at = 0.0
         self.granted_by = -1
@@ -208,7 +208,7 @@ class Worker:
         effects: list[Effect] = []
         for role, shard in enumerate(spec.shards, spec.first_role):
             if shard.lo * spec.width >= lo and role not in self.told:
-                self.told.add(role)
+                self.told.append(role)
                 piece = delta.part(shard.lo * spec.width, shard.hi * spec.width)
                 effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.turn.versions[0])
         return effects
@@ -245,7 +245,7 @@ class Worker:
                 sent = client.push(table, delta, rows=rows, ends=ends, version=clock - staleness)
                 if ends:
                     for target, _ in sent:
-                        told.add(target)
+                        told.append(target)
                 effects += sent
         effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1

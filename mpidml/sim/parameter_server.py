@@ -29,7 +29,7 @@ from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
 from mpidml.sync.base import SyncPolicy, Tuning
 
-WORKER_NBYTES = 7000
+WORKER_NBYTES = 5000
 """Memory that a simulated worker takes, with its messages in flight; measured at 10,000 workers."""
 MOST_ROWS = 2000
 
