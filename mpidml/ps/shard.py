@@ -52,6 +52,11 @@ class Shard:
         self.spoke = dict.fromkeys(self.order, 0.0)
         self.asked: dict[int, dict[tuple[int, int], Message]] = {}
         self.writing = set(self.order)
+        # Without a bound the slowest worker may be any number of clocks behind, and yet its share is all that a read lacks: there an update's
+        # staleness is what the others have added since it was read for, in clocks of all workers.
+        self.by_updates = tuned and policy.bound is None and not self.by_clock
+        self.n_ended = 0
+        self.read_at: dict[tuple[int, int], int] = {}
 
     def start(self, now: float) -> Effects:
         """Wait for messages."""
@@ -84,6 +89,8 @@ class Shard:
         version = wanted if self.repeat else self.clocks.reached
         if version == ENDED:
             version = self.clocks.highest  # everybody has written all he had to
+        if self.by_updates and ticket is None:
+            self.read_at[source, message.clock] = self.n_ended
         data: Lease | None = None
         if self.store is not None and not self.in_place:
             data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
@@ -99,7 +106,7 @@ class Shard:
                 if self.by_clock:
                     self.held.setdefault(clock, []).append((source, message))
                 elif self.store is not None:
-                    self.store.apply((message,), self._tuning(clock - message.version))
+                    self.store.apply((message,), self._tuning(self._staleness(source, message)))
             if not message.ends:
                 return NOTHING
         elif kind == LAST:
@@ -110,6 +117,9 @@ class Shard:
             return effects if self.active else [*effects, Stop()]
         else:
             assert kind == CLOCK
+        self.n_ended += 1
+        if self.by_updates:
+            self.read_at.pop((source, clock), None)
         if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
             self.parked.setdefault(clock + 1, []).append((source, message, now))
         return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
@@ -122,7 +132,13 @@ class Shard:
         self.asked.pop(source, None)
         return self._moved(source) if self.clocks.end(source) else NOTHING
 
-    def _tuning(self, staleness: int) -> Tuning:
+    def _staleness(self, source: int, message: Message) -> float:
+        """Return how many clocks old the values are that a delta was computed from."""
+        if self.by_updates and (before := self.read_at.get((source, message.clock))) is not None:
+            return (self.n_ended - before) / len(self.order)
+        return message.clock - message.version
+
+    def _tuning(self, staleness: float) -> Tuning:
         return self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
 
     def _moved(self, by: int) -> Effects:

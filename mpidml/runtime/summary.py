@@ -65,7 +65,8 @@ def of_job(
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     usual = max(histogram, key=lambda s: histogram[s], default=0)
-    tuning = strategy.policy.tuning(usual)  # an example: each update is softened by its own staleness
+    # An example: each update is softened by its own staleness, without a bound by what it missed, which only the servers know.
+    tuning = strategy.policy.tuning(usual if strategy.policy.bound is not None else 1)
     return {
         "strategy": job.strategy,
         "sync": job.policy(),

@@ -96,8 +96,8 @@ class SyncPolicy:
         """Return the gate of one run, where `gate_at` says that there is one; `fixed_shares`: each worker has samples of its own."""
         raise NotImplementedError
 
-    def tuning(self, staleness: int) -> Tuning:
-        """Soften an update that was computed from values `staleness` clocks old.
+    def tuning(self, staleness: float) -> Tuning:
+        """Soften an update that was computed from values `staleness` clocks old; without a bound: as many clocks of all workers as it missed.
 
         The rate is divided by 1 + staleness (staleness-aware SGD: Zhang, Gupta, Lian, Liu, IJCAI 2016), and momentum's memory is
         shortened by the same factor, because stale gradients act like momentum themselves (Mitliagkas et al., Allerton 2016).
