@@ -70,16 +70,13 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
 def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """Run one job on all ranks, or on rank 0 while the others sleep; return its summary and metrics on rank 0."""
     kept: dict[str, Any] = {}
-    if not just_one:
-        summary = train(job, comm, quiet, write, kept, brief=True)
-    else:
-        part = comm.mpi.Split(0 if comm.rank == 0 else 1, comm.rank)
-        if comm.rank == 0:
-            single = CountedComm(part)
-            summary = train(job, single, quiet, write, kept, brief=True)
-            single.free()
-        comm.nap()
-        part.Free()
+    part = comm.mpi.Split(0 if comm.rank == 0 or not just_one else 1, comm.rank)
+    if comm.rank == 0 or not just_one:
+        ranks = CountedComm(part)  # its own, so that its windows go with it: the next run needs the memory
+        summary = train(job, ranks, quiet, write, kept, brief=True)
+        ranks.free()
+    comm.nap()
+    part.Free()
     return (summary, kept["metrics"]) if comm.rank == 0 else None
 
 

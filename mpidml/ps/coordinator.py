@@ -37,6 +37,7 @@ class Coordinator:
         self.workers, self.n_turns, self.dynamic, self.gate, self.level, self.over = list(workers), n_turns, dynamic, gate, level, over
         self.index = {role: w for w, role in enumerate(self.workers)}
         self.turns = [0] * len(self.workers)
+        self.n_sent = [0] * len(self.workers)
         self.n_given = 0
         self.furthest = -1
         self.stopped = False
@@ -76,11 +77,15 @@ class Coordinator:
     def _grant(self, starts: Iterable[Start]) -> list[Effect]:
         effects: list[Effect] = []
         for worker, clock, turn, staleness, weight, counts, freed_by in starts:
+            if worker not in self.active:
+                continue  # was told to leave by a start before this one
             block = self._block(worker, turn)
             self.since.pop(worker, None)
             role = self.workers[worker]
             by = self.workers[freed_by] if freed_by >= 0 else -1
-            effects.append(Send(role, Message(GRANT, clock, by, counts, staleness, block, round(weight * WEIGHT_UNITS))))
+            self.n_sent[worker] += 1
+            message = Message(GRANT, clock, by, self.n_sent[worker], staleness, block, round(weight * WEIGHT_UNITS), ends=counts)
+            effects.append(Send(role, message))
             if block < 0:
                 self.active.discard(worker)
                 if self.gate is not None:

@@ -4,8 +4,9 @@ compute c  =====part=====part====|  done: push the rest, clock     The read of c
 read c+1   ?-------------------------!                             answered when the policy allows; so it flies meanwhile.
                                  |  compute c+1  =====
 
-Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, asked after each
-compute instead, and the read follows the grant. A gate at the push is asked before the gradient is sent.
+Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, it is told of each
+compute that has ended, and the read follows the grant. A gate at the start may grant one step ahead, so that its read flies meanwhile; a gate at the
+push is asked before the gradient is sent.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Worker:
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
-        "admitted", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
-        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_workers", "next", "result", "rides", "staleness",
+        "admitted", "ahead", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
+        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "result", "rides", "staleness",
         "step", "steps_in_clock", "task", "told", "traced", "turn", "unsent", "waited", "watch_at", "watch_seconds"
     )  # fmt: skip
 
@@ -61,8 +62,9 @@ class Worker:
         # Where only the own push makes the next read possible, the question rides on it.
         self.rides = self.early and policy.bound == 0 and len(client.tables) == 1
         self.computing = self.leaving = self.last = self.ended = False
-        self.step = 0
+        self.step = self.n_grants = 0
         self.next: tuple[int, float] | None = None  # block and weight of the next turn
+        self.ahead: Message | None = None  # the grant of the one after
         self.turn = Turn(0, 0, 0)
         self.staleness = -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
@@ -106,11 +108,25 @@ class Worker:
         return self._begin(now)
 
     def _granted(self, now: float, message: Message) -> Effects:
-        """Take a grant: send or drop the gradient that waits for it, go to its clock, and read; or leave if there is no more."""
+        """Send or drop the gradient that waits for this grant, and begin if nothing else is missing; keep a grant ahead until its turn comes."""
         effects: list[Effect] = []
         if self.unsent is not None:
             unsent, self.unsent = self.unsent, None
-            effects += self._close(now, *unsent, counts=bool(message.counted))
+            effects += self._close(now, *unsent, counts=message.ends)
+        if self.next is not None or message.counted != self.n_grants + 1:  # one is read for already, or this one has overtaken it
+            self.ahead = message
+            return effects
+        effects += self._accept(now, message)
+        if not self.computing and not any(ticket.unanswered for ticket in self.coming):
+            if self.granted_by >= 0 or not self.gated:
+                self._waited_for(self.granted_by if self.granted_by >= 0 else self.coordinator, now)
+            effects += self._begin(now)
+        return effects
+
+    def _accept(self, now: float, message: Message) -> list[Effect]:
+        """Go to the clock of a grant and read for it, or know that there is no more."""
+        effects: list[Effect] = []
+        self.n_grants += 1
         self.next = (message.lo, message.hi / WEIGHT_UNITS)
         self.staleness, self.granted_by = message.version, message.ticket
         self.leaving = message.lo < 0
@@ -119,12 +135,7 @@ class Worker:
                 effects += self.client.tick(now)
             self.client.jump(message.clock)
             if not self.leaving:
-                effects += self._ask(now, message.clock)
-        if not self.computing and not any(ticket.unanswered for ticket in self.coming):
-            if self.granted_by >= 0 or not self.gated:
-                culprit = self.granted_by if self.granted_by >= 0 else self.coordinator
-                self._waited_for(culprit, now)
-            effects += self._begin(now)
+                effects += self._ask(now, message.clock, self.step + self.computing)
         return effects
 
     def _waited_for(self, role: int, now: float) -> None:
@@ -189,7 +200,10 @@ class Worker:
             effects.append(Compute(self.task.finish, (turn,), -1))
             return effects
         self.coming, self.next = [], None
-        if self.coordinator < 0:
+        if self.ahead is not None:
+            message, self.ahead = self.ahead, None
+            effects += self._accept(now, message)
+        elif self.coordinator < 0:
             self.next = ((step + 1) * self.n_workers + self.index, 1.0)
             self.leaving = step + 1 == self.n_clocks
         elif not self.gated:
@@ -224,8 +238,9 @@ class Worker:
             return (self._ask_turn(now, self.client.clock),)
         effects = self._close(now, *result)
         if self.gated:
-            effects.append(self._ask_turn(now, self.client.clock))
-            return effects
+            if not self.leaving:
+                effects.append(self._ask_turn(now, self.client.clock))
+            return [*effects, *self._begin_if_ready(now)]
         if not self.early and not self.leaving:
             effects += self._ask(now, self.client.clock)
         effects += self._begin_if_ready(now)
@@ -276,9 +291,8 @@ class Worker:
             return []
         found = [wait._replace(since=max(wait.since, self.done_at)) for wait in self.client.waiting(now)]
         if not found and self.next is None and not self.ended:
-            since = self.done_at
-            text = f"worker {self.index} waits for the coordinator's leave to start its clock, since {now - since:.1f} s"
-            found.append(Waiting(since + SERVERS_FIRST_SECONDS, text))
+            text = f"worker {self.index} waits for the coordinator's leave to start its clock, since {now - self.done_at:.1f} s"
+            found.append(Waiting(self.done_at + SERVERS_FIRST_SECONDS, text))
         return found
 
     def state(self) -> dict[str, Array]:

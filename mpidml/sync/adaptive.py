@@ -21,6 +21,7 @@ from mpidml.sync.base import Start, SyncPolicy, whole
 SMOOTHING = 0.5
 LOAD_STEP = 0.1
 MOST_LOAD = 0.95
+AHEAD = 2  # executions granted at once: the one that is computed and the next
 
 
 class Adaptive(SyncPolicy):
@@ -55,18 +56,18 @@ class Adaptive(SyncPolicy):
 class Epochs:
     """Let workers execute up to their quotas; a barrier opens when all have executed `minimum` times and none computes.
 
-    With `fair` each worker's gradients of all epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one.
+    A worker is granted one execution ahead of the one that it computes, so that it need not wait for the grant, nor for its read. With `fair`
+    each worker's gradients of all
+    epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one.
     """
 
     def __init__(self, n_workers: int, minimum: int, cap: int, fair: bool, timing: bool) -> None:
         self.minimum, self.cap, self.fair, self.timing = minimum, cap, fair, timing
-        n = range(n_workers)
-        self.active = set(n)
-        self.asking: dict[int, None] = {}  # those to be looked at; `resting` are those who have used their quota
-        self.resting: dict[int, None] = {}
-        self.running: set[int] = set()
-        self.owing = set(n)  # those who have not executed `minimum` times yet
-        self.executed, self.turns = [0] * n_workers, [0] * n_workers
+        self.active, self.silent = set(range(n_workers)), set(range(n_workers))  # `silent`: has not asked yet
+        self.look_at: dict[int, None] = {}  # those who may be granted something
+        self.owing = set(range(n_workers))  # those who have not executed `minimum` times yet
+        self.executed, self.granted, self.turns = [0] * n_workers, [0] * n_workers, [0] * n_workers
+        self.n_granted = 0
         self.at_count, self.fewest = {0: n_workers}, 0  # how many have executed so often; the least of these
         self.quota = [minimum] * n_workers
         self.began, self.free_seconds = [0.0] * n_workers, [0.0] * n_workers  # seconds of an execution if nobody else used the CPU
@@ -79,8 +80,10 @@ class Epochs:
     def ready(self, now: float, worker: int, clock: int, load: float) -> None:
         """Count an execution, its seconds and the load under which it ran."""
         self._sum_load(now, worker)
-        if worker in self.running:
-            self.running.discard(worker)
+        self.silent.discard(worker)
+        if self.granted[worker]:
+            self.granted[worker] -= 1
+            self.n_granted -= 1
             self.executed[worker] += 1
             self._count(self.executed[worker] - 1, self.executed[worker])
             if self.executed[worker] >= self.minimum:
@@ -88,7 +91,8 @@ class Epochs:
             if self.timing:
                 free, old = now - self.began[worker] - self.load_seconds[worker], self.free_seconds[worker]
                 self.free_seconds[worker] = free if not old else (1 - SMOOTHING) * old + SMOOTHING * free
-        self.asking[worker] = None
+            self._begins(now, worker)  # the one granted ahead, if there is one
+        self.look_at[worker] = None
         self.loaded(now, worker, load)
         self.opener = worker
 
@@ -100,45 +104,48 @@ class Epochs:
             self._set_quotas()
 
     def leave(self, worker: int) -> None:
-        """Count without this worker from now on."""
+        """Count without this worker from now on; others see what it computes still, since the tables wait for it."""
         if worker in self.active:
             self._count(self.executed[worker], -1)
-        for each in (self.active, self.owing, self.running):
+            self.n_granted -= self.granted[worker]
+        for each in (self.active, self.owing, self.silent):
             each.discard(worker)
-        self.asking.pop(worker, None)
-        self.resting.pop(worker, None)
+        self.look_at.pop(worker, None)
 
     def starts(self, now: float) -> Iterable[Start]:
         """Open the barrier if it is due; name those that may execute."""
-        everyone_asks = len(self.asking) + len(self.resting) == len(self.active)
-        opened = everyone_asks and not self.running and not self.owing
-        if opened or (everyone_asks and self.epoch < 0):
+        opened = not self.silent and not self.n_granted and (self.epoch < 0 or not self.owing)
+        if opened:
             self.epoch += 1
             for worker in self.active:
                 self.executed[worker] = 0
                 self.credit[worker] += self.minimum
             self.owing, self.at_count, self.fewest = set(self.active), {0: len(self.active)}, 0
             self._set_quotas()
+            self.look_at = dict.fromkeys(self.active)
         if self.epoch < 0 or not self.owing:
             return
-        asking, self.asking = self.asking, {}
-        for worker in asking:
-            if self.executed[worker] >= self.quota[worker]:
-                self.resting[worker] = None
-            else:
-                self.running.add(worker)
-                self.began[worker], self.load_seconds[worker], self.load_since[worker] = now, 0.0, now
+        look_at, self.look_at = self.look_at, {}
+        for worker in look_at:
+            while self.granted[worker] < AHEAD and (index := self.executed[worker] + self.granted[worker]) < self.quota[worker]:
+                if not self.granted[worker]:
+                    self._begins(now, worker)
+                self.granted[worker] += 1
+                self.n_granted += 1
                 weight = 1.0
                 if self.fair:
-                    weight = self.credit[worker] / (self.quota[worker] - self.executed[worker])
+                    weight = self.credit[worker] / (self.quota[worker] - index)
                     self.credit[worker] -= weight
-                yield Start(worker, self.epoch, self.turns[worker], self.executed[worker] - self.fewest, weight, True, self.opener if opened else -1)
+                yield Start(worker, self.epoch, self.turns[worker], index - self.fewest, weight, True, self.opener if opened else -1)
                 self.turns[worker] += 1
 
     def waiting(self) -> str:
         """Say who owes executions, or who still computes."""
-        late = sorted(self.owing or self.running)
+        late = sorted(self.owing or (w for w in self.active if self.granted[w]))
         return f"epoch {self.epoch} waits for worker(s) {', '.join(map(str, late[:5]))}"
+
+    def _begins(self, now: float, worker: int) -> None:
+        self.began[worker], self.load_seconds[worker], self.load_since[worker] = now, 0.0, now
 
     def _count(self, old: int, new: int) -> None:
         """Move a worker from one count of executions to another (-1: to none); O(1), since the least only grows within an epoch."""
@@ -156,8 +163,7 @@ class Epochs:
         """Set every quota by the expected seconds of an execution."""
         self.load_used = list(self.load)
         expected = [(free if self.timing else 1.0) / (1 - load) for free, load in zip(self.free_seconds, self.load, strict=True)]
-        self.asking |= self.resting  # who has used his quota may have a larger one now
-        self.resting = {}
+        self.look_at |= dict.fromkeys(self.active)  # who has used his quota may have a larger one now
         if min(expected) <= 0:
             return  # somebody has not executed yet
         slowest = max(expected[w] for w in self.active) if self.active else 0.0

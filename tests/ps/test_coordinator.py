@@ -34,7 +34,7 @@ def blocks(dynamic, order, n_workers=3, n_turns=4):
         if worker in left:
             continue
         grant, stopped = asked(coordinator, worker)
-        assert grant.hi == WEIGHT_UNITS and grant.counted
+        assert grant.hi == WEIGHT_UNITS and grant.ends
         if grant.lo < 0:
             left.add(worker)
         else:
