@@ -57,6 +57,8 @@ class Coordinator:
         worker, gate = self.index[source], self.gate
         if self.over is not None and not self.stopped and self.over(now):
             self.stopped = True
+        if worker not in self.active:
+            return NOTHING  # it was told to leave while this was on its way
         if gate is None:
             turn = self.turns[worker]
             self.turns[worker] = turn + 1

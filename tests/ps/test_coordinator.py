@@ -80,6 +80,20 @@ def test_a_slow_worker_gets_fewer_blocks():
     assert slow + fast == 100 and fast == pytest.approx(4 * slow, abs=8)  # each holds one more block than it computes
 
 
+@pytest.mark.parametrize("latency", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_what_is_asked_while_the_word_to_leave_is_on_its_way_is_ignored(n_workers, latency):
+    """An adaptive worker computes what it was granted ahead, and reports it, after the coordinator has let it go."""
+    for until in range(1, 25):
+        draw = random.Random(until)
+        scenario = Scenario(Adaptive(2, 6), n_workers, 1, 40, coordinated=True)
+        roles = scenario.roles()
+        scenario.coordinator.over = lambda now, until=until: now >= until
+        virtual.run(roles, lambda role, step, now, draw=draw: draw.uniform(0.2, 2.0), latency)
+        done = {s.row for s in scenario.seen()}
+        assert all(set(task.final.nonzero()[0]) == done for task in scenario.tasks.values())
+
+
 class Mute(Coordinator):
     def handle(self, now, source, message):
         return () if message.clock >= 2 else super().handle(now, source, message)

@@ -184,7 +184,7 @@ def test_dynamic_bsp_computes_the_same_batches_as_static(comm, servers):
     assert dynamic[0]["samples"] == static[0]["samples"]
     if comm.size == 1:
         assert np.array_equal(static[1], dynamic[1])
-    assert np.abs(static[1] - dynamic[1]).max() < 0.05  # a block may slip into the next clock
+    assert np.abs(static[1] - dynamic[1]).max() < 0.25  # a block may slip into the next clock
 
 
 @pytest.mark.mpi
