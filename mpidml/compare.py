@@ -13,17 +13,21 @@ from datetime import datetime
 from typing import Any
 
 from mpidml.core import plugins
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import Variant, alone, expand
 from mpidml.runtime import abort, comparison
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.dataset import load
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
-from mpidml.strategies.base import train
+from mpidml.strategies.base import NO_TEST_ROWS, train
 
 ONE_PROCESS = "one process"
+WARM_UP_CLOCKS = 30
 
 
 def compare(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False, write: bool = True) -> list[dict[str, Any]]:
@@ -49,20 +53,27 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
     for name, job in variants:
         agree(comm, lambda job=job, name=name: _checked(name, job, comm))  # type: ignore[misc]
     leads = comm.rank == 0
+    _check_data(variants[0].job, comm)
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(_config(values)) if folder is not None else None)
     entries, curves = [], []
-    target = parse_target(variants[0].job.target)
+    speak = say if leads and not quiet else lambda text: None
+    first = variants[0].job
+    target = parse_target(first.target)
+    if target is None and not first.seconds:
+        speak("no --target or --seconds: each run ends with its epochs, so under --assign static each policy ends with its slowest worker")
+    _warm_up(first, comm)
+    taken: dict[str, int] = {}
     for number, (name, job) in enumerate([Variant(ONE_PROCESS, alone(variants[0].job)), *variants]):
-        if leads and not quiet:
-            say(f"{number + 1}/{len(variants) + 1}  {name}" + ("" if number else " (rank 0 alone)" if comm.size > 1 else ""))
-        out = "" if folder is None else str(folder.path / comparison.folder_name(name))
+        if leads:
+            speak(f"{number + 1}/{len(variants) + 1}  {name}" + ("" if number else " (rank 0 alone)" if comm.size > 1 else ""))
+        out = "" if folder is None else str(folder.path / comparison.folder_name(name, taken))
         found = _run(job.with_values({"out": out}, "compare") if write else job, comm, quiet, write, just_one=number == 0)
         if found is not None:
             entries.append(comparison.entry(name, *found, target))
             curves.append(found[1])
     if leads:
-        comparison.tell(folder, entries, curves, target, (lambda text: None) if quiet else say)
+        comparison.tell(folder, entries, curves, target, speak)
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 
@@ -78,6 +89,25 @@ def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) 
     comm.nap()
     part.Free()
     return (summary, kept["metrics"]) if comm.rank == 0 else None
+
+
+def _warm_up(job: Job, comm: CountedComm) -> None:
+    """Let every rank compute a few clocks by itself: what a process does slowly at first would be counted against the run that comes first."""
+    part = comm.mpi.Split(comm.rank, 0)
+    ranks = CountedComm(part)
+    train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": Job.epochs, "seconds": 0.0, "target": "", "slowdown": ""}, "warm-up"), ranks, True, False)
+    ranks.free()
+    part.Free()
+
+
+def _check_data(job: Job, comm: CountedComm) -> None:
+    """Read the data once, so that what is wrong with them is found before anything is written."""
+    ranks = CountedComm(comm.mpi)
+    data = load(job, ranks)
+    if job.target and not len(data.test_x):
+        raise UserError(NO_TEST_ROWS.format(target=job.target))
+    del data
+    ranks.free()
 
 
 def _checked(name: str, job: Any, comm: CountedComm) -> None:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpidml import virtual_training
+from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import Variant, alone, expand
+from mpidml.core.variants import Variant, alone, expand, several
 from mpidml.nn.models import build
 from mpidml.runtime import abort, comparison, straggler
 from mpidml.runtime.agree import agree
@@ -38,13 +39,15 @@ from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
+from mpidml.sim.ranks import VirtualRanks
 from mpidml.sim.summary import of_job, sentence
-from mpidml.strategies.base import train
+from mpidml.strategies.base import NO_TEST_ROWS, train
 from mpidml.sync.base import make_policy
 
 FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
+VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 ALONE = "one process"
 
 
@@ -74,8 +77,14 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     rest.setdefault("batch", SAMPLES_A_WORKER * scale.workers)
     variants = agree(comm, lambda: expand(rest, "simulate"))
     cost = agree(comm, lambda: _given(scale))
+    agree(comm, lambda: _check_lists(rest, scale))
     plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, 8) for _, job in variants])
     agree(comm, lambda: _fits_memory(plans))
+    for _, job in variants:
+        agree(comm, lambda job=job: _check_job(job, scale))  # type: ignore[misc]
+    data = load(variants[0].job, comm) if scale.learn else None
+    if data is not None and variants[0].job.target and not len(data.test_x):
+        raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
@@ -83,7 +92,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         cost = _fit(scale, variants[0].job, comm, speak)
     if leads:
         speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
-    data = load(variants[0].job, comm) if scale.learn else None
+    if len(variants) > 1 and not variants[0].job.seconds and not variants[0].job.target:
+        speak("no --seconds: each run ends with its clocks, so under --assign static each policy ends with its slowest worker")
     entries: list[dict[str, Any]] = []
     if leads:
         entries = _run_all(scale, variants, cost, nbytes, data, folder, None if quiet else sys.stdout)
@@ -96,17 +106,19 @@ def _run_all(
     scale: Simulation, variants: list[Variant], cost: CostModel, nbytes: int, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
 ) -> list[dict[str, Any]]:
     """Simulate each variant, and before several the job in one process; write and say what came of it."""
-    several = len(variants) > 1
+    many = len(variants) > 1
     speak = say if stream is not None else lambda text: None
     target = parse_target(variants[0].job.target)
     named = [(name, job, scale) for name, job in variants]
     entries, curves = [], []
-    if several:
+    if many:
         named.insert(0, (ALONE, alone(variants[0].job), replace(scale, workers=1)))
+    taken: dict[str, int] = {}
     for name, job, at in named:
         started = time.perf_counter()
-        # One process has the work of all workers to do by itself.
-        own = cost if at.workers == scale.workers else replace(cost, compute=tuple(s * scale.workers for s in cost.compute))
+        own = cost
+        if name == ALONE:  # it has the work of all workers to do by itself, and no network
+            own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
         plan = _plan(at, job, own, nbytes)
         if data is None:
             summary, metrics = of_job(job, plan, found := run(plan), time.perf_counter() - started)
@@ -117,13 +129,14 @@ def _run_all(
             summary["samples_per_second"] = summary["samples"] / found.seconds
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
         if folder is not None:
-            _write(folder if not several else RunFolder(folder.path / comparison.folder_name(name)), summary, metrics, own)
+            _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own)
         entries.append(comparison.entry(name, summary, metrics, target))
         curves.append(metrics)
         speak(sentence(name, summary))
-        if most is not None and most["is_straggler"] and not several:
+        server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
+        if most is not None and most["is_straggler"] and not many and not server_bound:
             speak(straggler.sentence(most, plan.policy.bound))
-    if several:
+    if many:
         comparison.tell(folder, entries, curves, target, speak)
     elif folder is not None:
         speak(f"written: {folder.path}/ (report.png, summary.json, metrics.jsonl, cost.json)")
@@ -134,6 +147,19 @@ def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
     first = 0 if plan.colocated else plan.n_shards
     names = ["server 0", *(f"worker {w}" for w in range(plan.n_workers))]
     return straggler.totals(found.waited, names, [0, *range(first, first + plan.n_workers)])
+
+
+def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
+    """Refuse a list of what the costs of a simulation of sizes do not depend on."""
+    for name, value in values.items():
+        if several(value) and name != "hidden" and name.replace("-", "_") not in VARIED and not scale.learn:
+            raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
+
+
+def _check_job(job: Job, scale: Simulation) -> None:
+    """Let the strategy look at a job as if all its ranks were here, so that what cannot be is found before anything is written."""
+    ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
+    plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
 
 
 def _given(scale: Simulation) -> CostModel | None:

@@ -17,7 +17,6 @@ from mpidml.runtime.progress import Progress
 from mpidml.sim.parameter_server import Plan, Simulated, drive
 from mpidml.sim.ranks import VirtualRanks
 
-LOOK_EVERY = 200  # reports
 EVALUATION_SECONDS = COLUMNS.index("evaluation_seconds")
 
 
@@ -45,7 +44,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
             reports.append(tuple(row))
         elif name == "left":
             reports.append((float(role - n_servers), now, -1.0, *(0.0,) * (len(COLUMNS) - 3)))
-        if len(reports) >= LOOK_EVERY:
+        if len(reports) >= plan.n_workers:  # one of each, in the mean
             monitor.take(reports)
             reports.clear()
             if monitor.reached is not None and strategy.coordinator is not None:

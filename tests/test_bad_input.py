@@ -161,6 +161,7 @@ CASES = {
     "missing file of options": Case("--config {}/nowhere.toml", ("/nowhere.toml: there is no such file", "give the path")),
     "unknown option": Case("--epohcs 3", ("there is no option '--epohcs'", "did you mean '--epochs'?")),
     "asp cannot repeat": Case("--sync asp --deterministic", ("--deterministic: asp cannot repeat", "use bsp or ssp")),
+    "copies that are never too old": Case("--sync asp --reads cached", ("--reads cached: under asp nothing says when a copy is too old", "fresh or eager")),
     "a list of policies": Case("--sync bsp,ssp:3", ("--sync bsp,ssp:3: is a list", "`compare` takes lists")),
     "a list of rates": Case("--lr 0.1,0.2", ("lr: '0.1,0.2' is a list", "`compare` takes lists")),
     "a quorum above the workers": Case("--sync quorum:4", ("--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 1", "quorum:1")),

@@ -41,6 +41,17 @@ def test_the_first_row_is_one_process_and_each_variant_has_one(compared):
     assert re.search(r"one process is (faster|slower|as fast)", said), "whether one rank is faster is said plainly"
 
 
+def test_variants_of_one_name_have_a_folder_each(tmp_path):
+    policy = "from mpidml.sync.ssp import Ssp\n\n\nclass Mine(Ssp):\n    pass\n"
+    (tmp_path / "sub").mkdir()
+    for path in (tmp_path / "mine.py", tmp_path / "sub" / "mine.py"):
+        path.write_text(policy)
+    words = ["--sync", f"{tmp_path}/mine.py:2,{tmp_path}/sub/mine.py:2", "--steps", "5", "--hidden", "8", "--backend", "numpy", "--out", tmp_path / "run"]
+    result = python([*COMPARE, *words])
+    assert result.code == 0, result
+    assert {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()} == {"one-process", "mine.py-2", "mine.py-2-2"}
+
+
 def test_all_variants_start_alike_and_bsp_learns_what_one_process_learns(compared):
     """Bsp on three ranks is one process within rounding, so up to the target both see the same samples."""
     rows = json.loads((compared[0] / "compare.json").read_text())
@@ -66,6 +77,8 @@ def test_the_same_without_mpirun_and_with_an_unreachable_target(tmp_path):
         ("--sync bsp,quorum:4", "--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3"),
         ("--sync bsp,asp --deterministic", "--deterministic: asp cannot repeat"),
         ("--epochs 1,2", "compare: epochs: is the same for all that are compared"),
+        ("--data nowhere.npz --sync bsp,asp", "nowhere.npz: there is no such file"),
+        ("--target 0.9 --hold-out 0 --sync bsp,asp", "--target 0.9: there are no test rows"),
         ("--servers 1,3", "--servers 3: 3 server(s) leave no worker on 3 ranks"),
         ("--snyc bsp,asp", "compare: there is no option '--snyc'"),
     ],

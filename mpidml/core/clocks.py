@@ -71,6 +71,9 @@ class Clocks:
             moved = True
         return moved
 
+    def start(self, now: float) -> None:
+        """Learn when the first clock began; what counts no times ignores it."""
+
     def slowest(self) -> list[int]:
         """List the workers that are furthest behind."""
         least = min(self.completed.values())
@@ -85,6 +88,10 @@ class TimedClocks(Clocks):
         self.last = dict.fromkeys(self.completed, 0.0)
         self.interval = dict.fromkeys(self.completed, 0.0)
         self.at: dict[int, dict[int, None]] = {0: dict.fromkeys(self.completed)}
+
+    def start(self, now: float) -> None:
+        """Count the first clock's seconds from `now` on."""
+        self.last = dict.fromkeys(self.completed, now)
 
     def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
         """Count as `Clocks.tick` does; `now` in seconds."""

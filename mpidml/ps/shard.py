@@ -61,6 +61,7 @@ class Shard:
     def start(self, now: float) -> Effects:
         """Wait for messages."""
         self.spoke = dict.fromkeys(self.order, now)
+        self.clocks.start(now)
         return NOTHING
 
     def handle(self, now: float, source: int, message: Message) -> Effects:

@@ -227,6 +227,8 @@ def tell(folder: Any, entries: list[dict[str, Any]], curves: list[list[dict[str,
         speak(f"written: {folder.path}/ (compare.png, compare.json, a folder for each run)")
 
 
-def folder_name(name: str) -> str:
-    """Return a variant's name as that of a folder: `ssp:3, servers 2` is `ssp-3-servers-2`."""
-    return re.sub(r"[^A-Za-z0-9._+]+", "-", Path(name).name if "/" in name else name).strip("-")
+def folder_name(name: str, taken: dict[str, int]) -> str:
+    """Return a variant's name as that of a folder: `ssp:3, servers 2` is `ssp-3-servers-2`; a number is added where `taken` holds it already."""
+    found = re.sub(r"[^A-Za-z0-9._+]+", "-", Path(name).name if "/" in name else name).strip("-")
+    taken[found] = taken.get(found, 0) + 1
+    return found if taken[found] == 1 else f"{found}-{taken[found]}"

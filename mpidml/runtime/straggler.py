@@ -10,7 +10,8 @@ from typing import Any
 
 from mpidml.ps.waits import Waited
 
-STRAGGLER_SHARE, WORTH_SHARE = 0.6, 0.05
+STRAGGLER_SHARE, OF_TWO, WORTH_SHARE = 0.6, 0.85, 0.05  # of two workers each waits for the other alone, so chance gives half
+NO_GAIN = 1.05
 ALL_ALONG = 0.1  # of the run, at its begin and at its end: waits that reach into both are not transient
 
 
@@ -67,7 +68,7 @@ def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) 
         "roles": sorted({row["for_role"] for row in mine}),
         "seconds": seconds,
         "share": seconds / total,
-        "is_straggler": seconds >= STRAGGLER_SHARE * total and total >= WORTH_SHARE * run_seconds * n_workers,
+        "is_straggler": seconds >= (STRAGGLER_SHARE if n_workers > 2 else OF_TWO) * total and total >= WORTH_SHARE * run_seconds * n_workers,
         "all_along": first <= ALL_ALONG * run_seconds and last >= (1 - ALL_ALONG) * run_seconds,
         "first_seconds": first,
         "last_seconds": last,
@@ -77,8 +78,8 @@ def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) 
     }
 
 
-def sentence(found: Mapping[str, Any], bound: int | None) -> str:
-    """Say what `find` found in one line; `bound` is that of the policy."""
+def sentence(found: Mapping[str, Any], bound: int | None, others: Mapping[str, float] | None = None) -> str:
+    """Say what `find` found in one line; `bound` is that of the policy, `others` what other policies would have done in the same time."""
     who = f"rank {found['rank']} ({', '.join(found['roles'])})"
     if not found["is_straggler"]:
         return f"no straggler: of all waiting the most, {found['share']:.0%}, was for {who}"
@@ -87,6 +88,7 @@ def sentence(found: Mapping[str, Any], bound: int | None) -> str:
     detail = f" ({waiting}{more})" if found["waiting"][0]["rank"] >= 0 else ""
     text = f"straggler: {who} made others wait {found['seconds']:.2f} s, {found['share']:.0%} of all waiting{detail}"
     text += f", from {found['first_seconds']:.2f} s to {found['last_seconds']:.2f} s; the longest {found['longest_seconds']:.3f} s before clock {found['longest_clock']}"
-    if found["all_along"] and bound is not None:
+    hidden = max((others or {}).get(name, 1.0) for name in ("ssp:3", "ssp:10"))  # what staleness would have gained
+    if found["all_along"] and bound is not None and hidden <= NO_GAIN:
         text += "\nit was slow all along: no bounded staleness gains anything against that; give it less work, or see what slows it"
     return text

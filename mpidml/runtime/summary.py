@@ -24,7 +24,7 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
     for worker in strategy.workers.values():
         for staleness, n in worker.client.staleness.items():
             histogram[staleness] = histogram.get(staleness, 0) + n
-    names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers))]
+    names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers)), "coordinator"]
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
         waits += straggler.pairs(names[number], comm.rank, worker.waited, names, strategy.rank_of, started)
@@ -167,7 +167,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     return (
         f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
-        + (f"\n{straggler.sentence(most, summary['staleness_bound'])}" if (most := summary["most_waited_for"]) else "")
+        + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )

@@ -149,6 +149,10 @@ def run_tables(
         if own_comm:
             abort.install(world())
     policy = make_policy(sync)
+    if policy.gate_at:
+        raise UserError(f"sync '{sync}': it grants whole clocks of a training run, a program of your own starts its clocks itself; use a policy without a gate such as ssp")
+    if reads == "cached" and policy.bound is None and not cache_rows:
+        raise UserError(f"reads 'cached': under {sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
     if deterministic and not policy.repeatable:
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     if deterministic and reads == "eager" and (policy.bound or 0) > 1:

@@ -35,6 +35,7 @@ from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
 VALUES_TAG = 9
+NO_TEST_ROWS = "--target {target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2"
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 
 
@@ -67,7 +68,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
     if job.target and not len(data.test_x):
-        raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")
+        raise UserError(NO_TEST_ROWS.format(target=job.target))
     arithmetic = _compiled(job.backend, comm, quiet)
     # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
     hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden

@@ -62,6 +62,8 @@ class ParameterServer:
                 raise UserError(f"--deterministic: {flag} cannot repeat, it depends on timing; leave one of them out")
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
             raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
+        if job.reads == "cached" and self.policy.bound is None:
+            raise UserError(f"--reads cached: under {job.sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
         if job.deterministic and job.budget:
             raise UserError("--deterministic: --budget cannot repeat, what it lets through depends on timing; leave one of them out")
         if job.budget and self.policy.gate_at:

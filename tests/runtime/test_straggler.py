@@ -68,3 +68,15 @@ def test_a_rank_slowed_down_for_good_is_the_one_that_the_summary_names(comm, ser
     slow = found["roles"].index(next(roles for roles in found["roles"] if "worker 0" in roles))
     assert most["rank"] == slow and most["is_straggler"], most
     assert all(row["for_rank"] != row["rank"] and row["seconds"] > 0 for row in found["waited_for"])
+
+
+def test_of_two_workers_chance_gives_half_so_more_is_asked_for():
+    two = straggler.find(rows({0: {4: waits(7.0)}, 1: {3: waits(3.0)}}), 10.0, 2)
+    assert not two["is_straggler"] and two["share"] == pytest.approx(0.7)
+    assert straggler.find(rows({0: {4: waits(7.0)}, 2: {3: waits(3.0)}}), 10.0, 3)["is_straggler"]
+
+
+def test_where_staleness_would_have_gained_nobody_is_told_that_it_would_not():
+    found = straggler.find(rows({0: {4: waits(3.0, first=100.2)}, 2: {4: waits(4.0), 3: waits(1.0)}}), 10.0, 3)
+    assert "no bounded staleness gains anything" in straggler.sentence(found, 0, {"ssp:3": 1.01, "ssp:10": 1.03})
+    assert "no bounded staleness" not in straggler.sentence(found, 0, {"ssp:3": 1.2, "ssp:10": 1.3})

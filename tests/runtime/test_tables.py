@@ -213,3 +213,12 @@ def test_rows_and_deltas_that_do_not_fit_are_refused(comm):
 
     run_tables(main, {"w": (4, 2)}, comm=counted, wait_limit=20)
     counted.free()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"sync": "quorum"}, "grants whole clocks"), ({"sync": "adaptive"}, "grants whole clocks"), ({"sync": "asp", "reads": "cached"}, "never be read anew")],
+)
+def test_what_would_lose_updates_or_never_see_any_is_refused(options, says):
+    with pytest.raises(UserError, match=says):
+        run_tables(lambda tables: None, {"w": (4, 1)}, **options)

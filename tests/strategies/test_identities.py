@@ -188,6 +188,16 @@ def test_dynamic_bsp_computes_the_same_batches_as_static(comm, servers):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("reads", ["cached", "eager"])
+@pytest.mark.parametrize("more", [{"assign": "dynamic"}, {"target": "loss:0.3"}, {"seconds": 0.2, "steps": 0, "epochs": 30}], ids=str)
+def test_reads_that_are_held_go_with_a_coordinator(comm, reads, more):
+    """Where no read has to be waited for, the last thing missing may be the grant: the coordinator is then whom a worker waited for."""
+    for sync in ("ssp:2", *(["asp"] if reads == "eager" else [])):
+        summary, _ = run(comm, sync=sync, reads=reads, **{"steps": 60, **more})
+        assert summary["samples"] > 0 and np.isfinite(summary["final_loss"])
+
+
+@pytest.mark.mpi
 def test_a_quorum_of_all_is_bsp(comm):
     bsp, quorum = run(comm), run(comm, sync=f"quorum:{comm.size}")
     assert np.abs(bsp[1] - quorum[1]).max() < 1e-9 and quorum[0]["dropped_samples"] == 0

@@ -68,3 +68,15 @@ def test_it_gains_between_its_two_bounds():
     base = simulated(Bsp(), seconds)
     least, dynamic, most = (gain(simulated(policy, seconds), base) for policy in (Ssp(1), Dssp(1, 8), Ssp(8)))
     assert least < dynamic < most
+
+
+@pytest.mark.parametrize("origin", [0.0, 1e5])
+def test_the_first_clock_counts_from_the_start_of_the_run_not_from_that_of_the_machine(origin):
+    """A real clock begins anywhere; before the slowest has ended one clock nothing is known, so the fastest stays at the lower bound."""
+    clocks = TimedClocks(range(2))
+    clocks.start(origin)
+    for k in range(1, 4):
+        clocks.tick(0, origin + k)
+    assert clocks.interval[0] == 1.0 and more_clocks(3, 0, clocks, 8) == 0
+    clocks.tick(1, origin + 4.0)
+    assert clocks.interval[1] == 4.0
