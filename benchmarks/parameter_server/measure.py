@@ -108,7 +108,7 @@ class Bench:
 
         def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
             if name == "clock":
-                ends.append((int(value[0]), now, value[2], value[3]))
+                ends.append((int(value[0]), now, value[4], value[5]))  # clock; loss and samples
 
         strategy.prepare(net, self.data, record, lambda now: None, None)
         with self._together() as watch:
