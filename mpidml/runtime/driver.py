@@ -35,7 +35,7 @@ class Driver:
     """Run `roles` (number -> role) of this rank; `rank_of[number]` says where each role of the job lives (Collective on comm).
 
     `buffers`: the pool whose buffers may stay in the window (None: all data go by MPI). `record(role, seconds, name, value)` takes what
-    roles note. `look(now)` is called a few times a second. A wait above `wait_limit_seconds` raises WaitTimeout.
+    roles note. `look(now)` is called every `look_seconds`. A wait above `wait_limit_seconds` raises WaitTimeout.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class Driver:
         chunk_nbytes: int = wire.CHUNK_NBYTES,
         by_window: bool = True,
         trace: Any = None,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self.comm, self.roles, self.rank_of, self.buffers, self.bell = comm, roles, rank_of, buffers, bell
         self.record, self.look, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, look, wait_limit_seconds, chunk_nbytes, by_window
-        self.trace = trace
+        self.trace, self.look_seconds = trace, look_seconds
         self.many = comm.size > 1
         self.name = f"[rank {comm.rank}/{comm.size}]"
         self.host_rank_of = comm.host_rank_of
@@ -119,7 +120,7 @@ class Driver:
                 if self._sleep(now - idle_since):
                     self._waited(idle_since, clock_now() - (self.serve_seconds - served))
                     idle_since = 0.0
-            if now - self.looked_at > LOOK_SECONDS:
+            if now - self.looked_at > self.look_seconds:
                 self._look(now)
         if idle_since:
             self._waited(idle_since, clock_now())

@@ -71,7 +71,7 @@ def page(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Fi
         figure.text(0.012, 0.932, _details(summary), fontsize=9.5, color=QUIET, va="center")
         if others := summary.get("what_if"):
             text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in others.items() if name != summary["sync"])
-            figure.text(0.012, 0.905, f"clocks in the same time, simulated from this run's computes:  {text}", fontsize=8.5, color=QUIET, va="center")
+            figure.text(0.012, 0.905, f"times the clocks in the same time, simulated from this run's computes:  {text}", fontsize=8.5, color=QUIET, va="center")
         (over_time, over_samples), (ranks, histogram) = figure.subplots(2, 2)
         if nothing_learnt([summary]):
             look = {"color": BLUE, "linewidth": 2}

@@ -33,7 +33,7 @@ from mpidml.ps.worker import Worker
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
-from mpidml.runtime.driver import Driver
+from mpidml.runtime.driver import LOOK_SECONDS, Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.occupancy import Occupancy
 from mpidml.runtime.training import Training
@@ -42,6 +42,7 @@ from mpidml.sync.base import SyncPolicy, make_policy
 PART_NBYTES = 256 * 1024
 SHARD_ALIGN = 16
 GRADIENTS_AHEAD = 8
+TARGET_LOOK_SECONDS = 0.02  # a run that has met its target goes on for as long as this at most
 NO_END = 1 << 40  # clocks of a run that ends at a time
 
 
@@ -116,7 +117,9 @@ class ParameterServer:
     ) -> None:
         """Make this rank's roles and the driver that runs them (Collective on comm); `over`: see `make`."""
         roles = self.make(net, data, trace, over)
-        self.driver = Driver(self.comm, roles, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace)
+        often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
+        limit = self.job.wait_limit
+        self.driver = Driver(self.comm, roles, self.rank_of, self.window, self.bell, record, look, limit, trace=trace, look_seconds=often)
 
     def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> dict[int, Role]:
         """Cut the parameters, allocate buffers and return this rank's roles by number (Collective on comm).
