@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -16,17 +15,16 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
-from mpidml.core.variants import Variant, alone, expand
-from mpidml.runtime import abort, comparison
+from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
+from mpidml.runtime import comparison
 from mpidml.runtime.agree import agree
-from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
 from mpidml.strategies.base import NO_TEST_ROWS, train
 
-ONE_PROCESS = "one process"
 WARM_UP_CLOCKS = 30
 
 
@@ -35,23 +33,13 @@ def compare(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: b
 
     Each run ends at `target` or `seconds`, else with its epochs. UserError for anything that cannot be, before any run.
     """
-    own = comm is None
-    comm = CountedComm() if comm is None else comm
-    if comm.size > 1:
-        limit_threads()
-        if own:
-            abort.install(world())
-    try:
-        return _compare(values, comm, quiet, write)
-    finally:
-        if own and sys.exc_info()[0] is None:
-            comm.free()
+    with given_or_all(comm) as ranks:
+        return _compare(values, ranks, quiet, write)
 
 
 def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: bool) -> list[dict[str, Any]]:
     variants = agree(comm, lambda: expand(values, "compare"))
-    for name, job in variants:
-        agree(comm, lambda job=job, name=name: _checked(name, job, comm))  # type: ignore[misc]
+    agree(comm, lambda: _check(variants, comm))
     leads = comm.rank == 0
     _check_data(variants[0].job, comm)
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
@@ -110,9 +98,10 @@ def _check_data(job: Job, comm: CountedComm) -> None:
     ranks.free()
 
 
-def _checked(name: str, job: Any, comm: CountedComm) -> None:
-    """Let the strategy look at a job, so that a variant that cannot run is found before the first one has."""
-    plugins.load("mpidml.strategies", job.strategy)(job, comm)
+def _check(variants: list[Variant], comm: CountedComm) -> None:
+    """Let the strategy look at each job, so that a variant that cannot run is found before the first one has."""
+    for _, job in variants:
+        plugins.load("mpidml.strategies", job.strategy)(job, comm)
 
 
 def _config(values: Mapping[str, Any]) -> str:

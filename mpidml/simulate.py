@@ -26,17 +26,17 @@ from mpidml.core.job import Job
 from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import Variant, alone, expand, several
+from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
 from mpidml.nn.models import build
-from mpidml.runtime import abort, comparison, straggler
+from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
-from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.info import memory_nbytes, pingpong
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
+from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
@@ -48,7 +48,6 @@ FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
-ALONE = "one process"
 
 
 def simulate(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False, write: bool = True) -> list[dict[str, Any]]:
@@ -56,17 +55,8 @@ def simulate(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: 
 
     The first one of several is the same job in one process. UserError for anything that cannot be, before any run.
     """
-    own = comm is None
-    comm = CountedComm() if comm is None else comm
-    if comm.size > 1:
-        limit_threads()
-        if own:
-            abort.install(world())
-    try:
-        return _simulate(values, comm, quiet, write)
-    finally:
-        if own and sys.exc_info()[0] is None:
-            comm.free()
+    with given_or_all(comm) as ranks:
+        return _simulate(values, ranks, quiet, write)
 
 
 def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: bool) -> list[dict[str, Any]]:
@@ -80,8 +70,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _check_lists(rest, scale))
     plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, 8) for _, job in variants])
     agree(comm, lambda: _fits_memory(plans))
-    for _, job in variants:
-        agree(comm, lambda job=job: _check_job(job, scale))  # type: ignore[misc]
+    agree(comm, lambda: _check(variants, scale))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None and variants[0].job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
@@ -112,12 +101,12 @@ def _run_all(
     named = [(name, job, scale) for name, job in variants]
     entries, curves = [], []
     if many:
-        named.insert(0, (ALONE, alone(variants[0].job), replace(scale, workers=1)))
+        named.insert(0, (ONE_PROCESS, alone(variants[0].job), replace(scale, workers=1)))
     taken: dict[str, int] = {}
     for name, job, at in named:
         started = time.perf_counter()
         own = cost
-        if name == ALONE:  # it has the work of all workers to do by itself, and no network
+        if name == ONE_PROCESS:  # it has the work of all workers to do by itself, and no network
             own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
         plan = _plan(at, job, own, nbytes)
         if data is None:
@@ -156,10 +145,11 @@ def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 
 
-def _check_job(job: Job, scale: Simulation) -> None:
-    """Let the strategy look at a job as if all its ranks were here, so that what cannot be is found before anything is written."""
-    ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
-    plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
+def _check(variants: list[Variant], scale: Simulation) -> None:
+    """Let the strategy look at each job as if all its ranks were here, so that what cannot be is found before anything is written."""
+    for _, job in variants:
+        ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
+        plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
 
 
 def _given(scale: Simulation) -> CostModel | None:
@@ -221,8 +211,7 @@ def _fits_memory(plans: list[Plan]) -> None:
 def _payload_nbytes(job: Job, comm: CountedComm) -> int:
     """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
     data = load(job, comm)
-    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, dtype=job.dtype, backend="numpy"))
+    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, dtype=job.dtype, backend="numpy"))
     return int(net.n_params) * net.dtype.itemsize
 
 

@@ -26,8 +26,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     job = job.with_values(changes | ({"steps": 0} if plan.n_clocks > 1 << 30 else {}), "simulate")
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
-    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
-    net = build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, backend(job.backend))
+    net = build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, backend(job.backend))
     roles = strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
     n_servers = len(strategy.spec.shards)
     sampler = strategy.sampler

@@ -85,6 +85,11 @@ class Job:
             raise UserError(f"--staleness {self.staleness}: --sync {self.sync} names one already; give it in one place")
         return f"{self.sync}:{self.staleness}"
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Return the widths of the hidden layers: the default ones are those of an mlp, widths given to a model without such layers are refused later."""
+        return () if self.model == "softmax" and self.hidden == Job.hidden else self.hidden
+
     def checked(self) -> Job:
         """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()

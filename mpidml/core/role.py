@@ -138,6 +138,26 @@ class Waiting(NamedTuple):
     text: str
 
 
+class Passive:
+    """The part of a role that answers messages alone: it never computes apart, sets no timer, and takes payloads in pooled buffers."""
+
+    def done(self, now: float, result: Any) -> Effects:
+        """Do nothing."""
+        return NOTHING
+
+    def part(self, now: float, lo: int, hi: int) -> Effects:
+        """Do nothing."""
+        return NOTHING
+
+    def timer(self, now: float) -> Effects:
+        """Do nothing."""
+        return NOTHING
+
+    def landing(self, source: int, message: Message) -> Array | None:
+        """Name no place."""
+        return None
+
+
 class Role(Protocol):
     """A state machine with a handful of states; `now` is in seconds of the interpreter's clock. Messages may come during a compute."""
 

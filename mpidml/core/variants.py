@@ -17,6 +17,8 @@ ONE_VALUE = ("data", "test_data", "label", "view", "hidden", "target", "seconds"
 """Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
 LISTED = tuple(f.name for f in fields(Job) if f.name not in ONE_VALUE)
 MOST_VARIANTS = 64
+ONE_PROCESS = "one process"
+"""The name of the variant that `alone` makes."""
 
 
 class Variant(NamedTuple):

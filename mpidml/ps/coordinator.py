@@ -10,15 +10,14 @@ A run needs one for `--assign dynamic`, for an end at a target or a time, and fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from mpidml.core.role import GRANT, LOAD, NEXT, NOTHING, Array, Effect, Effects, Message, Record, Send, Stop, Waiting
+from mpidml.core.role import GRANT, LOAD, NEXT, NOTHING, Array, Effect, Effects, Message, Passive, Record, Send, Stop, Waiting
 from mpidml.sync.base import Gate, Start
 
 LOAD_UNITS, WEIGHT_UNITS = 1_000_000, 1_000_000_000
 
 
-class Coordinator:
+class Coordinator(Passive):
     """Serve `workers` (role numbers) until `n_turns` of each, or with `dynamic` as many blocks in all, are given out.
 
     `over(now)` is asked at each request whether to end, besides. `level`: on a stop, workers with shares of their own end at the same turn; for
@@ -108,22 +107,6 @@ class Coordinator:
             return -1
         self.furthest = max(self.furthest, turn)
         return turn * n + worker
-
-    def done(self, now: float, result: Any) -> Effects:
-        """Do nothing: a coordinator never computes apart."""
-        return NOTHING
-
-    def part(self, now: float, lo: int, hi: int) -> Effects:
-        """Do nothing: a coordinator never computes apart."""
-        return NOTHING
-
-    def timer(self, now: float) -> Effects:
-        """Do nothing: a coordinator sets no timer."""
-        return NOTHING
-
-    def landing(self, source: int, message: Message) -> Array | None:
-        """Name no place: requests carry no payload."""
-        return None
 
     def waiting(self, now: float) -> list[Waiting]:
         """Report workers that may not start yet, and whom they wait for."""

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mpidml.core.clocks import ENDED
-from mpidml.core.role import CLOCK, END, LAST, NOTHING, PULL, PUSH, ROWS, Array, Effect, Effects, Lease, Message, Send, Stop, Waiting, new
+from mpidml.core.role import CLOCK, END, LAST, NOTHING, PULL, PUSH, ROWS, Array, Effect, Effects, Lease, Message, Passive, Send, Stop, Waiting, new
 from mpidml.ps.store import PLAIN, Store
 from mpidml.sync.base import SyncPolicy, Tuning
 
 
-class Shard:
+class Shard(Passive):
     """Serve one shard to `workers` (role numbers) under `policy`.
 
     `repeat`: deltas count by clock in worker order, and a read at clock c shows exactly version max(0, oldest readable), so that the same
@@ -168,22 +168,6 @@ class Shard:
             deltas = [message for _, message in held]
             staleness = clock - min([m.version for m in deltas]) if deltas else 0
             self.store.apply(deltas, self._tuning(staleness))
-
-    def done(self, now: float, result: Any) -> Effects:
-        """Do nothing: a shard never computes apart."""
-        return NOTHING
-
-    def part(self, now: float, lo: int, hi: int) -> Effects:
-        """Do nothing: a shard never computes apart."""
-        return NOTHING
-
-    def timer(self, now: float) -> Effects:
-        """Do nothing: a shard sets no timer."""
-        return NOTHING
-
-    def landing(self, source: int, message: Message) -> Array | None:
-        """Take payloads in pooled buffers."""
-        return None
 
     def waiting(self, now: float) -> list[Waiting]:
         """Report blocked pulls: table, rows, who asks, the clock wanted, who is behind and since when."""

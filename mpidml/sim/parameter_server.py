@@ -124,7 +124,8 @@ def simulate(plan: Plan) -> Simulated:
     spec = TableSpec("weights", n_elements, 1, np.dtype(np.float64), shards(n_elements, 1), 0, make_chain("sgd", 1.0), in_place=True)
     moves = plan.cost.bytes_per_second > 0
     server: Any = Shard("weights", range(1, n + 1), policy, SizeStore(n_elements) if moves else None, in_place=not moves)  # type: ignore[arg-type]
-    routing, task, waited = Routing([spec]), Sizes(n_elements), {}  # type: ignore[var-annotated]
+    routing, task = Routing([spec]), Sizes(n_elements)
+    waited: dict[int, Waited] = {}
     coordinated = bool(policy.gate_at or plan.dynamic or plan.seconds)
     options: dict[str, Any] = {"n_workers": n, "coordinator": n + 1 if coordinated else -1, "waited": waited}
     by_clock = policy.commit == "clock"

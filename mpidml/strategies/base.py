@@ -22,15 +22,15 @@ from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import Trace, to_chrome
 from mpidml.nn.models import build
-from mpidml.runtime import abort, summary
+from mpidml.runtime import summary
 from mpidml.runtime.agree import agree
-from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
+from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.telemetry import Telemetry
-from mpidml.runtime.threads import limit_threads
 from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
@@ -48,17 +48,8 @@ def train(
     `network`, its `values`, and on rank 0 the `metrics`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
     exception or a signal on one rank ends them all from now on.
     """
-    own = comm is None
-    comm = CountedComm() if comm is None else comm
-    if comm.size > 1:
-        limit_threads()
-        if own:
-            abort.install(world())
-    try:
-        return _train(job, comm, quiet, write, keep, brief)
-    finally:
-        if own and sys.exc_info()[0] is None:
-            comm.free()
+    with given_or_all(comm) as ranks:
+        return _train(job, ranks, quiet, write, keep, brief)
 
 
 def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str, Any] | None, brief: bool) -> dict[str, Any]:
@@ -70,9 +61,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     if job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=job.target))
     arithmetic = _compiled(job.backend, comm, quiet)
-    # The default widths are those of an mlp; `build` refuses widths that a user gives to a model without hidden layers.
-    hidden = () if job.model == "softmax" and job.hidden == Job.hidden else job.hidden
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, hidden, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
+    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
     telemetry = Telemetry(comm, len(COLUMNS))
     trace = Trace() if job.trace else None
     agree(comm, lambda: _claim(folder, job) if folder is not None else None)
