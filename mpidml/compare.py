@@ -60,6 +60,8 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
         if found is not None:
             entries.append(comparison.entry(name, *found, target))
             curves.append(found[1])
+            if folder is not None:
+                folder.write_json("compare.json", entries)  # what is known so far, should a later run fail
     if leads:
         comparison.tell(folder, entries, curves, target, speak)
     result: list[dict[str, Any]] = comm.bcast(entries)
@@ -83,7 +85,7 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
     """Let every rank compute a few clocks by itself: what a process does slowly at first would be counted against the run that comes first."""
     part = comm.mpi.Split(comm.rank, 0)
     ranks = CountedComm(part)
-    train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": Job.epochs, "seconds": 0.0, "target": "", "slowdown": ""}, "warm-up"), ranks, True, False)
+    train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "slowdown": ""}, "warm-up"), ranks, True, False)
     ranks.free()
     part.Free()
 

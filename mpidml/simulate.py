@@ -23,7 +23,7 @@ from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
-from mpidml.core.simulation import NAMES, Simulation
+from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
@@ -47,6 +47,10 @@ from mpidml.sync.base import make_policy
 FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
+NO_PART = ("epochs", "steps", "trace", "wait_limit")
+PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
+"""What a simulation of sizes takes from the job; a fit runs the job itself."""
+PAYLOAD = ("data", "test_data", "label", "view", "hold_out", "model", "hidden", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -81,6 +85,11 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         cost = _fit(scale, variants[0].job, comm, speak)
     if leads:
         speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
+    if cost.samples and cost.samples != (share := max(variants[0].job.batch // scale.workers, 1)):
+        speak(f"these costs were measured with {cost.samples} samples a worker and clock, here are {share}: a fit would tell them")
+    if idle := _idle(rest, scale, cost):
+        why = "virtual clocks decide" if scale.learn else "sizes alone move" if scale.fits else "sizes alone move, and the costs are given"
+        speak(f"without effect here: {', '.join(idle)} ({why})")
     if len(variants) > 1 and not variants[0].job.seconds and not variants[0].job.target:
         speak("no --seconds: each run ends with its clocks, so under --assign static each policy ends with its slowest worker")
     entries: list[dict[str, Any]] = []
@@ -120,6 +129,8 @@ def _run_all(
         if folder is not None:
             _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own)
         entries.append(comparison.entry(name, summary, metrics, target))
+        if folder is not None and many:
+            folder.write_json("compare.json", entries)
         curves.append(metrics)
         speak(sentence(name, summary))
         server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
@@ -136,6 +147,15 @@ def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
     first = 0 if plan.colocated else plan.n_shards
     names = ["server 0", *(f"worker {w}" for w in range(plan.n_workers))]
     return straggler.totals(found.waited, names, [0, *range(first, first + plan.n_workers)])
+
+
+def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list[str]:
+    """List the flags that were given and have no part in this simulation."""
+    names = [name.replace("-", "_") for name in values]
+    part = {name for name in names if name not in NO_PART}
+    if not scale.learn and not scale.fits:
+        part &= {*PLANNED, *(PAYLOAD if cost.bytes_per_second else ())}
+    return [f"--{name.replace('_', '-')}" for name in names if name not in part]
 
 
 def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
@@ -186,7 +206,7 @@ def _plan(scale: Simulation, job: Job, cost: CostModel, nbytes: int) -> Plan:
     return Plan(
         policy,
         scale.workers,
-        MOST_SIZE if job.seconds and scale.clocks == Simulation.clocks else scale.clocks,
+        scale.clocks or (MOST_SIZE if job.seconds else CLOCKS),
         cost,
         scale.workers if colocated else int(job.servers),
         nbytes,
@@ -223,7 +243,7 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
         servers = str(min(int(servers), comm.size - 1))
     n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
     trial = job.with_values(
-        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": Job.epochs, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""},
+        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""},
         "fit",
     )
     trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "out": ""}, "fit")
@@ -239,7 +259,7 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
         pure = max(sum(summary["compute_seconds"]) - serve, 0.0) / total  # a step's seconds hold what it served meanwhile
         n_steps = sum(len(of) for of in kept["step_seconds"])
         driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
-        found = scale.over(CostModel(tuple(s * pure + driving for s in steps), 0.0, latency, 0.0, serve / n_steps, 0.0, "fitted"))
+        found = scale.over(CostModel(tuple(s * pure + driving for s in steps), 0.0, latency, 0.0, serve / n_steps, 0.0, share, "fitted"))
         plan = Plan(make_policy("asp"), n_workers, FIT_CLOCKS, found, n_workers, 8, servers == "colocated")
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
         speak(f"measured {summary['samples_per_second']:,.0f} samples/s, simulated {rate:,.0f} ({rate / summary['samples_per_second']:.2f} times)")

@@ -22,7 +22,7 @@ EVALUATION_SECONDS = COLUMNS.index("evaluation_seconds")
 
 def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None) -> tuple[Simulated, list[dict[str, Any]], dict[str, Any]]:
     """Train as `job` says with the ranks of `plan`; return what was counted, the metrics over virtual seconds, and the quality reached."""
-    changes = {"early_push": "off", "slowdown": "", "steps": plan.n_clocks, "epochs": Job.epochs, "out": ""}
+    changes = {"early_push": "off", "slowdown": "", "steps": plan.n_clocks, "epochs": 0, "out": ""}
     job = job.with_values(changes | ({"steps": 0} if plan.n_clocks > 1 << 30 else {}), "simulate")
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
@@ -58,7 +58,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     accuracy = sum(k for _, k, _ in scores) / n_tested if test_loss is not None and math.isfinite(test_loss) else None
     monitor.end(test_loss, accuracy)
     for worker in strategy.workers.values():
-        for role, waits in worker.waited.items():
+        for role, waits in worker.tally.waited.items():
             found.waited.setdefault(0 if role < n_servers else role - n_servers + 1, type(waits)()).merge(waits)
     tail = monitor.metrics[-max(1, min(len(monitor.metrics), sampler.clocks_per_epoch)) :]
     quality = {

@@ -28,7 +28,7 @@ def test_costs_are_fitted_to_a_short_run_and_the_same_run_is_simulated_beside_it
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost["source"] == "fitted" and len(cost["compute"]) > 50
     again = ok(python([*SIMULATE, "--cost", tmp_path / "run" / "cost.json", "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--out", tmp_path / "b"]))
-    assert "fitting" not in again
+    assert "fitting" not in again and "without effect" not in again and "samples a worker and clock" not in again
     same = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert same["seconds"] == summary["seconds"], "the same costs give the same run"
 
@@ -43,12 +43,21 @@ def test_several_policies_make_one_table_with_one_process_first(tmp_path):
     assert "one process is slower than all of them" in said and (tmp_path / "run" / "compare.png").exists()
 
 
+def test_flags_that_have_no_part_and_costs_of_another_batch_are_named(tmp_path):
+    said = ok(python([*SIMULATE, *GIVEN, "--epochs", "30", "--dropout", "0", "--clocks", "2", "--out", tmp_path / "run"]))
+    assert "without effect here: --epochs, --dropout (sizes alone move, and the costs are given)" in said
+    (tmp_path / "cost.json").write_text('{"compute": [0.01], "samples": 7}')
+    said = ok(python([*SIMULATE, "--cost", tmp_path / "cost.json", "--clocks", "100", "--seconds", "0.1", "--out", tmp_path / "b"]))
+    assert "these costs were measured with 7 samples a worker and clock, here are 16" in said
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["clocks"] == 11, "a default that is given counts as given; the time ends it first"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ("--workers 100000000", "--workers 100000000: would take about "),
         ("--workers 0", "--workers 0: is below 1"),
-        ("--clocks -3", "--clocks -3: is below 1"),
+        ("--clocks -3", "--clocks -3: is below 0"),
         ("--workers 50 --batch 10", "--batch 10: is below the 50 workers"),
         ("--jitter 2", "--jitter 2.0: is not a share"),
         ("--latency -1", "--latency -1.0: is not a number from 0 up"),

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 
 ENDED = 1 << 60
@@ -17,12 +18,14 @@ ENDED = 1 << 60
 class Clocks:
     """The vector clock of a table shard (Ho et al., NIPS 2013): completed clocks of each worker, and `reached`.
 
-    `reached` is the largest clock that `needed` workers (None: all of them) have completed; `highest` the largest that anyone has.
+    `reached` is the largest clock that `needed` workers (None: all of them) have completed; `highest` the largest that anyone has. What is kept for
+    each worker lies in arrays indexed by its number, so that counting for 10,000 workers in any order stays in a core's cache.
     """
 
     def __init__(self, workers: Iterable[int], needed: int | None = None) -> None:
-        self.completed = dict.fromkeys(workers, 0)
-        self.active = len(self.completed)
+        self.workers = list(workers)
+        self.completed = array("q", [0]) * (max(self.workers) + 1)
+        self.active = len(self.workers)
         self.everyone = needed is None or needed == self.active
         self.needed = self.active if needed is None else needed
         self.behind = {0: self.active}
@@ -76,8 +79,8 @@ class Clocks:
 
     def slowest(self) -> list[int]:
         """List the workers that are furthest behind."""
-        least = min(self.completed.values())
-        return [w for w, c in self.completed.items() if c == least]
+        least = min(self.completed[w] for w in self.workers)
+        return [w for w in self.workers if self.completed[w] == least]
 
 
 class TimedClocks(Clocks):
@@ -85,13 +88,13 @@ class TimedClocks(Clocks):
 
     def __init__(self, workers: Iterable[int], needed: int | None = None) -> None:
         super().__init__(workers, needed)
-        self.last = dict.fromkeys(self.completed, 0.0)
-        self.interval = dict.fromkeys(self.completed, 0.0)
-        self.at: dict[int, dict[int, None]] = {0: dict.fromkeys(self.completed)}
+        self.last = array("d", [0.0]) * len(self.completed)
+        self.interval = array("d", self.last)
+        self.at: dict[int, dict[int, None]] = {0: dict.fromkeys(self.workers)}
 
     def start(self, now: float) -> None:
         """Count the first clock's seconds from `now` on."""
-        self.last = dict.fromkeys(self.completed, now)
+        self.last = array("d", [now]) * len(self.completed)
 
     def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
         """Count as `Clocks.tick` does; `now` in seconds."""

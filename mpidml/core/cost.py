@@ -32,6 +32,8 @@ class CostModel:
     bytes_per_second: float = 0.0
     apply: float = 0.0
     message: float = 0.0
+    samples: int = 0
+    """Samples of a compute, where it was measured; 0: unknown."""
     source: str = field(default="given")
 
     def __post_init__(self) -> None:
@@ -65,7 +67,8 @@ class CostModel:
             if name not in known:
                 raise UserError(f"{where}: there is no '{name}' in a cost model; {nearest(name, known)}")
         try:
-            numbers: dict[str, Any] = {k: v if k == "source" else tuple(map(float, v)) if k == "compute" else float(v) for k, v in values.items()}
+            kinds: dict[str, Any] = {"source": str, "samples": int, "compute": lambda v: tuple(map(float, v))}
+            numbers: dict[str, Any] = {k: kinds.get(k, float)(v) for k, v in values.items()}
             return cls(**numbers)
         except (TypeError, ValueError):
             raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; correct the file") from None

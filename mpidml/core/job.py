@@ -14,6 +14,8 @@ from typing import Any
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.target import parse_target
 
+EPOCHS = 30
+
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
     """Return a field that is a flag of the command line: its default, its help, its choices or the folder of plug-ins that are."""
@@ -64,10 +66,10 @@ class Job:
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
-    epochs: int = flag(30, "passes over the training data")
+    epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
     target: str = flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
-    seconds: float = flag(0.0, "end after this many seconds of training (0: no limit; with one, epochs have none unless given)")
+    seconds: float = flag(0.0, "end after this many seconds of training (0: no limit)")
     batch: int = flag(64, "global batch: samples per clock over all workers")
     seed: int = flag(0, "decides weights, order of samples and noise")
     deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
@@ -95,7 +97,7 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 1, "batch": 1, "steps": 0}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"--{name} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
@@ -124,7 +126,7 @@ class Job:
                 raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
         if self.test_data and self.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
-        if self.steps and self.epochs != Job.epochs:
+        if self.steps and self.epochs:
             raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
         if self.order != Job.order and not self.budget:
             raise UserError(f"--order {self.order}: does nothing without --budget; give one, or leave it out")

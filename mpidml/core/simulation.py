@@ -12,6 +12,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import flag, parsed
 
 LEARNING_WORKERS = 64
+CLOCKS = 100
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Simulation:
     """The flags of `simulate` that `train` has not. Where no cost is given, it is fitted to a short run on the ranks at hand."""
 
     workers: int = flag(4, "how many workers to simulate")
-    clocks: int = flag(100, "clocks of each worker (with --assign dynamic: of all together, times the workers)")
+    clocks: int = flag(0, f"clocks of each worker, under --assign dynamic on average (0: {CLOCKS}, or no limit where --seconds is given)")
     learn: bool = flag(False, f"run the real arithmetic on virtual clocks, too (up to {LEARNING_WORKERS} workers)")
     fit: bool = flag(False, "fit the costs to a short run on the ranks at hand, even if some are given (these win)")
     cost: str = flag("", "cost.json of an earlier simulation, in place of a fit")
@@ -33,9 +34,9 @@ class Simulation:
         """Return a simulation with `values` in their types; UserError names what cannot be."""
         default = Simulation()
         found = replace(self, **{name: parsed(value, getattr(default, name), f"{where}: {name}") for name, value in values.items()})
-        for name in ("workers", "clocks"):
-            if getattr(found, name) < 1:
-                raise UserError(f"--{name} {getattr(found, name)}: is below 1; give a whole number from 1 up")
+        for name, least in (("workers", 1), ("clocks", 0)):
+            if getattr(found, name) < least:
+                raise UserError(f"--{name} {getattr(found, name)}: is below {least}; give a whole number from {least} up")
         for name in ("compute", "latency", "bandwidth", "apply"):
             value = getattr(found, name)
             if not (math.isfinite(value) and value >= 0):

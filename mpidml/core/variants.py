@@ -61,6 +61,8 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         job = Job().with_values({**single, **dict(zip(names, combination, strict=True))}, where).checked()
         words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in zip(names, combination, strict=True)]
         variants.append(Variant(", ".join(words) or job.policy(), job))
+        if (twin := next((v.name for v in variants[:-1] if v.job == job), None)) is not None:
+            raise UserError(f"{where}: '{twin}' and '{variants[-1].name}' are the same job; name each once")
     if len(variants) > MOST_VARIANTS:
         raise UserError(f"{where}: the lists make {len(variants)} variants, more than {MOST_VARIANTS}; shorten them")
     return variants

@@ -92,10 +92,10 @@ class CachingClient(Client):
             if role in pieces:
                 change(self.untaken[number], pieces[role], partial(add_to, write))
 
-    def take(self, ticket: Ticket, staleness: int = -1) -> None:
+    def take(self, ticket: Ticket) -> None:
         """Use what a ticket has read."""
         self.hits.pop(ticket.number, None)
-        super().take(ticket, staleness)
+        super().take(ticket)
 
     def answer(self, now: float, source: int, message: Message) -> None:
         """Take a ROWS message; put listed rows into the cache."""

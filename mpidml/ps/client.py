@@ -8,7 +8,8 @@ So a worker reads its own writes, however early it asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from array import array
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from mpidml.core.clocks import ENDED
 from mpidml.core.role import CLOCK, END, LAST, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting, new
 from mpidml.ps.own_writes import OwnWrites, Write, add_to
-from mpidml.ps.routing import Routing
+from mpidml.ps.routing import Routing, mask
 from mpidml.ps.table import TableSpec
 from mpidml.ps.ticket import Ticket, change
 from mpidml.sync.base import SyncPolicy
@@ -50,15 +51,15 @@ class Client:
         self.tables, self.policy = self.routing.tables, policy
         self.clock = 0
         self.tickets: dict[int, Ticket] = {}
-        self.sent, self.asked = [0] * len(self.routing.shard_of), [0] * len(self.routing.shard_of)
+        self.sent = array("q", [0]) * len(self.routing.shard_of)
         adds = [role for role, (t, _) in self.routing.shard_of.items() if self.tables[t].update is None]
         holds = any(t.reads != "fresh" for t in self.tables)
         # What a client does not need is one empty dict for all: of 100,000 clients each is small.
         self.own = {role: OwnWrites(by_clock) for role in adds} if adds else UNUSED
+        self.asked = dict.fromkeys(self.own, 0) if adds else UNUSED
         self.untaken: dict[int, Ticket] = {} if adds else UNUSED
         self.copies: dict[Key, Copy] = {} if holds else UNUSED
         self.awaited: dict[Key, list[Ticket]] = {} if holds else UNUSED
-        self.staleness: dict[int, int] = {}
         self.n_asked = self.n_blocking = 0
         self.next_ticket = 0
         self.riding = -1
@@ -89,16 +90,21 @@ class Client:
         oldest = self.policy.oldest_readable(clock)
         if at_least > oldest:
             oldest = at_least
-        pieces = self.routing.whole[table] if rows is None and block is None else self.routing.split(table, rows, block)
-        ticket = Ticket(self.next_ticket, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now, pieces)
+        if rows is None and block is None:
+            pieces, unanswered = self.routing.whole[table], self.routing.masks[table]
+        else:
+            pieces = self.routing.split(table, rows, block)
+            unanswered = mask(pieces)
+        ticket = Ticket(self.next_ticket, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now, pieces, unanswered)
         self.tickets[ticket.number] = ticket
         if self.own and out is not None:
             self.untaken[ticket.number] = ticket
         effects: list[Effect] = []
         if rides:
             self.riding = ticket.number
-            for role in pieces:
-                self.asked[role] += 1
+            if self.own:
+                for role in pieces:
+                    self.asked[role] += 1
             return ticket, effects
         held = spec.reads != "fresh" and rows is None and at_least < ENDED
         for role, piece in pieces.items():
@@ -112,7 +118,8 @@ class Client:
                     self.n_blocking += 1
                     continue
             self.n_asked += 1
-            self.asked[role] += 1
+            if self.own:
+                self.asked[role] += 1
             _, region, lo, hi, _ = piece
             effects.append(new(Send, (role, new(Message, (PULL, clock, ticket.number, 0, at_least, lo, hi, region[2], None, False)))))
         if not pieces:
@@ -140,7 +147,7 @@ class Client:
             number = self.sent[role] = self.sent[role] + 1
             message = new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends))
             effects.append(new(Send, (role, message)))
-            if role in self.own:
+            if self.own and role in self.own:
                 self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))
         return effects
 
@@ -150,22 +157,19 @@ class Client:
             if role in ticket.pieces and not ticket.unanswered >> role & 1:
                 change(ticket, ticket.pieces[role], partial(add_to, write))
 
-    def take(self, ticket: Ticket, staleness: int = -1) -> None:
-        """Use what a ticket has read, later own writes no longer change it; count its staleness (-1: as the tables say)."""
+    def take(self, ticket: Ticket) -> None:
+        """Use what a ticket has read: later own writes no longer change it."""
         if self.untaken:
             self.untaken.pop(ticket.number, None)
-        if staleness < 0:
-            staleness = max(ticket.clock - ticket.version, 0)
-        self.staleness[staleness] = self.staleness.get(staleness, 0) + 1
 
-    def tick(self, now: float, told: Collection[int] = ()) -> list[Effect]:
-        """End the clock: tell each shard, except those (role numbers) that a push has `told` already."""
+    def tick(self, now: float, told: int = 0) -> list[Effect]:
+        """End the clock: tell each shard, except those (a bit for each role) that a push has `told` already."""
         clock, riding = self.clock, self.riding
         self.clock, self.riding = clock + 1, -1
         effects = self._learn(now) if self.own else []
-        if len(told) == len(self.routing.shard_of):
-            return effects
-        return [*effects, *(self._numbered(role, Message(CLOCK, clock, riding)) for role in self.routing.shard_of if role not in told)]
+        if told != self.routing.everyone:
+            effects += [self._numbered(role, Message(CLOCK, clock, riding)) for role in self.routing.shard_of if not told >> role & 1]
+        return effects
 
     def _learn(self, now: float) -> list[Effect]:
         """Ask a shard, where many own writes are kept, how many of them it has counted."""
@@ -216,7 +220,8 @@ class Client:
             if spec.reads != "fresh" and message.rows is None:
                 self._hold((source, message.lo, message.hi), values, message)
         if ticket is not None:  # only now: it may be filled in the very memory that `values` lie in
-            self.asked[source] -= 1
+            if self.own:
+                self.asked[source] -= 1
             self._fill(ticket, source, values, message.version, message.counted)
         if message.data is not None:
             message.data.release()

@@ -10,7 +10,7 @@ Updates that wait are summed up. A worker reads them at once, as it reads all it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -96,7 +96,7 @@ class ManagedClient(CachingClient):
         super()._overlay_hits(role, out, rows, versions, counts)
         self.backlogs[self.routing.shard_of[role][0]].overlay(out, Region(-1, -1, rows))
 
-    def tick(self, now: float, told: Collection[int] = ()) -> list[Effect]:
+    def tick(self, now: float, told: int = 0) -> list[Effect]:
         """End the clock; the shards are told when all of it is sent."""
         self.untold.append((Message(CLOCK, self.clock, self.riding), self.clock + 1))
         self.clock, self.riding = self.clock + 1, -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,8 +15,18 @@ from mpidml.ps.ticket import Piece
 MOST_CUTS = 256
 
 
+def mask(roles: Iterable[int]) -> int:
+    """Return the set of `roles` as an integer, one bit for each number."""
+    found = 0
+    for role in roles:
+        found |= 1 << role
+    return found
+
+
 class Routing:
     """The way from rows of `tables` to the roles of their shards. Cuts of whole tables (`whole[table]`) and of blocks are kept.
+
+    `masks[table]` is the set of the roles of a table's shards, `everyone` that of all shards, one bit for each.
 
     It does not change with its users, so all clients of a process may share one.
     """
@@ -27,6 +37,8 @@ class Routing:
         self.edges = [[s.lo for s in t.shards] for t in self.tables]
         self.cuts: dict[tuple[int, tuple[int, int]], dict[int, Piece]] = {}
         self.whole = [self.split(n, None, (0, t.n_rows)) for n, t in enumerate(self.tables)]
+        self.masks = [mask(pieces) for pieces in self.whole]
+        self.everyone = mask(self.shard_of)
 
     def split(self, table: int, rows: Array | None, block: tuple[int, int] | None) -> dict[int, Piece]:
         """Return role number -> piece for all rows, a block (lo, hi) or listed rows."""

@@ -8,6 +8,7 @@ O(1) a message: `Clocks` knows the minimum, and parked pulls lie under the clock
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +23,8 @@ class Shard(Passive):
 
     `repeat`: deltas count by clock in worker order, and a read at clock c shows exactly version max(0, oldest readable), so that the same
     layout gives the same bits. `tuned`: updates are softened for their staleness by the policy's rule. `allocate(nbytes)` gives a buffer
-    for a reply. `store` None: payloads carry no values (large simulations).
+    for a reply. `store` None: payloads carry no values (large simulations). `shown` (one int64, in a window of the host) tells readers in place
+    which clock the values show now.
     """
 
     def __init__(
@@ -37,19 +39,20 @@ class Shard(Passive):
         tuned: bool = False,
         in_place: bool = False,
         eager: bool = False,
+        shown: Array | None = None,
     ) -> None:
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
         self.by_clock = repeat or policy.commit == "clock"
         self.clocks = policy.clocks(workers)
-        self.order = {w: i for i, w in enumerate(self.clocks.completed)}
+        self.order = {w: i for i, w in enumerate(self.clocks.workers)}
         self.active = len(self.order)
-        self.counted = dict.fromkeys(self.order, 0)
+        self.counted = array("q", [0]) * len(self.clocks.completed)
         self.early: dict[tuple[int, int], Message] = {}
         self.held: dict[int, list[tuple[int, Message]]] = {}
         self.freed = 0
         self.parked: dict[int, list[tuple[int, Message, float]]] = {}
-        self.spoke = dict.fromkeys(self.order, 0.0)
+        self.spoke = array("d", [0.0]) * len(self.counted)
         self.asked: dict[int, dict[tuple[int, int], Message]] = {}
         self.writing = set(self.order)
         # Without a bound the slowest worker may be any number of clocks behind, and yet its share is all that a read lacks: there an update's
@@ -57,10 +60,11 @@ class Shard(Passive):
         self.by_updates = tuned and policy.bound is None and not self.by_clock
         self.n_ended = 0
         self.read_at: dict[tuple[int, int], int] = {}
+        self.shown = shown
 
     def start(self, now: float) -> Effects:
         """Wait for messages."""
-        self.spoke = dict.fromkeys(self.order, now)
+        self.spoke = array("d", [now]) * len(self.counted)
         self.clocks.start(now)
         return NOTHING
 
@@ -121,6 +125,8 @@ class Shard(Passive):
         self.n_ended += 1
         if self.by_updates:
             self.read_at.pop((source, clock), None)
+            if self.in_place:  # the next compute begins about now, and reads what is there now
+                self.read_at[source, clock + 1] = self.n_ended
         if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
             self.parked.setdefault(clock + 1, []).append((source, message, now))
         return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
@@ -145,6 +151,8 @@ class Shard(Passive):
     def _moved(self, by: int) -> Effects:
         """Answer what the last tick or end, that of worker `by`, made answerable."""
         reached = self.clocks.reached
+        if self.shown is not None:
+            self.shown[0] = reached
         if self.by_clock:
             self._commit(self.clocks.highest if reached == ENDED else reached)
         effects: list[Effect] = []

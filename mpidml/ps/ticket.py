@@ -30,13 +30,12 @@ class Ticket:
 
     __slots__ = ("clock", "number", "oldest", "out", "pieces", "since", "table", "unanswered", "version")
 
-    def __init__(self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float, pieces: dict[int, Piece]) -> None:
+    def __init__(
+        self, number: int, table: int, clock: int, oldest: int, out: Array | None, since: float, pieces: dict[int, Piece], unanswered: int
+    ) -> None:
         self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
+        self.pieces, self.unanswered = pieces, unanswered
         self.version = -1
-        self.pieces = pieces
-        self.unanswered = 0
-        for role in pieces:
-            self.unanswered |= 1 << role
 
     def lacks(self) -> list[int]:
         """List the roles that have not answered."""

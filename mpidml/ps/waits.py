@@ -37,3 +37,24 @@ class Waited:
         self.times, self.seconds, self.last = self.times + other.times, self.seconds + other.seconds, max(self.last, other.last)
         if other.longest_seconds > self.longest_seconds:
             self.longest_seconds, self.longest_clock = other.longest_seconds, other.longest_clock
+
+
+class Tally:
+    """What a worker, or many together, count: how long they stood idle for each role, and how many computes read how stale values."""
+
+    __slots__ = ("staleness", "waited")
+
+    def __init__(self) -> None:
+        self.waited: dict[int, Waited] = {}
+        self.staleness: dict[int, int] = {}
+
+    def wait(self, role: int, clock: int, since: float, now: float) -> None:
+        """Count a wait for `role` from `since` to `now` that kept `clock` from starting."""
+        waited = self.waited.get(role)
+        if waited is None:
+            waited = self.waited[role] = Waited()
+        waited.add(clock, since, now)
+
+    def read(self, staleness: int) -> None:
+        """Count a compute that read values `staleness` clocks old."""
+        self.staleness[staleness] = self.staleness.get(staleness, 0) + 1

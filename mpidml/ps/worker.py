@@ -20,7 +20,7 @@ from mpidml.ps.client import SERVERS_FIRST_SECONDS, Client
 from mpidml.ps.coordinator import LOAD_UNITS, WEIGHT_UNITS
 from mpidml.ps.task import Push, Task, Turn
 from mpidml.ps.ticket import Ticket
-from mpidml.ps.waits import Waited
+from mpidml.ps.waits import Tally
 
 LOAD_STEP = 0.05
 
@@ -28,14 +28,15 @@ LOAD_STEP = 0.05
 class Worker:
     """Run `task` over the tables of `client`, for `n_clocks` clocks as number `index` of `n_workers`, or as the role `coordinator` grants.
 
-    `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `waited`: for each role (a worker that
-    ended its clock late, or a server that answered late) how long this worker stood idle for it; many workers may add to one.
+    `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `tally` counts for whom (a
+    worker that ended its clock late, a server that answered late) it stood idle; many workers may add to one. `seen()`, where tables are read in
+    place, is the clock that all of them show: at the time of a compute it may be a later one than when the read was allowed.
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
         "admitted", "ahead", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
-        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "result", "rides", "staleness",
-        "step", "steps_in_clock", "task", "told", "traced", "turn", "unsent", "waited", "watch_at", "watch_seconds"
+        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "result", "rides", "seen",
+        "staleness", "step", "steps_in_clock", "tally", "task", "told", "traced", "turn", "unsent", "watch_at", "watch_seconds"
     )  # fmt: skip
 
     def __init__(
@@ -49,10 +50,11 @@ class Worker:
         n_workers: int = 1,
         coordinator: int = -1,
         load: Callable[[float], float] | None = None,
-        waited: dict[int, Waited] | None = None,
+        seen: Callable[[], int] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
-        self.index, self.n_workers, self.coordinator, self.load = index, n_workers, coordinator, load
+        self.index, self.n_workers, self.coordinator, self.load, self.seen = index, n_workers, coordinator, load, seen
         policy = client.policy
         self.gated, self.admitted = policy.gate_at != "", policy.gate_at == "push"
         self.steps_in_clock = policy.gate_at == "start"  # a clock of the tables holds several steps; the gate says when it ends
@@ -69,11 +71,11 @@ class Worker:
         self.staleness = -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
         self.coming: list[Ticket] = []
-        self.told: list[int] = []
+        self.told = 0  # shards that know of the end of this clock, a bit for each
         self.load_told = 0.0
         self.asked_at = self.answered_at = self.begun_at = self.done_at = 0.0
         self.granted_by = -1
-        self.waited: dict[int, Waited] = {} if waited is None else waited
+        self.tally = Tally() if tally is None else tally
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
@@ -104,7 +106,7 @@ class Worker:
         if self.computing or self.next is None:
             return NOTHING
         culprit = message.clock if message.clock >= 0 else self.granted_by if self.granted_by >= 0 else source
-        self._waited_for(culprit, now)
+        self.tally.wait(culprit, self.step, self.done_at, now)
         return self._begin(now)
 
     def _granted(self, now: float, message: Message) -> Effects:
@@ -119,7 +121,7 @@ class Worker:
         effects += self._accept(now, message)
         if not self.computing and not any(ticket.unanswered for ticket in self.coming):
             if self.granted_by >= 0 or not self.gated:
-                self._waited_for(self.granted_by if self.granted_by >= 0 else self.coordinator, now)
+                self.tally.wait(self.granted_by if self.granted_by >= 0 else self.coordinator, self.step, self.done_at, now)
             effects += self._begin(now)
         return effects
 
@@ -137,12 +139,6 @@ class Worker:
             if not self.leaving:
                 effects += self._ask(now, message.clock, self.step + self.computing)
         return effects
-
-    def _waited_for(self, role: int, now: float) -> None:
-        waited = self.waited.get(role)
-        if waited is None:
-            waited = self.waited[role] = Waited()
-        waited.add(self.step, self.done_at, now)
 
     def _ask_turn(self, now: float, clock: int) -> Send:
         load = 0
@@ -184,15 +180,12 @@ class Worker:
             versions += (ticket.version,)
             if clock - ticket.version > staleness and self.staleness < 0:
                 staleness = clock - ticket.version
-            client.take(ticket, self.staleness)
-        if staleness < 0:
-            staleness = 0
+            client.take(ticket)
         assert self.next is not None
         block, weight = self.next
-        self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness))
+        self.turn = turn = new(Turn, (step, clock, block, weight, versions, max(staleness, 0)))
         self.computing, self.begun_at = True, now
-        if self.told:
-            self.told.clear()
+        self.told = 0
         effects = []
         if self.traced:
             effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
@@ -210,8 +203,14 @@ class Worker:
             effects.append(self._ask_turn(now, clock))
         if self.early and not self.leaving:
             effects += self._ask(now, clock + 1, step + 1)
-        effects.append(new(Compute, (self.task.compute, (turn,), step)))
+        effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, (turn,), step)))
         return effects
+
+    def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
+        """Compute from the values that are there now: they may be newer than when the read was allowed."""
+        if self.staleness < 0 and turn.staleness and (staleness := max(turn.clock - self.seen(), 0)) < turn.staleness:  # type: ignore[misc]
+            self.turn = turn = turn._replace(staleness=staleness)
+        return self.task.compute(turn, report)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
         """Push the shards of table 0 whose rows from `lo` (in elements) up are final."""
@@ -221,8 +220,8 @@ class Worker:
         spec = self.client.tables[0]
         effects: list[Effect] = []
         for role, shard in enumerate(spec.shards, spec.first_role):
-            if shard.lo * spec.width >= lo and role not in self.told:
-                self.told.append(role)
+            if shard.lo * spec.width >= lo and not self.told >> role & 1:
+                self.told |= 1 << role
                 piece = delta.part(shard.lo * spec.width, shard.hi * spec.width)
                 effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.turn.versions[0])
         return effects
@@ -230,6 +229,7 @@ class Worker:
     def done(self, now: float, result: Any) -> Effects:
         """Push what is not pushed yet, end the clock, and begin the next one if its read has come."""
         self.computing, self.done_at = False, now
+        self.tally.read(self.turn.staleness)
         if self.last:
             self.ended, self.result = True, result
             return self.client.end(now)
@@ -248,7 +248,7 @@ class Worker:
 
     def _close(self, now: float, pushes: Sequence[Push], measured: tuple[float, ...], counts: bool = True) -> list[Effect]:
         """Send what a turn has computed, if it counts, and end its clock."""
-        client, staleness, told = self.client, self.turn.staleness, self.told
+        client, staleness = self.client, self.turn.staleness
         clock = client.clock
         effects: list[Effect] = []
         if counts:
@@ -260,12 +260,12 @@ class Worker:
                 sent = client.push(table, delta, rows=rows, ends=ends, version=clock - staleness)
                 if ends:
                     for target, _ in sent:
-                        told.append(target)
+                        self.told |= 1 << target
                 effects += sent
         effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1
         if counts and not self.steps_in_clock:
-            effects += client.tick(now, told)
+            effects += client.tick(now, self.told)
         return effects
 
     def timer(self, now: float) -> Effects:

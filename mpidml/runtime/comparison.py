@@ -215,12 +215,11 @@ def _loss(value: float) -> str:
 
 
 def tell(folder: Any, entries: list[dict[str, Any]], curves: list[list[dict[str, Any]]], target: Any, speak: Callable[[str], None]) -> None:
-    """Write and say the comparison: compare.png and compare.json, the table and the verdict."""
+    """Draw and say the comparison: compare.png, the table and the verdict."""
     if folder is not None:
         from mpidml.runtime.comparison_plot import draw
 
         draw(folder.path / "compare.png", entries, curves, target)
-        folder.write_json("compare.json", entries)
     speak("\n" + table(entries, target))
     speak("\n".join(verdict(entries, target)))
     if folder is not None:

@@ -22,12 +22,12 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
     busy = driver.compute_seconds + driver.serve_seconds
     histogram: dict[int, int] = {}
     for worker in strategy.workers.values():
-        for staleness, n in worker.client.staleness.items():
+        for staleness, n in worker.tally.staleness.items():
             histogram[staleness] = histogram.get(staleness, 0) + n
     names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers)), "coordinator"]
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
-        waits += straggler.pairs(names[number], comm.rank, worker.waited, names, strategy.rank_of, started)
+        waits += straggler.pairs(names[number], comm.rank, worker.tally.waited, names, strategy.rank_of, started)
     return {
         "seconds": seconds,
         "waits": waits,

@@ -24,7 +24,7 @@ from mpidml.ps.routing import Routing
 from mpidml.ps.shard import Shard
 from mpidml.ps.table import TableSpec
 from mpidml.ps.task import Push, Read, Turn
-from mpidml.ps.waits import Waited
+from mpidml.ps.waits import Tally, Waited
 from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
 from mpidml.sync.base import SyncPolicy, Tuning
@@ -125,9 +125,11 @@ def simulate(plan: Plan) -> Simulated:
     moves = plan.cost.bytes_per_second > 0
     server: Any = Shard("weights", range(1, n + 1), policy, SizeStore(n_elements) if moves else None, in_place=not moves)  # type: ignore[arg-type]
     routing, task = Routing([spec]), Sizes(n_elements)
-    waited: dict[int, Waited] = {}
+    tally = Tally()
     coordinated = bool(policy.gate_at or plan.dynamic or plan.seconds)
-    options: dict[str, Any] = {"n_workers": n, "coordinator": n + 1 if coordinated else -1, "waited": waited}
+    options: dict[str, Any] = {"n_workers": n, "coordinator": n + 1 if coordinated else -1, "tally": tally}
+    if not moves:
+        options["seen"] = lambda: server.clocks.reached
     by_clock = policy.commit == "clock"
     roles: list[Role] = [server, *(Worker(Client(routing, policy, by_clock), task, plan.n_clocks, index=w, **options) for w in range(n))]
     if coordinated:
@@ -135,7 +137,7 @@ def simulate(plan: Plan) -> Simulated:
         over = (lambda now: now >= plan.seconds) if plan.seconds else None
         roles.append(Coordinator(range(1, n + 1), plan.n_clocks, plan.dynamic, gate, gate is None and policy.bound is not None, over))
     found = drive(plan, roles, 1)
-    found.waited = waited
+    found.waited = tally.waited
     return found
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import gc
 import heapq
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import NOTHING, After, Compute, Effects, Lease, Message, Record, Role, Send, Stop
+from mpidml.core.role import NOTHING, After, Compute, Lease, Message, Record, Role, Send, Stop
 
 Recorder = Callable[[float, int, str, tuple[float, ...]], None]
+
+
+DONE, PART, TIMER, STARTS = -1, -2, -3, -4
 
 
 class Result(NamedTuple):
@@ -51,84 +55,80 @@ def run(
     heap: list[tuple[float, int, int, int, Any]] = []
     queue: deque[tuple[float, int, int, int, Any]] = deque()
     records: list[tuple[float, int, str, tuple[float, ...]]] = []
-    busy_seconds = [0.0] * len(roles)
+    busy_seconds = array("d", [0.0]) * len(roles)
     last_arrival: dict[tuple[int, int], float] = {}
     running = [True] * len(roles)
-    heappush, heappop, enqueue = heapq.heappush, heapq.heappop, queue.append
+    heappush, heappop, enqueue, popleft = heapq.heappush, heapq.heappop, queue.append, queue.popleft
     note: Recorder = record if record is not None else lambda now, me, name, value: records.append((now, me, name, value))
-    number = n_messages = nbytes = 0
+    n_messages = nbytes = 0
     constant = float(latency_seconds) if arrival is None and not callable(latency_seconds) else None
 
-    def perform(now: float, me: int, effects: Effects) -> None:
-        nonlocal number, n_messages, nbytes
-        for effect in effects:
-            number += 1
-            if type(effect) is Send:
-                n_messages += 1
-                target, message = effect
-                data = message[8]
-                if data is not None:
-                    nbytes += data.array.nbytes
-                    data.lend()
-                if message[7] is not None:
-                    nbytes += message[7].nbytes
-                if constant is not None:
-                    enqueue((now + constant, number, target, me, message))
-                    continue
-                at = arrival(now, me, target, message) if arrival is not None else now + latency_seconds(me, target, number)  # type: ignore[operator]
-                if in_order:
-                    pair = (me, target)
-                    at = last_arrival[pair] = max(at, last_arrival.get(pair, 0.0))
-                heappush(heap, (at, number, target, me, message))
-            elif type(effect) is Record:
-                note(now, me, effect[0], effect[1])
-            elif type(effect) is Compute:
-                function, arguments, step = effect
-                seconds = compute_seconds(me, step, now)
-                busy_seconds[me] += seconds
-                if reports:
-                    found: list[tuple[int, int]] = []
-                    result = function(*arguments, lambda lo, hi, found=found: found.append((lo, hi)))
-                    for i, piece in enumerate(ranges := [r for r in found if r[0] < r[1]] or parts(me, step)):
-                        number += 1
-                        heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), number, me, -2, piece))
-                    number += 1
-                else:
-                    result = function(*arguments, None)
-                heappush(heap, (now + seconds, number, me, -1, result))
-            elif type(effect) is After:
-                heappush(heap, (now + effect[0], number, me, -3, None))
-            elif type(effect) is Stop:
-                running[me] = False
-
     now = 0.0
-    effects: Effects
     collects = gc.isenabled()
     gc.disable()  # messages and effects hold no cycles; looking for some takes a third of the time
+    heap = [(now, me, me, STARTS, None) for me in range(len(roles))]
+    number = len(roles)
+    handle = [role.handle for role in roles]
     try:
-        for me, role in enumerate(roles):
-            perform(now, me, role.start(now))
         while heap or queue:
             # Numbers differ, so comparing two entries never looks beyond them.
-            now, _, me, source, what = queue.popleft() if queue and (not heap or queue[0] < heap[0]) else heappop(heap)
-            role = roles[me]
+            now, _, me, source, what = popleft() if queue and (not heap or queue[0] < heap[0]) else heappop(heap)
             if source >= 0:
-                effects = role.handle(now, source, what if what[8] is None else _landed(role, source, what))
-            elif source == -1:
-                effects = role.done(now, what)
-            elif source == -2:
-                effects = role.part(now, *what)
+                n_messages += 1
+                effects = handle[me](now, source, what if what[8] is None else _landed(roles[me], source, what))
+            elif source == DONE:
+                effects = roles[me].done(now, what)
+            elif source == PART:
+                effects = roles[me].part(now, *what)
+            elif source == STARTS:
+                effects = roles[me].start(now)
             else:
-                effects = role.timer(now) if running[me] else NOTHING
-            if effects:
-                perform(now, me, effects)
+                effects = roles[me].timer(now) if running[me] else NOTHING
+            for effect in effects:
+                number += 1
+                if type(effect) is Send:
+                    target, message = effect
+                    data = message[8]
+                    if data is not None:
+                        nbytes += data.array.nbytes
+                        data.lend()
+                    if message[7] is not None:
+                        nbytes += message[7].nbytes
+                    if constant is not None:
+                        enqueue((now + constant, number, target, me, message))
+                        continue
+                    at = arrival(now, me, target, message) if arrival is not None else now + latency_seconds(me, target, number)  # type: ignore[operator]
+                    if in_order:
+                        pair = (me, target)
+                        at = last_arrival[pair] = max(at, last_arrival.get(pair, 0.0))
+                    heappush(heap, (at, number, target, me, message))
+                elif type(effect) is Record:
+                    note(now, me, effect[0], effect[1])
+                elif type(effect) is Compute:
+                    function, arguments, step = effect
+                    seconds = compute_seconds(me, step, now)
+                    busy_seconds[me] += seconds
+                    if reports:
+                        found: list[tuple[int, int]] = []
+                        result = function(*arguments, lambda lo, hi, found=found: found.append((lo, hi)))
+                        for i, piece in enumerate(ranges := [r for r in found if r[0] < r[1]] or parts(me, step)):
+                            number += 1
+                            heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), number, me, PART, piece))
+                        number += 1
+                    else:
+                        result = function(*arguments, None)
+                    heappush(heap, (now + seconds, number, me, DONE, result))
+                elif type(effect) is After:
+                    heappush(heap, (now + effect[0], number, me, TIMER, None))
+                elif type(effect) is Stop:
+                    running[me] = False
     finally:
         if collects:
             gc.enable()
     if left := [me for me, runs in enumerate(running) if runs]:
         waits = [w.text for me in left for w in roles[me].waiting(now)]
         raise WaitTimeout(f"virtual clocks: {len(left)} role(s) wait for ever at {now:.3f} s: " + "; ".join(waits[:5]))
-    return Result(now, n_messages, nbytes, records, busy_seconds)
+    return Result(now, n_messages, nbytes, records, list(busy_seconds))
 
 
 def _landed(role: Role, source: int, message: Message) -> Message:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import EPOCHS, Job
 from mpidml.core.partition import merge_parts, shards
 from mpidml.core.placement import Placement, place
 from mpidml.core.role import Array, Role
@@ -129,8 +129,8 @@ class ParameterServer:
         comm, job = self.comm, self.job
         self.net, self.data, self.trace = net, data, trace
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
-        self.endless = bool(job.seconds and not job.steps and job.epochs == Job.epochs)
-        self.n_clocks = NO_END if self.endless else job.steps or job.epochs * self.sampler.clocks_per_epoch
+        self.endless = bool(job.seconds and not job.steps and not job.epochs)
+        self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
         self.target = parse_target(job.target)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
@@ -154,6 +154,7 @@ class ParameterServer:
         n_all = self.copies * net.n_params
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
+        shown = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
         initial = net.init(job.seed)
         load = Occupancy() if self.policy.watches_seconds else None
         self.roles: dict[int, Role] = {}
@@ -176,6 +177,7 @@ class ParameterServer:
                     tuned=job.tune,
                     in_place=self.in_place,
                     eager=job.reads == "eager",
+                    shown=None if shown is None else shown[number : number + 1],
                 )
             elif number == worker_roles.stop:
                 gate = self.policy.gate(self.n_workers, job.assign == "static") if self.policy.gate_at else None
@@ -194,6 +196,7 @@ class ParameterServer:
                     n_workers=self.n_workers,
                     coordinator=worker_roles.stop if self.coordinated else -1,
                     load=load,
+                    seen=None if shown is None else lambda: int(shown.min()),
                 )
         comm.Barrier()  # the first versions are in place before anyone may read them
         return roles

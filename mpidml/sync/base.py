@@ -117,4 +117,7 @@ def make_policy(text: str) -> SyncPolicy:
     policy = plugins.make("mpidml.sync", text)
     if not isinstance(policy, SyncPolicy):
         raise UserError(f"--sync {text}: {type(policy).__name__} is not a policy; derive it from mpidml.sync.base.SyncPolicy")
+    for name, is_needed in (("oldest_readable", True), ("gate", policy.gate_at != "")):
+        if is_needed and getattr(type(policy), name) is getattr(SyncPolicy, name):
+            raise UserError(f"--sync {text}: {type(policy).__name__} has no method {name}; define it as mpidml.sync.base.SyncPolicy says")
     return policy

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mpidml.core import plugins
 from mpidml.core.clocks import ENDED
-from mpidml.sync.base import SyncPolicy, Tuning
+from mpidml.core.errors import UserError
+from mpidml.sync.base import SyncPolicy, Tuning, make_policy
 
 make = partial(plugins.make, "mpidml.sync")
 NAMES = plugins.names("mpidml.sync")
@@ -39,7 +40,9 @@ def check_reads(policy, events, clock=7):
         now = [policy.oldest_readable(c, 0, clocks) for c in range(20)]
         assert all(oldest <= c for c, oldest in enumerate(now)), "a read waits for its own future"
         if policy.timed:
-            assert all(c - policy.bound <= oldest <= blind[c] for c, oldest in enumerate(now)), "allows more than its bound, or less than it tells a client"
+            assert all(c - policy.bound <= oldest <= blind[c] for c, oldest in enumerate(now)), (
+                "allows more than its bound, or less than it tells a client"
+            )
         else:
             assert all(a <= b for a, b in pairwise(now)), "a later read may show less"
     assert policy.timed or all(a <= b for a, b in pairwise(answers)), "falls as the others' clocks grow"
@@ -111,6 +114,19 @@ def test_a_policy_given_by_path_works_like_a_shipped_one(tmp_path, monkeypatch):
     check_tuning(mine)
     assert mine.bound == shipped.bound == 3
     assert [mine.oldest_readable(c) for c in range(20)] == [shipped.oldest_readable(c) for c in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("    bound = 1\n", "Mine has no method oldest_readable"),
+        ('    gate_at = "push"\n    oldest_readable = lambda self, clock, w=-1, v=None: 0\n', "Mine has no method gate"),
+    ],
+)
+def test_a_policy_that_lacks_a_method_is_one_line(tmp_path, body, says):
+    (tmp_path / "mine.py").write_text(f"from mpidml.sync.base import SyncPolicy\n\n\nclass Mine(SyncPolicy):\n{body}")
+    with pytest.raises(UserError, match=says):
+        make_policy(str(tmp_path / "mine.py"))
 
 
 class Broken(SyncPolicy):

@@ -26,7 +26,7 @@ def check_against_search(cls, events):
         minimum = min(completed.values(), default=ENDED)
         assert clocks.reached == minimum
         assert moved == (minimum != before)
-        assert {w: c for w, c in clocks.completed.items() if c != ENDED} == completed
+        assert {w: c for w, c in enumerate(clocks.completed) if c != ENDED} == completed
         if completed:
             assert clocks.slowest() == [w for w, c in sorted(completed.items()) if c == minimum]
         assert sum(clocks.behind.values()) == N and all(clocks.behind.values()), "one count a worker, no empty ones"

@@ -29,7 +29,7 @@ def test_the_mean_is_that_of_the_measured_seconds_and_jitter_spreads_them(cost):
 
 
 def test_a_model_reads_back_as_it_was_written():
-    cost = CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, "fitted")
+    cost = CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, 16, "fitted")
     assert CostModel.from_mapping(json.loads(json.dumps(cost.mapping())), "cost.json") == cost
 
 

@@ -84,7 +84,7 @@ def test_an_unknown_key_names_the_nearest():
 
 
 IMPOSSIBLE = [
-    ("epochs", 0, "--epochs 0: is below 1"),
+    ("epochs", -1, "--epochs -1: is below 0"),
     ("batch", 0, "--batch 0: is below 1"),
     ("steps", -1, "--steps -1: is below 0"),
     ("hidden", (64, 0), "--hidden 64,0: a width is below 1"),

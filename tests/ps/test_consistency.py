@@ -166,7 +166,7 @@ def test_pushed_rows_are_fresher_than_cached_ones_and_cost_bytes():
         result = virtual.run(roles, **jittered(seed, mean_latency=0.01))
         clients = [roles[i].client for i in scenario.worker_roles]
         blocking = sum(c.n_asked + c.n_blocking for c in clients)
-        total = [s for c in clients for s, n in c.staleness.items() for _ in range(n)]
+        total = [s for c in (roles[i].tally.staleness for i in scenario.worker_roles) for s, n in c.items() for _ in range(n)]
         return np.mean(total), blocking, result.nbytes
 
     for seed in range(3):

@@ -34,7 +34,7 @@ def counted(policy, seconds, shard_class=Shard):
     virtual.run(roles, lambda role, clock, now: seconds[role - 1, clock] if clock < n_clocks else 0.0, lambda a, b, number: 0.0)
     waits = np.zeros((n, n))
     for worker, role in enumerate(roles[1:]):
-        for culprit, waited in role.waited.items():
+        for culprit, waited in role.tally.waited.items():
             if culprit:  # role 0 is the server, which answers at once
                 waits[worker, culprit - 1] += waited.seconds
             else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -96,8 +99,21 @@ def test_the_check_catches_a_shard_of_the_wrong_size(monkeypatch):
         test_payloads_take_the_time_of_the_link_and_are_counted()
 
 
-def test_ten_thousand_workers_and_few_clocks_take_the_memory_that_is_told():
-    plan = Plan(Ssp(3), 10_000, 3, CostModel((1.0,), 1.0))
+MEMORY = """
+from pathlib import Path
+from mpidml.core.cost import CostModel
+from mpidml.sim.parameter_server import Plan, simulate
+from mpidml.sync.ssp import Ssp
+for n in (10, 10_000):
+    plan = Plan(Ssp(3), n, 3, CostModel((1.0,), 1.0))
     found = simulate(plan)
-    assert found.n_done == 30_000 and len(found.waited) <= 10_001
-    assert plan.memory_nbytes < 300e6
+    assert found.n_done == 3 * n and len(found.waited) <= n + 1
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024, plan.memory_nbytes)
+"""
+
+
+def test_ten_thousand_workers_take_no_more_memory_than_is_told():
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
+    (before, _), (after, told) = (map(int, line.split()) for line in found.stdout.splitlines())
+    assert 20e6 < after - before < told - 60_000_000 and told < 300e6

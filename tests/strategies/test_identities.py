@@ -96,6 +96,15 @@ def test_ssp_of_staleness_0_is_bsp_bit_by_bit_in_repeat_mode(comm):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["ssp:3", "asp"])
+def test_one_process_is_never_stale(comm, sync):
+    """Alone it reads in place what it has just written, so every policy is a serial loop, nothing softened."""
+    found = run(comm, 1, sync=sync)
+    if found is not None:
+        assert found[0]["staleness_max"] == 0 and np.abs(found[1] - serial()).max() < 1e-9
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("sync", ["bsp", "ssp:2"])
 def test_repeat_mode_repeats_under_jitter(comm, sync):
     first, second = (run(comm, deterministic=True, sync=sync, slowdown=f"exponential:{f}") for f in (1, 3))
