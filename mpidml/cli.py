@@ -58,8 +58,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     given = vars(parsed)
     config = given.pop("config", None)
     if command == "train":
-        job = Job() if config is None else Job().with_values(_toml(config), config)
-        return command, job.with_values(given, "train").checked()
+        values = ({} if config is None else _toml(config)) | given
+        if values.get("resume"):
+            from mpidml.runtime.resume import resumed
+
+            return command, resumed(values["resume"], {name: value for name, value in values.items() if name != "resume"}).checked()
+        return command, Job().with_values({} if config is None else _toml(config), config or "").with_values(given, "train").checked()
     values = {} if config is None else {name.replace("-", "_"): value for name, value in _toml(config).items()}
     values |= given
     if command == "simulate":

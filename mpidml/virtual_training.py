@@ -27,7 +27,8 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
     net = build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, backend(job.backend))
-    roles = strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
+    strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
+    roles = strategy.roles()
     n_servers = len(strategy.spec.shards)
     sampler = strategy.sampler
     limit = plan.seconds if strategy.endless else 0.0

@@ -17,6 +17,7 @@ from mpidml_kernels import backend
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.partition import shards
+from mpidml.core.position import Position
 from mpidml.core.role import Lease, Role
 from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
@@ -118,6 +119,8 @@ class Scenario:
     budget: float = 0.0
     order: str = "fifo"
     task_class: type[OracleTask] = OracleTask
+    position: Position = field(default_factory=Position)
+    pause_at: int = 0
 
     def __post_init__(self) -> None:
         n_rows = self.n_workers * self.n_clocks
@@ -128,6 +131,7 @@ class Scenario:
         self.coordinated = self.coordinated or self.dynamic or bool(self.policy.gate_at)
         self.n_roles = self.worker_roles.stop + self.coordinated
         self.tasks: dict[int, OracleTask] = {}
+        self.stores: dict[int, Store] = {}
         self.final: Any = None
         self.arithmetic = backend("numpy")
 
@@ -139,20 +143,27 @@ class Scenario:
         if number < len(self.cut):
             shard = self.cut[number]
             copies = n_versions(False, self.by_clock, self.policy.bound, self.repeat)
-            store = Store([np.zeros((shard.hi - shard.lo) * self.width) for _ in range(copies)], shard.lo, self.width, self.arithmetic)
-            return self.shard_class(
-                "oracle", self.worker_roles, self.policy, store, buffers.allocate, repeat=self.repeat, eager=self.reads == "eager"
-            )
+            if number not in self.stores:
+                self.stores[number] = Store([np.zeros((shard.hi - shard.lo) * self.width) for _ in range(copies)], shard.lo, self.width, self.arithmetic)
+            store, clock = self.stores[number], self.position.clock
+            if self.by_clock:
+                store.begin(clock)
+            eager = self.reads == "eager"
+            return self.shard_class("oracle", self.worker_roles, self.policy, store, buffers.allocate, repeat=self.repeat, eager=eager, clock=clock)
         worker = number - len(self.cut)
         if worker == self.n_workers:
             gate = self.gate or (self.policy.gate(self.n_workers, not self.dynamic) if self.policy.gate_at else None)
-            self.coordinator = Coordinator(self.worker_roles, self.n_clocks, self.dynamic, gate)
+            level = gate is None and self.policy.bound is not None
+            given = {"given": self.position.turns, "clock": self.position.clock, "pause_at": self.pause_at}
+            self.coordinator = Coordinator(self.worker_roles, self.n_clocks, self.dynamic, gate, level, **given)
             return self.coordinator
-        self.tasks[worker] = self.task_class(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
+        if worker not in self.tasks:
+            self.tasks[worker] = self.task_class(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
         client = self.client()
+        client.clock = self.position.clock
         coordinator = self.n_roles - 1 if self.coordinated else -1
         load = None if self.load is None else partial(self.load, worker)
-        return Worker(
+        role = Worker(
             client,
             self.tasks[worker],
             self.n_clocks,
@@ -162,6 +173,8 @@ class Scenario:
             coordinator=coordinator,
             load=load,
         )
+        role.step = self.position.turns[worker] if self.position.turns else 0
+        return role
 
     def client(self) -> Client:
         """Make a worker's client, or the one that a test gives in its place."""

@@ -31,6 +31,12 @@ class Clocks:
         self.behind = {0: self.active}
         self.ahead = self.reached = self.highest = 0
 
+    def begin(self, clock: int) -> None:
+        """Start where all workers have completed `clock`; before the first tick."""
+        self.completed = array("q", [clock]) * len(self.completed)
+        self.behind = {clock: self.active}
+        self.reached = self.highest = clock
+
     def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
         """Count the completed clocks of `worker`, one more or as many as `to`; return whether `reached` moved."""
         old = self.completed[worker]
@@ -91,6 +97,11 @@ class TimedClocks(Clocks):
         self.last = array("d", [0.0]) * len(self.completed)
         self.interval = array("d", self.last)
         self.at: dict[int, dict[int, None]] = {0: dict.fromkeys(self.workers)}
+
+    def begin(self, clock: int) -> None:
+        """Start where all workers have completed `clock`."""
+        super().begin(clock)
+        self.at = {clock: dict.fromkeys(self.workers)}
 
     def start(self, now: float) -> None:
         """Count the first clock's seconds from `now` on."""

@@ -76,8 +76,11 @@ class Job:
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
     slowdown: str = flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report")
+    checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
+    keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")
     trace: bool = flag(False, "write trace.json (opens in Perfetto)")
-    out: str = flag("", "folder of the run (default: runs/<time>)")
+    resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here")
+    out: str = flag("", "folder of the run (default: runs/<time>, or that of --resume)")
 
     def policy(self) -> str:
         """Return the policy's specification with its staleness."""
@@ -97,10 +100,10 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise UserError(f"--{name} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
         if not 0 <= self.hold_out < 1:
             raise UserError(f"--hold-out {self.hold_out}: is not a share; give a number from 0 to below 1")
         if not 0 <= self.dropout < 1:
@@ -128,6 +131,8 @@ class Job:
             raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
         if self.steps and self.epochs:
             raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
+        if self.keep_checkpoints != Job.keep_checkpoints and not self.checkpoint_every:
+            raise UserError(f"--keep-checkpoints {self.keep_checkpoints}: does nothing without --checkpoint-every; give one, or leave it out")
         if self.order != Job.order and not self.budget:
             raise UserError(f"--order {self.order}: does nothing without --budget; give one, or leave it out")
         if self.budget and self.early_push == "on":

@@ -77,7 +77,7 @@ class Message(NamedTuple):
     Between a worker and the coordinator:
     NEXT   asks for a clock to compute: the clock it has ended, or -1 at first; lo: its load (share of CPU that others take, in millionths)
     LOAD   lo: its load has changed
-    GRANT  clock: of the tables; lo: the block of samples, or -1: there is no more; hi: the weight of its gradient in units of 1e-9;
+    GRANT  clock: of the tables; lo: the block of samples, or -1: there is no more, -2: stop here, the run goes on later; hi: the weight of its gradient in units of 1e-9;
            version: the staleness of its read (-1: as the tables say); counted: sequence number; ends: whether the last gradient
            counts; ticket: the worker's role that made the grant possible, or -1
     """

@@ -44,6 +44,8 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     single: dict[str, Any] = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
+        if name in ("checkpoint_every", "keep_checkpoints", "resume"):
+            raise UserError(f"{where}: {raw}: what is compared or simulated is not saved to go on with; leave it out")
         found = several(value)
         if found is None or name == "hidden":
             single[name] = value

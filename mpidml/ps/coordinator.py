@@ -15,13 +15,17 @@ from mpidml.core.role import GRANT, LOAD, NEXT, NOTHING, Array, Effect, Effects,
 from mpidml.sync.base import Gate, Start
 
 LOAD_UNITS, WEIGHT_UNITS = 1_000_000, 1_000_000_000
+LEAVE, PAUSE = -1, -2
+"""In place of a block: end with the final values, or stop where the run will go on."""
 
 
 class Coordinator(Passive):
     """Serve `workers` (role numbers) until `n_turns` of each, or with `dynamic` as many blocks in all, are given out.
 
     `over(now)` is asked at each request whether to end, besides. `level`: on a stop, workers with shares of their own end at the same turn; for
-    policies that keep them near each other, so that the last updates are whole ones.
+    policies that keep them near each other, so that the last updates are whole ones. A run that goes on has `given` so many turns to
+    each worker, and its tables are at `clock`. At `pause_at` turns, of each if they are level, else in
+    the mean, all stop for the run to go on later.
     """
 
     def __init__(
@@ -32,20 +36,27 @@ class Coordinator(Passive):
         gate: Gate | None = None,
         level: bool = False,
         over: Callable[[float], bool] | None = None,
+        *,
+        given: Sequence[int] = (),
+        clock: int = 0,
+        pause_at: int = 0,
     ) -> None:
         self.workers, self.n_turns, self.dynamic, self.gate, self.level, self.over = list(workers), n_turns, dynamic, gate, level, over
         self.index = {role: w for w, role in enumerate(self.workers)}
+        self.given = list(given) or [0] * len(self.workers)
+        self.first, self.clock, self.pause_at = list(self.given), clock, pause_at
         self.turns = [0] * len(self.workers)
         self.n_sent = [0] * len(self.workers)
-        self.n_given = 0
+        self.n_given = sum(self.given)
         self.furthest = -1
-        self.stopped = False
+        self.stopped = self.pauses = False
         self.active = set(range(len(self.workers)))
         self.since: dict[int, float] = {}
 
-    def stop(self) -> None:
-        """Give out no more than it takes to end well."""
-        self.stopped = True
+    def stop(self, pause: bool = False) -> None:
+        """Give out no more than it takes to end well, or to pause; what came first decides which."""
+        if not self.stopped:
+            self.stopped, self.pauses = True, pause
 
     def start(self, now: float) -> Effects:
         """Wait for requests."""
@@ -55,7 +66,7 @@ class Coordinator(Passive):
         """Take a request or a load; grant what may start now."""
         worker, gate = self.index[source], self.gate
         if self.over is not None and not self.stopped and self.over(now):
-            self.stopped = True
+            self.stop()
         if worker not in self.active:
             return NOTHING  # it was told to leave while this was on its way
         if gate is None:
@@ -66,7 +77,7 @@ class Coordinator(Passive):
             gate.loaded(now, worker, message.lo / LOAD_UNITS)
         else:
             assert message.kind == NEXT
-            gate.ready(now, worker, message.clock, message.lo / LOAD_UNITS)
+            gate.ready(now, worker, message.clock - self.clock if message.clock >= 0 else -1, message.lo / LOAD_UNITS)
             self.since[worker] = now
         effects: list[Effect] = []
         while granted := list(gate.starts(now)):
@@ -85,7 +96,7 @@ class Coordinator(Passive):
             role = self.workers[worker]
             by = self.workers[freed_by] if freed_by >= 0 else -1
             self.n_sent[worker] += 1
-            message = Message(GRANT, clock, by, self.n_sent[worker], staleness, block, round(weight * WEIGHT_UNITS), ends=counts)
+            message = Message(GRANT, self.clock + clock, by, self.n_sent[worker], staleness, block, round(weight * WEIGHT_UNITS), ends=counts)
             effects.append(Send(role, message))
             if block < 0:
                 self.active.discard(worker)
@@ -96,17 +107,18 @@ class Coordinator(Passive):
         return effects
 
     def _block(self, worker: int, turn: int) -> int:
-        """Return the block of a turn, -1 to leave."""
-        n = len(self.workers)
-        if self.dynamic:
-            if self.stopped or self.n_given == self.n_turns * n:
-                return -1
-            self.n_given += 1
-            return self.n_given - 1
-        if turn >= self.n_turns or (self.stopped and not (self.level and turn <= self.furthest)):
-            return -1
+        """Return the block of a turn, LEAVE or PAUSE."""
+        n, turn, in_line = len(self.workers), self.first[worker] + turn, self.level and not self.dynamic
+        if self.n_given >= self.n_turns * n if self.dynamic else turn >= self.n_turns:
+            return LEAVE
+        if self.pause_at and (turn if in_line else self.n_given // n) >= self.pause_at:
+            self.stop(pause=True)
+        if self.stopped and not (in_line and turn <= self.furthest):
+            return PAUSE if self.pauses else LEAVE
         self.furthest = max(self.furthest, turn)
-        return turn * n + worker
+        self.given[worker] = turn + 1
+        self.n_given += 1
+        return self.n_given - 1 if self.dynamic else turn * n + worker
 
     def waiting(self, now: float) -> list[Waiting]:
         """Report workers that may not start yet, and whom they wait for."""

@@ -24,7 +24,7 @@ class Shard(Passive):
     `repeat`: deltas count by clock in worker order, and a read at clock c shows exactly version max(0, oldest readable), so that the same
     layout gives the same bits. `tuned`: updates are softened for their staleness by the policy's rule. `allocate(nbytes)` gives a buffer
     for a reply. `store` None: payloads carry no values (large simulations). `shown` (one int64, in a window of the host) tells readers in place
-    which clock the values show now.
+    which clock the values show now. `clock`: all have completed that many, as a run that goes on has.
     """
 
     def __init__(
@@ -40,17 +40,20 @@ class Shard(Passive):
         in_place: bool = False,
         eager: bool = False,
         shown: Array | None = None,
+        clock: int = 0,
     ) -> None:
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
         self.by_clock = repeat or policy.commit == "clock"
         self.clocks = policy.clocks(workers)
+        if clock:
+            self.clocks.begin(clock)
         self.order = {w: i for i, w in enumerate(self.clocks.workers)}
         self.active = len(self.order)
         self.counted = array("q", [0]) * len(self.clocks.completed)
         self.early: dict[tuple[int, int], Message] = {}
         self.held: dict[int, list[tuple[int, Message]]] = {}
-        self.freed = 0
+        self.freed = clock
         self.parked: dict[int, list[tuple[int, Message, float]]] = {}
         self.spoke = array("d", [0.0]) * len(self.counted)
         self.asked: dict[int, dict[tuple[int, int], Message]] = {}

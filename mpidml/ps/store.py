@@ -26,6 +26,30 @@ class Store:
         self.n_updates = 0
         self.optimizer: dict[str, Array] = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
 
+    def begin(self, clock: int) -> None:
+        """Call the newest values version `clock`; older ones keep their distance where they were versions of clocks before."""
+        if clock != self.latest:
+            newest, place = (self.versions[v % len(self.versions)] for v in (self.latest, clock))
+            if place is not newest:
+                np.copyto(place, newest)
+            self.latest = clock
+
+    def state(self, back: int) -> dict[str, Array]:
+        """Return the newest values as "", up to `back` older versions as "-1", ..., and the optimizer's arrays as ".optimizer.<name>"."""
+        n = min(back, self.latest, len(self.versions) - 1)
+        values = {f"-{k}" if k else "": self.at(self.latest - k).ravel() for k in range(n + 1)}
+        return values | {f".optimizer.{name}": array for name, array in self.optimizer.items()}
+
+    def restore(self, clock: int, fill: Callable[[str, Array], bool]) -> None:
+        """Let `fill(name, out)` fill the arrays of `state`, with `clock` as the newest version; one that was not saved is taken from the newest."""
+        n = len(self.versions)
+        self.latest = clock if n > 1 else self.latest
+        for k in range(min(n, clock + 1)):
+            if not fill(f"-{k}" if k else "", self.versions[(self.latest - k) % n]) and k:
+                np.copyto(self.versions[(self.latest - k) % n], self.versions[self.latest % n])
+        for name, array in self.optimizer.items():
+            fill(f".optimizer.{name}", array)
+
     def at(self, version: int) -> Array:
         """Return the values of `version` (one of the last len(versions)) as rows x width."""
         return self.versions[version % len(self.versions)].reshape(-1, self.width)

@@ -17,7 +17,7 @@ from typing import Any
 from mpidml.core.clocks import ENDED
 from mpidml.core.role import END, GRANT, LOAD, NEXT, NOTHING, After, Array, Compute, Effect, Effects, Message, Record, Send, Stop, Waiting, new
 from mpidml.ps.client import SERVERS_FIRST_SECONDS, Client
-from mpidml.ps.coordinator import LOAD_UNITS, WEIGHT_UNITS
+from mpidml.ps.coordinator import LOAD_UNITS, PAUSE, WEIGHT_UNITS
 from mpidml.ps.task import Push, Task, Turn
 from mpidml.ps.ticket import Ticket
 from mpidml.ps.waits import Tally
@@ -35,7 +35,7 @@ class Worker:
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
         "admitted", "ahead", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
-        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "result", "rides", "seen",
+        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "pauses", "result", "rides", "seen",
         "staleness", "step", "steps_in_clock", "tally", "task", "told", "traced", "turn", "unsent", "watch_at", "watch_seconds"
     )  # fmt: skip
 
@@ -63,18 +63,16 @@ class Worker:
         self.early = not self.gated and all(table.reads == "fresh" for table in client.tables)
         # Where only the own push makes the next read possible, the question rides on it.
         self.rides = self.early and policy.bound == 0 and len(client.tables) == 1
-        self.computing = self.leaving = self.last = self.ended = False
+        self.computing = self.leaving = self.pauses = self.last = self.ended = False
         self.step = self.n_grants = 0
         self.next: tuple[int, float] | None = None  # block and weight of the next turn
         self.ahead: Message | None = None  # the grant of the one after
-        self.turn = Turn(0, 0, 0)
-        self.staleness = -1
+        self.turn, self.staleness, self.granted_by = Turn(0, 0, 0), -1, -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
         self.coming: list[Ticket] = []
         self.told = 0  # shards that know of the end of this clock, a bit for each
         self.load_told = 0.0
         self.asked_at = self.answered_at = self.begun_at = self.done_at = 0.0
-        self.granted_by = -1
         self.tally = Tally() if tally is None else tally
         self.result: Any = None
 
@@ -85,9 +83,9 @@ class Worker:
         if self.coordinator >= 0:
             effects.append(self._ask_turn(now, -1))
         else:
-            self.next = (self.index, 1.0)
+            self.next = (self.step * self.n_workers + self.index, 1.0)
         if not self.gated:
-            effects += self._ask(now, 0)
+            effects += self._ask(now, self.client.clock)
         return [*effects, *self._begin_if_ready(now)]
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
@@ -131,7 +129,7 @@ class Worker:
         self.n_grants += 1
         self.next = (message.lo, message.hi / WEIGHT_UNITS)
         self.staleness, self.granted_by = message.version, message.ticket
-        self.leaving = message.lo < 0
+        self.leaving, self.pauses = message.lo < 0, message.lo == PAUSE
         if self.gated:
             while self.steps_in_clock and self.client.clock < message.clock:
                 effects += self.client.tick(now)
@@ -151,7 +149,7 @@ class Worker:
         self.coming, self.asked_at = [], now
         effects: list[Effect] = []
         for read in self.task.reads(self.step if step < 0 else step):
-            rides = self.rides and clock > 0 and at_least == 0 and read.rows is None
+            rides = self.rides and self.computing and at_least == 0 and read.rows is None
             ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=at_least, rides=rides)
             self.coming.append(ticket)
             effects += asked
@@ -168,9 +166,11 @@ class Worker:
     def _begin(self, now: float) -> list[Effect]:
         """Compute the next turn, or read the final values if there is none, or use these."""
         if self.leaving and not self.last:
-            self.last = True
+            self.last, self.ended = True, self.pauses
             for ticket in self.coming:
                 self.client.take(ticket)
+            if self.pauses:  # no final values: the run goes on
+                return [*self.client.last(now), *self.client.end(now)]
             effects: list[Effect] = [Record("left", ()), *self.client.last(now), *self._ask(now, self.client.clock, at_least=ENDED)]
             return [*effects, *self._begin_if_ready(now)]
         step, clock, client = self.step, self.client.clock, self.client

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +36,8 @@ UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s a
 
 
 _end: _End | None = None
+_patient = False
+"""Whether SIGTERM only asks."""
 
 
 class Terminated(SystemExit):
@@ -63,6 +66,37 @@ def show_stacks_on_request() -> None:
     """Print the stacks of all threads to stderr on a crash and on SIGUSR2; works inside a blocked MPI call."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[Callable[[], int]]:
+    """Within this SIGTERM and SIGUSR1 only ask to end: yields a function that returns the signal's number, 0 while there was none.
+
+    A second one ends as ever. Outside the main thread, where no signal arrives, nobody asks.
+    """
+    global _patient
+    number = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+
+    def note(received: int, frame: FrameType | None) -> None:
+        global _patient
+        nonlocal number
+        number = received
+        _patient = False
+        signal.signal(received, before[received])
+
+    before: dict[int, Any] = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    _patient = True
+    for each in before:
+        signal.signal(each, note)
+    try:
+        yield lambda: number
+    finally:
+        _patient = False
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class _End:
@@ -165,7 +199,7 @@ class _End:
 
         def watch(keep: Any = writer) -> None:
             while number := reader.recv(1):
-                if number[0] in (signal.SIGTERM, signal.SIGINT):
+                if number[0] in (signal.SIGTERM, signal.SIGINT) and not _patient:
                     time.sleep(GRACE_SECONDS)
                     if self.code:  # the handler ran, the main thread is unwinding
                         time.sleep(UNWIND_SECONDS)

@@ -61,21 +61,21 @@ class Driver:
         self.host_rank_of = comm.host_rank_of
         self.pool = Buffers()  # for what arrives by MPI and has no place of its own
         self.header = bytearray(wire.HEADER_NBYTES)
-        self.receive = comm.Recv_init(self.header, comm.ANY_SOURCE, wire.HEADER_TAG)
         self.free_headers: list[bytearray] = []
         self.sending: deque[tuple[Any, bytearray | None, Lease | None]] = deque()
         self.receiving: deque[tuple[list[Any], int, int, Message]] = deque()
         self.arrived: deque[tuple[int, int, Message]] = deque()
         self.todo: deque[tuple[int, Compute]] = deque()
         self.timers: list[tuple[float, int]] = []
-        self.alive = len(roles)
-        self.nbytes_window = self.n_messages = 0
+        self.alive = self.nbytes_window = self.n_messages = 0
         self.compute_seconds = self.wait_seconds = self.serve_seconds = 0.0
         self.computing = -1
         self.longest_delay_seconds = self.polled_at = self.looked_at = self.polls_seconds = 0.0
 
     def begin(self) -> None:
         """Take messages from now on and start the roles."""
+        self.alive = len(self.roles)
+        self.receive = self.comm.Recv_init(self.header, self.comm.ANY_SOURCE, wire.HEADER_TAG)
         self.receive.Start()
         self.polled_at = self.looked_at = clock_now()
         for me, role in self.roles.items():

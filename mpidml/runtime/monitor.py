@@ -22,6 +22,7 @@ COLUMNS = (
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
 `evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
 MOST_ROWS = 5000
+KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
 
 class Monitor:
@@ -56,6 +57,24 @@ class Monitor:
         self.pending_loss = 0.0
         self.last: tuple[float, ...] = ()
 
+    def pause(self) -> None:
+        """Take all reports as told: everybody has stopped and none is on its way."""
+        self._join(math.inf)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on must know besides its `metrics`, as plain values."""
+        kept = {name: getattr(self, name) for name in KEPT}
+        return kept | {"scores": [[k, *sums] for k, sums in self.scores.items()], "ready": self.ready, "sorted": self.sorted.tolist()}
+
+    def restore(self, state: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
+        """Go on from `state` and the rows that were written before it."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.scores = {int(k): sums for k, *sums in state["scores"]}
+        self.ready, self.metrics = state["ready"], metrics
+        left = np.array(state["sorted"]).reshape(-1, len(COLUMNS))
+        self.sorted = left[left[:, 0] < self.n_workers]
+
     def take(self, rows: list[tuple[float, ...]]) -> None:
         """Add reports in any order."""
         if not rows:
@@ -64,7 +83,11 @@ class Monitor:
         workers, leaves = table[:, 0].astype(np.int64), table[:, 2] < 0
         np.maximum.at(self.latest, workers, np.where(leaves, math.inf, table[:, 1]))
         self.unsorted = np.concatenate([self.unsorted, table[~leaves]])
-        self._sort(self.latest.min())
+        self._join(self.latest.min())
+
+    def _join(self, until: float) -> None:
+        """Finish the groups that are whole by the time `until`."""
+        self._sort(until)
         n = len(self.sorted) // self.n_workers * self.n_workers
         for start in range(0, n, self.n_workers):
             self._finish(self.sorted[start : start + self.n_workers])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from mpidml.core.job import Job
+from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.core.target import parse_target
 from mpidml.runtime import straggler
@@ -117,7 +119,7 @@ def of_job(
     }
 
 
-def opening(job: Job, strategy: Any, data: Any) -> str:
+def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     """Say before the run what will be done."""
     n_servers, n_workers = len(strategy.placement.server_ranks), strategy.n_workers
     where = f"{strategy.comm.size} rank{'s' * (strategy.comm.size > 1)}"
@@ -129,6 +131,8 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
+    if position.turns:
+        lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
     if job.tune and bound != 0:
         typical = strategy.policy.tuning(1)
@@ -147,6 +151,16 @@ def _length(strategy: Any) -> str:
     limits += [f"{job.seconds:g} s"] if job.seconds else []
     limits += [str(strategy.target)] if strategy.target is not None else []
     return " or ".join(limits)
+
+
+def paused(signal: int, strategy: Any, position: Position, folder: Path) -> str:
+    """Say that a signal has ended the run, and how to go on."""
+    return f"stopped by {Signals(signal).name}: {_done(strategy, position)} are done and saved; go on with: python -m mpidml train --resume {folder}"
+
+
+def _done(strategy: Any, position: Position) -> str:
+    clocks = sum(position.turns) // strategy.n_workers
+    return f"{clocks:,} clocks ({clocks / strategy.sampler.clocks_per_epoch:.2f} epochs)"
 
 
 def closing(summary: dict[str, Any], folder: Path | None) -> str:

@@ -1,6 +1,8 @@
 """Run a job from its description to its folder: the one loop around every strategy.
 
     check -> load data -> build the network -> prepare roles -> drive them -> gather -> write
+                                                            ^        |
+                                                            +- save -+    where the run pauses for a checkpoint
 
 Everything that can be wrong with a job's input is found before `drive`, and nothing is written before it.
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +23,16 @@ from mpidml_kernels import backend, is_compiled
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
-from mpidml.core.role import Array
-from mpidml.core.trace import Trace, to_chrome
+from mpidml.core.position import Position
+from mpidml.core.trace import Trace
 from mpidml.nn.models import build
-from mpidml.runtime import summary
+from mpidml.runtime import checkpoint, resume, run_files, summary
+from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
-from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, to_toml
+from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.telemetry import Telemetry
@@ -37,6 +42,8 @@ from mpidml.sim import what_if
 VALUES_TAG = 9
 NO_TEST_ROWS = "--target {target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2"
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
+ASKED = -1.0
+"""In place of a worker's number: a signal asks this rank to end."""
 
 
 def train(
@@ -46,102 +53,183 @@ def train(
 
     Rank 0 shows progress unless `quiet` (nothing besides if `brief`), and writes the run folder if `write`; `keep` is given the trained
     `network`, its `values`, and on rank 0 the `metrics`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
-    exception or a signal on one rank ends them all from now on.
+    exception or a signal on one rank ends them all from now on; with checkpoints SIGTERM and SIGUSR1 save and end the run, and the summary
+    is then {"paused_at_clock": ...} alone.
     """
     with given_or_all(comm) as ranks:
-        return _train(job, ranks, quiet, write, keep, brief)
+        run = Run(job, ranks, quiet, write, brief)
+        run.drive()
+        return run.end(keep)
 
 
-def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str, Any] | None, brief: bool) -> dict[str, Any]:
-    leads = comm.rank == 0
-    job = agree(comm, job.checked)
-    strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
-    folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
-    data = load(job, comm)
-    if job.target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=job.target))
-    arithmetic = _compiled(job.backend, comm, quiet)
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
-    telemetry = Telemetry(comm, len(COLUMNS))
-    trace = Trace() if job.trace else None
-    agree(comm, lambda: _claim(folder, job) if folder is not None else None)
-    started = 0.0
+class Run:
+    """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
-    quotas: list[tuple[float, ...]] = []
+    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool) -> None:
+        """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved."""
+        self.comm, self.quiet, self.brief = comm, quiet, brief
+        self.leads = leads = comm.rank == 0
+        self.job = job = agree(comm, job.checked)
+        self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
+        goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
+        folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
+        saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
+        rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
+        self.data = data = load(job, comm)
+        if job.target and not len(data.test_x):
+            raise UserError(NO_TEST_ROWS.format(target=job.target))
+        arithmetic = _compiled(job.backend, comm, quiet)
+        self.net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
+        self.telemetry = Telemetry(comm, len(COLUMNS))
+        self.trace = Trace() if job.trace else None
+        self.quotas: list[tuple[float, ...]] = []
+        self.asked: Callable[[], int] = lambda: 0
+        self.began = self.started = self.saving_seconds = 0.0
+        self.position = Position()
+        self.paused_by = 0
+        if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
+            agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
+        self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
+        self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
+        if saved is not None:
+            self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
+            if (done := min(self.position.turns)) >= self.strategy.n_clocks:
+                raise UserError(f"--resume {job.resume}: the run has done {done} of {self.strategy.n_clocks} clocks; give more --epochs or --steps to go on")
+            agree(comm, lambda: run_files.claim(folder, job, goes_on, rows) if folder is not None else None)
+            if leads and goes_on:
+                checkpoint.drop_newer(saved)
+            self.saved_seconds = float(saved.facts["seconds"])
+            if self.monitor is not None:
+                self.monitor.restore(saved.facts["monitor"], rows)
+        self.folder = folder
+        self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
+        if leads and not quiet and not brief:
+            summary.say(told + summary.opening(job, self.strategy, data, self.position))
 
-    def record(role: int, now: float, name: str, value: tuple[float, ...]) -> None:
+    saved_seconds = 0.0
+
+    def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
+        """Take what a role of this rank notes."""
+        worker = role - len(self.strategy.spec.shards)
         if name == "clock":
-            telemetry.add((role - len(strategy.spec.shards), now - started, *value))
+            self.telemetry.add((worker, now - self.started, *value))
         elif name == "left":
-            telemetry.add((role - len(strategy.spec.shards), now - started, -1.0, *NOTHING_MEASURED))
+            self.telemetry.add((worker, now - self.started, -1.0, *NOTHING_MEASURED))
         elif name == "quota":
-            quotas.append((now - started, *value))
-        elif trace is not None:
-            trace.add("pull", value[1], value[2], int(value[0]))
+            self.quotas.append((now - self.started, *value))
+        elif self.trace is not None:
+            self.trace.add("pull", value[1], value[2], int(value[0]))
 
-    def look(now: float) -> None:
-        if monitor is None:
-            telemetry.send()
+    def _look(self, now: float) -> None:
+        """Pass news on to rank 0; there, end the run when its target is reached or a signal asks for it."""
+        if self.asked():
+            self.telemetry.add((ASKED, now - self.started, 0.0, *NOTHING_MEASURED))
+        if self.monitor is None:
+            self.telemetry.send()
             return
-        monitor.take(telemetry.receive())
-        if monitor.reached is not None and strategy.coordinator is not None:
-            strategy.coordinator.stop()
-
-    def over(now: float) -> bool:
-        return now - started - (monitor.evaluation_seconds if monitor is not None else 0.0) >= job.seconds
-
-    strategy.prepare(net, data, record, look, trace, over if job.seconds else None)
-    monitor = _monitor(strategy, folder, quiet) if leads else None
-    if leads and not quiet and not brief:
-        summary.say(summary.opening(job, strategy, data))
-    comm.Barrier()
-    started = time.perf_counter()
-    if comm.one_host:
-        started = comm.bcast(started)  # one clock for all, so that reports of different ranks come in their true order
-    with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
-        strategy.driver.run()
-    seconds = time.perf_counter() - started
-    rows = telemetry.drain()
-    scores = [w.result for w in strategy.workers.values()]
-    ranks = comm.gather(summary.of_rank(strategy, comm, started, seconds, scores))
-    values = _bring(strategy, comm)
-    traces = comm.gather(_since(trace.columns(), started)) if trace is not None else None
-    found: dict[str, Any] | None = None
-    if monitor is not None and ranks is not None:
-        monitor.take(rows)
-        test_rows = sum(n for r in ranks for _, _, n in r["scores"])
-        test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-        # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
-        accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
-        monitor.end(test_loss, accuracy)
-        found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values, quotas)
-        others = what_if.what_if(job.policy(), monitor.step_seconds)
-        found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
-        if folder is not None:
-            _write(folder, strategy, data, found, monitor, values, traces)
-        if not quiet and not brief:
-            summary.say(summary.closing(found, None if folder is None else folder.path))
-    if keep is not None:
-        keep["network"] = net
-        keep["metrics"] = monitor.metrics if monitor is not None else None
-        keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
-        keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
-    strategy.free()
-    result: dict[str, Any] = comm.bcast(found)
-    return result
-
-
-def _claim(folder: RunFolder, job: Job) -> None:
-    """Make the run folder this run's own; of two that start in one second, the second takes the next name."""
-    config = to_toml({name: value for name, value in job.mapping().items() if name != "out"})
-    while True:
-        try:
-            folder.claim(config)
+        news = self.telemetry.receive()
+        self.monitor.take([row for row in news if row[0] != ASKED])
+        if self.strategy.coordinator is None:
             return
-        except FolderTaken:
-            if job.out:
-                raise
-            folder.path = default_out(datetime.now())
+        if self.monitor.reached is not None:
+            self.strategy.coordinator.stop()
+        elif any(row[0] == ASKED for row in news):
+            self.strategy.coordinator.stop(pause=True)
+
+    def _over(self, now: float) -> bool:
+        return now - self.started - (self.monitor.evaluation_seconds if self.monitor is not None else 0.0) >= self.job.seconds
+
+    def drive(self) -> None:
+        """Run the roles to the end, saving the run wherever it pauses, or until a signal ends it."""
+        comm, strategy, job = self.comm, self.strategy, self.job
+        comm.Barrier()
+        self.began = time.perf_counter()
+        if comm.one_host:
+            self.began = comm.bcast(self.began)  # one clock for all, so that reports of different ranks come in their true order
+        self.started = self.began - self.saved_seconds
+        saves = bool(job.checkpoint_every) and bool(self.path.name)
+        with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
+            while True:
+                strategy.driver.roles = strategy.roles(self.position, self._next_pause() if saves else 0)
+                strategy.driver.run()
+                self.seconds = time.perf_counter() - self.began
+                if not saves:
+                    return
+                self._save()
+                if not comm.bcast(strategy.coordinator.pauses if self.leads else None):
+                    return
+                if number := max(comm.allgather(self.asked())):
+                    self.paused_by = number
+                    return
+
+    def _next_pause(self) -> int:
+        """Return the turns of each worker after which the run pauses next; the last clock is its end, no pause."""
+        n, every = self.strategy.n_workers, self.job.checkpoint_every
+        done = sum(self.position.turns) // n
+        following = (done // every + 1) * every
+        return following if following < self.strategy.n_clocks else 0
+
+    def _save(self) -> None:
+        since = time.perf_counter()
+        rows = self.telemetry.drain()
+        if self.monitor is not None:
+            self.monitor.take([row for row in rows if row[0] != ASKED])
+            self.monitor.pause()
+        self.position = self.strategy.position()
+        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor)
+        clock = sum(self.position.turns) // self.strategy.n_workers
+        checkpoint.write(self.comm, self.path, clock, resume.pieces(self.strategy), facts, self.job.keep_checkpoints)
+        self.saving_seconds += time.perf_counter() - since
+
+    def end(self, keep: dict[str, Any] | None) -> dict[str, Any]:
+        """Gather what came of the run, write and say it, and return the summary on every rank."""
+        comm, strategy, monitor, leads = self.comm, self.strategy, self.monitor, self.leads
+        if self.paused_by:
+            if leads and not self.quiet:
+                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
+            if monitor is not None and monitor.progress is not None:
+                monitor.progress.close()
+            strategy.free()
+            return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
+        rows = self.telemetry.drain()
+        scores = [w.result for w in strategy.workers.values()]
+        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds - self.saving_seconds, scores))
+        values = _bring(strategy, comm)
+        traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
+        found: dict[str, Any] | None = None
+        if monitor is not None and ranks is not None:
+            monitor.take([row for row in rows if row[0] != ASKED])
+            test_rows = sum(n for r in ranks for _, _, n in r["scores"])
+            test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
+            # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
+            accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
+            monitor.end(test_loss, accuracy)
+            found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, accuracy, values, self.quotas)
+            found |= {"checkpoint_seconds": self.saving_seconds}
+            others = what_if.what_if(self.job.policy(), monitor.step_seconds)
+            found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
+            if self.folder is not None:
+                run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
+            if not self.quiet and not self.brief:
+                summary.say(summary.closing(found, None if self.folder is None else self.folder.path))
+        if keep is not None:
+            keep["network"] = self.net
+            keep["metrics"] = monitor.metrics if monitor is not None else None
+            keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
+            keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
+        strategy.free()
+        result: dict[str, Any] = comm.bcast(found)
+        return result
+
+
+@contextmanager
+def _asking(saves: bool) -> Iterator[Callable[[], int]]:
+    """Let signals ask where the run can be saved, end it as ever where it cannot."""
+    if saves:
+        with asked_to_end() as asked:
+            yield asked
+    else:
+        yield lambda: 0
 
 
 def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
@@ -180,23 +268,3 @@ def _bring(strategy: Any, comm: CountedComm) -> Any:
             for piece in pieces(values):
                 comm.Irecv(piece, source, VALUES_TAG).Wait()
     return values
-
-
-def _write(folder: RunFolder, strategy: Any, data: Any, found: dict[str, Any], monitor: Monitor, values: Array | None, traces: Any) -> None:
-    from mpidml.runtime.report import draw
-
-    assert values is not None
-    tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
-    folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
-    if traces is not None:
-        folder.write_json(
-            "trace.json", to_chrome([(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))])
-        )
-    folder.close()
-    draw(folder.path / "report.png", found, monitor.metrics)
-    folder.write_json("summary.json", found)
-
-
-def _since(columns: dict[str, Array], started: float) -> dict[str, Array]:
-    """Count a rank's events from the barrier that began the run: clocks of different hosts share no other origin."""
-    return {**columns, "start": columns["start"] - started}

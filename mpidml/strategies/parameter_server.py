@@ -18,12 +18,14 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import EPOCHS, Job
 from mpidml.core.partition import merge_parts, shards
 from mpidml.core.placement import Placement, place
+from mpidml.core.position import Position
 from mpidml.core.role import Array, Role
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
 from mpidml.optim.base import Chain, make_chain
+from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.managed import make_client
 from mpidml.ps.shard import Shard
@@ -43,13 +45,15 @@ PART_NBYTES = 256 * 1024
 SHARD_ALIGN = 16
 GRADIENTS_AHEAD = 8
 TARGET_LOOK_SECONDS = 0.02  # a run that has met its target goes on for as long as this at most
+START = Position()
 NO_END = 1 << 40  # clocks of a run that ends at a time
 
 
 class ParameterServer:
     """Place roles on ranks and train a network on data (Collective on comm).
 
-    `prepare` makes this rank's roles and the `driver` that runs them. `views[version % copies]`: the shared parameters where workers read in place.
+    `prepare` makes this rank's roles and the `driver` that runs them; where the run has paused, `go_on` makes roles anew. `views[version % copies]`:
+    the shared parameters where workers read in place.
     """
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
@@ -77,7 +81,7 @@ class ParameterServer:
             self.policy.needed(self.n_workers)
         except ValueError as error:
             raise UserError(f"--sync {job.sync}: {error}") from None
-        self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds)
+        self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every)
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
@@ -93,7 +97,8 @@ class ParameterServer:
         self.early = self._early()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
         self.copies = n_versions(self.in_place, self.by_clock, self.policy.bound, self.repeat)
-        self.tasks: list[Training] = []
+        self.stores: dict[int, Store] = {}
+        self.tasks: dict[int, Training] = {}
         self.workers: dict[int, Worker] = {}
 
     def _early(self) -> bool:
@@ -116,18 +121,18 @@ class ParameterServer:
         over: Callable[[float], bool] | None = None,
     ) -> None:
         """Make this rank's roles and the driver that runs them (Collective on comm); `over`: see `make`."""
-        roles = self.make(net, data, trace, over)
+        self.make(net, data, trace, over)
         often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
         limit = self.job.wait_limit
-        self.driver = Driver(self.comm, roles, self.rank_of, self.window, self.bell, record, look, limit, trace=trace, look_seconds=often)
+        self.driver = Driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, limit, trace=trace, look_seconds=often)
 
-    def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> dict[int, Role]:
-        """Cut the parameters, allocate buffers and return this rank's roles by number (Collective on comm).
+    def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> None:
+        """Cut the parameters, allocate buffers, fill the first version (Collective on comm).
 
         `over(now)` says on rank 0 whether the time is up; None for a run without such a limit.
         """
         comm, job = self.comm, self.job
-        self.net, self.data, self.trace = net, data, trace
+        self.net, self.data, self.trace, self.over = net, data, trace, over
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
         self.endless = bool(job.seconds and not job.steps and not job.epochs)
         self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
@@ -137,7 +142,7 @@ class ParameterServer:
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
         self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
-        worker_roles = range(len(cut), len(self.rank_of))
+        self.worker_roles = range(len(cut), len(self.rank_of))
         self.rank_of += [0] * self.coordinated
         nbytes = net.n_params * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
@@ -154,61 +159,90 @@ class ParameterServer:
         n_all = self.copies * net.n_params
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
-        shown = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
+        self.shown: Array | None = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
         initial = net.init(job.seed)
-        load = Occupancy() if self.policy.watches_seconds else None
-        self.roles: dict[int, Role] = {}
-        roles = self.roles
         for number, rank in enumerate(self.rank_of):
-            if not comm.hosts(rank):
-                continue
-            if number < len(self.spec.shards):
-                lo, hi, _ = self.spec.shards[number]
+            if comm.hosts(rank) and number < len(cut):
+                lo, hi, _ = cut[number]
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                store = Store(versions, lo, 1, net.backend, self.server_chain)
-                roles[number] = Shard(
-                    "weights",
-                    worker_roles,
-                    self.policy,
-                    store,
-                    self.buffers.allocate,
-                    repeat=self.repeat,
-                    tuned=job.tune,
-                    in_place=self.in_place,
-                    eager=job.reads == "eager",
-                    shown=None if shown is None else shown[number : number + 1],
-                )
-            elif number == worker_roles.stop:
-                gate = self.policy.gate(self.n_workers, job.assign == "static") if self.policy.gate_at else None
-                level = gate is None and self.policy.bound is not None
-                roles[number] = self.coordinator = Coordinator(worker_roles, self.n_clocks, job.assign == "dynamic", gate, level, over)
-            else:
-                task = Training(self, number - len(self.spec.shards))
-                self.tasks.append(task)
-                client = make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + task.worker)
-                roles[number] = self.workers[number] = Worker(
-                    client,
-                    task,
-                    self.n_clocks,
-                    trace is not None,
-                    index=task.worker,
-                    n_workers=self.n_workers,
-                    coordinator=worker_roles.stop if self.coordinated else -1,
-                    load=load,
-                    seen=None if shown is None else lambda: int(shown.min()),
-                )
-        comm.Barrier()  # the first versions are in place before anyone may read them
+                self.stores[number] = Store(versions, lo, 1, net.backend, self.server_chain)
+            elif comm.hosts(rank) and number < self.worker_roles.stop:
+                self.tasks[number] = Training(self, number - len(cut))
+        self.load = Occupancy() if self.policy.watches_seconds else None
+
+    def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Role]:
+        """Return this rank's roles by number, to go on from `position` (Collective on comm), and to pause when `pause_at` turns are done (0: never)."""
+        roles: dict[int, Role] = {}
+        turns, shown = position.turns or (0,) * self.n_workers, self.shown
+        for number, store in self.stores.items():
+            if self.by_clock:
+                store.begin(position.clock)
+            if shown is not None:
+                shown[number] = position.clock
+            roles[number] = Shard(
+                "weights",
+                self.worker_roles,
+                self.policy,
+                store,
+                self.buffers.allocate,
+                repeat=self.repeat,
+                tuned=self.job.tune,
+                in_place=self.in_place,
+                eager=self.job.reads == "eager",
+                shown=None if shown is None else shown[number : number + 1],
+                clock=position.clock,
+            )
+        for number, task in self.tasks.items():
+            client = self._client(task.worker)
+            client.clock = position.clock
+            before = self.workers.get(number)
+            roles[number] = self.workers[number] = worker = Worker(
+                client,
+                task,
+                self.n_clocks,
+                self.trace is not None,
+                index=task.worker,
+                n_workers=self.n_workers,
+                coordinator=self.worker_roles.stop if self.coordinated else -1,
+                load=self.load,
+                seen=None if shown is None else lambda: int(shown.min()),
+                tally=None if before is None else before.tally,
+            )
+            worker.step = turns[task.worker]
+        if self.coordinated and self.comm.hosts(0):
+            dynamic = self.job.assign == "dynamic"
+            gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
+            level = gate is None and self.policy.bound is not None
+            self.coordinator = roles[self.worker_roles.stop] = Coordinator(
+                self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, given=turns, clock=position.clock, pause_at=pause_at
+            )
+        self.comm.Barrier()  # the first versions are in place before anyone may read them
         return roles
+
+    def _client(self, worker: int) -> Client:
+        job = self.job
+        return make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
+
+    def position(self) -> Position:
+        """Return where the run stands once its roles have stopped (Collective on comm)."""
+        clock = max((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), default=0)
+        turns = {task.worker: self.workers[number].step for number, task in self.tasks.items()}
+        everyone = self.comm.allgather((clock, turns, self.coordinator.given if self.coordinator is not None else []))
+        found: dict[int, int] = {}
+        for _, own, _ in everyone:
+            found |= own
+        given = next((g for *_, g in everyone if g), [found[w] for w in range(self.n_workers)])
+        return Position(max(clock for clock, *_ in everyone), tuple(given))
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
         if self.views:
-            last = next((role.clocks.highest for role in self.roles.values() if isinstance(role, Shard)), None)
+            last = next((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), None)
             if last is None:
                 last = next(worker.turn.versions[0] for worker in self.workers.values())
             return self.views[last % self.copies]
-        return self.tasks[0].final if self.tasks else None
+        return next(iter(self.tasks.values())).final if self.tasks else None
 
     def free(self) -> None:
         """Free windows and sockets (Collective on comm)."""

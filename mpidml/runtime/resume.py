@@ -1,0 +1,121 @@
+"""Save a run between two clocks and go on with it later, at any number of ranks: what a checkpoint holds, and where each part of it goes.
+
+    weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
+    weights.optimizer.<state>   likewise
+    worker.<w>.<state>          of optimizers that run on the workers
+    facts                       the job, the position, the seconds, what rank 0's monitor knows
+
+Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.core.position import Position
+from mpidml.runtime.checkpoint import Checkpoint, Piece
+from mpidml.runtime.comm import CountedComm
+
+FIXED = (
+    "data", "test_data", "label", "view", "hold_out", "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
+)  # fmt: skip
+"""What decides the shape and the meaning of what is saved."""
+
+
+def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
+    """Return the job of the run in `folder`, with `changes`, that goes on where its newest checkpoint is; UserError for what cannot change."""
+    path = Path(folder)
+    try:
+        values = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--resume {folder}: holds no run (no config.toml); give the folder of a run, as runs/20260131-120000") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--resume {folder}: config.toml cannot be read ({error}); give the folder of a run") from None
+    job = Job().with_values(values, f"{path}/config.toml")
+    found = job.with_values({"out": str(path), **changes, "resume": str(path)}, "train")
+    for name in FIXED:
+        if getattr(found, name) != getattr(job, name):
+            flag, old = name.replace("_", "-"), getattr(job, name)
+            old = ",".join(map(str, old)) if isinstance(old, tuple) else old
+            raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
+    return found
+
+
+def pieces(strategy: Any) -> list[Piece]:
+    """Return what this rank has to save, once all roles have stopped."""
+    found: list[Piece] = []
+    size, back = strategy.net.n_params, (strategy.policy.bound or 0) if strategy.repeat else 0
+    for number, store in strategy.stores.items():
+        lo = strategy.spec.shards[number].lo
+        found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
+    for task in strategy.tasks.values():
+        found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
+    return found
+
+
+def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any) -> dict[str, Any]:
+    """Return on rank 0 what else is saved (Collective on comm)."""
+    updates = comm.gather([(strategy.spec.shards[number].lo, store.n_updates) for number, store in strategy.stores.items()])
+    if updates is None:
+        return {}
+    data = strategy.data
+    return {
+        "job": strategy.job.mapping(),
+        "clock": position.clock,
+        "turns": list(position.turns),
+        "seconds": seconds,
+        "n_updates": sorted(pair for of in updates for pair in of),
+        "rows": [*data.x.shape, len(data.test_x)],
+        "monitor": monitor.state(),
+        "n_metrics": len(monitor.metrics),
+    }
+
+
+def restore(strategy: Any, saved: Checkpoint) -> Position:
+    """Fill what `strategy.make` has allocated, and return where the run goes on; UserError where the data are others (Collective on comm)."""
+    known, data = saved.facts, strategy.data
+    if (rows := [*data.x.shape, len(data.test_x)]) != known["rows"]:
+        of, now = (f"{n} training rows of {k} features and {t} test rows" for n, k, t in (known["rows"], rows))
+        raise UserError(f"--resume {strategy.job.resume}: the run learnt from {of}, {strategy.job.data} has {now}; give the same data")
+    position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
+    same = len(known["turns"]) == strategy.n_workers
+    for number, store in strategy.stores.items():
+        lo, hi, _ = strategy.spec.shards[number]
+        store.n_updates = max(n for start, n in known["n_updates"] if start < hi)
+        store.restore(position.clock, lambda name, out, lo=lo: _fill(saved, f"weights{name}", lo, out))
+    for task in strategy.tasks.values():
+        task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
+        for name, array in (task.state or {}).items():
+            if same:
+                _fill(saved, f"worker.{task.worker}.{name}", 0, array)
+            else:  # of other workers: the mean of theirs
+                others = [np.empty_like(array) for _ in known["turns"]]
+                for w, other in enumerate(others):
+                    _fill(saved, f"worker.{w}.{name}", 0, other)
+                array[:] = np.mean(others, axis=0)
+    return position
+
+
+def metrics(folder: Path, n: int) -> list[dict[str, Any]]:
+    """Return the first `n` rows of a run's metrics.jsonl: those that its checkpoint knows of."""
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for _, line in zip(range(n), file, strict=False)]
+    if len(rows) < n:
+        raise UserError(f"--resume {folder}: metrics.jsonl has {len(rows)} rows, the checkpoint knows of {n}; restore the file, or start the run anew")
+    return rows
+
+
+def _fill(saved: Checkpoint, name: str, lo: int, out: Any) -> bool:
+    """Fill `out` with elements from `lo` on; return whether the array was saved."""
+    if not saved.size(name):
+        return False
+    saved.read(name, lo, out)
+    return True

@@ -1,0 +1,68 @@
+"""Give a training run its folder, and fill it; used by rank 0 alone.
+
+    config.toml metrics.jsonl     at the beginning, and row by row
+    checkpoints/                  see `checkpoint`
+    model.safetensors trace.json report.png summary.json    at the end, each whole or not there
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mpidml.core.job import Job
+from mpidml.core.role import Array
+from mpidml.core.trace import to_chrome
+from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
+
+
+def open_folder(job: Job, goes_on: bool) -> RunFolder:
+    """Return the folder that a job writes, its own or a new one; UserError where none can be."""
+    return RunFolder(Path(job.out)) if goes_on else RunFolder.prepare(job.out or default_out(datetime.now()))
+
+
+def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dict[str, Any]] = ()) -> None:
+    """Make the run folder this run's own; of two that start in one second, the second takes the next name.
+
+    A run that `goes_on` in its folder writes its config anew; `rows` of its metrics were there when it was saved.
+    """
+    config = to_toml({name: value for name, value in job.mapping().items() if name not in ("out", "resume")})
+    while True:
+        try:
+            if goes_on:
+                folder.write_text("config.toml", config)
+            else:
+                folder.claim(config)
+            if job.resume:
+                folder.write_text("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
+            return
+        except FolderTaken:
+            if job.out:
+                raise
+            folder.path = default_out(datetime.now())
+
+
+def write(
+    folder: RunFolder, strategy: Any, data: Any, found: dict[str, Any], metrics: list[dict[str, Any]], values: Array | None, traces: Any
+) -> None:
+    """Write what came of a run: the model, its trace, its picture and, last, its summary."""
+    from mpidml.runtime.report import draw
+
+    assert values is not None
+    tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
+    folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
+    if traces is not None:
+        folder.write_json(
+            "trace.json", to_chrome([(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))])
+        )
+    folder.close()
+    draw(folder.path / "report.png", found, metrics)
+    folder.write_json("summary.json", found)
+
+
+def since(columns: dict[str, Array], started: float) -> dict[str, Array]:
+    """Count a rank's events from the barrier that began the run: clocks of different hosts share no other origin."""
+    return {**columns, "start": columns["start"] - started}

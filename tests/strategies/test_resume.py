@@ -1,0 +1,140 @@
+"""A run that is saved and goes on, in the same layout or in another, ends as one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mpidml.core.errors import UserError
+from mpidml.ps.store import Store
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.resume import resumed
+from mpidml.strategies.base import train
+from tests.strategies.test_identities import SMALL, serial
+
+STEPS = 20
+
+
+def run(comm, job, n_ranks=None):
+    """Train on the first n_ranks ranks; return (summary, final parameters) on those, None on the others."""
+    part = comm.Split(0 if comm.rank < (n_ranks or comm.size) else 1, comm.rank)
+    try:
+        if comm.rank >= (n_ranks or comm.size):
+            return None
+        counted, kept = CountedComm(part), {}
+        summary = train(job, counted, quiet=True, keep=kept)
+        counted.free()
+        return summary, kept["values"]
+    finally:
+        part.Free()
+
+
+def start(comm, path, steps, n_ranks=None, **changes):
+    job = SMALL.with_values({"steps": steps, "out": str(path), "checkpoint_every": 7, "wait_limit": 20.0, **changes}, "test")
+    return run(comm, job, n_ranks)
+
+
+def go_on(comm, path, n_ranks=None, **changes):
+    comm.Barrier()
+    job = resumed(path, {"steps": STEPS, **changes})
+    comm.Barrier()  # nobody writes the config anew before all have read it
+    return run(comm, job, n_ranks)
+
+
+def clocks(path):
+    return [json.loads(line)["clock"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("servers", ["colocated", "1"])
+@pytest.mark.parametrize("sync", ["bsp", "ssp:1", "ssp:3", "warmup:5:2"])
+def test_in_repeat_mode_a_resumed_run_has_the_bits_of_one_without_checkpoints(comm, mpi_tmp_path, sync, servers):
+    if servers == "1" and comm.size == 1:
+        servers = "colocated"
+    options = {"sync": sync, "servers": servers, "deterministic": True, "optimizer": "adam", "lr": 0.01}
+    whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
+    paused = start(comm, mpi_tmp_path / "paused", STEPS, **options)
+    start(comm, mpi_tmp_path / "cut", 14, **options)
+    cut = go_on(comm, mpi_tmp_path / "cut")
+    assert whole[0]["model_sha256"] == paused[0]["model_sha256"] == cut[0]["model_sha256"]
+    assert cut[0]["samples"] == whole[0]["samples"] and cut[0]["clocks"] == STEPS
+    if comm.rank == 0:
+        assert clocks(mpi_tmp_path / "cut") == clocks(mpi_tmp_path / "whole") == list(range(STEPS))
+
+
+@pytest.mark.mpi
+def test_the_bits_catch_older_versions_that_are_not_saved(comm, mpi_tmp_path, monkeypatch):
+    if comm.size < 2:
+        return
+    options = {"sync": "ssp:3", "deterministic": True}
+    whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
+    state = Store.state
+    monkeypatch.setattr(Store, "state", lambda self, back: state(self, 0))
+    start(comm, mpi_tmp_path / "cut", 14, **options)
+    assert whole[0]["model_sha256"] != go_on(comm, mpi_tmp_path / "cut")[0]["model_sha256"]
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize(("before", "after"), [((3, "colocated"), (2, "1")), ((3, "2"), (1, "colocated")), ((1, "colocated"), (3, "1"))], ids=str)
+def test_bsp_goes_on_at_any_number_of_workers_and_servers_as_a_serial_loop(comm, mpi_tmp_path, before, after):
+    start(comm, mpi_tmp_path / "run", 14, before[0], servers=before[1])
+    found = go_on(comm, mpi_tmp_path / "run", after[0], servers=after[1])
+    if found is not None:
+        assert np.abs(found[1] - serial(SMALL.with_values({"steps": STEPS}, "test"))).max() < 1e-9
+        assert found[0]["samples"] == STEPS * SMALL.batch
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["asp", "ssp:2", "dssp", "quorum", "adaptive"])
+@pytest.mark.parametrize("assign", ["static", "dynamic"])
+def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign):
+    if assign == "dynamic" and sync == "quorum":
+        return
+    start(comm, mpi_tmp_path / "run", 14, sync=sync, assign=assign)
+    summary, values = go_on(comm, mpi_tmp_path / "run")
+    assert np.isfinite(values).all()
+    if sync != "quorum":  # there a worker that was late computes fewer clocks
+        assert (summary["clocks"], summary["samples"]) == (STEPS, STEPS * SMALL.batch)
+    if comm.rank == 0:
+        folders = sorted(p.name for p in (mpi_tmp_path / "run" / "checkpoints").iterdir())
+        assert len(folders) == 2 and not any(name.startswith(".") for name in folders)
+
+
+@pytest.mark.mpi
+def test_the_state_of_optimizers_on_the_workers_is_saved(comm, mpi_tmp_path):
+    options = {"optimize": "workers", "optimizer": "adam", "lr": 0.01, "deterministic": True}
+    whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
+    start(comm, mpi_tmp_path / "cut", 14, **options)
+    assert go_on(comm, mpi_tmp_path / "cut")[0]["model_sha256"] == whole[0]["model_sha256"]
+
+
+@pytest.mark.mpi
+def test_a_run_goes_on_in_another_folder_and_leaves_the_first_as_it_is(comm, mpi_tmp_path):
+    start(comm, mpi_tmp_path / "a", 14)
+    before = sorted(mpi_tmp_path.joinpath("a").rglob("*"))
+    found = go_on(comm, mpi_tmp_path / "a", out=str(mpi_tmp_path / "b"))
+    assert np.abs(found[1] - serial(SMALL.with_values({"steps": STEPS}, "test"))).max() < 1e-9
+    if comm.rank == 0:
+        assert clocks(mpi_tmp_path / "b") == list(range(STEPS)) and clocks(mpi_tmp_path / "a") == list(range(14))
+        assert sorted(mpi_tmp_path.joinpath("a").rglob("*")) == before
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden": (8,)}, "--hidden: the run in .* has '24,16'"),
+        ({"batch": 25}, "--batch: the run in .* has 50"),
+        ({"steps": 14}, "the run has done 14 of 14 clocks; give more --epochs or --steps"),
+        ({"sync": "ssp"}, None),
+    ],
+)
+def test_what_cannot_change_is_one_line(comm, mpi_tmp_path, changes, says):
+    start(comm, mpi_tmp_path / "run", 14)
+    if says is None:
+        assert go_on(comm, mpi_tmp_path / "run", **changes)[0]["clocks"] == STEPS
+        return
+    with pytest.raises(UserError, match=says):
+        go_on(comm, mpi_tmp_path / "run", **changes)

@@ -1,0 +1,178 @@
+"""A run that is killed at any instant leaves a checkpoint that is whole; one that is asked to end saves first; what is damaged is seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpidml.runtime import checkpoint
+from mpidml.runtime.launch import mpirun_command
+from tests.ranks import ROOT, descendants, mpirun, python
+
+JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20"]
+EVERY, STEPS = 5, 400
+LIMIT_SECONDS = 60
+
+
+def begin(n, words):
+    """Start a run in the background, and return it with its output's file."""
+    ready, env = mpirun_command(n, dict(os.environ))
+    paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]))
+    command = [*ready, sys.executable, *JOB, "--checkpoint-every", str(EVERY), *map(str, words)]
+    return subprocess.Popen(command, env={**env, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def saved(folder):
+    """List the checkpoints that claim to be whole."""
+    return sorted(p for p in (folder / "checkpoints").glob("[0-9]*")) if (folder / "checkpoints").is_dir() else []
+
+
+def wait_for(condition):
+    end = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        time.sleep(0.005)
+
+
+def ranks_of(child):
+    """Return the processes that train."""
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in descendants(child.pid)}
+    return [pid for pid, of in words.items() if of[0].endswith(sys.executable.rpartition("/")[2].encode()) and b"mpidml" in of]
+
+
+def is_whole(path):
+    return checkpoint.Checkpoint.open(path).wrong(0, 1) == ""
+
+
+def clocks(folder):
+    return [json.loads(line)["clock"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_is_killed_at_any_instant_leaves_a_whole_checkpoint_and_goes_on(tmp_path):
+    draw = random.Random(0)
+    for attempt in range(6):
+        folder = tmp_path / str(attempt)
+        child = begin(2, ["--steps", 100_000, "--out", folder])
+        try:
+            wait_for(lambda folder=folder: saved(folder))
+            time.sleep(draw.uniform(0, 0.3))
+            for pid in [*ranks_of(child), child.pid]:
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            child.kill()
+            child.communicate(timeout=LIMIT_SECONDS)
+        assert saved(folder) and all(map(is_whole, saved(folder)))
+    done = int(saved(folder)[-1].name)
+    result = mpirun(3, [*JOB[:3], "--resume", folder, "--steps", done + 20])
+    assert result.code == 0 and f"resumed: {done:,} clocks" in result.out, result
+    rows = clocks(folder)  # of a long run not every clock has one
+    assert rows == sorted(set(rows)) and rows[-1] == done + 19
+    assert json.loads((folder / "summary.json").read_text())["samples"] == (done + 20) * 64
+    assert not list((folder / "checkpoints").glob(".*")), "what was half written is gone"
+
+
+@pytest.mark.openmpi
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, "all"), (signal.SIGUSR1, "all"), (signal.SIGUSR1, "the last")])
+def test_a_signal_saves_the_run_and_ends_it_well(tmp_path, number, to):
+    child = begin(3, ["--steps", 1_000_000, "--checkpoint-every", 1_000_000, "--sync", "ssp:2", "--out", tmp_path / "run"])
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and clocks(tmp_path / "run"))
+        ranks = ranks_of(child)
+        for pid in ranks if to == "all" else ranks[-1:]:
+            os.kill(pid, number)
+        out, _ = child.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and f"stopped by {number.name}: " in out and f"train --resume {tmp_path / 'run'}" in out, out
+    assert len(saved(tmp_path / "run")) == 1 and is_whole(saved(tmp_path / "run")[0])
+    assert not (tmp_path / "run" / "summary.json").exists() and "Traceback" not in out
+
+
+def trained(folder, steps=12):
+    result = python([*JOB, "--checkpoint-every", EVERY, "--steps", steps, "--out", folder])
+    assert result.code == 0, result
+    return folder
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(tmp_path):
+    folder = trained(tmp_path / "run")
+    assert [p.name for p in saved(folder)] == ["000000000010", "000000000012"]
+    spoil(saved(folder)[-1] / "rank-0.safetensors")
+    result = mpirun(2, [*JOB[:3], "--resume", folder, "--steps", 30, "--checkpoint-every", 2, "--keep-checkpoints", 50])
+    assert result.code == 0 and "000000000012 is damaged (rank-0.safetensors does not sum up to its SHA-256): the one before is taken" in result.out, result
+    assert "resumed: 10 clocks" in result.out and clocks(folder) == list(range(30))
+    assert [int(p.name) for p in saved(folder)] == list(range(10, 31, 2)) and all(map(is_whole, saved(folder)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: [spoil(p / "rank-0.safetensors") for p in saved(folder)], "no checkpoint is whole: "),
+        (lambda folder: [(p / "manifest.json").write_text("{") for p in saved(folder)], "manifest.json cannot be read"),
+        (lambda folder: [(p / "rank-0.safetensors").write_bytes(b"") for p in saved(folder)], "rank-0.safetensors has 0 bytes, "),
+        (lambda folder: [os.unlink(p / "rank-0.safetensors") for p in saved(folder)], "rank-0.safetensors cannot be read (No such file"),
+        (lambda folder: [[q.unlink() for q in p.iterdir()] and p.rmdir() for p in saved(folder)], "no checkpoint is whole: there is none"),
+        (lambda folder: (folder / "config.toml").unlink(), "holds no run (no config.toml)"),
+        (lambda folder: (folder / "metrics.jsonl").write_text(""), "metrics.jsonl has 0 rows, the checkpoint knows of 12"),
+    ],
+    ids=["data", "manifest", "empty", "missing", "none", "no run", "metrics"],
+)
+def test_what_cannot_go_on_is_one_line_and_changes_nothing(tmp_path, spoil, says):
+    folder = trained(tmp_path / "run")
+    spoil(folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    result = python([*JOB[:3], "--resume", folder, "--steps", 30])
+    assert result.code == 2 and says in result.err and result.err.count("\n") == 1 and result.out == "", result
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--resume", "nowhere"], "--resume nowhere: holds no run"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every -1: is below 0"),
+        (["--keep-checkpoints", "3"], "--keep-checkpoints 3: does nothing without --checkpoint-every"),
+        (["--keep-checkpoints", "0", "--checkpoint-every", "5"], "--keep-checkpoints 0: is below 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, words, says):
+    result = python([*JOB, *words, "--out", tmp_path / "run"])
+    assert result.code == 2 and says in result.err and result.err.count("\n") == 1, result
+
+
+FULL = """
+import resource, signal
+from mpidml.sync.base import SyncPolicy
+
+
+class Full(SyncPolicy):
+    bound = 1
+
+    def oldest_readable(self, clock, worker=-1, view=None):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        return clock - 1
+"""
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(tmp_path):
+    """A limit on the size of files, set once the run is under way, stands for the disk: what is written beyond it fails."""
+    folder = trained(tmp_path / "run")
+    (tmp_path / "full.py").write_text(FULL)
+    result = python([*JOB[:3], "--resume", folder, "--steps", "100", "--sync", tmp_path / "full.py"])
+    assert result.code == 2 and "cannot be written" in result.err and result.err.count("\n") == 1, result
+    assert [p.name for p in saved(folder)] == ["000000000010", "000000000012"] and all(map(is_whole, saved(folder)))
