@@ -21,12 +21,12 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import Trace, to_chrome
-from mpidml.nn.models import build
 from mpidml.runtime import summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.net import NET_FILE, build_net, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
@@ -61,7 +61,7 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     if job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=job.target))
     arithmetic = _compiled(job.backend, comm, quiet)
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
+    net = agree(comm, lambda: build_net(job, data, arithmetic))
     telemetry = Telemetry(comm, len(COLUMNS))
     trace = Trace() if job.trace else None
     agree(comm, lambda: _claim(folder, job) if folder is not None else None)
@@ -132,11 +132,14 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
 
 
 def _claim(folder: RunFolder, job: Job) -> None:
-    """Make the run folder this run's own; of two that start in one second, the second takes the next name."""
-    config = to_toml({name: value for name, value in job.mapping().items() if name != "out"})
+    """Make the run folder this run's own, with the net file in it; of two that start in one second, the second takes the next name."""
+    net = net_text(job)
     while True:
         try:
-            folder.claim(config)
+            config = job.mapping() | ({"model": str(folder.path / NET_FILE)} if net else {})
+            folder.claim(to_toml({name: value for name, value in config.items() if name != "out"}))
+            if net:
+                folder.write_text(NET_FILE, net)
             return
         except FolderTaken:
             if job.out:
