@@ -78,6 +78,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None and variants[0].job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
+    if data is not None:
+        agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8

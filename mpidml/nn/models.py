@@ -75,12 +75,11 @@ def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Netw
     except ValueError as error:
         raise UserError(f"--loss {job.loss}: {error}") from None
     where = f"--model {job.model}"
-    for i, layer in enumerate(layers):
-        try:
-            with naming(i, layer):
-                layer.see(data.x, data.test_x)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
+    try:
+        with naming(0, layers[0]):
+            layers[0].see(data.x, data.test_x)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     return connect(layers, where, data.x.shape[1], n_outputs, loss, job.dtype, backend)
 
 

@@ -9,7 +9,6 @@ import pytest
 from mpidml.core import plugins
 from mpidml.nn.layers.base import Pass
 from mpidml.nn.layers.dense import ACTIVATIONS, Dense
-from mpidml.nn.losses.base import make_loss
 from mpidml.nn.models import build
 
 BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]

