@@ -20,6 +20,7 @@ from mpidml.runtime import comparison
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
+from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
@@ -41,7 +42,7 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
     variants = agree(comm, lambda: expand(values, "compare"))
     agree(comm, lambda: _check(variants, comm))
     leads = comm.rank == 0
-    _check_data(variants[0].job, comm)
+    _check_data([job for _, job in variants], comm)
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(_config(values)) if folder is not None else None)
     entries, curves = [], []
@@ -90,13 +91,13 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
     part.Free()
 
 
-def _check_data(job: Job, comm: CountedComm) -> None:
-    """Read the data once, so that what is wrong with them is found before anything is written."""
+def _check_data(jobs: list[Job], comm: CountedComm) -> None:
+    """Read the data once and build every network, so that what is wrong with them is found before anything is written."""
     ranks = CountedComm(comm.mpi)
-    data = load(job, ranks)
-    if job.target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=job.target))
-    del data
+    data = load(jobs[0], ranks)
+    if jobs[0].target and not len(data.test_x):
+        raise UserError(NO_TEST_ROWS.format(target=jobs[0].target))
+    agree(comm, lambda: [build_net(job, data, "numpy") for job in jobs])
     ranks.free()
 
 

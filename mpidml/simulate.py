@@ -26,13 +26,13 @@ from mpidml.core.job import Job
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
-from mpidml.nn.models import build
+from mpidml.core.variants import ONE_PROCESS, WITH_COMMAS, Variant, alone, expand, several
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.info import memory_nbytes, pingpong
+from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
@@ -50,7 +50,7 @@ MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "wait_limit")
 PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
-PAYLOAD = ("data", "test_data", "label", "view", "hold_out", "model", "hidden", "dtype")
+PAYLOAD = ("data", "test_data", "label", "view", "hold_out", "model", "hidden", "loss", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -78,6 +78,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None and variants[0].job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
+    if data is not None:
+        agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
@@ -161,7 +163,7 @@ def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list
 def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
     """Refuse a list of what the costs of a simulation of sizes do not depend on."""
     for name, value in values.items():
-        if several(value) and name != "hidden" and name.replace("-", "_") not in VARIED and not scale.learn:
+        if several(value) and name.replace("-", "_") not in (*VARIED, *WITH_COMMAS) and not scale.learn:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 
 
@@ -231,7 +233,7 @@ def _fits_memory(plans: list[Plan]) -> None:
 def _payload_nbytes(job: Job, comm: CountedComm) -> int:
     """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
     data = load(job, comm)
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, dtype=job.dtype, backend="numpy"))
+    net = agree(comm, lambda: build_net(job, data, "numpy"))
     return int(net.n_params) * net.dtype.itemsize
 
 

@@ -10,9 +10,9 @@ from mpidml_kernels import backend
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
-from mpidml.nn.models import build
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.net import build_net
 from mpidml.runtime.progress import Progress
 from mpidml.sim.parameter_server import Plan, Simulated, drive
 from mpidml.sim.ranks import VirtualRanks
@@ -26,7 +26,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     job = job.with_values(changes | ({"steps": 0} if plan.n_clocks > 1 << 30 else {}), "simulate")
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
-    net = build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, backend(job.backend))
+    net = build_net(job, data, backend(job.backend))
     strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
     roles = strategy.roles()
     n_servers = len(strategy.spec.shards)

@@ -88,3 +88,12 @@ def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, word
     ours = [line for line in result.err.splitlines() if says in line]
     assert result.code == 2 and len(ours) == 1 and "Traceback" not in result.err, result
     assert result.out == "" and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "simulate"])
+def test_a_variant_whose_loss_does_not_fit_ends_before_anything_is_written(tmp_path, command):
+    more = ["--learn", "--workers", "2", "--compute", "1e-3", "--sync", "bsp"] if command == "simulate" else ["--sync", "bsp"]
+    argv = ["-m", "mpidml", command, *more, "--loss", "cross_entropy,huber", "--class-weights", "balanced", "--steps", "3", "--backend", "numpy"]
+    result = python([*argv, "--out", str(tmp_path / "run")])
+    assert result.code == 2 and "--class-weights: does nothing in --loss huber" in result.err, result
+    assert not (tmp_path / "run").exists()

@@ -216,6 +216,43 @@ def test_one_process_does_the_same_job_alone(tmp_path):
     assert found["staleness_max"] == 0 and found["samples"] == 1600 and found["test_accuracy"] > 0.7
 
 
+NET = """
+[[layer]]
+type = "embedding"
+columns = [2]
+units = 3
+
+[[layer]]
+type = "dense"
+units = 8
+activation = "leaky_relu"
+
+[[layer]]
+type = "layer_norm"
+
+[[layer]]
+type = "dense"
+"""
+
+
+def test_a_run_of_a_net_file_holds_it_and_can_be_repeated_without_the_original(tmp_path):
+    random = np.random.default_rng(0)
+    code = random.integers(0, 6, 400)
+    np.savez(tmp_path / "good.npz", x=np.column_stack([random.normal(size=(400, 2)), code]), y=code % 2)
+    (tmp_path / "mine.toml").write_text(NET)
+    words = ["--model", tmp_path / "mine.toml", "--epochs", "15", "--deterministic", "--backend", "numpy", "--class-weights", "balanced"]
+    out, again = tmp_path / "run", tmp_path / "again"
+    ok(mpirun(2, [*TRAIN, *words, "--data", tmp_path / "good.npz", "--out", out]))
+    assert (out / "net.toml").read_text() == NET
+    (tmp_path / "mine.toml").unlink()
+    ok(mpirun(2, [*TRAIN, "--config", out / "config.toml", "--out", again]))
+    first, second = summary(out), summary(again)
+    assert first["model_sha256"] == second["model_sha256"] and first["test_accuracy"] > 0.95
+    tensors = load_file(out / "model.safetensors")
+    assert tensors["layers.0.table"].shape == (6, 3) and tensors["layers.2.gain"].shape == (8,)
+    assert tensors["scaler.offset"][2] == 0 and tensors["scaler.factor"][2] == 1, "codes are not scaled"
+
+
 @pytest.fixture(scope="module")
 def blobs():
     """Draw three classes far apart in the plane: x (240, 2), y (240,)."""

@@ -32,11 +32,13 @@ class Job:
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
     hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
     scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
-    model: str = flag("mlp", "the network: mlp or softmax")
+    model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml")
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
-    activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "tanh", "sigmoid"))
+    activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"))
     dropout: float = flag(0.0, "mlp: share of hidden units dropped in training")
-    loss: str = flag("cross_entropy", "the loss", ("cross_entropy", "squared_error"))
+    loss: str = flag("cross_entropy", "the loss, with its argument as in huber:1.0", plugins="mpidml.nn.losses")
+    class_weights: str = flag("", "factor of each class in the loss: balanced (the rarer a class, the larger) or a list as 1,2.5,1")
+    label_smoothing: float = flag(0.0, "cross_entropy: share of each label that is spread over all classes")
     dtype: str = flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
     strategy: str = flag("parameter_server", "how the model is trained over ranks", plugins="mpidml.strategies")
     sync: str = flag("bsp", "consistency policy, with its argument as in ssp:3, or a path to a file of your own", plugins="mpidml.sync")
@@ -106,8 +108,9 @@ class Job:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
         if not 0 <= self.hold_out < 1:
             raise UserError(f"--hold-out {self.hold_out}: is not a share; give a number from 0 to below 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout}: is not a share; give a number from 0 to below 1")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is not a share; give a number from 0 to below 1")
         for name in ("lr", "wait_limit"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -139,6 +142,9 @@ class Job:
             raise UserError("--early-push on: cannot go beside --budget, which sends a gradient in pieces of its own; leave one of them out")
         if self.model == "mlp" and not self.hidden:
             raise UserError("--hidden: names no width; give widths as 512,512, or --model softmax, which has no hidden layers")
+        for name in ("hidden", "activation", "dropout") if self.model.endswith(".toml") else ():
+            if getattr(self, name) != getattr(Job, name):
+                raise UserError(f"--{name}: does nothing in --model {self.model}, which lists its layers itself; leave it out")
         if self.model == "softmax" and self.activation != Job.activation:
             raise UserError(f"--activation {self.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
         return self

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 
-ONE_VALUE = ("data", "test_data", "label", "view", "hidden", "target", "seconds", "epochs", "steps", "seed", "out", "trace", "deterministic", "wait_limit")
+WITH_COMMAS = ("hidden", "class_weights")
+"""Fields of which one value may hold commas."""
+ONE_VALUE = ("data", "test_data", "label", "view", *WITH_COMMAS, "target", "seconds", "epochs", "steps", "seed", "out", "trace", "deterministic", "wait_limit")
 """Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
 LISTED = tuple(f.name for f in fields(Job) if f.name not in ONE_VALUE)
 MOST_VARIANTS = 64
@@ -47,7 +49,7 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         if name in ("checkpoint_every", "keep_checkpoints", "resume"):
             raise UserError(f"{where}: {raw}: what is compared or simulated is not saved to go on with; leave it out")
         found = several(value)
-        if found is None or name == "hidden":
+        if found is None or name in WITH_COMMAS:
             single[name] = value
             continue
         if name not in LISTED and name in {f.name for f in fields(Job)}:

@@ -7,6 +7,7 @@ Rows are summed in fixed blocks of global rows, whoever holds them; the blocks a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,11 @@ class Scaler:
         # a constant column is known by its range: its squared deviations may be rounding, not 0
         is_constant = (least == most) | (divisor <= np.finfo(np.float64).tiny)
         return cls(np.where(least == most, least, offset).astype(np.float64), (1 / np.where(is_constant, 1, divisor)).astype(np.float64))
+
+    def sparing(self, columns: Sequence[int]) -> Scaler:
+        """Return this scaler without its effect on `columns`, which hold codes of categories."""
+        spared = np.isin(np.arange(len(self.offset)), columns)
+        return Scaler(np.where(spared, 0.0, self.offset), np.where(spared, 1.0, self.factor))
 
     def apply(self, x: Array, out: Array) -> None:
         """Write the scaled rows of x (n, features) to `out` (same shape, any float dtype); computes in float64, a block of rows at a time."""

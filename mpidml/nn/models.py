@@ -1,16 +1,27 @@
-"""Build a network by the name of its model and the sizes of the data."""
+"""Build a network from the name of a model or the text of a net file, for the sizes of the data.
+
+    mlp         dense layers with an activation, each followed by dropout, and one without: --hidden, --activation, --dropout
+    softmax     one dense layer
+    net.toml    the layers that the file lists
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mpidml_kernels import BACKENDS
 from mpidml_kernels import backend as kernels
 
 from mpidml.core.errors import UserError, nearest
-from mpidml.nn.layers import Dense, Dropout
-from mpidml.nn.network import Network
+from mpidml.core.job import Job
+from mpidml.nn.layers.base import Layer
+from mpidml.nn.layers.dense import Dense
+from mpidml.nn.layers.dropout import Dropout
+from mpidml.nn.losses.base import Loss, make_loss, parse_weights
+from mpidml.nn.net_file import parse
+from mpidml.nn.network import Network, naming
 
 MODELS = ("mlp", "softmax")
 
@@ -22,7 +33,7 @@ def build(
     hidden: Sequence[int] = (),
     activation: str = "relu",
     dropout: float = 0.0,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     dtype: str = "float32",
     backend: Any = "numba",
 ) -> Network:
@@ -30,21 +41,72 @@ def build(
 
     `backend`: a namespace of kernels, or its name.
     """
-    if model not in MODELS:
-        raise UserError(f"model: there is no '{model}'; {nearest(model, MODELS)}")
-    if model == "softmax" and hidden:
-        raise UserError(f"model 'softmax': has no hidden layers, {len(hidden)} were given; leave them out or choose 'mlp'")
-    if dropout and not hidden:
-        raise UserError(f"model '{model}': dropout {dropout} needs a hidden layer to act on, there is none; give hidden layers or no dropout")
+    layers = short_form(model, hidden, activation, dropout)
+    return connect(layers, f"model '{model}'", n_features, n_outputs, make_loss(loss) if isinstance(loss, str) else loss, dtype, backend)
+
+
+def layers_of(job: Job, net: str) -> list[Layer]:
+    """Return the layers of a job's model, not yet connected; `net`: the text of its net file, "" for a short form."""
+    return parse(net, job.model) if net else short_form(job.model, job.widths, job.activation, job.dropout)
+
+
+def categories(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Return which columns of the data are codes, which no scaling may touch."""
+    return layers[0].categories()
+
+
+def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Network:
+    """Return a job's network for its data: x and test_x (n, features), y labels int64 (n,) or float targets, n_classes.
+
+    UserError for a loss, weights of classes, or a layer that does not fit the data.
+    """
+    is_labels = data.y.ndim == 1 and data.y.dtype.kind in "iu"
+    if not is_labels and job.class_weights:
+        raise UserError(f"--class-weights {job.class_weights}: the data have no classes, their targets are numbers; leave it out")
+    weights = parse_weights(job.class_weights, data.y, data.n_classes) if is_labels else None
+    loss = make_loss(job.loss, weights, job.label_smoothing)
+    try:
+        if is_labels:
+            n_outputs = loss.n_outputs(data.n_classes)
+        else:
+            n_outputs = 1 if data.y.ndim == 1 else data.y.shape[1]
+            for y in (data.y, data.test_y):
+                loss.check_targets(y.reshape(-1, n_outputs))
+    except ValueError as error:
+        raise UserError(f"--loss {job.loss}: {error}") from None
+    where = f"--model {job.model}"
+    try:
+        with naming(0, layers[0]):
+            layers[0].see(data.x, data.test_x)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return connect(layers, where, data.x.shape[1], n_outputs, loss, job.dtype, backend)
+
+
+def connect(layers: Sequence[Layer], where: str, n_features: int, n_outputs: int, loss: Loss, dtype: Any, backend: Any) -> Network:
+    """Return the network of these layers; UserError, opened by `where`, where one does not fit."""
     if isinstance(backend, str):
         if backend not in BACKENDS:
             raise UserError(f"backend: there is no '{backend}'; {nearest(backend, BACKENDS)}")
         backend = kernels(backend)
-    layers: list[Dense | Dropout] = []
-    n_in = n_features
-    for n_out in hidden:
-        layers.append(Dense(n_in, n_out, activation))
-        if dropout:
-            layers.append(Dropout(dropout))
-        n_in = n_out
-    return Network([*layers, Dense(n_in, n_outputs, "linear")], n_features, loss, dtype, backend)
+    try:
+        return Network(layers, n_features, n_outputs, loss, np.dtype(dtype), backend)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def short_form(model: str, hidden: Sequence[int], activation: str, dropout: float) -> list[Layer]:
+    """Return the layers of "mlp" or "softmax"."""
+    if model not in MODELS:
+        raise UserError(f"model: there is no '{model}'; {nearest(model, MODELS)}, or give the path of a net file, as net.toml")
+    if model == "softmax" and hidden:
+        raise UserError(f"model 'softmax': has no hidden layers, {len(hidden)} were given; leave them out or choose 'mlp'")
+    if dropout and not hidden:
+        raise UserError(f"model '{model}': dropout {dropout} needs a hidden layer to act on, there is none; give hidden layers or no dropout")
+    layers: list[Layer] = []
+    try:
+        for width in hidden:
+            layers += [Dense(width, activation), *([Dropout(dropout)] if dropout else [])]
+    except ValueError as error:
+        raise UserError(f"model '{model}': {error}") from None
+    return [*layers, Dense()]

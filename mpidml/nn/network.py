@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import LAWS
 from numpy.typing import DTypeLike
 
 from mpidml.core import rng
-from mpidml.core.errors import UserError, nearest
+from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
-from mpidml.nn.layers import Dense, Dropout
-from mpidml.nn.step import Buffers, Step, one_hot
+from mpidml.nn.layers.base import Layer, Pass
+from mpidml.nn.losses.base import Loss
+from mpidml.nn.step import Buffers, Step
 
-LOSSES = ("cross_entropy", "squared_error")
 N_STEPS_KEPT = 64
 
 
 class Network:
-    """A chain of layers with a loss; parameters are `layers.<i>.weight` and `layers.<i>.bias` of the i-th dense layer, in order.
+    """A chain of layers with a loss; parameters are `layers.<i>.<tensor>` of the i-th layer that has any, in order.
 
     Arithmetic is that of `backend`, a namespace of kernels; dtype is float32 or float64. Set `split` before the first `bind` to compute the
     first layer's weight gradient, which is finished last, in two parts, so that little is left to travel at the end (it takes about 2% longer).
     """
 
-    def __init__(self, layers: Sequence[Dense | Dropout], n_features: int, loss: str, dtype: DTypeLike, backend: Any) -> None:
-        if loss not in LOSSES:
-            raise UserError(f"loss: there is no '{loss}'; {nearest(loss, LOSSES)}")
+    def __init__(self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any) -> None:
+        """Connect the layers; ValueError, opened by the layer's number and type, where one does not fit."""
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise UserError(f"dtype: a network computes in float32 or float64, not {np.dtype(dtype)}; choose one of them")
         self.layers, self.n_features, self.loss, self.dtype, self.backend = tuple(layers), n_features, loss, np.dtype(dtype), backend
+        self.n_outputs = n_outputs
         self.widths: list[int] = []
-        for layer in self.layers:
-            self.widths.append(layer.width(self.widths[-1] if self.widths else n_features))
-        self.n_outputs = self.widths[-1]
-        dense = [i for i, layer in enumerate(self.layers) if layer.tensors]
-        self._names = {i: {name: f"layers.{place}.{name}" for name, _ in self.layers[i].tensors} for place, i in enumerate(dense)}
-        self.params = FlatParams([(self._names[i][name], shape) for i in dense for name, shape in self.layers[i].tensors])
+        for i, layer in enumerate(self.layers):
+            is_last = i + 1 == len(self.layers)
+            with naming(i, layer):
+                self.widths.append(layer.connect(i, self.widths[-1] if i else n_features, n_outputs if is_last else None))
+                if is_last and not layer.ends:
+                    raise ValueError("cannot be the last layer, whose sums the loss takes; end with a dense one")
+        own = [i for i, layer in enumerate(self.layers) if layer.tensors]
+        self.first = own[0]  # nobody wants the gradient of its input
+        self._names = {i: {name: f"layers.{place}.{name}" for name, _ in self.layers[i].tensors} for place, i in enumerate(own)}
+        self.params = FlatParams([(self._names[i][name], shape) for i in own for name, shape in self.layers[i].tensors])
         self.n_params = self.params.size
+        self.random = any(layer.random for layer in self.layers)
         self.split = False
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._steps: dict[tuple[int, int, int, int], Step] = {}
@@ -57,22 +62,12 @@ class Network:
         """Return initial weights, equal for equal seeds on every rank."""
         flat = np.zeros(self.n_params, self.dtype)
         for place, i in enumerate(self._names):
-            layer = self.layers[i]
-            if isinstance(layer, Dense):
-                layer.initial(rng.stream(seed, "init", place), self.layer_views(i, flat))
+            self.layers[i].initial(rng.stream(seed, "init", place), self.layer_views(i, flat))
         return flat
 
     def flops(self, m: int) -> int:
         """Count the floating-point operations of forward and backward for m rows."""
-        total = LAWS["softmax_xent" if self.loss == "cross_entropy" else "squared_error"].flops(m, self.n_outputs)
-        is_first = True
-        for layer, width in zip(self.layers, self.widths, strict=True):
-            if isinstance(layer, Dense):
-                total += layer.flops(m, wants_dx=not is_first)
-                is_first = False
-            else:
-                total += LAWS["dropout"].flops(m, width) + (0 if is_first else LAWS["dropout_in_place"].flops(m, width))
-        return total
+        return self.loss.flops(m, self.n_outputs) + sum(layer.flops(m, wants_dx=i > self.first) for i, layer in enumerate(self.layers))
 
     def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step:
         """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long; made once and kept.
@@ -101,29 +96,28 @@ class Network:
 
     def parts(self) -> list[tuple[int, int]]:
         """Return the ranges of the gradient in the order in which `Step.run` reports them final: from the end to the start, without a gap."""
-        dense = [(layer, self.offset(i)) for i, layer in enumerate(self.layers) if isinstance(layer, Dense)]
-        return [(at + lo, at + hi) for layer, at in reversed(dense) for lo, hi in layer.parts(self.dtype.itemsize, self.split and layer is dense[0][0])]
+        own = [(i, self.offset(i)) for i in self._names]
+        parts = [(at, self.layers[i].parts(self.dtype.itemsize, self.split and i == self.first)) for i, at in reversed(own)]
+        return [(at + lo, at + hi) for at, ranges in parts for lo, hi in ranges]
 
     def score(self, w: Array, x: Array, y: Array, block: int = 512) -> tuple[float, int]:
-        """Return the sum of the losses and the number of rows whose largest output is at the label; dropout off, `block` rows at a time.
+        """Return the sum of the losses and the number of rows that are right; dropout off, `block` rows at a time.
 
-        `y`: labels (n,), or with the squared error float targets (n, n_outputs), for which no row counts as correct.
+        `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right.
         """
         loss, n_correct = 0.0, 0
-        has_labels = self.loss == "cross_entropy" or not np.issubdtype(y.dtype, np.floating)
+        has_labels = not self.loss.from_values or (y.ndim == 1 and not np.issubdtype(y.dtype, np.floating))
+        kernel, constants = getattr(self.backend, self.loss.kernel), self.loss.constants(self.n_outputs, self.dtype)
         for lo, out in self._blocks(w, x, block):
-            labels = np.ascontiguousarray(y[lo : lo + len(out)], np.int64) if has_labels else np.full(len(out), -1)
-            if self.loss == "cross_entropy":
-                block_loss, block_correct = self.backend.score_xent(out, labels)
-            else:
-                targets = np.empty_like(out)
-                if has_labels:
-                    one_hot(labels, targets)
-                else:
-                    targets[...] = y[lo : lo + len(out)].reshape(out.shape)
-                block_loss, block_correct = self.backend.score_squared(out, targets, labels)
-            loss += block_loss
-            n_correct += block_correct
+            part = y[lo : lo + len(out)]
+            labels = np.ascontiguousarray(part, np.int64) if has_labels else None
+            targets = np.empty_like(out) if self.loss.from_values else None
+            if targets is not None and labels is not None:
+                self.loss.fill(labels, targets)
+            elif targets is not None:
+                targets[...] = part.reshape(out.shape)
+            n_correct += self.loss.n_correct(self.backend, out, labels, targets)
+            loss += kernel(out, labels if targets is None else targets, *constants, 1.0)
         return loss, n_correct
 
     def predict(self, w: Array, x: Array, block: int = 512) -> Array:
@@ -134,14 +128,29 @@ class Network:
         return outputs
 
     def _blocks(self, w: Array, x: Array, block: int) -> Iterator[tuple[int, Array]]:
-        """Yield (first row, outputs) of each block of rows; the outputs are overwritten by the next."""
+        """Yield (first row, outputs) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
-        dense = [(layer, self.layer_views(i, w)) for i, layer in enumerate(self.layers) if isinstance(layer, Dense)]
-        buffers = [np.empty((size, width), self.dtype) for width in (self.n_features, *(layer.n_out for layer, _ in dense))]
+        chain = [(layer, self.layer_views(i, w), layer.kept(size, self.dtype)) for i, layer in enumerate(self.layers) if not layer.training_only]
+        buffers = [np.empty((size, width), self.dtype) for width in (self.n_features, *(layer.n_out for layer, _, _ in chain))]
         for lo in range(0, len(x), block):
             rows = [buffer[: len(x) - lo] for buffer in buffers]
             rows[0][...] = x[lo : lo + block]
-            for (layer, parameters), given, out in zip(dense, rows[:-1], rows[1:], strict=True):
-                for function, arguments in layer.forward(self.backend, given, out, parameters):
+            for (layer, parameters, kept), given, out in zip(chain, rows[:-1], rows[1:], strict=True):
+                a = Pass(given, out, tuple(buffer[: len(x) - lo] for buffer in kept), parameters)
+                for function, arguments in layer.forward(self.backend, a):
                     function(*arguments)
             yield lo, rows[-1]
+
+
+@contextmanager
+def naming(i: int, layer: Layer) -> Iterator[None]:
+    """Open what a layer refuses by its number, from 1, and its type."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {i + 1} ({type_name(layer)}): {error}") from None
+
+
+def type_name(layer: Layer) -> str:
+    """Return the name of a layer's plug-in file: LayerNorm is layer_norm."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(layer).__name__).lstrip("_")

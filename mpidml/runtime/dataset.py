@@ -14,6 +14,7 @@ from mpidml.data.scaling import Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.net import categories
 
 
 class Dataset(NamedTuple):
@@ -46,7 +47,7 @@ def load(job: Job, comm: CountedComm) -> Dataset:
     comm.Barrier()
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
     mine = block_sums(source.reshape(n, n_features), *block_range(n, comm.rank, comm.size))
-    scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale)
+    scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
     scaled = [_scaled(name, job.dtype, values, rows, n_features, scaler, comm) for values, rows in ((source, n), (test_source, n_test))]
     return Dataset(name, scaled[0], y, scaled[1], test_y, n_classes, scaler)
 

@@ -23,6 +23,7 @@ from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.net import NET_FILE
 
 FIXED = (
     "data", "test_data", "label", "view", "hold_out", "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
@@ -39,6 +40,8 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
         raise UserError(f"--resume {folder}: holds no run (no config.toml); give the folder of a run, as runs/20260131-120000") from None
     except (OSError, ValueError) as error:
         raise UserError(f"--resume {folder}: config.toml cannot be read ({error}); give the folder of a run") from None
+    if (path / NET_FILE).exists():  # also where the folder has been moved
+        values["model"] = str(path / NET_FILE)
     job = Job().with_values(values, f"{path}/config.toml")
     found = job.with_values({"out": str(path), **changes, "resume": str(path)}, "train")
     for name in FIXED:

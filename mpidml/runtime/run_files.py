@@ -16,6 +16,7 @@ from typing import Any
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import to_chrome
+from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
 
 
@@ -25,17 +26,21 @@ def open_folder(job: Job, goes_on: bool) -> RunFolder:
 
 
 def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dict[str, Any]] = ()) -> None:
-    """Make the run folder this run's own; of two that start in one second, the second takes the next name.
+    """Make the run folder this run's own, with the net file in it; of two that start in one second, the second takes the next name.
 
     A run that `goes_on` in its folder writes its config anew; `rows` of its metrics were there when it was saved.
     """
-    config = to_toml({name: value for name, value in job.mapping().items() if name not in ("out", "resume")})
+    net = net_text(job)
     while True:
+        values = job.mapping() | ({"model": str(folder.path / NET_FILE)} if net else {})
+        config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume")})
         try:
             if goes_on:
                 folder.write_text("config.toml", config)
             else:
                 folder.claim(config)
+            if net:
+                folder.write_text(NET_FILE, net)
             if job.resume:
                 folder.write_text("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
             return

@@ -68,7 +68,7 @@ class Training:
         self.data.y.take(rows, 0, step.y, "clip")
         if step.targets is not None:
             step.load_labels()
-        if self.job.dropout:
+        if self.net.random:
             step.ids[:] = rows
             step.salt[0] = self._salt(epoch)
         self.running = lease if strategy.early else None

@@ -25,13 +25,13 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.nn.models import build
 from mpidml.runtime import checkpoint, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
@@ -79,7 +79,7 @@ class Run:
         if job.target and not len(data.test_x):
             raise UserError(NO_TEST_ROWS.format(target=job.target))
         arithmetic = _compiled(job.backend, comm, quiet)
-        self.net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
+        self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         self.telemetry = Telemetry(comm, len(COLUMNS))
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []

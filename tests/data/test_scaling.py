@@ -110,3 +110,13 @@ def test_an_unknown_kind_and_no_blocks_are_refused() -> None:
         Scaler.fit(gathered(rows(10), 1), "standart")
     with pytest.raises(ValueError, match="no blocks"):
         Scaler.fit(gathered(rows(0), 1), "standard")
+
+
+def test_spared_columns_keep_their_values_and_the_others_are_scaled_as_before() -> None:
+    x = np.random.default_rng(0).integers(0, 9, (50, 4)).astype(float)
+    whole = Scaler.fit(block_sums(x, 0, 50), "standard")
+    scaled, spared = np.empty_like(x), np.empty_like(x)
+    whole.apply(x, scaled)
+    whole.sparing((1, 3)).apply(x, spared)
+    assert np.array_equal(spared[:, [1, 3]], x[:, [1, 3]]) and np.array_equal(spared[:, [0, 2]], scaled[:, [0, 2]])
+    assert not np.array_equal(scaled[:, 1], x[:, 1]), "unspared, codes would not survive"

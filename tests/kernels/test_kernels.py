@@ -5,7 +5,7 @@ import inspect
 import mpidml_kernels
 import numpy as np
 import pytest
-from mpidml_kernels import LAWS, dense, loss, rows, update
+from mpidml_kernels import LAWS, dense, loss, norm, rows, update
 
 REFERENCE, CPU = mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")
 BACKENDS = [REFERENCE, CPU]
@@ -53,7 +53,7 @@ def compare(name, arguments, dtype, n_terms=1, result_scale=0.0, at_least=0.0):
     return got, after_cpu
 
 
-@pytest.mark.parametrize("family", [dense, loss, update, rows], ids=lambda f: f.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("family", [dense, norm, loss, update, rows], ids=lambda f: f.__name__.rpartition(".")[2])
 def test_every_kernel_has_a_law_and_one_signature_in_both_backends(family):
     for name, law in family.LAWS.items():
         assert law.name == name
@@ -94,13 +94,70 @@ def test_matmul_takes_transposed_views(backend, dtype):
 @types
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", dense.ACTIVATIONS)
 def test_activations_and_their_backward_agree_with_the_reference(activation, shape, fill, dtype):
     z, b = array(shape, dtype, fill), array(shape[1:], dtype, seed=1)
-    _, (a, _) = compare(f"bias_{activation}", (z, b), dtype, at_least=1.0)
-    assert np.isnan(a).sum() == np.isnan(z).sum()
+    kept = [np.empty(shape, dtype)] if activation in dense.FROM_INPUT else []
+    _, (before, _, *after) = compare(f"bias_{activation}", (z, b, *kept), dtype, at_least=1.0)
+    assert all(np.isnan(a).sum() == np.isnan(z).sum() for a in (before, *after))
     d = array(shape, dtype, fill, seed=2)
-    compare(f"{activation}_backward", (d, a, np.full(shape[1], 7, dtype)), dtype, n_terms=1 + shape[0])
+    compare(f"{activation}_backward", (d, before, np.full(shape[1], 7, dtype)), dtype, n_terms=1 + shape[0])
+
+
+TORCH = {
+    "linear": lambda f, z: z, "relu": lambda f, z: f.relu(z), "tanh": lambda f, z: f.tanh(z), "sigmoid": lambda f, z: f.sigmoid(z),
+    "leaky_relu": lambda f, z: f.leaky_relu(z), "softplus": lambda f, z: f.softplus(z), "gelu": lambda f, z: f.gelu(z, approximate="tanh"),
+}  # fmt: skip
+
+
+def activated(backend, activation, z, b, d):
+    """Return an activation's output and its slope times d, with the bias gradient."""
+    before, out, d, gb = z.copy(), np.empty_like(z), d.copy(), np.empty_like(b)
+    getattr(backend, f"bias_{activation}")(before, b, *([out] if activation in dense.FROM_INPUT else []))
+    getattr(backend, f"{activation}_backward")(d, before, gb)
+    return (out if activation in dense.FROM_INPUT else before), d, gb
+
+
+def test_every_activation_has_its_counterpart_below():
+    assert set(TORCH) == set(dense.ACTIVATIONS)
+
+
+@both
+@types
+@pytest.mark.parametrize("activation", dense.ACTIVATIONS)
+def test_activations_and_their_slopes_equal_those_of_torch(activation, backend, dtype):
+    torch = pytest.importorskip("torch")
+    z, b, d = np.linspace(-12, 12, 4003, dtype=dtype)[:, None], np.array([0.25], dtype), array((4003, 1), dtype)
+    out, slope, gb = activated(backend, activation, z, b, d)
+    x = torch.tensor(z, requires_grad=True)
+    expected = TORCH[activation](torch.nn.functional, x + torch.tensor(b))
+    expected.backward(torch.tensor(d))
+    assert_close(out, expected.detach().numpy(), dtype, 2)
+    assert_close(slope, x.grad.numpy(), dtype, 12)
+    assert_close(gb, x.grad.numpy().sum(axis=0), dtype, 400)
+
+
+@both
+@pytest.mark.parametrize("activation", dense.ACTIVATIONS)
+def test_an_activation_is_undone_by_its_slope_and_a_slope_of_the_output_is_caught(activation, backend):
+    z, b, d, h = array((6, 5), np.float64), np.zeros(5), np.ones((6, 5)), 1e-6
+    up, down = (activated(backend, activation, z + step, b, d)[0] for step in (h, -h))
+    slope = activated(backend, activation, z, b, d)[1]
+    np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+    if activation in dense.FROM_INPUT:  # the broken variant: it is undone from its output
+        wrong, out = d.copy(), activated(backend, activation, z, b, d)[0]
+        getattr(backend, f"{activation}_backward")(wrong, out, np.empty(5))
+        assert not np.allclose(wrong, slope, rtol=1e-3)
+
+
+@both
+@types
+def test_gelu_is_the_input_or_nothing_where_it_is_large(backend, dtype):
+    z = np.array([[-1e30, -50, 50, 1e30]], dtype)
+    with np.errstate(over="raise", invalid="raise"):
+        out, slope, _ = activated(backend, "gelu", z, np.zeros(4, dtype), np.ones((1, 4), dtype))
+    np.testing.assert_allclose(out, [[0, 0, dtype(50), dtype(1e30)]], atol=1e-7)
+    np.testing.assert_allclose(slope, [[0, 0, 1, 1]], atol=1e-30)
 
 
 @both
@@ -179,8 +236,47 @@ def test_losses_and_scores_agree_with_the_reference(shape, fill, dtype):
     largest = float(np.nanmax(np.abs(z), initial=1.0))
     compare("softmax_xent", (z, y, 0.25), dtype, result_scale=len(z) * largest)
     compare("squared_error", (z, t, 0.25), dtype)
-    compare("score_xent", (z, y), dtype, result_scale=len(z) * largest)
-    compare("score_squared", (z, t, y), dtype)
+    compare("count_largest", (z, y), dtype)
+    compare("count_signs", (z, t), dtype)
+    compare("huber", (z, t, 0.7, 0.25), dtype, result_scale=30 * z.size * largest)
+    compare("binary_xent", (z, (t > 0).astype(dtype), 0.25), dtype, result_scale=30 * z.size * largest)
+    weights = np.abs(array(shape[1:], dtype, seed=2))
+    compare("hinge", (z, y, weights, 1.5, 0.25), dtype, n_terms=shape[1], result_scale=len(z) * largest)
+    for smoothing in (0.0, 0.1):
+        compare("weighted_xent", (z, y, weights, smoothing, 0.25), dtype, n_terms=2, result_scale=4 * z.size * largest)
+
+
+@both
+@types
+@pytest.mark.parametrize("name", ["weighted_xent", "weighted_xent smoothed", "huber", "hinge", "binary_xent", "squared_error", "softmax_xent"])
+def test_losses_and_their_gradients_equal_those_of_torch(name, backend, dtype):
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    z, t, y, weights = array((33, 7), dtype) * dtype(2), array((33, 7), dtype, seed=1), np.arange(33) % 7, np.linspace(0.2, 3, 7).astype(dtype)
+    bits = (t > 0).astype(dtype)
+    x, labels, w = torch.tensor(z, requires_grad=True), torch.tensor(y), torch.tensor(weights)
+    got = z.copy()
+    total, expected = {
+        "softmax_xent": lambda: (backend.softmax_xent(got, y, 0.5), f.cross_entropy(x, labels, reduction="sum")),
+        "weighted_xent": lambda: (backend.weighted_xent(got, y, weights, 0.0, 0.5), f.cross_entropy(x, labels, w, reduction="sum")),
+        "weighted_xent smoothed": lambda: (
+            backend.weighted_xent(got, y, weights, 0.1, 0.5),
+            f.cross_entropy(x, labels, w, reduction="sum", label_smoothing=0.1),
+        ),
+        "squared_error": lambda: (backend.squared_error(got, t, 0.5), 0.5 * f.mse_loss(x, torch.tensor(t), reduction="sum")),
+        "huber": lambda: (backend.huber(got, t, 0.7, 0.5), f.huber_loss(x, torch.tensor(t), reduction="sum", delta=0.7)),
+        "hinge": lambda: (
+            backend.hinge(got, y, weights, 1.5, 0.5),
+            f.multi_margin_loss(x, labels, margin=1.5, weight=w, reduction="sum"),
+        ),
+        "binary_xent": lambda: (
+            backend.binary_xent(got, bits, 0.5),
+            f.binary_cross_entropy_with_logits(x, torch.tensor(bits), reduction="sum"),
+        ),
+    }[name]()
+    expected.backward()
+    assert_close(total, expected.item(), dtype, 100)
+    assert_close(got, 0.5 * x.grad.numpy(), dtype, 4)
 
 
 @both
@@ -194,16 +290,16 @@ def test_softmax_gradient_has_the_closed_form_and_sums_to_zero(backend, dtype):
     assert_close(total, -np.log(p[np.arange(9), y]).sum(), dtype, 10)
     assert_close(d, 2 * (p - np.eye(6)[y]), dtype, 2)
     assert np.abs(d.sum(axis=1)).max() < 40 * np.finfo(dtype).eps
-    assert backend.score_xent(z, y)[0] == pytest.approx(total, rel=1e-5)
 
 
 @both
-def test_score_takes_the_first_of_equal_outputs_and_leaves_them_alone(backend):
+def test_counts_take_the_first_of_equal_outputs_and_no_nan_and_leave_them_alone(backend):
     z = np.array([[1, 1, 0], [0, 2, 2], [0, 0, 0], [5, np.nan, 6]], np.float32)
     before = z.copy()
-    with np.errstate(all="ignore"):
-        assert backend.score_xent(z[:3], np.array([0, 1, 2]))[1] == 2
-        assert backend.score_squared(z, np.zeros_like(z), np.array([0, 2, 0, 1]))[1] == 3
+    assert backend.count_largest(z[:3], np.array([0, 1, 2])) == 2
+    assert backend.count_largest(z, np.array([0, 2, 0, 1])) == 3
+    bits = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]], np.float32)
+    assert backend.count_signs(z, bits) == 2, "a row is right as a whole, and NaN never is"
     np.testing.assert_array_equal(z, before)
 
 
@@ -211,7 +307,7 @@ def test_score_takes_the_first_of_equal_outputs_and_leaves_them_alone(backend):
 def test_float32_losses_are_summed_in_float64(backend):
     z = np.zeros((50_000, 2), np.float32)
     z[0, 0] = -1e4
-    total = backend.score_xent(z, np.zeros(len(z), np.int64))[0]
+    total = backend.softmax_xent(z, np.zeros(len(z), np.int64), 1.0)
     assert total == pytest.approx(1e4 + (len(z) - 1) * np.log(2), rel=1e-7)
 
 
@@ -289,3 +385,52 @@ def test_rows_are_gathered_and_repeated_rows_accumulate_in_order(backend, dtype)
     assert not np.array_equal(unbuffered, expected)
     backend.add_rows(got, ids[:0], delta[:0])
     assert np.array_equal(got, expected)
+
+
+@both
+@types
+def test_embedded_columns_are_rows_of_the_table_and_their_gradient_adds_up(backend, dtype):
+    x = np.array([[0.5, 2, 7, 0], [1.5, 0, 8, 1], [2.5, 2, 9, 0]], dtype)  # columns 1 and 3 hold codes of 3 and 2 categories
+    passed, columns, starts = np.array([0, 2]), np.array([1, 3]), np.array([0, 3])
+    table, out = array((5, 4), dtype), np.full((3, 10), np.nan, dtype)
+    backend.embed(x, passed, columns, starts, table, out)
+    assert np.array_equal(out[:, :2], x[:, [0, 2]])
+    assert np.array_equal(out[:, 2:6], table[[2, 0, 2]]) and np.array_equal(out[:, 6:], table[[3, 4, 3]])
+    d, g = array((3, 10), dtype, seed=1), np.full((5, 4), np.nan, dtype)
+    backend.embed_backward(d, x, passed, columns, starts, g)
+    assert np.vdot(out[:, 2:], d[:, 2:]) == pytest.approx(np.vdot(table, g), rel=1e-4), "the transpose of embed"
+    assert_close(g[2], d[0, 2:6] + d[2, 2:6], dtype, 2)
+    assert not g[1].any(), "a row that was not read has no gradient"
+
+
+@types
+@pytest.mark.parametrize("fill", ["random", "large", "zero", "nan"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm_agrees_with_the_reference(shape, fill, dtype):
+    x, gain, bias = array(shape, dtype, fill), array(shape[1:], dtype, seed=1), array(shape[1:], dtype, seed=2)
+    stats = np.empty((shape[0], 2), dtype)
+    _, (_, _, _, stats, out) = compare("layer_norm", (x, gain, bias, 1e-5, stats, np.empty_like(x)), dtype, n_terms=4, at_least=1.0)
+    assert np.isnan(out).sum() == np.isnan(x).sum() * shape[1], "a NaN spoils its own row alone"
+    d = array(shape, dtype, seed=3)
+    sums = np.empty(shape[1], dtype), np.empty(shape[1], dtype)
+    eps = float(np.finfo(dtype).eps)
+    expected, got = (run(backend, "layer_norm_backward", (d, x, stats, gain, *sums))[1] for backend in BACKENDS)
+    for a, b in zip(got, expected, strict=True):  # an inverse deviation may be large, so errors are measured by it
+        np.testing.assert_allclose(a, b, rtol=100 * eps, atol=50 * eps * (1 + np.nanmax(np.abs(stats[:, 1]), initial=0)) * (1 + shape[0]))
+
+
+@both
+@types
+def test_layer_norm_and_its_gradients_equal_those_of_torch(backend, dtype):
+    torch = pytest.importorskip("torch")
+    x, gain, bias, d = array((33, 17), dtype) * 3 + 5, array(17, dtype, seed=1), array(17, dtype, seed=2), array((33, 17), dtype, seed=3)
+    x = x.astype(dtype)
+    stats, out, dgain, dbias, dx = np.empty((33, 2), dtype), np.empty_like(x), np.empty_like(gain), np.empty_like(bias), d.copy()
+    backend.layer_norm(x, gain, bias, 1e-5, stats, out)
+    backend.layer_norm_backward(dx, x, stats, gain, dgain, dbias)
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, gain, bias)]
+    expected = torch.nn.functional.layer_norm(theirs[0], (17,), theirs[1], theirs[2], 1e-5)
+    expected.backward(torch.tensor(d))
+    assert_close(out, expected.detach().numpy(), dtype, 8)
+    for got, tensor in zip((dx, dgain, dbias), theirs, strict=True):
+        assert_close(got, tensor.grad.numpy(), dtype, 40)

@@ -6,12 +6,14 @@ import mpidml_kernels
 import numpy as np
 import pytest
 
-from mpidml.nn.layers import ACTIVATIONS, Dense
+from mpidml.core import plugins
+from mpidml.nn.layers.base import Pass
+from mpidml.nn.layers.dense import ACTIVATIONS, Dense
 from mpidml.nn.models import build
 
 BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
-losses = pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+losses = pytest.mark.parametrize("loss", plugins.names("mpidml.nn.losses"))
 M = 7
 
 
@@ -69,12 +71,14 @@ def test_finite_differences_catch_a_backward_pass_without_its_mask():
 @both
 def test_dense_backward_is_the_transpose_of_dense_forward(backend):
     random = np.random.default_rng(0)
-    layer = Dense(6, 4, "linear")
+    layer = Dense(4)
+    layer.connect(0, 6, None)
     x, d, weight = (random.standard_normal(shape) for shape in ((9, 6), (9, 4), (6, 4)))
     out, dx, dw, db = np.empty((9, 4)), np.empty((9, 6)), np.empty((6, 4)), np.empty(4)
     parameters, gradients = {"weight": weight, "bias": np.zeros(4)}, {"weight": dw, "bias": db}
-    thunks = layer.forward(backend, x, out, parameters)
-    for group in layer.backward(backend, x, out, d, dx, parameters, gradients):
+    a = Pass(x, out, layer.kept(9, x.dtype), parameters, d, dx, gradients)
+    thunks = layer.forward(backend, a)
+    for group in layer.backward(backend, a):
         thunks += group.thunks
     for function, arguments in thunks:
         function(*arguments)

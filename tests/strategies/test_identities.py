@@ -69,6 +69,49 @@ def serial(job=SMALL):
     return flat
 
 
+NET = """
+[[layer]]
+type = "embedding"
+columns = [3, 7]
+units = 2
+
+[[layer]]
+type = "dense"
+units = 12
+activation = "gelu"
+
+[[layer]]
+type = "layer_norm"
+
+[[layer]]
+type = "dropout"
+rate = 0.2
+
+[[layer]]
+type = "dense"
+"""
+LOSSES = {
+    "balanced and smoothed": {"class_weights": "balanced", "label_smoothing": 0.1},
+    "weights as a list": {"class_weights": "1,2,3,4,5,0.1,0.2,0.3,0.4,0.5"},
+    "hinge": {"loss": "hinge:0.5", "class_weights": "balanced"},
+    "huber": {"loss": "huber:0.3", "activation": "softplus"},
+    "a net file": {"model": "net.toml", "hidden": Job.hidden, "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("changes", LOSSES.values(), ids=LOSSES)
+def test_every_loss_and_layer_on_any_number_of_ranks_is_one_rank(comm, changes, tmp_path):
+    if "model" in changes:  # pixels of the digits are whole numbers from 0 to 6, so they can be taken as codes
+        (tmp_path / "net.toml").write_text(NET)
+        changes = {**changes, "model": str(tmp_path / "net.toml")}
+    alone = run(comm, 1, **changes)
+    summary, values = run(comm, **changes)
+    reference, expected = comm.bcast(alone)
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
+    assert summary["test_loss"] == pytest.approx(reference["test_loss"], rel=1e-9)
+
+
 @pytest.mark.mpi
 @pytest.mark.openmpi
 def test_bsp_on_any_number_of_ranks_is_a_serial_loop(comm):

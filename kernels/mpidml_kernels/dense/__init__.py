@@ -15,7 +15,17 @@ LAWS: dict[str, Kernel] = {
         law("relu_backward", lambda m, n: 2 * m * n, lambda m, n: 3 * m * n + n),
         law("tanh_backward", lambda m, n: 4 * m * n, lambda m, n: 3 * m * n + n),
         law("sigmoid_backward", lambda m, n: 4 * m * n, lambda m, n: 3 * m * n + n),
+        law("bias_leaky_relu", lambda m, n: 3 * m * n, lambda m, n: 2 * m * n + n),
+        law("bias_softplus", lambda m, n: 18 * m * n, lambda m, n: 2 * m * n + n),
+        law("bias_gelu", lambda m, n: 15 * m * n, lambda m, n: 3 * m * n + n),
+        law("leaky_relu_backward", lambda m, n: 3 * m * n, lambda m, n: 3 * m * n + n),
+        law("softplus_backward", lambda m, n: 10 * m * n, lambda m, n: 3 * m * n + n),
+        law("gelu_backward", lambda m, n: 22 * m * n, lambda m, n: 3 * m * n + n),
         law("dropout", lambda m, n: m * n, lambda m, n: 2 * m * n),
         law("dropout_in_place", lambda m, n: m * n, lambda m, n: 2 * m * n),
     )
 }
+
+ACTIVATIONS = tuple(name.removeprefix("bias_") for name in LAWS if name.startswith("bias_"))
+FROM_INPUT = ("gelu",)
+"""Activations that are undone from their input: `bias_<name>(z, b, a)` leaves it in z and the output in a; the others work in place."""

@@ -6,48 +6,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
+from mpidml_kernels.elementary import exp, tanh
 from mpidml_kernels.jit import kernel
 
-f32, u32 = np.float32, np.uint32
+u32 = np.uint32
 
 matmul = np.dot
-
-
-def _tanh(x):
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_tanh, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
-def _tanh_for(x):
-    """Choose tanh by type: for float32 a rational function that vectorises (np.tanh is a scalar call), for float64 np.tanh.
-
-    x P(x^2) / Q(x^2) on |x| <= 7.905, where tanh rounds to 1; within 3e-7 of tanh. Coefficients: Eigen, generic_fast_tanh.
-    """
-    if x != types.float32:
-        return lambda x: np.tanh(x)
-
-    def rational(x):
-        limit = f32(7.90531110763549805)
-        x = limit if x > limit else x
-        x = -limit if x < -limit else x
-        q = f32(x * x)
-        p = f32(-2.76076847742355e-16)
-        p = f32(p * q + f32(2.00018790482477e-13))
-        p = f32(p * q + f32(-8.60467152213735e-11))
-        p = f32(p * q + f32(5.12229709037114e-08))
-        p = f32(p * q + f32(1.48572235717979e-05))
-        p = f32(p * q + f32(6.37261928875436e-04))
-        p = f32(p * q + f32(4.89352455891786e-03))
-        s = f32(1.19825839466702e-06)
-        s = f32(s * q + f32(1.18534705686654e-04))
-        s = f32(s * q + f32(2.26843463243900e-03))
-        s = f32(s * q + f32(4.89352518554385e-03))
-        return f32(f32(x * p) / s)
-
-    return rational
 
 
 @njit(error_model="numpy")
@@ -82,7 +48,7 @@ def bias_relu(z, b):
 def bias_tanh(z, b):
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
-            z[i, j] = _tanh(z[i, j] + b[j])
+            z[i, j] = tanh(z[i, j] + b[j])
 
 
 @kernel("void(T[:,::1], R1)")
@@ -90,7 +56,7 @@ def bias_sigmoid(z, b):
     half = z.dtype.type(0.5)
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
-            z[i, j] = half * _tanh(half * (z[i, j] + b[j])) + half
+            z[i, j] = half * tanh(half * (z[i, j] + b[j])) + half
 
 
 @kernel("void(T[:,::1], R2, T[::1])")
@@ -129,6 +95,79 @@ def sigmoid_backward(d, a, gb):
     for i in range(d.shape[0]):
         for j in range(d.shape[1]):
             v = d[i, j] * (a[i, j] * (one - a[i, j]))
+            d[i, j] = v
+            gb[j] += v
+
+
+@kernel("void(T[:,::1], R1)")
+def bias_leaky_relu(z, b):
+    slope = z.dtype.type(0.01)
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = z[i, j] + b[j]
+            z[i, j] = v if v > 0 else slope * v
+
+
+@kernel("void(T[:,::1], R1)")
+def bias_softplus(z, b):
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = z[i, j] + b[j]
+            z[i, j] = (v if v > 0 else z.dtype.type(0)) + np.log1p(exp(-abs(v)))
+
+
+@njit(error_model="numpy", fastmath={"contract"})
+def _bounded(v, real):
+    v = real(10) if v > 10 else v
+    return real(-10) if v < -10 else v
+
+
+@njit(error_model="numpy", fastmath={"contract"})
+def _gate(v, real):
+    return real(1) / (real(1) + exp(v * (real(-1.5957691216057308) - real(0.07135481627260025) * v * v)))
+
+
+@kernel("void(T[:,::1], R1, T[:,::1])")
+def bias_gelu(z, b, a):
+    real = z.dtype.type
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v = z[i, j] + b[j]
+            z[i, j] = v
+            a[i, j] = v * _gate(_bounded(v, real), real)
+
+
+@kernel("void(T[:,::1], R2, T[::1])")
+def leaky_relu_backward(d, a, gb):
+    gb[:] = 0
+    slope = d.dtype.type(0.01)
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            v = slope * d[i, j] if a[i, j] <= 0 else d[i, j]
+            d[i, j] = v
+            gb[j] += v
+
+
+@kernel("void(T[:,::1], R2, T[::1])")
+def softplus_backward(d, a, gb):
+    gb[:] = 0
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            v = d[i, j] * -np.expm1(-a[i, j])
+            d[i, j] = v
+            gb[j] += v
+
+
+@kernel("void(T[:,::1], R2, T[::1])")
+def gelu_backward(d, z, gb):
+    gb[:] = 0
+    real = d.dtype.type
+    one, first, third = real(1), real(1.5957691216057308), real(3 * 0.07135481627260025)
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            w = _bounded(z[i, j], real)
+            gate = _gate(w, real)
+            v = d[i, j] * (gate + w * gate * (one - gate) * (first + third * w * w))
             d[i, j] = v
             gb[j] += v
 

@@ -6,43 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
+from mpidml_kernels.elementary import exp
 from mpidml_kernels.jit import REDUCTION, kernel
-
-f32, i32 = np.float32, np.int32
-
-
-def _exp(x):
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_exp, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
-def _exp_for(x):
-    """Choose exp by type: for float32 a polynomial that vectorises (np.exp is a scalar call), for float64 np.exp.
-
-    exp(x) = 2^n exp(r), n = round(x / ln 2), r by ln 2 in two parts, which no reassociation may join; then degree 6; relative error 1e-7 on
-    [-87, 88], outside of which x is clamped. Coefficients: Cephes, expf.
-    """
-    if x != types.float32:
-        return lambda x: np.exp(x)
-
-    def polynomial(x):
-        x = f32(-87) if x < f32(-87) else x
-        x = f32(88) if x > f32(88) else x
-        n = f32(np.rint(f32(x * f32(1.44269504))))
-        r = f32(f32(x - n * f32(0.693359375)) + n * f32(2.12194440e-4))
-        p = f32(1.9875691500e-4)
-        p = f32(p * r + f32(1.3981999507e-3))
-        p = f32(p * r + f32(8.3334519073e-3))
-        p = f32(p * r + f32(4.1665795894e-2))
-        p = f32(p * r + f32(1.6666665459e-1))
-        p = f32(p * r + f32(5.0000001201e-1))
-        p = f32(f32(p * r) * r + r + f32(1))
-        return f32(p * i32(i32(i32(n) + i32(127)) << i32(23)).view(f32))
-
-    return polynomial
 
 
 @njit(error_model="numpy")
@@ -68,7 +35,7 @@ def softmax_xent(z, y, scale):
         at_label = np.float64(row[label] - largest)
         total = real(0)
         for j in range(row.size):
-            e = _exp(row[j] - largest)
+            e = exp(row[j] - largest)
             row[j] = e
             total += e
         loss += np.log(np.float64(total)) - at_label
@@ -91,27 +58,101 @@ def squared_error(z, t, scale):
     return 0.5 * loss
 
 
-@kernel("Tuple((f8, i8))(R2, i8[::1])", REDUCTION)
-def score_xent(z, y):
+@kernel("f8(T[:,::1], i8[::1], R1, f8, f8)", REDUCTION)
+def weighted_xent(z, y, weights, smoothing, scale):
     real = z.dtype.type
-    loss, n_correct = 0.0, 0
+    spread = smoothing / max(z.shape[1], 1)
+    loss, everywhere = 0.0, 0.0
+    for j in range(weights.size):
+        everywhere += spread * np.float64(weights[j])
     for i in range(z.shape[0]):
         row = z[i]
-        best = _largest(row)
+        label = np.uint64(y[i])
+        largest = real(-np.inf)
+        for j in range(row.size):
+            largest = row[j] if row[j] > largest else largest
+        at_label, below = np.float64(row[label] - largest), real(0)
         total = real(0)
         for j in range(row.size):
-            total += _exp(row[j] - row[best])
-        loss += np.log(np.float64(total)) - np.float64(row[np.uint64(y[i])] - row[best])
-        n_correct += best == y[i]
-    return loss, n_correct
+            below += weights[j] * (row[j] - largest)
+            e = exp(row[j] - largest)
+            row[j] = e
+            total += e
+        own = (1.0 - smoothing) * np.float64(weights[label])
+        mass = own + everywhere
+        loss += mass * np.log(np.float64(total)) - own * at_label
+        if smoothing > 0.0:
+            loss -= spread * np.float64(below)
+        factor, share = real(scale * mass) / total, real(scale * spread)
+        for j in range(row.size):
+            row[j] = row[j] * factor - share * weights[j]
+        row[label] -= real(scale * own)
+    return loss
 
 
-@kernel("Tuple((f8, i8))(R2, R2, i8[::1])", REDUCTION)
-def score_squared(z, t, y):
-    loss, n_correct = 0.0, 0
+@kernel("f8(T[:,::1], R2, f8, f8)", REDUCTION)
+def huber(z, t, delta, scale):
+    s, high = z.dtype.type(scale), z.dtype.type(delta)
+    loss = 0.0
     for i in range(z.shape[0]):
         for j in range(z.shape[1]):
-            e = np.float64(z[i, j] - t[i, j])
-            loss += e * e
-        n_correct += _largest(z[i]) == y[i]
-    return 0.5 * loss, n_correct
+            e = z[i, j] - t[i, j]
+            c = e if not e > high else high
+            c = c if not c < -high else -high
+            loss += np.float64(c) * (np.float64(e) - 0.5 * np.float64(c))
+            z[i, j] = c * s
+    return loss
+
+
+@kernel("f8(T[:,::1], i8[::1], R1, f8, f8)", REDUCTION)
+def hinge(z, y, weights, margin, scale):
+    real = z.dtype.type
+    loss = 0.0
+    for i in range(z.shape[0]):
+        row = z[i]
+        label = np.uint64(y[i])
+        wanted = real(margin) - row[label]
+        share = np.float64(weights[label]) / row.size
+        step = real(scale * share)
+        over, n_over = real(0), real(0)
+        for j in range(row.size):
+            e = wanted + row[j] if np.uint64(j) != label else real(0)
+            over += real(0) if e <= 0 else e
+            n_over += real(0) if e <= 0 else real(1)
+            row[j] = real(0) if e <= 0 else step
+        loss += share * np.float64(over)
+        row[label] = -step * n_over
+    return loss
+
+
+@kernel("f8(T[:,::1], R2, f8)", REDUCTION)
+def binary_xent(z, t, scale):
+    one, zero, s = z.dtype.type(1), z.dtype.type(0), z.dtype.type(scale)
+    loss = 0.0
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            v, target = z[i, j], t[i, j]
+            e = exp(-abs(v))
+            loss += np.float64((zero if v < 0 else v) - v * target) + np.log1p(np.float64(e))
+            z[i, j] = ((e if v < 0 else one) / (one + e) - target) * s
+    return loss
+
+
+@kernel("i8(R2, i8[::1])")
+def count_largest(z, y):
+    n = 0
+    for i in range(z.shape[0]):
+        n += _largest(z[i]) == y[i]
+    return n
+
+
+@kernel("i8(R2, R2)")
+def count_signs(z, t):
+    half = z.dtype.type(0.5)
+    n = 0
+    for i in range(z.shape[0]):
+        right = True
+        for j in range(z.shape[1]):
+            right &= (z[i, j] > 0) == (t[i, j] > half) and z[i, j] == z[i, j]
+        n += right
+    return n

@@ -1,0 +1,39 @@
+"""Build a job's network for its data, from the file that lists its layers where the job names one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.nn import models
+from mpidml.nn.network import Network
+
+NET_FILE = "net.toml"
+"""The name of the net file's copy in a run folder."""
+
+
+def net_text(job: Job) -> str:
+    """Return the text of the file that lists the layers, "" where the model is a short form."""
+    if not job.model.endswith(".toml"):
+        return ""
+    try:
+        text = Path(job.model).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"--model {job.model}: there is no such file; give the path of a net file, or mlp or softmax") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--model {job.model}: cannot be read ({error}); correct the file") from None
+    if not text.strip():
+        raise UserError(f"--model {job.model}: the file is empty; list layers, each opened by a line [[layer]]")
+    return text
+
+
+def categories(job: Job) -> tuple[int, ...]:
+    """Return which columns of the data the job's network takes as codes, which are not scaled."""
+    return models.categories(models.layers_of(job, net_text(job)))
+
+
+def build_net(job: Job, data: Any, backend: Any) -> Network:
+    """Return the network; UserError for what does not fit the data."""
+    return models.for_data(job, models.layers_of(job, net_text(job)), data, backend)
