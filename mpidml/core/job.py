@@ -57,6 +57,9 @@ class Job:
         "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
     )
     lr: float = flag(0.05, "learning rate")
+    lr_policy: str = flag(
+        "constant", "how the learning rate goes on: factors joined by '+', as warmup:100+cosine", plugins="mpidml.rates"
+    )
     tune: bool = flag(True, "soften stale updates by the policy's rule")
     early_push: str = flag(
         "auto", "push each layer's gradient during the backward pass (auto: under bsp with servers of their own)", ("auto", "on", "off")

@@ -74,6 +74,7 @@ def of_job(
         "model": job.model,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
+        "lr_policy": job.lr_policy,
         "staleness_usual": usual,
         "rate_factor": tuning.rate if job.tune else 1.0,
         "memory_factor": tuning.memory if job.tune else 1.0,
@@ -129,6 +130,8 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
+    if strategy.rates is not None:
+        lines.append(f"learning rate {strategy.rates.words(job.lr, 0 if strategy.endless else strategy.n_clocks)}")
     bound = strategy.policy.bound
     if job.tune and bound != 0:
         typical = strategy.policy.tuning(1)

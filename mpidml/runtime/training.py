@@ -124,7 +124,9 @@ class Training:
             self.strategy.before.transform(self.net.backend, g, self.state, w, turn.step + 1)
         elif self.strategy.worker_chain is not None:
             tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
-            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, tuning.rate, tuning.memory)
+            rates = self.strategy.rates
+            rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
+            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
 
     def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
         """Score this worker's share of the test rows; return loss sum, correct, rows, seconds, epoch."""
