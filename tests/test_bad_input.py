@@ -186,6 +186,8 @@ CASES = {
     "a rate policy without an end": Case("--seconds 5 --lr-policy warmup+poly", ("--lr-policy warmup+poly: takes the whole run", "give --steps or --epochs")),
     "a constant beside others": Case("--lr-policy constant+step", ("--lr-policy constant+step: constant does nothing beside others", "leave it out")),
     "a list of rate policies": Case("--lr-policy step,inv", ("--lr-policy step,inv: is a list", "`compare` takes lists")),
+    "no part": Case("--accumulate 0", ("--accumulate 0: is below 1", "give a whole number from 1 up")),
+    "more parts than rows": Case("--batch 8 --accumulate 9", ("--accumulate 9: a worker's share of --batch 8 is 8 sample(s)", "give at most 8")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

@@ -127,7 +127,7 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
         f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
-        f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples; "
+        f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
     if strategy.rates is not None:
@@ -141,6 +141,10 @@ def opening(job: Job, strategy: Any, data: Any) -> str:
     if job.deterministic:
         lines.append("deterministic: repeat mode - the same layout gives the same bits")
     return "\n".join(lines)
+
+
+def _parts(job: Job) -> str:
+    return f", each worker's share in {job.accumulate} parts" if job.accumulate > 1 else ""
 
 
 def _length(strategy: Any) -> str:

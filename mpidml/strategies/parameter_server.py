@@ -74,6 +74,11 @@ class ParameterServer:
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
             raise UserError(f"--batch {job.batch}: is below the {self.n_workers} workers; give each at least one sample, or start fewer ranks")
+        if job.accumulate > (least := job.batch // self.n_workers):
+            raise UserError(
+                f"--accumulate {job.accumulate}: a worker's share of --batch {job.batch} is {least} sample(s), which make no {job.accumulate} parts; "
+                f"give at most {least}, or a larger batch"
+            )
         try:
             self.policy.needed(self.n_workers)
         except ValueError as error:

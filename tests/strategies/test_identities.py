@@ -14,6 +14,7 @@ from mpidml.data.readers import read
 from mpidml.data.split import hold_out
 from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.training import Training
 from mpidml.strategies.base import train
 
 SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
@@ -114,6 +115,52 @@ def test_every_descent_on_any_number_of_ranks_is_that_of_one(comm, optimizer):
     alone, everyone = run(comm, 1, **same), run(comm, **same)
     if alone is not None:
         np.testing.assert_allclose(everyone[1], alone[1], rtol=1e-6, atol=1e-8)
+
+
+ACCUMULATED = [
+    {}, {"dropout": 0.3}, {"optimizer": "clip:0.5+adam"}, {"optimize": "workers"}, {"deterministic": True, "sync": "ssp:2"}, {"transport": "mpi"},
+    {"servers": "1", "early_push": "on", "hidden": (200, 180)}, {"servers": "1", "early_push": "on", "transport": "mpi"}, {"budget": 4e6},
+    {"batch": 533}, {"loss": "squared_error"}, {"slowdown": "exponential:1"},
+]  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", ACCUMULATED, ids=str)
+def test_a_share_in_parts_gives_the_weights_of_the_whole(comm, way):
+    """With a batch of 533 the last one of an epoch has one row, fewer than parts."""
+    if "servers" in way and comm.size == 1:
+        return
+    whole, halves, fifths = (run(comm, accumulate=k, **way) for k in (1, 2, 5))
+    assert np.abs(halves[1] - whole[1]).max() < 1e-9 and np.abs(fifths[1] - whole[1]).max() < 1e-9
+    if way.get("sync", "bsp") == "bsp":  # else it is the mean of what came last
+        assert whole[0]["final_loss"] == pytest.approx(fifths[0]["final_loss"], rel=1e-9)
+
+
+@pytest.mark.mpi
+def test_the_identity_catches_a_part_that_is_left_out(comm, monkeypatch):
+    whole = Training._sum_up
+    monkeypatch.setattr(Training, "_sum_up", lambda self, rows, *more: whole(self, rows[rows.size // 2 :], *more))
+    assert np.abs(run(comm)[1] - serial()).max() > 1e-3
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_activations_take_one_part_of_the_memory(comm, parts):
+    """Counted in rows of the buffers that steps are bound to."""
+    batch = 10 * comm.size
+    part = comm.Dup()
+    counted, kept = CountedComm(part), {}
+    train(SMALL.with_values({"batch": batch, "accumulate": parts}, "test"), counted, quiet=True, write=False, keep=kept)
+    counted.free()
+    part.Free()
+    assert [m for m, _ in kept["network"]._buffers] == [10 // parts]
+
+
+@pytest.mark.mpi
+def test_a_share_with_fewer_rows_than_parts_is_refused(comm):
+    share = 50 // comm.size
+    with pytest.raises(UserError, match=f"--accumulate {share + 1}: a worker's share of --batch 50 is {share} sample"):
+        run(comm, accumulate=share + 1)
 
 
 @pytest.mark.mpi
