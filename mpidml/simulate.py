@@ -74,7 +74,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _check_lists(rest, scale))
     plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, 8) for _, job in variants])
     agree(comm, lambda: _fits_memory(plans))
-    agree(comm, lambda: _check(variants, scale))
+    agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None and variants[0].job.target and not len(data.test_x):
         raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
@@ -167,11 +167,11 @@ def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 
 
-def _check(variants: list[Variant], scale: Simulation) -> None:
+def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> None:
     """Let the strategy look at each job as if all its ranks were here, so that what cannot be is found before anything is written."""
-    for _, job in variants:
+    for (_, job), plan in zip(variants, plans, strict=True):
         ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
-        plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
+        plugins.load("mpidml.strategies", job.strategy)(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
 
 def _given(scale: Simulation) -> CostModel | None:

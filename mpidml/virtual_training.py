@@ -20,10 +20,14 @@ from mpidml.sim.ranks import VirtualRanks
 EVALUATION_SECONDS = COLUMNS.index("evaluation_seconds")
 
 
+def ending(job: Job, n_clocks: int) -> Job:
+    """Return `job` with the end that its simulation has: after so many clocks; more than 2^30 are no end."""
+    return job.with_values({"steps": n_clocks if n_clocks <= 1 << 30 else 0, "epochs": 0}, "simulate")
+
+
 def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None) -> tuple[Simulated, list[dict[str, Any]], dict[str, Any]]:
     """Train as `job` says with the ranks of `plan`; return what was counted, the metrics over virtual seconds, and the quality reached."""
-    changes = {"early_push": "off", "slowdown": "", "steps": plan.n_clocks, "epochs": 0, "out": ""}
-    job = job.with_values(changes | ({"steps": 0} if plan.n_clocks > 1 << 30 else {}), "simulate")
+    job = ending(job, plan.n_clocks).with_values({"early_push": "off", "slowdown": "", "out": ""}, "simulate")
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
     net = build_net(job, data, backend(job.backend))

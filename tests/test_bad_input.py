@@ -200,6 +200,12 @@ CASES = {
     "a budget with a quorum": Case("--budget 9 --sync quorum:1", ("--budget 9: --sync quorum:1 decides which gradients are sent", "use a policy")),
     "a budget cannot repeat": Case("--budget 9 --deterministic", ("--deterministic: --budget cannot repeat", "leave one of them out")),
     "a budget beside early pushes": Case("--budget 9 --early-push on", ("--early-push on: cannot go beside --budget", "leave one of them out")),
+    "an unknown rate policy": Case("--lr-policy cosin", ("rates: there is no 'cosin'", "did you mean 'cosine'?")),
+    "a rate policy without an end": Case("--seconds 5 --lr-policy warmup+poly", ("--lr-policy warmup+poly: takes the whole run", "give --steps or --epochs")),
+    "a constant beside others": Case("--lr-policy constant+step", ("--lr-policy constant+step: constant does nothing beside others", "leave it out")),
+    "a list of rate policies": Case("--lr-policy step,inv", ("--lr-policy step,inv: is a list", "`compare` takes lists")),
+    "no part": Case("--accumulate 0", ("--accumulate 0: is below 1", "give a whole number from 1 up")),
+    "more parts than rows": Case("--batch 8 --accumulate 9", ("--accumulate 9: a worker's share of --batch 8 is 8 sample(s)", "give at most 8")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

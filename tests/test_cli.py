@@ -119,7 +119,7 @@ def test_help_is_no_fault(argv, capsys):
     ("argv", "says"),
     [
         ("trian", "'trian': there is no such command; known: compare, info, simulate, train; did you mean 'train'?"),
-        ("train --epohcs 3", "there is no option '--epohcs'; known: --activation"),
+        ("train --epohcs 3", "there is no option '--epohcs'; known: --accumulate"),
         ("train --epohcs 3", "did you mean '--epochs'?"),
         ("train --epohcs=3", "did you mean '--epochs'?"),
         ("train --epoch 3", "did you mean '--epochs'?"),

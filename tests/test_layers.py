@@ -14,7 +14,7 @@ FLOORS = {
     "mpidml_kernels": 0,
     "core": 1,
     **dict.fromkeys(("sync", "schedules", "schedulers"), 2),
-    **dict.fromkeys(("optim", "compression", "collectives", "nn", "data"), 3),
+    **dict.fromkeys(("optim", "rates", "compression", "collectives", "nn", "data"), 3),
     **dict.fromkeys(("ps", "dataflow", "graph"), 4),
     **dict.fromkeys(("sim", "runtime"), 5),
     "strategies": 6,
@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(("cli", "__init__"), 8),
     "__main__": 9,
 }
-PURE = {"core", "sync", "schedules", "schedulers", "optim", "compression", "nn", "ps", "dataflow", "sim"}
+PURE = {"core", "sync", "schedules", "schedulers", "optim", "rates", "compression", "nn", "ps", "dataflow", "sim"}
 IMPURE_MODULES = {"time", "os", "random", "datetime", "subprocess", "socket", "threading", "multiprocessing", "secrets", "uuid", "asyncio"}
 SEEDED = {"Generator", "Philox", "SeedSequence", "BitGenerator"}
 MAX_LINES = 300

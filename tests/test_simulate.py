@@ -99,11 +99,19 @@ def test_the_arithmetic_of_many_workers_runs_on_virtual_clocks(tmp_path):
 def test_what_is_learnt_on_virtual_clocks_is_what_is_learnt_on_mpi(tmp_path):
     """In repeat mode the same layout gives the same losses, whatever the time."""
     same = ["--sync", "ssp:2", "--deterministic", "--batch", "60", "--hidden", "16", "--dtype", "float64", "--backend", "numpy"]
+    same += ["--lr-policy", "warmup:4+cosine"]
     ok(mpirun(3, ["-m", "mpidml", "train", *same, "--steps", "20", "--out", tmp_path / "mpi"]))
     ok(python([*SIMULATE, *GIVEN, *same, "--learn", "--workers", "3", "--clocks", "20", "--out", tmp_path / "virtual"]))
     mpi, virtual = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("mpi", "virtual"))
     assert virtual["test_loss"] == mpi["test_loss"] and virtual["test_accuracy"] == mpi["test_accuracy"]
     assert virtual["samples"] == mpi["samples"] == 1200 and virtual["staleness_max"] == mpi["staleness_max"] == 2
+
+
+def test_a_schedule_over_the_run_needs_an_end_and_the_clocks_of_a_simulation_are_one(tmp_path):
+    words = [*SIMULATE, *GIVEN, "--learn", "--workers", "2", "--batch", "60", "--hidden", "4", "--backend", "numpy", "--seconds", "0.05", "--lr-policy", "poly"]
+    ok(python([*words, "--clocks", "8", "--out", tmp_path / "run"]))
+    result = python([*words, "--epochs", "3", "--out", tmp_path / "other"])  # a simulation does not look at epochs
+    assert result.code == 2 and "--lr-policy poly: takes the whole run" in result.err and not (tmp_path / "other").exists(), result
 
 
 def test_more_workers_than_one_process_can_compute_for_is_one_line(tmp_path):

@@ -59,6 +59,9 @@ class Job:
         "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
     )
     lr: float = flag(0.05, "learning rate")
+    lr_policy: str = flag(
+        "constant", "how the learning rate goes on: factors joined by '+', as warmup:100+cosine", plugins="mpidml.rates"
+    )
     tune: bool = flag(True, "soften stale updates by the policy's rule")
     early_push: str = flag(
         "auto", "push each layer's gradient during the backward pass (auto: under bsp with servers of their own)", ("auto", "on", "off")
@@ -73,6 +76,7 @@ class Job:
     target: str = flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
     seconds: float = flag(0.0, "end after this many seconds of training (0: no limit)")
     batch: int = flag(64, "global batch: samples per clock over all workers")
+    accumulate: int = flag(1, "parts in which a worker computes its share of a batch, summing the gradient: activations take so much less memory")
     seed: int = flag(0, "decides weights, order of samples and noise")
     deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
@@ -102,7 +106,7 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")

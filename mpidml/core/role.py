@@ -69,7 +69,8 @@ class Message(NamedTuple):
 
     A worker that sends LAST writes no more, so nobody waits for it; one that sends END reads no more. A ROWS names in `clock` the
     worker's role whose end of a clock made a waiting question answerable, -1 if it had not to wait. A PUSH with `ends`, or a CLOCK,
-    ends its clock c; with a ticket it is a question, too: for all rows as of clock c + 1.
+    ends its clock c; with a ticket it is a question, too: for all rows as of clock c + 1. Its `batch` is the number of the global batch that it
+    is a share of, by which a learning rate goes on.
     PUSH, CLOCK, LAST and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
     back in its place; a ROWS says how many of the reader's own it contains. What is meant: all rows of the shard (`rows` None
     and lo < 0), rows [lo, hi) of the table, or the rows whose global numbers `rows` lists (int64).
@@ -92,6 +93,7 @@ class Message(NamedTuple):
     rows: Array | None = None
     data: Lease | None = None
     ends: bool = False
+    batch: int = -1
 
 
 class Send(NamedTuple):

@@ -28,7 +28,7 @@ class Adam(Link):
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Turn `g` into m' / (sqrt(v') + eps)."""
-        backend.adam_transform(state["m"], state["v"], g, *self._constants(step, memory))
+        backend.adam_transform(w, state["m"], state["v"], g, *self._constants(step, memory))
 
     def apply(self, backend: Any, w: Array, out: Array, g: Array, state: State, rate: float, step: int, memory: float = 1.0) -> None:
         """Compute m, v and out in one pass."""
@@ -37,6 +37,6 @@ class Adam(Link):
         else:
             backend.adam(w, out, state["m"], state["v"], g, rate, *self._constants(step, memory))
 
-    def _constants(self, step: int, memory: float) -> tuple[float, float, float, float, float]:
+    def _constants(self, step: int, memory: float) -> tuple[float, float, float, float, float, float]:
         beta1 = shortened(self.beta1, memory)  # the mean of squares is no momentum: its memory stays
-        return beta1, self.beta2, self.eps, 1 - beta1**step, 1 - self.beta2**step
+        return beta1, self.beta2, self.eps, 1 - beta1**step, 1 - self.beta2**step, 0.0

@@ -37,7 +37,8 @@ def shortened(beta: float, memory: float) -> float:
 class Link:
     """One gradient transform. All arrays are flat, contiguous, of one length and dtype; nothing is allocated after `init`.
 
-    `descends`: it ends a chain and has `apply`. `normalised`: the size of its step does not shrink with the gradient.
+    `descends`: it ends a chain and has `apply` and `delta`; the others have `transform` alone. `normalised`: the size of its step does not
+    shrink with the gradient.
     `share`: the part of the global batch that a gradient given to this link stands for. What does not shrink with the gradient by itself (a
     limit, a decay, a normalised step) must shrink by it, or n workers would do it n times.
     """
@@ -62,6 +63,14 @@ class Link:
     def apply(self, backend: Any, w: Array, out: Array, g: Array, state: State, rate: float, step: int, memory: float = 1.0) -> None:
         """Compute out = w - rate u in one pass, u being what `transform` makes of g; `out is w` means in place."""
         raise NotImplementedError
+
+    def delta(self, backend: Any, g: Array, state: State, w: Array, rate: float, step: int, memory: float = 1.0) -> None:
+        """Turn `g` into the change of the weights, -rate u; `w` is only read. A worker calls it, on a state that sees its own gradients alone.
+
+        A link whose step is no multiple of the rate has a `delta` of its own, and no `transform`.
+        """
+        self.transform(backend, g, state, w, step, memory)
+        backend.scale(g, -rate)
 
 
 class Transforms:
@@ -116,8 +125,8 @@ class Chain(Transforms):
     def delta(self, backend: Any, g: Array, state: State, w: Array, step: int, rate_factor: float = 1.0, memory: float = 1.0) -> None:
         """Turn `g` into the change to add to the weights, -learning_rate rate_factor u; `w` is only read."""
         self.transform(backend, g, state, w, step, memory)
-        self.descent.transform(backend, g, {name: state[key] for name, key in self._descent_keys}, w, step, memory)
-        backend.scale(g, -self._rate(rate_factor))
+        own = {name: state[key] for name, key in self._descent_keys}
+        self.descent.delta(backend, g, own, w, self._rate(rate_factor), step, memory)
 
     def _rate(self, rate_factor: float) -> float:
         return self.learning_rate * rate_factor * (self.descent.share if self.descent.normalised else 1.0)

@@ -50,6 +50,7 @@ class Client:
         self.routing = tables if isinstance(tables, Routing) else Routing(tables)
         self.tables, self.policy = self.routing.tables, policy
         self.clock = 0
+        self.batch = -1  # number of the global batch that the next pushes are a share of
         self.tickets: dict[int, Ticket] = {}
         self.sent = array("q", [0]) * len(self.routing.shard_of)
         adds = [role for role, (t, _) in self.routing.shard_of.items() if self.tables[t].update is None]
@@ -121,7 +122,7 @@ class Client:
             if self.own:
                 self.asked[role] += 1
             _, region, lo, hi, _ = piece
-            effects.append(new(Send, (role, new(Message, (PULL, clock, ticket.number, 0, at_least, lo, hi, region[2], None, False)))))
+            effects.append(new(Send, (role, new(Message, (PULL, clock, ticket.number, 0, at_least, lo, hi, region[2], None, False, -1)))))
         if not pieces:
             self._finish(ticket)
         return ticket, effects
@@ -145,7 +146,7 @@ class Client:
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
-            message = new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends))
+            message = new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends, self.batch))
             effects.append(new(Send, (role, message)))
             if self.own and role in self.own:
                 self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))

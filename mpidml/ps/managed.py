@@ -159,7 +159,7 @@ class ManagedClient(CachingClient):
         for role, (_, part, lo, hi, place) in pieces.items():
             share = values[place]
             number = self.sent[role] = self.sent[role] + 1
-            effects.append(Send(role, Message(PUSH, clock, -1, number, version, lo, hi, part.rows, Lease(share.ravel()))))
+            effects.append(Send(role, Message(PUSH, clock, -1, number, version, lo, hi, part.rows, Lease(share.ravel()), batch=self.batch)))
             if role in self.own:
                 self.own[role].add(number, clock, part, share)
         return effects

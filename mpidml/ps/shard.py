@@ -9,7 +9,7 @@ O(1) a message: `Clocks` knows the minimum, and parked pulls lie under the clock
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mpidml.core.clocks import ENDED
@@ -25,6 +25,7 @@ class Shard(Passive):
     layout gives the same bits. `tuned`: updates are softened for their staleness by the policy's rule. `allocate(nbytes)` gives a buffer
     for a reply. `store` None: payloads carry no values (large simulations). `shown` (one int64, in a window of the host) tells readers in place
     which clock the values show now. `clock`: all have completed that many, as a run that goes on has.
+    `rate(batch)`: what the learning rate is multiplied by for a share of that global batch.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Shard(Passive):
         eager: bool = False,
         shown: Array | None = None,
         clock: int = 0,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
@@ -63,7 +65,7 @@ class Shard(Passive):
         self.by_updates = tuned and policy.bound is None and not self.by_clock
         self.n_ended = 0
         self.read_at: dict[tuple[int, int], int] = {}
-        self.shown = shown
+        self.shown, self.rate = shown, rate
 
     def start(self, now: float) -> Effects:
         """Wait for messages."""
@@ -103,7 +105,7 @@ class Shard(Passive):
         if self.store is not None and not self.in_place:
             data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
         number = message.ticket if ticket is None else ticket
-        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False))
+        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False, -1))
         return new(Send, (source, reply))
 
     def _take(self, now: float, source: int, message: Message) -> Effects:
@@ -114,7 +116,7 @@ class Shard(Passive):
                 if self.by_clock:
                     self.held.setdefault(clock, []).append((source, message))
                 elif self.store is not None:
-                    self.store.apply((message,), self._tuning(self._staleness(source, message)))
+                    self._apply(self.store, (message,), self._staleness(source, message))
             if not message.ends:
                 return NOTHING
         elif kind == LAST:
@@ -151,6 +153,12 @@ class Shard(Passive):
     def _tuning(self, staleness: float) -> Tuning:
         return self.policy.tuning(staleness) if self.tuned and staleness else PLAIN
 
+    def _apply(self, store: Store, deltas: Sequence[Message], staleness: float) -> None:
+        tuning = self._tuning(staleness)
+        if self.rate is not None and deltas:
+            tuning = tuning._replace(rate=tuning.rate * self.rate(max([delta.batch for delta in deltas])))
+        store.apply(deltas, tuning)
+
     def _moved(self, by: int) -> Effects:
         """Answer what the last tick or end, that of worker `by`, made answerable."""
         reached = self.clocks.reached
@@ -178,7 +186,7 @@ class Shard(Passive):
                 held.sort(key=lambda pair: self.order[pair[0]])
             deltas = [message for _, message in held]
             staleness = clock - min([m.version for m in deltas]) if deltas else 0
-            self.store.apply(deltas, self._tuning(staleness))
+            self._apply(self.store, deltas, staleness)
 
     def waiting(self, now: float) -> list[Waiting]:
         """Report blocked pulls: table, rows, who asks, the clock wanted, who is behind and since when."""

@@ -18,12 +18,17 @@ class Store:
     """Values of rows [lo, lo + n) x width in `versions` (1-D arrays of n * width, one owner); version v lies in versions[v % len].
 
     One entry means a live copy that changes in place. `chain` None adds deltas.
+
+    An optimizer counts steps by the row: an update's step is the number of updates that the most often updated of its rows has seen. So the pieces of
+    a cut update are one step, and a row that is touched for the first time makes a first step (PyTorch's SparseAdam counts calls instead,
+    and so takes bias corrections for done that such a row has never had).
     """
 
     def __init__(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None = None) -> None:
         self.versions, self.lo, self.width, self.backend, self.chain = list(versions), lo, width, backend, chain
         self.latest = 0
-        self.n_updates = 0
+        self.n_whole = self.most_besides = 0
+        self.besides: Array | None = None  # how many updates each row has seen besides the whole ones
         self.optimizer: dict[str, Array] = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
 
     def begin(self, clock: int) -> None:
@@ -35,10 +40,11 @@ class Store:
             self.latest = clock
 
     def state(self, back: int) -> dict[str, Array]:
-        """Return the newest values as "", up to `back` older versions as "-1", ..., and the optimizer's arrays as ".optimizer.<name>"."""
+        """Return the newest values as "", up to `back` older versions as "-1", ..., the optimizer's arrays, and how often rows were updated apart."""
         n = min(back, self.latest, len(self.versions) - 1)
         values = {f"-{k}" if k else "": self.at(self.latest - k).ravel() for k in range(n + 1)}
-        return values | {f".optimizer.{name}": array for name, array in self.optimizer.items()}
+        besides = {".besides": self.besides} if self.besides is not None else {}
+        return values | besides | {f".optimizer.{name}": array for name, array in self.optimizer.items()}
 
     def restore(self, clock: int, fill: Callable[[str, Array], bool]) -> None:
         """Let `fill(name, out)` fill the arrays of `state`, with `clock` as the newest version; one that was not saved is taken from the newest."""
@@ -49,6 +55,14 @@ class Store:
                 np.copyto(self.versions[(self.latest - k) % n], self.versions[self.latest % n])
         for name, array in self.optimizer.items():
             fill(f".optimizer.{name}", array)
+
+    def count(self, whole: Array, fill: Callable[[str, Array], bool]) -> None:
+        """Learn how many updates each row (its shard, then) has seen whole, and from `fill` how many besides."""
+        self.n_whole, besides = int(whole.min()), np.zeros(whole.size, np.int32)
+        fill(".besides", besides)
+        besides += (whole - self.n_whole).astype(np.int32)
+        self.most_besides = int(besides.max())
+        self.besides = besides if self.most_besides else None
 
     def at(self, version: int) -> Array:
         """Return the values of `version` (one of the last len(versions)) as rows x width."""
@@ -62,7 +76,7 @@ class Store:
         total: Array | None = None
         partial: list[Message] = []
         for delta in deltas:
-            if delta.rows is not None or delta.lo >= 0:
+            if delta.rows is not None or (delta.lo >= 0 and (delta.hi - delta.lo) * self.width < old.size):
                 partial.append(delta)
             elif total is None:
                 total = self._data(delta)
@@ -71,7 +85,8 @@ class Store:
         if total is not None:
             if partial:
                 self._add_rows(total.reshape(-1, self.width), partial)
-            self._update(old, new, total, self.optimizer, tuning)
+            self.n_whole += 1
+            self._update(old, new, total, self.optimizer, self.n_whole + self.most_besides, tuning)
         else:
             if new is not old:
                 np.copyto(new, old)
@@ -81,10 +96,9 @@ class Store:
             if delta.data is not None:
                 delta.data.release()
 
-    def _update(self, old: Array, new: Array, total: Array, optimizer: dict[str, Array], tuning: Tuning) -> None:
-        self.n_updates += 1
+    def _update(self, old: Array, new: Array, total: Array, optimizer: dict[str, Array], step: int, tuning: Tuning) -> None:
         if self.chain is not None:
-            self.chain.apply(self.backend, old, new, total, optimizer, self.n_updates, tuning.rate, tuning.memory)
+            self.chain.apply(self.backend, old, new, total, optimizer, step, tuning.rate, tuning.memory)
         elif new is old:
             self.backend.add(old, total)
         else:
@@ -103,16 +117,31 @@ class Store:
             self._add_rows(values, deltas)
             return
         # An optimizer sees each touched row once, with the summed gradient; rows not touched keep their state (lazy updates).
+        if len(deltas) == 1 and deltas[0].rows is None:
+            block = slice(deltas[0].lo - self.lo, deltas[0].hi - self.lo)
+            part = values[block].reshape(-1)
+            own = {name: array.reshape(-1, self.width)[block].reshape(-1) for name, array in self.optimizer.items()}
+            self._update(part, part, self._data(deltas[0]), own, self._next_step(block), tuning)
+            return
         rows = np.concatenate([np.arange(d.lo, d.hi) if d.rows is None else d.rows for d in deltas])
         where, inverse = np.unique(rows - self.lo, return_inverse=True)
         data = np.zeros((where.size, self.width), values.dtype)
         self.backend.add_rows(data, inverse.astype(np.int64), np.concatenate([self._data(d).reshape(-1, self.width) for d in deltas]))
         touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in self.optimizer.items()}
         part = values[where].ravel()
-        self._update(part, part, data.ravel(), touched, tuning)
+        self._update(part, part, data.ravel(), touched, self._next_step(where), tuning)
         values[where] = part.reshape(-1, self.width)
         for name, array in touched.items():
             self.optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
+
+    def _next_step(self, where: slice | Array) -> int:
+        """Count one more update of some rows; return its step."""
+        if self.besides is None:
+            self.besides = np.zeros(self.versions[0].size // self.width, np.int32)
+        self.besides[where] += 1
+        most = int(self.besides[where].max(initial=1))
+        self.most_besides = max(self.most_besides, most)
+        return self.n_whole + most
 
     def read(self, version: int, message: Message, allocate: Callable[[int], Any]) -> Any:
         """Copy what the pull `message` asks for out of `version` into a buffer from `allocate(nbytes)`; return its lease."""

@@ -181,8 +181,8 @@ class Worker:
             if clock - ticket.version > staleness and self.staleness < 0:
                 staleness = clock - ticket.version
             client.take(ticket)
-        assert self.next is not None
-        block, weight = self.next
+        block, weight = self.next  # type: ignore[misc]
+        client.batch = block // self.n_workers
         self.turn = turn = new(Turn, (step, clock, block, weight, versions, max(staleness, 0)))
         self.computing, self.begun_at = True, now
         self.told = 0

@@ -92,7 +92,8 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _details(summary: Mapping[str, Any]) -> str:
-    parts = [f"{summary['optimizer']}, learning rate {summary['learning_rate']:g}"]
+    goes_on = f" x {summary['lr_policy']}" if summary.get("lr_policy", "constant") != "constant" else ""
+    parts = [f"{summary['optimizer']}, learning rate {summary['learning_rate']:g}{goes_on}"]
     parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second']:,.0f}/s)")
     if summary.get("test_accuracy") is not None:
         parts.append(f"test accuracy {summary['test_accuracy']:.1%}")

@@ -66,7 +66,7 @@ def pieces(strategy: Any) -> list[Piece]:
 
 def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any) -> dict[str, Any]:
     """Return on rank 0 what else is saved (Collective on comm)."""
-    updates = comm.gather([(strategy.spec.shards[number].lo, store.n_updates) for number, store in strategy.stores.items()])
+    updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in strategy.stores.items()])
     if updates is None:
         return {}
     data = strategy.data
@@ -75,7 +75,7 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "clock": position.clock,
         "turns": list(position.turns),
         "seconds": seconds,
-        "n_updates": sorted(pair for of in updates for pair in of),
+        "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
         "monitor": monitor.state(),
         "n_metrics": len(monitor.metrics),
@@ -92,17 +92,20 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     same = len(known["turns"]) == strategy.n_workers
     for number, store in strategy.stores.items():
         lo, hi, _ = strategy.spec.shards[number]
-        store.n_updates = max(n for start, n in known["n_updates"] if start < hi)
-        store.restore(position.clock, lambda name, out, lo=lo: _fill(saved, f"weights{name}", lo, out))
+        whole = np.zeros(hi - lo, np.int64)
+        for first, end, n in known["n_updates"]:
+            whole[max(first - lo, 0) : max(end - lo, 0)] = n
+        store.restore(position.clock, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
+        store.count(whole, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
     for task in strategy.tasks.values():
         task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
         for name, array in (task.state or {}).items():
             if same:
-                _fill(saved, f"worker.{task.worker}.{name}", 0, array)
+                saved.read(f"worker.{task.worker}.{name}", 0, array)
             else:  # of other workers: the mean of theirs
                 others = [np.empty_like(array) for _ in known["turns"]]
                 for w, other in enumerate(others):
-                    _fill(saved, f"worker.{w}.{name}", 0, other)
+                    saved.read(f"worker.{w}.{name}", 0, other)
                 array[:] = np.mean(others, axis=0)
     return position
 
@@ -115,10 +118,3 @@ def metrics(folder: Path, n: int) -> list[dict[str, Any]]:
         raise UserError(f"--resume {folder}: metrics.jsonl has {len(rows)} rows, the checkpoint knows of {n}; restore the file, or start the run anew")
     return rows
 
-
-def _fill(saved: Checkpoint, name: str, lo: int, out: Any) -> bool:
-    """Fill `out` with elements from `lo` on; return whether the array was saved."""
-    if not saved.size(name):
-        return False
-    saved.read(name, lo, out)
-    return True

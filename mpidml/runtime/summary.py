@@ -76,6 +76,7 @@ def of_job(
         "model": job.model,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
+        "lr_policy": job.lr_policy,
         "staleness_usual": usual,
         "rate_factor": tuning.rate if job.tune else 1.0,
         "memory_factor": tuning.memory if job.tune else 1.0,
@@ -128,9 +129,11 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
         f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
-        f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples; "
+        f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
+    if strategy.rates is not None:
+        lines.append(f"learning rate {strategy.rates.words(job.lr, 0 if strategy.endless else strategy.n_clocks)}")
     if position.turns:
         lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
@@ -142,6 +145,10 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     if job.deterministic:
         lines.append("deterministic: repeat mode - the same layout gives the same bits")
     return "\n".join(lines)
+
+
+def _parts(job: Job) -> str:
+    return f", each worker's share in {job.accumulate} parts" if job.accumulate > 1 else ""
 
 
 def _length(strategy: Any) -> str:

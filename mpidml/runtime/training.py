@@ -33,6 +33,7 @@ class Training:
         for _ in range(strategy.n_gradients):
             self._add_gradient()
         self.running: Lease | None = None
+        self.summand = np.zeros(net.n_params if strategy.job.accumulate > 1 else 0, net.dtype)
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
@@ -63,16 +64,8 @@ class Training:
             self.running = None
             return (), (0.0, 0.0, *measured)
         g, lease = self._gradient(report)
-        step = self.net.bind(n, w, g)
-        self.data.x.take(rows, 0, step.x, "clip")
-        self.data.y.take(rows, 0, step.y, "clip")
-        if step.targets is not None:
-            step.load_labels()
-        if self.net.random:
-            step.ids[:] = rows
-            step.salt[0] = self._salt(epoch)
         self.running = lease if strategy.early else None
-        loss = step.run(turn.weight / self.sampler.batch_size(batch), report)
+        loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report)
         if self.slowdown is not None:
             self.step_seconds = time.perf_counter() - started
         if strategy.early:
@@ -90,6 +83,38 @@ class Training:
         self.final = self._parameters(turn)
         loss, n_correct, n, _, _ = self._score(self.final, 0)
         return loss, int(n_correct), int(n)
+
+    def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
+        """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
+
+        A part has at most 1 / accumulate of the rows, rounded up, and so have the activations. Of the last part alone anything is final.
+        """
+        loss, n_parts = 0.0, min(self.job.accumulate, rows.size)
+        for part in range(n_parts):
+            own = rows[rows.size * part // n_parts : rows.size * (part + 1) // n_parts]
+            step = self.net.bind(own.size, w, self.summand if part else g)
+            self.data.x.take(own, 0, step.x, "clip")
+            self.data.y.take(own, 0, step.y, "clip")
+            if step.targets is not None:
+                step.load_labels()
+            if self.net.random:
+                step.ids[:] = own
+                step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
+            whole = n_parts == 1 or report is None
+            loss += step.run(scale, report if whole else self._adding(g, part, part == n_parts - 1, report))
+            if part and whole:
+                self.net.backend.add(g, self.summand)
+        return loss
+
+    def _adding(self, g: Array, part: int, is_last: bool, report: Any) -> Callable[[int, int], None]:
+        """Return what a part reports to: it adds what is final of the part to `g`, and what is then final of `g` is told."""
+
+        def progress(lo: int, hi: int) -> None:
+            if part and lo < hi:
+                self.net.backend.add(g[lo:hi], self.summand[lo:hi])
+            report(*(lo, hi) if is_last else (0, 0))
+
+        return progress
 
     def _parameters(self, turn: Turn) -> Array:
         return self.flats[turn.step % 2] if self.flats else self.strategy.views[turn.versions[0] % self.strategy.copies]
@@ -124,7 +149,9 @@ class Training:
             self.strategy.before.transform(self.net.backend, g, self.state, w, turn.step + 1)
         elif self.strategy.worker_chain is not None:
             tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
-            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, tuning.rate, tuning.memory)
+            rates = self.strategy.rates
+            rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
+            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
 
     def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
         """Score this worker's share of the test rows; return loss sum, correct, rows, seconds, epoch."""

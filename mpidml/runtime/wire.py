@@ -1,6 +1,6 @@
 """Write a message as a fixed header and raw buffers: no pickle, no copy.
 
-header   int64[16]: kind clock ticket counted version lo hi | source target | n_rows nbytes | base offset | ends - -
+header   int64[16]: kind clock ticket counted version lo hi | source target | n_rows nbytes | base offset | ends batch -
 rows     int64[n_rows], by MPI, if n_rows > 0             (n_rows -1: all rows of the shard or [lo, hi))
 data     nbytes raw, by MPI in pieces of at most `limit` bytes, or left in the window: base >= 0
 """
@@ -34,14 +34,14 @@ def pack(header: bytearray, message: Message, source: int, target: int, base: in
     """Write the header of `message`; base >= 0 says that the data stay in the sender's window buffer at `base`."""
     rows, data = message.rows, message.data
     HEADER.pack_into(
-        header, 0, *message[:7], source, target, -1 if rows is None else rows.size, -1 if data is None else data.array.nbytes, base, offset, message.ends, 0, 0
+        header, 0, *message[:7], source, target, -1 if rows is None else rows.size, -1 if data is None else data.array.nbytes, base, offset, message.ends, message.batch, 0
     )
 
 
 def unpack(header: bytearray) -> Envelope:
     """Read a header."""
-    kind, clock, ticket, count, version, lo, hi, source, target, n_rows, nbytes, base, offset, ends, _, _ = HEADER.unpack_from(header)
-    return Envelope(Message(kind, clock, ticket, count, version, lo, hi, ends=bool(ends)), source, target, n_rows, nbytes, base, offset)
+    kind, clock, ticket, count, version, lo, hi, source, target, n_rows, nbytes, base, offset, ends, batch, _ = HEADER.unpack_from(header)
+    return Envelope(Message(kind, clock, ticket, count, version, lo, hi, None, None, bool(ends), batch), source, target, n_rows, nbytes, base, offset)
 
 
 def pieces(buffer: Array, limit: int = CHUNK_NBYTES) -> list[Array]:

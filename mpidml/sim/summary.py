@@ -31,6 +31,7 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "assign": job.assign,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
+        "lr_policy": job.lr_policy,
         "data": job.data,
         "model": job.model,
         "batch": job.batch,

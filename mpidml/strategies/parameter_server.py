@@ -32,6 +32,7 @@ from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
 from mpidml.ps.worker import Worker
+from mpidml.rates.base import make_rates
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
@@ -77,6 +78,11 @@ class ParameterServer:
         self.n_workers = len(self.placement.worker_ranks)
         if job.batch < self.n_workers:
             raise UserError(f"--batch {job.batch}: is below the {self.n_workers} workers; give each at least one sample, or start fewer ranks")
+        if job.accumulate > (least := job.batch // self.n_workers):
+            raise UserError(
+                f"--accumulate {job.accumulate}: a worker's share of --batch {job.batch} is {least} sample(s), which make no {job.accumulate} parts; "
+                f"give at most {least}, or a larger batch"
+            )
         try:
             self.policy.needed(self.n_workers)
         except ValueError as error:
@@ -93,6 +99,13 @@ class ParameterServer:
             after.each_sees(1.0)  # the servers sum up a clock's gradients first
         self.server_chain: Chain | None = after if on_servers else None
         self.worker_chain: Chain | None = None if on_servers else after
+        self.endless = bool(job.seconds and not job.steps and not job.epochs)
+        self.rates = make_rates(job.lr_policy)
+        if self.rates is not None and self.rates.needs_end and self.endless:
+            raise UserError(
+                f"--lr-policy {job.lr_policy}: takes the whole run, and nobody knows how many clocks --seconds {job.seconds:g} has; "
+                "give --steps or --epochs besides, or its own clocks as in poly:clocks=5000"
+            )
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
         self.early = self._early()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
@@ -134,8 +147,9 @@ class ParameterServer:
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
-        self.endless = bool(job.seconds and not job.steps and not job.epochs)
         self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
+        if self.rates is not None:
+            self.rates.span(self.n_clocks)
         self.target = parse_target(job.target)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
@@ -191,6 +205,7 @@ class ParameterServer:
                 in_place=self.in_place,
                 eager=self.job.reads == "eager",
                 shown=None if shown is None else shown[number : number + 1],
+                rate=self.rates,
                 clock=position.clock,
             )
         for number, task in self.tasks.items():

@@ -5,7 +5,7 @@ import inspect
 import mpidml_kernels
 import numpy as np
 import pytest
-from mpidml_kernels import LAWS, dense, loss, norm, rows, update
+from mpidml_kernels import FAMILIES, LAWS, adaptive, dense, update
 
 REFERENCE, CPU = mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")
 BACKENDS = [REFERENCE, CPU]
@@ -53,7 +53,7 @@ def compare(name, arguments, dtype, n_terms=1, result_scale=0.0, at_least=0.0):
     return got, after_cpu
 
 
-@pytest.mark.parametrize("family", [dense, norm, loss, update, rows], ids=lambda f: f.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__.rpartition(".")[2])
 def test_every_kernel_has_a_law_and_one_signature_in_both_backends(family):
     for name, law in family.LAWS.items():
         assert law.name == name
@@ -319,15 +319,22 @@ def test_the_comparison_catches_a_kernel_that_is_slightly_wrong(monkeypatch):
 
 UPDATES = {
     "add": "ag", "add3": "agw", "scale": "as", "descend": "wogr", "descend_in_place": "wgr", "momentum": "wovgrs", "momentum_in_place": "wvgrs",
-    "momentum_transform": "vgs", "nesterov": "wovgrs", "nesterov_in_place": "wvgrs", "nesterov_transform": "vgs", "adam": "womvgr12ebc",
-    "adam_in_place": "wmvgr12ebc", "adam_transform": "mvg12ebc", "decay_transform": "gwr", "clip_transform": "gs", "sum_of_squares": "g",
+    "momentum_transform": "vgs", "nesterov": "wovgrs", "nesterov_in_place": "wvgrs", "nesterov_transform": "vgs", "decay_transform": "gwr",
+    "l1_transform": "gwr", "clip_transform": "gs", "sum_of_squares": "g", "adagrad": "wovgres", "adagrad_in_place": "wvgres",
+    "adagrad_transform": "vges", "rmsprop": "wovgr2e", "rmsprop_in_place": "wvgr2e", "rmsprop_transform": "vg2e", "adadelta": "wovdgr1e",
+    "adadelta_in_place": "wvdgr1e", "adadelta_transform": "vdg1e", "adam": "womvgr12ebcp", "adam_in_place": "wmvgr12ebcp",
+    "adam_transform": "wmvg12ebcp", "lion": "womgr12p", "lion_in_place": "wmgr12p", "lion_transform": "wmg12p", "ftrl": "womvqgrpp1s",
+    "ftrl_in_place": "wmvqgrpp1s", "ftrl_delta": "wmvqgrpp1s",
 }  # fmt: skip
+STEPS = {"descend": "", "momentum": "transform", "nesterov": "transform", "adagrad": "transform", "rmsprop": "transform", "adadelta": "transform",
+         "adam": "transform", "lion": "transform", "ftrl": "delta"}  # fmt: skip
 
 
 def update_arguments(name, n, dtype, fill):
     arrays = {letter: array(n, dtype, "random", seed) for seed, letter in enumerate("aowm")}
-    arrays["g"], arrays["v"] = array(n, dtype, fill, 8), np.abs(array(n, dtype, "random", 9))
-    scalars = {"r": 0.05, "s": 0.9, "1": 0.9, "2": 0.999, "e": 1e-8, "b": 1 - 0.9**3, "c": 1 - 0.999**3}
+    arrays["g"] = array(n, dtype, fill, 8)
+    arrays |= {letter: np.abs(array(n, dtype, "random", seed)) for seed, letter in enumerate("vdq", 9)}
+    scalars = {"r": 0.05, "s": 0.9, "1": 0.9, "2": 0.999, "e": 1e-8, "b": 1 - 0.9**3, "c": 1 - 0.999**3, "p": 0.3}
     return [arrays.get(letter, scalars.get(letter)) for letter in UPDATES[name]]
 
 
@@ -336,35 +343,48 @@ def update_arguments(name, n, dtype, fill):
 @pytest.mark.parametrize("n", [0, 1, 3, 1000])
 @pytest.mark.parametrize("name", sorted(UPDATES))
 def test_vector_kernels_agree_with_the_reference(name, n, fill, dtype):
-    compare(name, update_arguments(name, n, dtype, fill), dtype)
+    arguments = update_arguments(name, n, dtype, fill)
+    # The change that FTRL makes is a difference of weights, and rounded as these are.
+    compare(name, arguments, dtype, *((4, 0.0, np.abs(arguments[0]).max(initial=0)) if name == "ftrl_delta" else ()))
 
 
 def test_no_vector_kernel_is_left_untested():
-    assert set(UPDATES) == set(update.LAWS)
+    assert set(UPDATES) == {*update.LAWS, *adaptive.LAWS}
 
 
 @both
 @types
-@pytest.mark.parametrize("name", ["descend", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("name", STEPS)
 def test_in_place_out_of_place_and_transform_are_one_step(backend, name, dtype):
-    arguments = update_arguments(name, 100, dtype, "random")
+    letters, arguments = UPDATES[name], update_arguments(name, 100, dtype, "random")
     _, (w, out, *state, g) = run(backend, name, arguments)
-    assert np.array_equal(w, arguments[0]) and np.array_equal(g, [a for a in arguments if isinstance(a, np.ndarray)][-1])
+    assert np.array_equal(w, arguments[0]) and np.array_equal(g, arguments[letters.index("g")])
     _, (w_in_place, *state_in_place, _) = run(backend, f"{name}_in_place", [arguments[0], *arguments[2:]])
     assert np.array_equal(out, w_in_place) and all(np.array_equal(a, b) for a, b in zip(state, state_in_place, strict=True))
-    if name != "descend":
-        rate, rest = arguments[-6 if name == "adam" else -2], arguments[-5 if name == "adam" else -1 :]
-        _, transformed = run(backend, f"{name}_transform", [*(a for a in arguments[2:] if isinstance(a, np.ndarray)), *rest])
-        assert_close(arguments[0] - dtype(rate) * transformed[-1], out, dtype, 4)
-        assert all(np.array_equal(a, b) for a, b in zip(state, transformed, strict=False))
+    if kind := STEPS[name]:
+        given = dict(zip(letters, arguments, strict=True))
+        _, after = run(backend, f"{name}_{kind}", [given[letter] for letter in UPDATES[f"{name}_{kind}"]])
+        change = after[-1] if kind == "delta" else dtype(-given["r"]) * after[-1]
+        assert_close(arguments[0] + change, out, dtype, 4)
+        assert all(np.array_equal(a, b) for a, b in zip(state, after[-1 - len(state) : -1], strict=True))
 
 
 @both
 @types
 def test_nan_in_a_gradient_reaches_the_weights(backend, dtype):
-    for name in ("descend_in_place", "momentum_in_place", "nesterov_in_place", "adam_in_place"):
-        _, (w, *_) = run(backend, name, update_arguments(name, 64, dtype, "nan"))
+    for name in STEPS:
+        _, (w, *_) = run(backend, f"{name}_in_place", update_arguments(f"{name}_in_place", 64, dtype, "nan"))
         assert np.isnan(w).sum() == 1
+
+
+@both
+@types
+def test_what_l1_holds_at_zero_is_zero_to_the_bit(backend, dtype):
+    arguments = update_arguments("ftrl", 200, dtype, "random")
+    arguments[UPDATES["ftrl"].index("p")] = 8.0
+    _, (w, out, *_) = run(backend, "ftrl", arguments)
+    _, (*_, change) = run(backend, "ftrl_delta", [arguments[0], *arguments[2:]])
+    assert 20 < np.count_nonzero(out == 0) < 180 and np.array_equal(w + change == 0, out == 0)
 
 
 @both

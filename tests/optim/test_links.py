@@ -70,6 +70,118 @@ def nesterov_reading_the_old_sum(w, gs):
     return w
 
 
+def adagrad(w, gs, eps=1e-10):
+    s = 0
+    for g in gs:
+        s = s + g**2
+        w = w - RATE * g / (np.sqrt(s) + eps)
+    return w
+
+
+def adagrad_that_forgets(w, gs):
+    s = 0
+    for g in gs:
+        s = 0.9 * s + g**2
+        w = w - RATE * g / np.sqrt(s)
+    return w
+
+
+def rmsprop(w, gs, alpha=0.99, eps=1e-8):
+    v = 0
+    for g in gs:
+        v = alpha * v + (1 - alpha) * g**2
+        w = w - RATE * g / (np.sqrt(v) + eps)
+    return w
+
+
+def rmsprop_with_eps_below_the_root(w, gs):
+    v = 0
+    for g in gs:
+        v = 0.5 * v + 0.5 * g**2
+        w = w - RATE * g / np.sqrt(v + 0.1)
+    return w
+
+
+def adadelta(w, gs, rho=0.9, eps=1e-6):
+    v = d = 0
+    for g in gs:
+        v = rho * v + (1 - rho) * g**2
+        u = np.sqrt(d + eps) / np.sqrt(v + eps) * g
+        d = rho * d + (1 - rho) * u**2
+        w = w - RATE * u
+    return w
+
+
+def adadelta_that_looks_at_its_own_step(w, gs, rho=0.9, eps=1e-6):
+    v = d = 0
+    for g in gs:
+        v = rho * v + (1 - rho) * g**2
+        d = rho * d + (1 - rho) * g**2 * (d + eps) / (v + eps)
+        w = w - RATE * np.sqrt(d + eps) / np.sqrt(v + eps) * g
+    return w
+
+
+def adamw(w, gs, decay=0.01):
+    m = v = 0
+    for t, g in enumerate(gs, 1):
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        w = w - RATE * decay * w - RATE * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return w
+
+
+def adam_with_the_decay_in_its_gradient(w, gs, decay=0.01):
+    m = v = 0
+    for t, g in enumerate(gs, 1):
+        g = g + decay * w
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        w = w - RATE * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return w
+
+
+def lion(w, gs, beta1=0.9, beta2=0.99, decay=0.2):
+    m = 0
+    for g in gs:
+        w = w - RATE * (np.sign(beta1 * m + (1 - beta1) * g) + decay * w)
+        m = beta2 * m + (1 - beta2) * g
+    return w
+
+
+def lion_by_its_new_mean(w, gs):
+    m = 0
+    for g in gs:
+        m = 0.99 * m + 0.01 * g
+        w = w - RATE * (np.sign(m) + 0.2 * w)
+    return w
+
+
+def ftrl(w, gs, l1=0.01, l2=0.0, beta=1.0):
+    """McMahan et al., KDD 2013, algorithm 1, whose weights begin at 0; others by the first sigma, 1 / rate."""
+    z, n, first = np.zeros_like(w), np.zeros_like(w), True
+    for g in gs:
+        sigma = (np.sqrt(n + g**2) - np.sqrt(n) + first * beta) / RATE
+        z = z + g - sigma * w
+        n, first = n + g**2, False
+        w = np.where(np.abs(z) <= l1, 0, -(z - np.sign(z) * l1) / ((beta + np.sqrt(n)) / RATE + l2))
+    return w
+
+
+def ftrl_that_forgets_where_it_began(w, gs):
+    z, n = 0, 0
+    for g in gs:
+        z = z + g - (np.sqrt(n + g**2) - np.sqrt(n)) / RATE * w
+        n = n + g**2
+        w = np.where(np.abs(z) <= 0.01, 0, -(z - np.sign(z) * 0.01) / ((1 + np.sqrt(n)) / RATE))
+    return w
+
+
+def l1(w, gs, rate=0.1):
+    for g in gs:
+        w = w - RATE * (g + rate * np.sign(w))
+    return w
+
+
 def decay(w, gs, rate=0.1):
     for g in gs:
         w = w - RATE * (g + rate * w)
@@ -84,8 +196,19 @@ def clamp(w, gs, limit=0.5):
     return sgd(w, [np.clip(g, -limit, limit) for g in gs])
 
 
-FORMULAS = {"sgd": sgd, "momentum": momentum, "nesterov": nesterov, "adam": adam, "decay:0.1+sgd": decay, "clip+sgd": clip, "clamp:0.5+sgd": clamp}
-ALL = [*FORMULAS, "clip:2+decay:0.1+clamp:0.4+adam:0.8:0.99", "decay+nesterov:0.5"]
+FORMULAS = {
+    "sgd": sgd, "momentum": momentum, "nesterov": nesterov, "adam": adam, "decay:0.1+sgd": decay, "clip+sgd": clip, "clamp:0.5+sgd": clamp,
+    "adagrad": adagrad, "rmsprop": rmsprop, "adadelta": adadelta, "adamw": adamw, "lion:decay=0.2": lion, "ftrl": ftrl, "l1:0.1+sgd": l1,
+    "rmsprop:0.5:0.1": lambda w, gs: rmsprop(w, gs, 0.5, 0.1), "adagrad:0.2": lambda w, gs: adagrad(w, gs, 0.2),
+    "adadelta:0.5:0.1": lambda w, gs: adadelta(w, gs, 0.5, 0.1), "ftrl:6:2:3": lambda w, gs: ftrl(w, gs, 6.0, 2.0, 3.0),
+}  # fmt: skip
+BROKEN = {
+    "adam": adam_without_bias_correction, "nesterov": nesterov_reading_the_old_sum, "momentum": sgd, "adagrad": adagrad_that_forgets,
+    "rmsprop:0.5:0.1": rmsprop_with_eps_below_the_root, "adadelta": adadelta_that_looks_at_its_own_step,
+    "adamw": adam_with_the_decay_in_its_gradient, "lion:decay=0.2": lion_by_its_new_mean, "ftrl": ftrl_that_forgets_where_it_began,
+    "l1:0.1+sgd": decay,
+}  # fmt: skip
+ALL = [*FORMULAS, "clip:2+decay:0.1+clamp:0.4+adam:0.8:0.99", "decay+nesterov:0.5", "clip+l1:0.1+ftrl:1"]
 
 
 def run(text, backend, w, gs, way, **more):
@@ -116,7 +239,7 @@ def test_five_steps_follow_the_formula(text, way, backend):
     np.testing.assert_allclose(run(text, backend, weights(), gradients(), way), FORMULAS[text](weights(), gradients()), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("text, broken", [("adam", adam_without_bias_correction), ("nesterov", nesterov_reading_the_old_sum), ("momentum", sgd)])
+@pytest.mark.parametrize("text, broken", BROKEN.items())
 def test_the_formula_check_catches_a_wrong_link(text, broken):
     w = run(text, BACKENDS[0], weights(), gradients(), "in place")
     assert not np.allclose(w, broken(weights(), gradients()), rtol=1e-6)
@@ -187,6 +310,90 @@ def test_rate_factor_scales_the_step_and_memory_shortens_the_momentum(backend):
         np.testing.assert_allclose(run("adam:0.9", backend, w, gs, way, memory=2.0), adam(w, gs, 0.8), rtol=1e-12)
 
 
+@pytest.mark.parametrize("way", ["in place", "out of place", "delta"])
+def test_memory_shortens_both_means_of_lion_and_the_first_of_adamw(way):
+    w, gs = weights(), gradients()
+    np.testing.assert_allclose(run("lion:0.9:0.98:0.2", BACKENDS[1], w, gs, way, memory=2.0), lion(w, gs, 0.8, 0.96), rtol=1e-12)
+    np.testing.assert_allclose(run("adamw:0", BACKENDS[1], w, gs, way, memory=2.0), adam(w, gs, 0.8), rtol=1e-12)
+
+
+@both
+@pytest.mark.parametrize("way", ["in place", "out of place", "delta"])
+def test_ftrl_without_its_regularisers_is_adagrad_at_any_sequence_of_rates(way, backend):
+    """So also where the rate is softened for a stale update, and where it follows a schedule."""
+    found = []
+    for text in ("ftrl:0:0:0.3", "adagrad:0.3"):
+        chain, w = make_chain(text, RATE), weights()
+        state = chain.init(w.size, w.dtype)
+        for step, (g, factor) in enumerate(zip(gradients(), (1.0, 0.1, 3.0, 1e-3, 1.0), strict=True), 1):
+            if way == "delta":
+                chain.delta(backend, g, state, w, step, factor)
+                w = w + g
+            else:
+                out = w if way == "in place" else np.empty_like(w)
+                chain.apply(backend, w, out, g, state, step, factor)
+                w = out
+        found.append(w)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-10, atol=1e-12)
+    assert not np.allclose(found[1], adagrad(weights(), gradients(), 0.3)), "the rates do something"
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ftrl_holds_weights_at_exactly_zero_until_their_gradients_add_up(dtype, backend):
+    for way in ("in place", "out of place", "delta"):
+        zeros = [np.count_nonzero(run(f"ftrl:{l1}", backend, np.zeros(N, dtype), gradients(dtype=dtype), way) == 0) for l1 in (0, 3, 30)]
+        assert zeros[0] == 0 and 5 < zeros[1] < N - 5 and zeros[2] == N, (way, zeros)
+    assert not (run("l1:3+sgd", backend, weights(dtype=dtype), gradients(dtype=dtype), "in place") == 0).any()  # the plain pull makes none
+
+
+@both
+def test_ftrl_stands_still_at_a_rate_of_zero(backend):
+    for way in ("in place", "out of place", "delta"):
+        np.testing.assert_allclose(run("ftrl:0", backend, weights(), gradients(), way, rate_factor=0.0), weights(), rtol=1e-12)
+
+
+SHARED = ["sgd", "momentum", "adam", "adamw", "adagrad", "rmsprop", "adadelta", "lion", "ftrl:0.5:0.1", "decay:0.1+sgd", "l1:0.1+sgd", "clamp:0.5+sgd"]
+
+
+def shared(text, way, n_workers=4, share=None):
+    """Return the way gone where each of n workers gives its part of the one gradient, all to one state or each to its own, after 200 clocks of warm-up."""
+    w, g = np.full(3, 2.0), np.array([0.3, 0.5, -2.0])
+    chains = [make_chain(text, 1e-3) for _ in range(n_workers if way == "workers" else 1)]
+    states = [chain.init(3, float) for chain in chains]
+    for chain in chains:
+        chain.each_sees(1 / n_workers if share is None else share)
+    for clock in range(600):
+        if clock == 200:
+            before = w.copy()
+        for k in range(n_workers):
+            part = g / n_workers
+            if way == "workers":
+                chains[k].delta(BACKENDS[0], part, states[k], w, clock + 1)
+                w = w + part
+            else:
+                chains[0].apply(BACKENDS[0], w, w, part, states[0], clock * n_workers + k + 1)
+    return w - before
+
+
+def near(text, several, one):
+    """Adadelta's steps grow with the number of updates, whatever their size; its share keeps them within a factor of 2."""
+    return np.allclose(several / one, 1, atol=0.08) or (text == "adadelta" and (several / one > 1).all() and (several / one < 2).all())
+
+
+@pytest.mark.parametrize("way", ["servers", "workers"])
+@pytest.mark.parametrize("text", SHARED)
+def test_n_workers_with_a_part_of_the_gradient_each_go_as_far_as_one_with_all_of_it(text, way):
+    one, several = shared(text, way, 1), shared(text, way, 4)
+    assert near(text, several, one), several / one
+
+
+@pytest.mark.parametrize("way", ["servers", "workers"])
+@pytest.mark.parametrize("text", [text for text in SHARED if text not in ("sgd", "momentum")])
+def test_a_link_that_is_not_told_its_share_goes_too_far_or_not_far_enough(text, way):
+    assert not near(text, shared(text, way, 4, share=1.0), shared(text, way, 1))
+
+
 def test_memory_divides_the_length_of_the_memory():
     assert shortened(0.9, 1.0) == pytest.approx(0.9)
     assert 1 / (1 - shortened(0.99, 5.0)) == pytest.approx(100 / 5)
@@ -229,6 +436,13 @@ def test_steps_allocate_no_array():
         ("clip:nan+sgd", 0.1, "limit = nan is not"),
         ("clamp:-2+sgd", 0.1, "limit = -2 is not"),
         ("decay:-1+sgd", 0.1, "rate = -1 is not"),
+        ("adadelta:eps=0", 0.1, "eps = 0 is not above 0"),
+        ("ftrl:beta=0", 0.1, "beta = 0 is not above 0"),
+        ("ftrl:-1", 0.1, "l1 = -1 is not"),
+        ("l1:-1+sgd", 0.1, "rate = -1 is not"),
+        ("lion:1", 0.1, "beta1 = 1 is not"),
+        ("adamw:-0.1", 0.1, "decay = -0.1 is not"),
+        ("rmsprop:1", 0.1, "alpha = 1 is not"),
         ("momentun", 0.1, "did you mean 'momentum'?"),
         ("sgd+momentum", 0.1, "both 'sgd' and 'momentum' descend"),
         ("sgd+clip", 0.1, "'sgd' descends but is not the last link"),

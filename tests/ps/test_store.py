@@ -141,6 +141,60 @@ def test_two_deltas_of_a_clock_are_the_one_delta_of_their_sum(chain):
     assert np.array_equal(run(0.25, 0.75), run(1.0)), "quarters are exact"
 
 
+def in_pieces(cls, chain, pieces, n_steps=5, backend=BACKENDS["numba"]):
+    """Give each gradient in `pieces` (blocks and lists of rows, one after the other) and return values and state after some steps."""
+    store = cls([np.ones(N * WIDTH)], LO, WIDTH, backend, make_chain(chain, RATE))
+    for step in range(1, n_steps + 1):
+        g = step * np.linspace(-1, 2, N * WIDTH).reshape(N, WIDTH) ** 3
+        for where in pieces:
+            store.apply([message(PUSH, where, Lease(g[rows_of(where)].ravel().copy()))])
+    return [store.at(0).ravel(), *store.optimizer.values()]
+
+
+class CountsPieces(Store):
+    """Takes each piece of an update for a step of its own."""
+
+    def _next_step(self, where):
+        self.n_whole += 1
+        return self.n_whole
+
+
+PIECES = [[(LO, LO + 2), (LO + 2, LO + N)], [[LO + 1, LO + 4], [LO, LO + 2, LO + 3, LO + 5]], [[LO + 5], (LO, LO + 5)], [(LO, LO + N)]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=list(BACKENDS))
+@pytest.mark.parametrize("chain", ["adam", "adamw", "momentum", "adagrad", "rmsprop", "adadelta", "lion", "ftrl", "l1:0.1+sgd"])
+@pytest.mark.parametrize("pieces", PIECES, ids=str)
+def test_an_update_in_pieces_is_the_update(chain, pieces, backend):
+    for a, b in zip(in_pieces(Store, chain, pieces, backend=backend), in_pieces(Store, chain, [WHOLE], backend=backend), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("pieces", PIECES[:3], ids=str)
+def test_pieces_catch_a_step_that_counts_each_of_them(pieces):
+    broken, whole = in_pieces(CountsPieces, "adam", pieces), in_pieces(Store, "adam", [WHOLE])
+    assert np.abs(broken[0] - whole[0]).max() > 0.1 * RATE
+
+
+def test_a_row_makes_its_first_step_whenever_it_comes():
+    """By a count of all updates its late first step would be as much too short or too long as the last line says, after thousands 3 times too long."""
+    store = Store([np.zeros(N * WIDTH)], LO, WIDTH, BACKENDS["numpy"], make_chain("adam", RATE))
+    for _ in range(50):
+        store.apply([message(PUSH, [LO], Lease(np.ones(WIDTH)))])
+    store.apply([message(PUSH, [LO + 1], Lease(np.ones(WIDTH)))])
+    np.testing.assert_allclose(store.at(0)[:3, 0], [-50 * RATE, -RATE, 0], rtol=1e-6)
+    store.apply([message(PUSH, [LO + 2, LO], Lease(np.ones(2 * WIDTH)))])  # one step for both: that of the one that has seen more
+    np.testing.assert_allclose(store.at(0)[:2, 0], [-51 * RATE, -RATE], rtol=1e-6)
+    assert store.at(0)[2, 0] == pytest.approx(-RATE * 0.1 / (1 - 0.9**51) / np.sqrt(0.001 / (1 - 0.999**51)), rel=1e-6)
+
+
+def test_whole_updates_and_rows_apart_count_together():
+    store = Store([np.zeros(N * WIDTH)], LO, WIDTH, BACKENDS["numpy"], make_chain("adam", RATE))
+    for where in (WHOLE, [LO], (LO, LO + 2), WHOLE):
+        store.apply([message(PUSH, where, Lease(np.ones(rows_of(where).size * WIDTH)))])
+    np.testing.assert_allclose(store.at(0)[0], -4 * RATE, rtol=1e-6)
+
+
 def test_a_tuning_scales_the_rate_and_shortens_the_memory():
     w, v, g = np.ones((N, WIDTH)), np.zeros((N, WIDTH)), np.full((N, WIDTH), 2.0)
     store = Store([w.ravel().copy()], LO, WIDTH, BACKENDS["numpy"], make_chain(CHAIN, RATE))

@@ -15,6 +15,8 @@ MESSAGES = st.builds(
     *[NUMBER] * 6,
     rows=st.none() | st.integers(0, 9).map(lambda n: np.arange(n, dtype=np.int64)),
     data=st.none() | st.tuples(st.integers(0, 9), st.sampled_from([np.float32, np.float64, np.int64])).map(lambda a: Lease(np.zeros(*a))),
+    ends=st.booleans(),
+    batch=NUMBER,
 )
 
 

@@ -14,6 +14,7 @@ from mpidml.data.readers import read
 from mpidml.data.split import hold_out
 from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.training import Training
 from mpidml.strategies.base import train
 
 SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
@@ -35,8 +36,8 @@ def run(comm, n_ranks=None, ranks_per_host=0, **changes):
         part.Free()
 
 
-def serial(job=SMALL):
-    """Train in a plain loop: momentum SGD on the same batches, a network from NumPy alone."""
+def serial(job=SMALL, factor=lambda it: 1.0):
+    """Train in a plain loop: momentum SGD on the same batches, the rate times `factor(clock)`, a network from NumPy alone."""
     raw = read(job.data)
     train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
     x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
@@ -65,7 +66,7 @@ def serial(job=SMALL):
             d = (d @ weights[i][0].T) * (outputs[i] > 0)
             for j in range(2):
                 velocity[i][j] = 0.9 * velocity[i][j] + gradient[j]
-                weights[i][j] -= job.lr * velocity[i][j]
+                weights[i][j] -= job.lr * factor(k) * velocity[i][j]
     return flat
 
 
@@ -117,6 +118,92 @@ def test_every_loss_and_layer_on_any_number_of_ranks_is_one_rank(comm, changes, 
 def test_bsp_on_any_number_of_ranks_is_a_serial_loop(comm):
     _, values = run(comm)
     assert np.abs(values - serial()).max() < 1e-9
+
+
+def warmup_cosine(it):
+    """--lr-policy warmup:3+cosine over the 8 clocks of SMALL."""
+    return min(1, (it + 1) / 3) * (1 + np.cos(np.pi * it / SMALL.steps)) / 2
+
+
+SCHEDULED = [
+    {}, {"optimize": "workers"}, {"deterministic": True}, {"transport": "mpi"}, {"servers": "1"}, {"servers": "1", "early_push": "on"},
+    {"deterministic": True, "sync": "ssp:0"}, {"budget": 4e6}, {"epochs": 1, "steps": 0, "batch": 200}, {"target": "1.0"},
+]  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", SCHEDULED, ids=str)
+def test_with_a_schedule_any_number_of_ranks_is_a_serial_loop(comm, way):
+    if "servers" in way and comm.size == 1:
+        return
+    job = SMALL.with_values({"steps": 8, "batch": 200, **way}, "test") if "epochs" in way else SMALL
+    _, values = run(comm, lr_policy="warmup:3+cosine", **way)
+    assert np.abs(values - serial(job.with_values({"steps": 8}, "test"), warmup_cosine)).max() < 1e-9
+    assert np.abs(values - serial(job.with_values({"steps": 8}, "test"))).max() > 1e-3  # and it does something
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["ssp:3", "asp", "dssp:1:4", "adaptive:2:6", "quorum"])
+@pytest.mark.parametrize("assign", ["static", "dynamic"])
+def test_one_process_follows_the_schedule_under_every_policy(comm, sync, assign):
+    found = run(comm, 1, sync=sync, assign=assign, lr_policy="warmup:3+cosine", tune=False)
+    if found is not None:
+        assert np.abs(found[1] - serial(factor=warmup_cosine)).max() < 1e-9
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "rmsprop", "adadelta", "lion", "ftrl:0.001", "l1:0.01+sgd"])
+def test_every_descent_on_any_number_of_ranks_is_that_of_one(comm, optimizer):
+    same = {"optimizer": optimizer, "lr": 0.01, "lr_policy": "step:3:0.5"}
+    alone, everyone = run(comm, 1, **same), run(comm, **same)
+    if alone is not None:
+        np.testing.assert_allclose(everyone[1], alone[1], rtol=1e-6, atol=1e-8)
+
+
+ACCUMULATED = [
+    {}, {"dropout": 0.3}, {"optimizer": "clip:0.5+adam"}, {"optimize": "workers"}, {"deterministic": True, "sync": "ssp:2"}, {"transport": "mpi"},
+    {"servers": "1", "early_push": "on", "hidden": (200, 180)}, {"servers": "1", "early_push": "on", "transport": "mpi"}, {"budget": 4e6},
+    {"batch": 533}, {"loss": "squared_error"}, {"slowdown": "exponential:1"},
+]  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", ACCUMULATED, ids=str)
+def test_a_share_in_parts_gives_the_weights_of_the_whole(comm, way):
+    """With a batch of 533 the last one of an epoch has one row, fewer than parts."""
+    if "servers" in way and comm.size == 1:
+        return
+    whole, halves, fifths = (run(comm, accumulate=k, **way) for k in (1, 2, 5))
+    assert np.abs(halves[1] - whole[1]).max() < 1e-9 and np.abs(fifths[1] - whole[1]).max() < 1e-9
+    if way.get("sync", "bsp") == "bsp":  # else it is the mean of what came last
+        assert whole[0]["final_loss"] == pytest.approx(fifths[0]["final_loss"], rel=1e-9)
+
+
+@pytest.mark.mpi
+def test_the_identity_catches_a_part_that_is_left_out(comm, monkeypatch):
+    whole = Training._sum_up
+    monkeypatch.setattr(Training, "_sum_up", lambda self, rows, *more: whole(self, rows[rows.size // 2 :], *more))
+    assert np.abs(run(comm)[1] - serial()).max() > 1e-3
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_activations_take_one_part_of_the_memory(comm, parts):
+    """Counted in rows of the buffers that steps are bound to."""
+    batch = 10 * comm.size
+    part = comm.Dup()
+    counted, kept = CountedComm(part), {}
+    train(SMALL.with_values({"batch": batch, "accumulate": parts}, "test"), counted, quiet=True, write=False, keep=kept)
+    counted.free()
+    part.Free()
+    assert [m for m, _ in kept["network"]._buffers] == [10 // parts]
+
+
+@pytest.mark.mpi
+def test_a_share_with_fewer_rows_than_parts_is_refused(comm):
+    share = 50 // comm.size
+    with pytest.raises(UserError, match=f"--accumulate {share + 1}: a worker's share of --batch 50 is {share} sample"):
+        run(comm, accumulate=share + 1)
 
 
 @pytest.mark.mpi

@@ -138,3 +138,23 @@ def test_what_cannot_change_is_one_line(comm, mpi_tmp_path, changes, says):
         return
     with pytest.raises(UserError, match=says):
         go_on(comm, mpi_tmp_path / "run", **changes)
+
+
+@pytest.mark.mpi
+def test_steps_that_rows_have_made_apart_are_saved(comm, mpi_tmp_path):
+    """Pieces of updates within a budget count by the row; a run that starts anew from zero would correct adam's bias once more."""
+    options = {"optimizer": "adam", "lr": 0.01, "budget": 1e6, "sync": "ssp:1"}
+    start(comm, mpi_tmp_path / "run", 14, **options)
+    found = {}
+    restore = Store.count
+
+    def count(store, whole, fill):
+        restore(store, whole, fill)
+        found[store.lo] = (store.n_whole, store.most_besides)
+
+    Store.count = count
+    try:
+        go_on(comm, mpi_tmp_path / "run")
+    finally:
+        Store.count = restore
+    assert all(whole + besides >= 14 for whole, besides in found.values()) and any(besides for _, besides in found.values())

@@ -16,10 +16,8 @@ LAWS: dict[str, Kernel] = {
         law("nesterov", lambda n: 6 * n, lambda n: 5 * n),
         law("nesterov_in_place", lambda n: 6 * n, lambda n: 5 * n),
         law("nesterov_transform", lambda n: 4 * n, lambda n: 4 * n),
-        law("adam", lambda n: 14 * n, lambda n: 7 * n),
-        law("adam_in_place", lambda n: 14 * n, lambda n: 7 * n),
-        law("adam_transform", lambda n: 12 * n, lambda n: 6 * n),
         law("decay_transform", lambda n: 2 * n, lambda n: 3 * n),
+        law("l1_transform", lambda n: 3 * n, lambda n: 3 * n),
         law("clip_transform", lambda n: 2 * n, lambda n: 2 * n),
         law("sum_of_squares", lambda n: 2 * n, lambda n: n),
     )

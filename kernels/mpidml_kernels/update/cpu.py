@@ -44,6 +44,13 @@ def decay_transform(g, w, rate):
         g[i] += r * w[i]
 
 
+@kernel("void(T[::1], R1, f8)")
+def l1_transform(g, w, rate):
+    r = g.dtype.type(rate)
+    for i in range(g.size):
+        g[i] += r * np.sign(w[i])
+
+
 @kernel("void(T[::1], f8)")
 def clip_transform(g, limit):
     high = g.dtype.type(limit)
@@ -121,45 +128,3 @@ def nesterov_transform(v, g, mu):
         x = decay * v[i] + g[i]
         v[i] = x
         g[i] += decay * x
-
-
-@kernel("void(R1, T[::1], T[::1], T[::1], R1, f8, f8, f8, f8, f8, f8)")
-def adam(w, out, m, v, g, rate, beta1, beta2, eps, bias1, bias2):
-    real = m.dtype.type
-    r, b1, b2, tiny = real(rate), real(beta1), real(beta2), real(eps)
-    c1, c2, k1, k2 = real(1 - beta1), real(1 - beta2), real(1 / bias1), real(1 / bias2)
-    for i in range(m.size):
-        slope = g[i]
-        x = b1 * m[i] + c1 * slope
-        y = b2 * v[i] + c2 * (slope * slope)
-        m[i] = x
-        v[i] = y
-        out[i] = w[i] - r * ((x * k1) / (np.sqrt(y * k2) + tiny))
-
-
-@kernel("void(T[::1], T[::1], T[::1], R1, f8, f8, f8, f8, f8, f8)")
-def adam_in_place(w, m, v, g, rate, beta1, beta2, eps, bias1, bias2):
-    real = m.dtype.type
-    r, b1, b2, tiny = real(rate), real(beta1), real(beta2), real(eps)
-    c1, c2, k1, k2 = real(1 - beta1), real(1 - beta2), real(1 / bias1), real(1 / bias2)
-    for i in range(m.size):
-        slope = g[i]
-        x = b1 * m[i] + c1 * slope
-        y = b2 * v[i] + c2 * (slope * slope)
-        m[i] = x
-        v[i] = y
-        w[i] -= r * ((x * k1) / (np.sqrt(y * k2) + tiny))
-
-
-@kernel("void(T[::1], T[::1], T[::1], f8, f8, f8, f8, f8)")
-def adam_transform(m, v, g, beta1, beta2, eps, bias1, bias2):
-    real = m.dtype.type
-    b1, b2, tiny = real(beta1), real(beta2), real(eps)
-    c1, c2, k1, k2 = real(1 - beta1), real(1 - beta2), real(1 / bias1), real(1 / bias2)
-    for i in range(m.size):
-        slope = g[i]
-        x = b1 * m[i] + c1 * slope
-        y = b2 * v[i] + c2 * (slope * slope)
-        m[i] = x
-        v[i] = y
-        g[i] = (x * k1) / (np.sqrt(y * k2) + tiny)

@@ -38,6 +38,11 @@ def decay_transform(g: Array, w: Array, rate: float) -> None:
     g += g.dtype.type(rate) * w
 
 
+def l1_transform(g: Array, w: Array, rate: float) -> None:
+    """Compute g += rate sign(w)."""
+    g += g.dtype.type(rate) * np.sign(w)
+
+
 def clip_transform(g: Array, limit: float) -> None:
     """Compute g = min(max(g, -limit), limit); NaN stays NaN."""
     np.clip(g, -g.dtype.type(limit), g.dtype.type(limit), out=g)
@@ -85,28 +90,3 @@ def nesterov(w: Array, out: Array, v: Array, g: Array, rate: float, mu: float) -
 def nesterov_in_place(w: Array, v: Array, g: Array, rate: float, mu: float) -> None:
     """Compute `nesterov` into w."""
     nesterov(w, w, v, g, rate, mu)
-
-
-def adam_transform(m: Array, v: Array, g: Array, beta1: float, beta2: float, eps: float, bias1: float, bias2: float) -> None:
-    """Compute m and v, then g = (m / bias1) / (sqrt(v / bias2) + eps), bias1 = 1 - beta1^t, bias2 = 1 - beta2^t.
-
-    m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2 (Kingma and Ba, ICLR 2015, algorithm 1).
-    """
-    real = g.dtype.type
-    m[...] = real(beta1) * m + real(1 - beta1) * g
-    v[...] = real(beta2) * v + real(1 - beta2) * (g * g)
-    g[...] = (m * real(1 / bias1)) / (np.sqrt(v * real(1 / bias2)) + real(eps))
-
-
-def adam(
-    w: Array, out: Array, m: Array, v: Array, g: Array, rate: float, beta1: float, beta2: float, eps: float, bias1: float, bias2: float
-) -> None:
-    """Compute out = w - rate u with u of `adam_transform`; g is left alone."""
-    u = g.copy()
-    adam_transform(m, v, u, beta1, beta2, eps, bias1, bias2)
-    descend(w, out, u, rate)
-
-
-def adam_in_place(w: Array, m: Array, v: Array, g: Array, rate: float, beta1: float, beta2: float, eps: float, bias1: float, bias2: float) -> None:
-    """Compute `adam` into w."""
-    adam(w, w, m, v, g, rate, beta1, beta2, eps, bias1, bias2)
