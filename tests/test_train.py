@@ -59,6 +59,16 @@ def repeated(tmp_path_factory):
     return out
 
 
+def test_the_opening_says_what_becomes_of_the_rate_and_of_a_share(tmp_path):
+    words = [*TRAIN, *SMALL, "--lr-policy", "warmup:5+cosine:0.1", "--accumulate", "2", "--out", tmp_path / "run"]
+    lines = ok(python(words)).splitlines()
+    assert "of 64 samples, each worker's share in 2 parts; optimizer momentum, learning rate 0.05" in lines[2]
+    assert lines[3].startswith("learning rate rising over the first 5 clocks, falling to 0.1 of it over 25 clocks as a cosine (0.01 at first, 0.0289")
+    found = summary(tmp_path / "run")
+    assert (found["learning_rate"], found["lr_policy"]) == (0.05, "warmup:5+cosine:0.1")
+    assert "at first" not in (plain := ok(python([*TRAIN, *SMALL, "--out", tmp_path / "plain"]))) and "parts" not in plain
+
+
 def test_a_run_leaves_its_whole_folder(traced):
     out, _ = traced
     names = {"config.toml", "summary.json", "metrics.jsonl", "trace.json", "model.safetensors", "report.png"}

@@ -22,4 +22,4 @@ class Cosine(Factor):
 
     def words(self) -> str:
         """Say how it falls, and by when."""
-        return f"falling to {self.end:g} over {self.clocks} clocks as a cosine"
+        return f"falling to {f'{self.end:g} of it' if self.end else '0'} over {self.clocks} clocks as a cosine"

@@ -366,13 +366,14 @@ def shared(text, way, n_workers=4, share=None):
     for clock in range(600):
         if clock == 200:
             before = w.copy()
-        for k in range(n_workers):
-            part = g / n_workers
+        parts = [g / n_workers for _ in range(n_workers)]
+        for k, part in enumerate(parts):
             if way == "workers":
                 chains[k].delta(BACKENDS[0], part, states[k], w, clock + 1)
-                w = w + part
             else:
                 chains[0].apply(BACKENDS[0], w, w, part, states[0], clock * n_workers + k + 1)
+        if way == "workers":  # all of them have read the same weights
+            w = w + sum(parts)
     return w - before
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from mpidml.core import plugins
+from mpidml.core.role import PUSH, Message
 from mpidml.ps.shard import Shard
 from mpidml.sim import virtual
+from mpidml.sync.base import Tuning
+from mpidml.sync.ssp import Ssp
 from tests.scenarios import Scenario
 
 N_WORKERS, N_CLOCKS = 4, 24
@@ -68,6 +72,17 @@ def test_each_share_is_applied_at_the_rate_of_its_batch(name, dynamic):
 def test_neither_the_clock_of_a_worker_nor_the_number_of_updates_would_do(broken):
     assert factors("asp", True, broken) != EVERY_SHARE and factors("adaptive", False, broken) != EVERY_SHARE
     assert factors("bsp", False, broken) == EVERY_SHARE  # where all are the same
+
+
+def test_an_update_of_several_shares_takes_the_rate_of_the_latest_and_is_softened_besides():
+    taken = []
+    store = SimpleNamespace(apply=lambda deltas, tuning: taken.append(tuning))
+    shares = [Message(PUSH, batch=batch) for batch in (3, 7, 4)]
+    for tuned in (True, False):
+        shard = Shard("weights", range(3), Ssp(2), store, tuned=tuned, rate=lambda batch: batch + 1.0)
+        shard._apply(store, shares, 1)
+        shard._apply(store, [], 0)
+    assert taken == [Tuning(8 * 0.5, 2.0), Tuning(1.0, 1.0), Tuning(8.0, 1.0), Tuning(1.0, 1.0)]
 
 
 def test_under_a_quorum_a_clock_is_a_batch():

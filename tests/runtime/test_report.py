@@ -71,6 +71,7 @@ RUNS: dict[str, tuple[Summary, Metrics]] = {
     "diverged": with_loss([2.0, 1.5, math.inf, math.nan]),
     "never finite": with_loss([None, math.nan]),
     "flat": with_loss([0.0] * 30),
+    "scheduled": run(test_accuracy=0.9, optimizer="clip:1+decay:1e-4+momentum:0.95", lr_policy="warmup:1000+cosine:0.01"),
 }
 
 
@@ -129,6 +130,11 @@ def test_titles_state_the_findings() -> None:
     assert titles("diverged")[0] == "The loss diverged: not finite after clock 1"
     assert titles("never finite")[0] == "The loss was never finite"
     assert titles("no reads")[3] == "No reads were counted"
+
+
+def test_a_rate_that_goes_on_is_told_and_one_that_stays_is_not() -> None:
+    said = {name: " ".join(text for text, _ in texts(page(*RUNS[name]))) for name in ("scheduled", "plain")}
+    assert "learning rate 0.001 x warmup:1000+cosine:0.01 " in said["scheduled"] and "learning rate 0.001 " in said["plain"]
 
 
 def test_the_picture_names_the_straggler_where_there_is_one() -> None:

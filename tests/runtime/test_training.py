@@ -21,7 +21,7 @@ def training(parts, cls=Training, **model):
     task.net = build("mlp", N_FEATURES, 4, (8, 5), dtype="float64", backend="numpy", **model)
     task.net.split = True
     task.data, task.sampler = SimpleNamespace(x=X, y=Y), SimpleNamespace(clocks_per_epoch=10)
-    task.summand = np.zeros(task.net.n_params)
+    task.summand = np.full(task.net.n_params, np.nan)  # of the last share, say
     task.salt_epoch = -1
     return task
 
