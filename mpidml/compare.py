@@ -12,18 +12,17 @@ from datetime import datetime
 from typing import Any
 
 from mpidml.core import plugins
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
 from mpidml.runtime import comparison
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import load
+from mpidml.runtime.dataset import check_target, load
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.strategies.base import NO_TEST_ROWS, train
+from mpidml.strategies.base import train
 
 WARM_UP_CLOCKS = 30
 
@@ -94,8 +93,7 @@ def _check_data(job: Job, comm: CountedComm) -> None:
     """Read the data once, so that what is wrong with them is found before anything is written."""
     ranks = CountedComm(comm.mpi)
     data = load(job, ranks)
-    if job.target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=job.target))
+    check_target(job, data)
     del data
     ranks.free()
 

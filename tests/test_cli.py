@@ -17,8 +17,8 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "steps", "order"):
-        return f.default  # beside another hold_out, other epochs, and no budget, they would be refused
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order"):
+        return f.default  # beside another hold_out, without test data, other epochs, and no budget, they would be refused
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):

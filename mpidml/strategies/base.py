@@ -7,7 +7,6 @@ Everything that can be wrong with a job's input is found before `drive`, and not
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from datetime import datetime
@@ -17,7 +16,6 @@ import numpy as np
 from mpidml_kernels import backend, is_compiled
 
 from mpidml.core import plugins
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import Trace, to_chrome
@@ -25,7 +23,7 @@ from mpidml.nn.models import build
 from mpidml.runtime import summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import load
+from mpidml.runtime.dataset import check_target, load, loss_of
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
@@ -35,7 +33,6 @@ from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
 VALUES_TAG = 9
-NO_TEST_ROWS = "--target {target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2"
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 
 
@@ -58,10 +55,10 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
     strategy = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
     folder = agree(comm, lambda: RunFolder.prepare(job.out or default_out(datetime.now())) if leads and write else None)
     data = load(job, comm)
-    if job.target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=job.target))
+    check_target(job, data)
     arithmetic = _compiled(job.backend, comm, quiet)
-    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_classes, job.widths, job.activation, job.dropout, job.loss, job.dtype, arithmetic))
+    loss = loss_of(job, data)
+    net = agree(comm, lambda: build(job.model, data.x.shape[1], data.n_outputs, job.widths, job.activation, job.dropout, loss, job.dtype, arithmetic))
     telemetry = Telemetry(comm, len(COLUMNS))
     trace = Trace() if job.trace else None
     agree(comm, lambda: _claim(folder, job) if folder is not None else None)
@@ -111,10 +108,9 @@ def _train(job: Job, comm: CountedComm, quiet: bool, write: bool, keep: dict[str
         monitor.take(rows)
         test_rows = sum(n for r in ranks for _, _, n in r["scores"])
         test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-        # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
-        accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
-        monitor.end(test_loss, accuracy)
-        found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, accuracy, values, quotas)
+        quality = data.quality(sum(score for r in ranks for _, score, _ in r["scores"]), test_rows, test_loss)
+        monitor.end(test_loss, quality)
+        found = summary.of_job(job, strategy, comm, monitor, ranks, test_loss, quality, values, quotas)
         others = what_if.what_if(job.policy(), monitor.step_seconds)
         found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
         if folder is not None:
@@ -162,9 +158,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
 
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
-    return Monitor(
-        strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, len(strategy.data.test_x), strategy.target, limit
-    )
+    n_test, quality = len(strategy.data.test_x), strategy.data.quality
+    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n_test, strategy.target, limit)
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:
@@ -187,6 +182,8 @@ def _write(folder: RunFolder, strategy: Any, data: Any, found: dict[str, Any], m
 
     assert values is not None
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
+    if data.targets is not None:
+        tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
     if traces is not None:
         folder.write_json(
