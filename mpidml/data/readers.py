@@ -55,7 +55,9 @@ def read_pair(
 def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
     train: Any = _load(source, reading, labels)
     if reading.task == "regress" and train.classes is not None:
-        raise UserError(f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out")
+        raise UserError(
+            f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
+        )
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
     y, note = _answers(y, reading.task, f"{source}, y")

@@ -1,27 +1,18 @@
-"""Read a table of comma-separated cells, and say at which row, line and column it goes wrong.
-
-Cells are taken column by column, some thousand rows at a time: a column of numbers costs one pass, words are looked at one by one.
-"""
+"""Read a table of comma-separated cells, and say at which row, line and column it goes wrong."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from math import isfinite, isnan
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.data.csv_rows import Rows, Span, batches, head
 from mpidml.data.formats.base import Format, opened
 from mpidml.data.raw import Array
 from mpidml.data.table import MISSING, Cell, Column, Table
-
-ROWS_AT_ONCE = 4096
-Numbered = tuple[int, list[str]]  # a row and its line
 
 
 class Csv(Format):
@@ -35,22 +26,17 @@ class Csv(Format):
 
     def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Table:
         try:
-            with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
-                return _table(str(path), _numbered(file), label)
+            with opened(path) as stream:
+                return _table(str(path), stream, label)
         except UnicodeDecodeError:
             raise UserError(_not_utf8(path)) from None
 
 
-def _numbered(file: Any) -> Iterator[Numbered]:
-    reader = csv.reader(file)
-    return ((reader.line_num, row) for row in reader if row)
-
-
-def _table(file: str, rows: Iterator[Numbered], label: str | None) -> Table:
-    head = list(islice(rows, 2))
-    if not head:
+def _table(file: str, stream: IO[bytes], label: str | None) -> Table:
+    rows, n_lines, blocks = head(stream)
+    if not rows:
         raise UserError(f"{file}: the file holds no rows; give a table of features and labels")
-    first = head[0][1]
+    first = rows[0]
     width = len(first)
     if width < 2:
         raise UserError(f"{file}: the first line has {width} column, at least 2 are needed (features, label); separate columns by commas")
@@ -59,25 +45,18 @@ def _table(file: str, rows: Iterator[Numbered], label: str | None) -> Table:
         raise UserError(f"{file}: column '{label}' was named, but the first line holds numbers, not names; give the file a header, or drop the name")
     has_header = label is not None or not any(_is_number(text) for i, text in enumerate(first) if i != at)
     # column names that are numbers above numeric labels, as data frames write them
-    has_header = has_header or (len(head) > 1 and len(head[1][1]) == width and not _is_number(first[at]) and _is_number(head[1][1][at]))
-    if has_header and len(head) == 1:
+    has_header = has_header or (len(rows) > 1 and len(rows[1]) == width and not _is_number(first[at]) and _is_number(rows[1][at]))
+    if has_header and len(rows) == 1:
         raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
     columns = [_Column(file, f"{i} ('{name.strip()}')" if has_header else f"{i}") for i, name in enumerate(first)]
     cells: list[Array] = []
     n = 0
-    left = chain(head[has_header:], rows)
-    while block := list(islice(left, ROWS_AT_ONCE)):
-        for row, (line, row_cells) in enumerate(block, n):
-            if len(row_cells) != width:
-                raise UserError(
-                    f"{file}: row {row} (line {line}) has {len(row_cells)} cells, the first line has {width}; give all rows the same number"
-                )
-        lines, texts = zip(*block, strict=True)
-        values = np.empty((len(block), width))
-        for column, of, out in zip(columns, zip(*texts, strict=True), values.T, strict=True):
-            column.take(of, n, lines, out)
+    for batch in batches(file, blocks, width, n_lines if has_header else 0):
+        values = np.empty((len(batch.lines), width))
+        for j, column in enumerate(columns):
+            column.take(batch, j, n, values[:, j])
         cells.append(values)
-        n += len(block)
+        n += len(values)
     names = tuple(name.strip() for i, name in enumerate(first) if i != at) if has_header else ()
     return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, names)
 
@@ -94,16 +73,15 @@ class _Column:
         self.number: Cell | None = None
         self.missing: Cell | None = None
 
-    def take(self, cells: Sequence[str], first_row: int, lines: Sequence[int], out: Array) -> None:
-        """Add the cells of a block and write their numbers to `out`, NaN for others."""
-        try:
-            out[:] = np.fromiter(map(float, cells), np.float64, len(cells))
-            if np.isfinite(out).all():
-                self.number = self.number or Cell(self.file, first_row, lines[0], cells[0].strip())
-                self.n_numbers += len(cells)
-                return
-        except ValueError:
-            pass
+    def take(self, batch: Rows | Span, j: int, first_row: int, out: Array) -> None:
+        """Add column j of a batch and write its numbers to `out`, NaN for others."""
+        lines, values = batch.lines, None if self.words else batch.numbers(j)
+        if values is not None and np.isfinite(values).all():
+            out[:] = values
+            self.number = self.number or Cell(self.file, first_row, lines[0], batch.cells(j)[0].strip())
+            self.n_numbers += len(lines)
+            return
+        cells = batch.cells(j)
         codes = np.full(len(cells), -1, np.int32)
         index = self.index
         for i, text in enumerate(map(str.strip, cells)):

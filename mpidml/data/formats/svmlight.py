@@ -7,20 +7,20 @@ Only a block in which something is wrong is looked at line by line, to say what.
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError
+from mpidml.data.csv_rows import line_blocks
+from mpidml.data.decimals import parse
 from mpidml.data.formats.base import Format, opened
 from mpidml.data.raw import Array
 from mpidml.data.sparse import Line, SparseRows
 
-BLOCK_NBYTES = 1 << 24
+BLOCK_NBYTES = 1 << 20
 MOST_INDEX = 2**31 - 1
 _BLANK = np.zeros(256, bool)
 _BLANK[[9, 10, 11, 12, 13, 32]] = True
@@ -46,7 +46,7 @@ class Svmlight(Format):
         blocks: list[Rows] = []
         lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
         with opened(path) as stream:
-            for block in _blocks(stream):
+            for block in line_blocks(stream, BLOCK_NBYTES):
                 text = re.sub(rb"#[^\n]*", b"", block) if b"#" in block else block
                 rows = _parsed(text)
                 if rows is None:
@@ -65,62 +65,30 @@ class Svmlight(Format):
         return SparseRows(file, labels_, np.concatenate([[0], np.cumsum(counts)]), indices, values, lowest, highest)
 
 
-def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """Cut a stream into blocks that end where a line does."""
-    rest = b""
-    while data := stream.read(BLOCK_NBYTES):
-        at = data.rfind(b"\n") + 1
-        if at:
-            yield rest + data[:at]
-            rest = data[at:]
-        else:
-            rest += data
-    if rest:
-        yield rest
-
-
 def _parsed(text: bytes) -> Rows | None:
     """Parse a block without comments; None where any of it is not as it should be."""
     nbytes = np.frombuffer(text, np.uint8)
     blank, colons = _BLANK[nbytes], np.flatnonzero(nbytes == ord(":"))
-    starts = np.flatnonzero(~blank & np.concatenate([[True], blank[:-1]]))  # of words
-    ends = np.flatnonzero(nbytes == ord("\n"))
-    words, pairs = (np.diff(np.searchsorted(at, ends), prepend=0, append=len(at)) for at in (starts, colons))
+    edges = np.flatnonzero(np.diff(blank, prepend=True, append=True))
+    starts, ends = edges[::2], edges[1::2]  # of words
+    words = np.diff(np.searchsorted(starts, np.flatnonzero(nbytes == ord("\n"))), prepend=0, append=len(starts))
     lines = np.flatnonzero(words)
-    if not len(lines):
-        return Rows(np.empty(0), lines, np.empty(0, np.int32), np.empty(0), lines)
-    n_words, counts = words[lines], pairs[lines]
-    if (n_words != counts + 1).any() or len(colons) != counts.sum():
+    counts = words[lines] - 1
+    first = np.cumsum(words[lines]) - words[lines]  # the label's word
+    is_pair = np.ones(len(starts), bool)
+    is_pair[first] = False
+    begin, end = starts[is_pair], ends[is_pair]
+    if len(colons) != len(begin) or (colons <= begin).any() or (colons >= end - 1).any():
+        return None  # not one colon within each pair
+    found = [parse(text, *of) for of in ((starts[first], ends[first]), (begin, colons), (colons + 1, end))]
+    if any(bad.any() or not np.isfinite(values).all() for values, bad in found):
         return None
-    # The k-th colon of a row stands in its k-th word after the label, so each of these has one.
-    first = np.concatenate([[0], np.cumsum(n_words)[:-1]])
-    of = np.repeat(np.arange(len(lines)), counts)
-    place = np.arange(len(colons)) - np.repeat(np.cumsum(counts) - counts, counts)
-    if (np.searchsorted(starts, colons, "right") - 1 != first[of] + 1 + place).any():
-        return None
-    if len(colons) and (blank[colons - 1].any() or colons[-1] == len(text) - 1 or blank[colons + 1].any()):
-        return None
-    numbers = _numbers(text)
-    if numbers is None or len(numbers) != len(starts) + len(colons) or not np.isfinite(numbers).all():
-        return None
-    at = first + np.concatenate([[0], np.cumsum(counts)[:-1]])
-    is_pair = np.ones(len(numbers), bool)
-    is_pair[at] = False
-    index, value = numbers[is_pair].reshape(-1, 2).T
+    labels, index, values = (numbers for numbers, _ in found)
     ascends = np.diff(index, prepend=-1) > 0
-    if ((index < 0) | (index > MOST_INDEX) | (index != np.floor(index)) | ~(ascends | (place == 0))).any():
+    ascends[(np.cumsum(counts) - counts)[counts > 0]] = True
+    if ((index < 0) | (index > MOST_INDEX) | (index != np.floor(index)) | ~ascends).any():
         return None
-    return Rows(numbers[at], counts, index.astype(np.int32), value.copy(), lines)
-
-
-def _numbers(text: bytes) -> Array | None:
-    """Parse all numbers of a text at once; None where anything else stands there."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            return np.fromstring(text.replace(b":", b" ").decode("ascii"), sep=" ")
-        except (DeprecationWarning, ValueError):
-            return None
+    return Rows(labels, counts, index.astype(np.int32), values, lines)
 
 
 def _line(file: str, rows: Rows, pair: int, first_line: int) -> Line:
