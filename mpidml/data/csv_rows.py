@@ -33,12 +33,15 @@ class Rows:
         """Return the cells of column j."""
         return self.columns[j]
 
-    def numbers(self, j: int) -> Array | None:
-        """Return the cells of column j as numbers, or None where one is none."""
-        try:
-            return np.fromiter(map(float, self.columns[j]), np.float64, len(self.lines))
-        except ValueError:
-            return None
+    def numbers(self, columns: Sequence[int]) -> dict[int, Array]:
+        """Return those of the columns that hold finite numbers only."""
+        found: dict[int, Array] = {}
+        for j in columns:
+            try:
+                found[j] = np.fromiter(map(float, self.columns[j]), np.float64, len(self.lines))
+            except ValueError:
+                pass
+        return {j: values for j, values in found.items() if np.isfinite(values).all()}
 
 
 class Span:
@@ -52,13 +55,15 @@ class Span:
         """Return the cells of column j."""
         return [self.text[lo:hi].decode() for lo, hi in zip(self.starts[:, j].tolist(), self.ends[:, j].tolist(), strict=True)]
 
-    def numbers(self, j: int) -> Array | None:
-        """Return the cells of column j as numbers, or None where one is none, as the first one shows in most columns of words."""
+    def numbers(self, columns: Sequence[int]) -> dict[int, Array]:
+        """Return those of the columns that hold finite numbers only; most others show it in their first cell."""
+        kept = np.array(columns, np.int64)
         for n in (1, len(self.lines)):
-            values, bad = parse(self.text, self.starts[:n, j], self.ends[:n, j])
-            if bad.any():
-                return None
-        return values
+            values, _ = parse(self.text, self.starts[:n, kept].ravel(), self.ends[:n, kept].ravel())
+            values = values.reshape(n, len(kept))
+            good = np.isfinite(values).all(axis=0)  # what is no number is NaN
+            kept, values = kept[good], values if good.all() else values[:, good]
+        return dict(zip(kept.tolist(), values.T, strict=True))
 
 
 def head(stream: IO[bytes]) -> tuple[list[list[str]], int, Iterator[bytes]]:

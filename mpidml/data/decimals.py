@@ -15,54 +15,63 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 MOST_DIGITS = 15
 _POWERS = 10.0 ** np.arange(MOST_DIGITS + 1)
-_POINT, _MINUS, _PLUS, _ZERO, _BLANK = b".-+0 "
+_POINT, _MINUS, _PLUS, _BLANK = b".-+ "
+_ZERO = np.uint8(ord("0"))
 
 
 def parse(text: bytes, starts: Array, ends: Array) -> tuple[Array, Array]:
     """Return the numbers (n,) float64 of the words text[starts:ends], and which words are none (n,) bool; their number is NaN.
 
-    Blanks around a word are not part of it, neither are underscores part of a number. "nan" and "inf" are numbers.
+    Words do not overlap, and `starts` ascend. Blanks around a word are not part of it, neither are underscores part of a number. "nan" and "inf" are numbers.
     """
     nbytes = np.frombuffer(text, np.uint8)
-    first = nbytes[np.minimum(starts, max(len(text) - 1, 0))] if len(text) else np.zeros(len(starts), np.uint8)
+    if not len(text) or not len(starts):
+        return np.full(len(starts), np.nan), np.ones(len(starts), bool)
+    first = nbytes[np.minimum(starts, len(text) - 1)]
     at = starts + ((first == _MINUS) | (first == _PLUS))
-    digits, decimals, has_point = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int8), np.zeros(len(starts), bool)
-    odd = (ends - at > MOST_DIGITS + 1) | (at >= ends)
-    left = np.flatnonzero(~odd)  # words with bytes left to look at
-    step = 0
-    while left.size:
-        here = nbytes[at[left] + step]
-        digit = here - np.uint8(_ZERO)  # wraps around for all that is none
-        is_digit, is_point = digit < 10, here == _POINT
-        odd[left] |= ~is_digit & ~(is_point & ~has_point[left])
-        of = left[is_digit]
-        digits[of] = digits[of] * 10 + digit[is_digit]
-        decimals[of] += has_point[of]
-        has_point[left[is_point]] = True
-        step += 1
-        left = left[at[left] + step < ends[left]]
-    odd |= has_point & (ends - at == 1)
-    odd |= ~has_point & (ends - at > MOST_DIGITS)
-    values = digits / _POWERS[decimals]
+    length, point = ends - at, np.full(len(starts), -1)
+    points = np.flatnonzero(nbytes == _POINT)
+    of = np.searchsorted(starts, points, "right") - 1
+    inside = (of >= 0) & (points < ends[of]) & (points >= at[of])
+    point[of[inside]] = (points - at[of])[inside]  # of two points in a word one stays, and the other is no digit
+    values = np.empty(len(starts))
+    # Words of one length with the point at one place have their digits at the same places.
+    kind = np.where((length > MOST_DIGITS + (point >= 0)) | (length <= (point >= 0)), 0, length * 32 + point + 1).astype(np.uint16)
+    odd = kind == 0
+    for each in np.flatnonzero(np.bincount(kind, minlength=1)).tolist():
+        n, place = each // 32, each % 32 - 1
+        if not each:
+            continue
+        words = np.flatnonzero(kind == each)
+        begin, digits, is_odd = at[words], np.zeros(len(words), np.int64), np.zeros(len(words), bool)
+        for column in range(n):
+            if column != place:
+                digit = nbytes[begin + column] - _ZERO  # wraps around for all that is none
+                is_odd |= digit > 9
+                digits *= 10
+                digits += digit
+        values[words] = digits / _POWERS[n - 1 - place if place >= 0 else 0]
+        odd[words] = is_odd
     np.negative(values, out=values, where=first == _MINUS)
-    bad = np.zeros(len(starts), bool)
     rest = np.flatnonzero(odd)
-    values[rest], bad[rest] = _one_by_one([text[lo:hi] for lo, hi in zip(starts[rest].tolist(), ends[rest].tolist(), strict=True)])
+    lo, hi = starts[rest], ends[rest]
+    blank = (hi <= lo) | (nbytes[np.minimum(lo, len(text) - 1)] <= _BLANK) | (nbytes[hi - 1] <= _BLANK)
+    bad = np.zeros(len(starts), bool)
+    values[rest], bad[rest] = _one_by_one([text[a:b] for a, b in zip(lo.tolist(), hi.tolist(), strict=True)], blank, b"_" in text)
     return values, bad
 
 
-def _one_by_one(words: list[bytes]) -> tuple[Array, Array]:
-    """Parse words by Python; `float` itself allows blanks around and underscores within."""
-    odd = [i for i, word in enumerate(words) if not word or word[0] <= _BLANK or word[-1] <= _BLANK or b"_" in word]
+def _one_by_one(words: list[bytes], blank: Array, has_underscores: bool) -> tuple[Array, Array]:
+    """Parse words by Python's `float`, which itself allows blanks around and underscores within."""
     try:
-        if not odd:
-            return np.fromiter(map(float, words), np.float64, len(words)), np.zeros(len(words), bool)
+        if not has_underscores and not blank.any():
+            return np.fromiter(map(float, words), np.float64, len(words)), blank
     except ValueError:
         pass
-    values, bad = np.full(len(words), np.nan), np.ones(len(words), bool)
-    for i in sorted(set(range(len(words))) - set(odd)):
+    values, bad = np.full(len(words), np.nan), blank.copy()
+    for i in np.flatnonzero(~blank).tolist():
         try:
-            values[i], bad[i] = float(words[i]), False
+            values[i] = float(words[i].replace(b"_", b" "))
         except ValueError:
-            pass
+            bad[i] = True
     return values, bad

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +128,7 @@ def _load(source: str, reading: Reading, labels: str | None) -> Contents:
     return joined
 
 
+@cache
 def formats() -> dict[str, Format]:
     """Return every format by the endings of its files."""
     made = [plugins.load(_FOLDER, name)() for name in plugins.names(_FOLDER)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite, isnan
 from pathlib import Path
 from typing import IO
@@ -53,8 +54,13 @@ def _table(file: str, stream: IO[bytes], label: str | None) -> Table:
     n = 0
     for batch in batches(file, blocks, width, n_lines if has_header else 0):
         values = np.empty((len(batch.lines), width))
+        numbers = batch.numbers([j for j, column in enumerate(columns) if not column.words])
         for j, column in enumerate(columns):
-            column.take(batch, j, n, values[:, j])
+            if j in numbers:
+                values[:, j] = numbers[j]
+                column.count(len(values), batch, j, n)
+            else:
+                column.take(batch.cells(j), n, batch.lines, values[:, j])
         cells.append(values)
         n += len(values)
     names = tuple(name.strip() for i, name in enumerate(first) if i != at) if has_header else ()
@@ -73,15 +79,13 @@ class _Column:
         self.number: Cell | None = None
         self.missing: Cell | None = None
 
-    def take(self, batch: Rows | Span, j: int, first_row: int, out: Array) -> None:
-        """Add column j of a batch and write its numbers to `out`, NaN for others."""
-        lines, values = batch.lines, None if self.words else batch.numbers(j)
-        if values is not None and np.isfinite(values).all():
-            out[:] = values
-            self.number = self.number or Cell(self.file, first_row, lines[0], batch.cells(j)[0].strip())
-            self.n_numbers += len(lines)
-            return
-        cells = batch.cells(j)
+    def count(self, n: int, batch: Rows | Span, j: int, first_row: int) -> None:
+        """Note that the n cells of a batch are numbers."""
+        self.number = self.number or Cell(self.file, first_row, batch.lines[0], batch.cells(j)[0].strip())
+        self.n_numbers += n
+
+    def take(self, cells: Sequence[str], first_row: int, lines: Sequence[int], out: Array) -> None:
+        """Look at the cells of a batch one by one, and write their numbers to `out`, NaN for others."""
         codes = np.full(len(cells), -1, np.int32)
         index = self.index
         for i, text in enumerate(map(str.strip, cells)):
