@@ -69,6 +69,12 @@ TEXTS = {
     "headerless.csv": "1.5,2,0\n3,4.5,1\n5,6,1\n",
     "empty.csv": "",
     "header.csv": "a,b,label\n",
+    "towns.csv": "a,town,label\n1,Bonn,0\n2,Ulm,1\n3,Bonn,0\n",
+    "other_towns.csv": "a,town,label\n1,Bonn,0\n2,Kiel,1\n",
+    "gaps.csv": "a,town,label\n1,Bonn,0\n2,?,1\n",
+    "back.svm": "0 1:1 2:1\n1 2:1 1:1\n",
+    "part-1.csv": "a,b,label\n1,2,0\n",
+    "part-2.csv": "b,a,label\n1,2,0\n",
     "plain.txt": "hello",
     "unknown.toml": "epochs = 1\nbacth = 4\n",
     "type.toml": "epochs = 'ten'\n",
@@ -182,6 +188,21 @@ CASES = {
     "a budget with a quorum": Case("--budget 9 --sync quorum:1", ("--budget 9: --sync quorum:1 decides which gradients are sent", "use a policy")),
     "a budget cannot repeat": Case("--budget 9 --deterministic", ("--deterministic: --budget cannot repeat", "leave one of them out")),
     "a budget beside early pushes": Case("--budget 9 --early-push on", ("--early-push on: cannot go beside --budget", "leave one of them out")),
+    "a word that training never saw": Case(
+        "--data {}/towns.csv --test-data {}/other_towns.csv", ("/other_towns.csv: row 1 (line 3), column 1 ('town') holds 'Kiel'", "--unseen ignore")
+    ),
+    "a missing cell": Case("--data {}/gaps.csv", ("/gaps.csv: row 1 (line 3), column 1 ('town') holds '?'", "--missing impute")),
+    "indices out of order": Case("--data {}/back.svm", ("/back.svm: line 2 has index 1 after 2", "sort each line by index")),
+    "files with other headers": Case("--data {}/part-*.csv", ("/part-2.csv: feature 0 is 'b', in ", "/part-1.csv it is 'a'", "the same columns")),
+    "a pattern that matches nothing": Case("--data {}/nothing-*.csv", ("/nothing-*.csv: matches no file of a known format", "give the path")),
+    "labels beside an npz": Case("--data {}/good.npz --labels y.npy", ("--labels y.npy: does nothing", "leave it out")),
+    "categories without words": Case("--data {}/half.csv --task classify --categories codes", ("--categories codes: does nothing", "leave it out")),
+    "test labels without test data": Case("--test-labels y.npy", ("--test-labels y.npy: does nothing without --test-data", "leave it out")),
+    "unseen words without test data": Case("--data {}/towns.csv --unseen ignore", ("--unseen ignore: does nothing without --test-data", "leave it out")),
+    "no code for an unseen word": Case(
+        "--data {}/towns.csv --test-data {}/other_towns.csv --unseen ignore --categories codes", ("--unseen ignore: --categories codes has no code", "onehot")
+    ),
+    "an accuracy for a regression": Case("--data {}/good.npz --task regress --target 0.9", ("--target 0.9: a regression has no accuracy", "loss:0.1")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

@@ -22,7 +22,7 @@ _ZERO = np.uint8(ord("0"))
 def parse(text: bytes, starts: Array, ends: Array) -> tuple[Array, Array]:
     """Return the numbers (n,) float64 of the words text[starts:ends], and which words are none (n,) bool; their number is NaN.
 
-    Words do not overlap, and `starts` ascend. Blanks around a word are not part of it, neither are underscores part of a number. "nan" and "inf" are numbers.
+    `starts` ascend; a word that ends before it starts is no number, and neither is one with a blank or an underscore. "nan" and "inf" are numbers.
     """
     nbytes = np.frombuffer(text, np.uint8)
     if not len(text) or not len(starts):
@@ -71,7 +71,7 @@ def _one_by_one(words: list[bytes], blank: Array, has_underscores: bool) -> tupl
     values, bad = np.full(len(words), np.nan), blank.copy()
     for i in np.flatnonzero(~blank).tolist():
         try:
-            values[i] = float(words[i].replace(b"_", b" "))
+            values[i] = float(words[i].replace(b"_", b"?"))
         except ValueError:
             bad[i] = True
     return values, bad

@@ -80,6 +80,7 @@ def test_a_quote_taken_for_a_letter_would_be_seen(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("quote", ["", '"x",1,1\n'])
 def test_an_uneven_row_is_named_by_row_and_line_wherever_blocks_end(size: int, quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_rows, "BLOCK_NBYTES", size)
+    monkeypatch.setattr(csv_rows, "ROWS_AT_ONCE", 8)
     text = "a,b,c\n" + quote + "1,2,3\n" * 20 + "\n1,2\n"
     row = 20 + bool(quote)
     with pytest.raises(UserError, match=rf"t.csv: row {row} \(line {row + 3}\) has 2 cells, the first line has 3; give all rows"):

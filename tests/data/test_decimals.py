@@ -69,6 +69,11 @@ def differing(words: list[str]) -> list[str]:
         "-inf",
         " 1",
         "1_0",
+        "0_",
+        "1:2",
+        "12:",
+        "/7",
+        "1;5",
     ]
 )
 def test_every_word_is_the_number_that_python_reads_or_none(words: list[str]) -> None:

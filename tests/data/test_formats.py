@@ -111,6 +111,16 @@ def test_mnist_files_are_found_beside_each_other_by_their_names(tmp_path: Path) 
     assert read(str(tmp_path)).test_x.tolist() == raw.test_x.tolist(), "the folder of the four files is the same data set"
 
 
+def test_idx_numbers_of_every_type_come_in_the_order_of_this_machine(tmp_path: Path) -> None:
+    idx_array(tmp_path / "y.idx", np.arange(2, dtype=np.uint8))
+    for code, kind in enumerate((">u1", ">i1", None, ">i2", ">i4", ">f4", ">f8"), 8):
+        if kind is not None:
+            x = np.array([[1, 2, 100], [3, 0, 7]], kind)
+            (tmp_path / "x.idx").write_bytes(bytes([0, 0, code, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + x.tobytes())
+            raw = read(str(tmp_path / "x.idx"), labels=str(tmp_path / "y.idx"))
+            assert raw.x.tolist() == x.tolist() and raw.x.dtype == np.dtype(kind).newbyteorder("=") and raw.x.dtype.isnative
+
+
 def test_labels_in_a_file_of_any_name_are_given_by_a_flag(tmp_path: Path) -> None:
     x, y = np.arange(12).reshape(4, 3), np.array([0, 1, 2, 1])
     np.save(tmp_path / "rows.npy", x)

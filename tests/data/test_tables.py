@@ -93,6 +93,9 @@ def test_a_missing_cell_is_refused_by_its_place(tmp_path: Path, cell: str) -> No
     message = refusal(table(tmp_path / "t.csv", *ROWS, f"45,clerk,{cell},low"))
     assert f"row 4 (line 6), column 2 ('size') holds '{cell.strip()}'" in message and "--missing impute" in message
     assert "row 4 (line 6), column 1 ('work')" in refusal(table(tmp_path / "t.csv", *ROWS, f"45,{cell},1,low"))
+    if cell in ("", "?", "NA"):
+        for row in ("45,clerk,NA,low", "45,NA,1,low"):
+            assert "row 4, column" in refusal(as_parquet(table(tmp_path / "v.csv", *ROWS, row)))
     test = table(tmp_path / "u.csv", *ROWS, f"45,{cell},1,low")
     assert "u.csv: row 4 (line 6), column 1 ('work')" in refusal(table(tmp_path / "t.csv", *ROWS), test)
 

@@ -1,7 +1,6 @@
 """Read svmlight text: a label, then index:value of what is not zero, a row a line; indices ascend; `#` opens a comment.
 
-A block of lines is checked by counting bytes (how many words, how many colons, which word each colon is in) and then parsed in one call.
-Only a block in which something is wrong is looked at line by line, to say what.
+A block of lines is parsed at once: its labels, its indices, its values. Only a block in which something is wrong is looked at line by line, to say what.
 """
 
 from __future__ import annotations
@@ -78,8 +77,9 @@ def _parsed(text: bytes) -> Rows | None:
     is_pair = np.ones(len(starts), bool)
     is_pair[first] = False
     begin, end = starts[is_pair], ends[is_pair]
-    if len(colons) != len(begin) or (colons <= begin).any() or (colons >= end - 1).any():
-        return None  # not one colon within each pair
+    if len(colons) != len(begin):
+        return None
+    # The k-th colon must part the k-th pair: where it lies elsewhere, one of the two is no number.
     found = [parse(text, *of) for of in ((starts[first], ends[first]), (begin, colons), (colons + 1, end))]
     if any(bad.any() or not np.isfinite(values).all() for values, bad in found):
         return None
