@@ -12,19 +12,18 @@ from datetime import datetime
 from typing import Any
 
 from mpidml.core import plugins
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
 from mpidml.runtime import comparison
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import load
+from mpidml.runtime.dataset import check_target, load
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.strategies.base import NO_TEST_ROWS, train
+from mpidml.strategies.base import train
 
 WARM_UP_CLOCKS = 30
 
@@ -95,8 +94,7 @@ def _check_data(jobs: list[Job], comm: CountedComm) -> None:
     """Read the data once and build every network, so that what is wrong with them is found before anything is written."""
     ranks = CountedComm(comm.mpi)
     data = load(jobs[0], ranks)
-    if jobs[0].target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=jobs[0].target))
+    check_target(jobs[0], data)
     agree(comm, lambda: [build_net(job, data, "numpy") for job in jobs])
     ranks.free()
 

@@ -26,11 +26,11 @@ from mpidml.core.job import Job
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import ONE_PROCESS, WITH_COMMAS, Variant, alone, expand, several
+from mpidml.core.variants import DATA, ONE_PROCESS, WITH_COMMAS, Variant, alone, expand, several
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import Dataset, load
+from mpidml.runtime.dataset import Dataset, check_target, load
 from mpidml.runtime.info import memory_nbytes, pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
@@ -41,7 +41,7 @@ from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
 from mpidml.sim.summary import of_job, sentence
-from mpidml.strategies.base import NO_TEST_ROWS, train
+from mpidml.strategies.base import train
 from mpidml.sync.base import make_policy
 
 FIT_CLOCKS = 60
@@ -50,7 +50,7 @@ MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "wait_limit")
 PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
-PAYLOAD = ("data", "test_data", "label", "view", "hold_out", "model", "hidden", "loss", "dtype")
+PAYLOAD = (*DATA, "model", "hidden", "loss", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -76,9 +76,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _fits_memory(plans))
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
-    if data is not None and variants[0].job.target and not len(data.test_x):
-        raise UserError(NO_TEST_ROWS.format(target=variants[0].job.target))
     if data is not None:
+        check_target(variants[0].job, data)
         agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)

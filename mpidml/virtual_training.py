@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     sampler = strategy.sampler
     limit = plan.seconds if strategy.endless else 0.0
     monitor = Monitor(
-        plan.n_workers, strategy.n_clocks, sampler.clocks_per_epoch, progress, lambda row: None, len(data.test_x), strategy.target, limit
+        plan.n_workers, strategy.n_clocks, sampler.clocks_per_epoch, progress, lambda row: None, data.quality, len(data.test_x), strategy.target, limit
     )
     reports: list[tuple[float, ...]] = []
 
@@ -60,8 +59,8 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     scores = [worker.result for worker in strategy.workers.values()]
     n_tested = sum(n for _, _, n in scores)
     test_loss = sum(loss for loss, _, _ in scores) / n_tested if n_tested else None
-    accuracy = sum(k for _, k, _ in scores) / n_tested if test_loss is not None and math.isfinite(test_loss) else None
-    monitor.end(test_loss, accuracy)
+    found_quality = data.quality(sum(score for _, score, _ in scores), n_tested, test_loss)
+    monitor.end(test_loss, found_quality)
     for worker in strategy.workers.values():
         for role, waits in worker.tally.waited.items():
             found.waited.setdefault(0 if role < n_servers else role - n_servers + 1, type(waits)()).merge(waits)
@@ -73,7 +72,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "final_loss": sum(row["loss"] for row in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
         "test_loss": test_loss,
-        "test_accuracy": accuracy,
+        **found_quality,
         "target": job.target or None,
         "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
         "target_samples": monitor.reached["samples"] if monitor.reached else None,

@@ -69,6 +69,12 @@ TEXTS = {
     "headerless.csv": "1.5,2,0\n3,4.5,1\n5,6,1\n",
     "empty.csv": "",
     "header.csv": "a,b,label\n",
+    "towns.csv": "a,town,label\n1,Bonn,0\n2,Ulm,1\n3,Bonn,0\n",
+    "other_towns.csv": "a,town,label\n1,Bonn,0\n2,Kiel,1\n",
+    "gaps.csv": "a,town,label\n1,Bonn,0\n2,?,1\n",
+    "back.svm": "0 1:1 2:1\n1 2:1 1:1\n",
+    "part-1.csv": "a,b,label\n1,2,0\n",
+    "part-2.csv": "b,a,label\n1,2,0\n",
     "plain.txt": "hello",
     "unknown.toml": "epochs = 1\nbacth = 4\n",
     "type.toml": "epochs = 'ten'\n",
@@ -113,8 +119,8 @@ CASES = {
     "no such column": Case("--data {}/half.csv --label lable", ("/half.csv: there is no column 'lable'", "did you mean 'label'?")),
     "no labels": Case("--data {}/no_y.npz", ("/no_y.npz: missing array(s) y", "give x, y")),
     "negative label": Case("--data {}/negative.npz", ("/negative.npz, y: label -1 in row 0 is negative", "code the labels as 0..k-1")),
-    "half a label": Case("--data {}/half.npz", ("/half.npz, y: label 0.5 in row 1 is not an integer", "code the labels as 0..k-1")),
-    "half a label in a csv": Case("--data {}/half.csv", ("/half.csv, y: label 1.5 in row 1 is not an integer", "code the labels as 0..k-1")),
+    "half a label": Case("--data {}/half.npz --task classify", ("/half.npz, y: label 0.5 in row 1 is not an integer", "code the labels as 0..k-1")),
+    "half a label in a csv": Case("--data {}/half.csv --task classify", ("/half.csv, y: label 1.5 in row 1 is not an integer", "code the labels as 0..k-1")),
     "words as labels": Case("--data {}/words.npz", ("/words.npz, y: labels are <U", "code the labels as 0..k-1")),
     "label out of range": Case("--data {}/out_of_range.npz", ("/out_of_range.npz, y_test: label 5 in row 1 is out of range 0..1", "correct")),
     "label above the rows": Case("--data {}/huge_label.npz", ("/huge_label.npz: label 100 in row 1", "code the labels as 0..k-1")),
@@ -206,6 +212,21 @@ CASES = {
     "a list of rate policies": Case("--lr-policy step,inv", ("--lr-policy step,inv: is a list", "`compare` takes lists")),
     "no part": Case("--accumulate 0", ("--accumulate 0: is below 1", "give a whole number from 1 up")),
     "more parts than rows": Case("--batch 8 --accumulate 9", ("--accumulate 9: a worker's share of --batch 8 is 8 sample(s)", "give at most 8")),
+    "a word that training never saw": Case(
+        "--data {}/towns.csv --test-data {}/other_towns.csv", ("/other_towns.csv: row 1 (line 3), column 1 ('town') holds 'Kiel'", "--unseen ignore")
+    ),
+    "a missing cell": Case("--data {}/gaps.csv", ("/gaps.csv: row 1 (line 3), column 1 ('town') holds '?'", "--missing impute")),
+    "indices out of order": Case("--data {}/back.svm", ("/back.svm: line 2 has index 1 after 2", "sort each line by index")),
+    "files with other headers": Case("--data {}/part-*.csv", ("/part-2.csv: feature 0 is 'b', in ", "/part-1.csv it is 'a'", "the same columns")),
+    "a pattern that matches nothing": Case("--data {}/nothing-*.csv", ("/nothing-*.csv: matches no file of a known format", "give the path")),
+    "labels beside an npz": Case("--data {}/good.npz --labels y.npy", ("--labels y.npy: does nothing", "leave it out")),
+    "categories without words": Case("--data {}/half.csv --task classify --categories codes", ("--categories codes: does nothing", "leave it out")),
+    "test labels without test data": Case("--test-labels y.npy", ("--test-labels y.npy: does nothing without --test-data", "leave it out")),
+    "unseen words without test data": Case("--data {}/towns.csv --unseen ignore", ("--unseen ignore: does nothing without --test-data", "leave it out")),
+    "no code for an unseen word": Case(
+        "--data {}/towns.csv --test-data {}/other_towns.csv --unseen ignore --categories codes", ("--unseen ignore: --categories codes has no code", "onehot")
+    ),
+    "an accuracy for a regression": Case("--data {}/good.npz --task regress --target 0.9", ("--target 0.9: a regression has no accuracy", "loss:0.1")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 

@@ -111,6 +111,8 @@ def test_every_import_stays_within_its_floor():
         ("mpidml.nn.layers", "import numpy as np\nx = np.random.default_rng()"),
         ("mpidml_kernels.conv", "from mpidml.core import rng"),
         ("mpidml.helpers.text", "import json"),
+        ("mpidml.data.formats.npz", "from mpidml.data.formats import csv"),
+        ("mpidml.data.formats.npz", "from mpidml.data.formats.csv import Csv"),
     ],
 )
 def test_the_check_catches_each_kind_of_fault(module, source):
@@ -121,6 +123,7 @@ def test_the_check_catches_each_kind_of_fault(module, source):
     ("module", "source"),
     [
         ("mpidml.sync.ssp", "from mpidml.sync.base import SyncPolicy\nfrom mpidml.core.clocks import View"),
+        ("mpidml.data.formats.npz", "from mpidml.data.formats.base import Format\nfrom mpidml.data.arrays import Arrays"),
         ("mpidml.runtime.drive", "from mpi4py import MPI\nimport time\nfrom . import wire"),
         ("mpidml.nn.losses.hinge", "from mpidml.nn.losses.base import Loss\nfrom mpidml.nn.step import Step"),
         ("mpidml.strategies.pipeline", "from mpidml.runtime import drive\nfrom mpidml.sim import network"),

@@ -26,9 +26,20 @@ def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = 
 class Job:
     """Everything that decides what a training run computes and writes."""
 
-    data: str = flag("digits", "training data: 'digits' (shipped), a .npz (x,y or x_train,y_train,x_test,y_test) or a .csv(.gz) file")
-    test_data: str = flag("", "test data in a file of its own")
-    label: str = flag("", "CSV: name of the label's column (default: the last)")
+    data: str = flag(
+        "digits",
+        "training data: 'digits' (shipped), a file (.npz, .npy, .csv, .parquet, .h5, .svm, IDX; x,y or x_train,y_train,x_test,y_test), a glob 'part-*.csv', or a folder",
+    )
+    test_data: str = flag("", "test data in a file (glob, folder) of its own")
+    labels: str = flag("", "IDX, npy: file of the labels (default: beside the data, by its standard name)")
+    test_labels: str = flag("", "the same for --test-data")
+    label: str = flag("", "CSV, Parquet: name of the label's column (default: the last)")
+    task: str = flag("auto", "what the labels are: names of classes, or amounts (auto: amounts where a number is not whole)", ("auto", "classify", "regress"))
+    categories: str = flag("onehot", "CSV, Parquet: a column of words becomes a feature for each word, or one feature, its code", ("onehot", "codes"))
+    unseen: str = flag("refuse", "a word of --test-data that training never saw (ignore: zero in all features of the column)", ("refuse", "ignore"))
+    missing: str = flag(
+        "refuse", "CSV, Parquet: a cell that is empty, NA, NaN or ? (impute: the mean, or the commonest word, of the training rows)", ("refuse", "impute")
+    )
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
     hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
     scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
@@ -136,6 +147,12 @@ class Job:
                 raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
         if self.test_data and self.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
+        if not self.test_data:
+            for name in ("test_labels", "unseen"):
+                if getattr(self, name) != getattr(Job, name):
+                    raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: does nothing without --test-data; leave it out")
+        if self.unseen == "ignore" and self.categories == "codes":
+            raise UserError("--unseen ignore: --categories codes has no code for a word that was never seen; use --categories onehot")
         if self.steps and self.epochs:
             raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
         if self.keep_checkpoints != Job.keep_checkpoints and not self.checkpoint_every:

@@ -5,6 +5,7 @@ Rows, columns and labels are counted from 0, as in the arrays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,32 @@ _ROWS_AT_ONCE = 4096
 
 
 class RawData(NamedTuple):
-    """Rows and labels of a data set: x (n, features) in the dtype of the file, y (n,) int64; the test parts are None where the file has none."""
+    """Rows of a data set: x (n, features) in the dtype of the file, or scipy.sparse CSR; the test parts are None where there are none.
+
+    y: labels int64 (n,), or the targets of a regression, float64 (n, k). `notes`: what the reading decided, in words for the user.
+    """
 
     name: str
-    x: Array
+    x: Any
     y: Array
-    test_x: Array | None
+    test_x: Any
     test_y: Array | None
+    notes: tuple[str, ...] = ()
+
+
+class Reading(NamedTuple):
+    """How a data set is to be read; the fields are the flags of their names, `label` a column's name.
+
+    `train_rows(n)` returns those of n rows that are trained on, to which imputed values are fitted (None: all).
+    """
+
+    view: str = "pix"
+    label: str | None = None
+    task: str = "classify"
+    categories: str = "onehot"
+    unseen: str = "refuse"
+    missing: str = "refuse"
+    train_rows: Callable[[int], Array] | None = None
 
 
 def as_rows(x: Array, dtype: Any) -> Array:
@@ -37,7 +57,8 @@ def check(raw: RawData, test: tuple[str, str, str] | None = None) -> None:
     """
     test_name, x_name, y_name = test or (raw.name, "x_test", "y_test")
     check_part(raw.name, "x", raw.x, "y", raw.y)
-    n, largest = len(raw.y), int(raw.y.max())
+    is_regression = raw.y.dtype.kind == "f"
+    n, largest = len(raw.y), 0 if is_regression else int(raw.y.max())
     if largest >= n:
         row = int(raw.y.argmax())
         raise UserError(f"{raw.name}: label {largest} in row {row} of y means more classes than the {n} rows; code the labels as 0..k-1")
@@ -46,7 +67,10 @@ def check(raw: RawData, test: tuple[str, str, str] | None = None) -> None:
     check_part(test_name, x_name, raw.test_x, y_name, raw.test_y)
     if raw.x.shape[1] != raw.test_x.shape[1]:
         raise UserError(f"{test_name}: train rows have {raw.x.shape[1]} features, test rows have {raw.test_x.shape[1]}; give both the same features")
-    check_labels(raw.test_y, largest + 1, f"{test_name}, {y_name}")
+    if not is_regression:
+        check_labels(raw.test_y, largest + 1, f"{test_name}, {y_name}")
+    elif raw.y.shape[1] != raw.test_y.shape[1]:
+        raise UserError(f"{test_name}: train rows have {raw.y.shape[1]} targets, test rows have {raw.test_y.shape[1]}; give both the same targets")
 
 
 def check_labels(y: Array, n_classes: int, where: str) -> None:
@@ -79,21 +103,53 @@ def _refuse(bad: Array, y: Array, where: str, what: str) -> None:
         raise UserError(f"{where}: label {y[row]} in row {row} {what}; code the labels as 0..k-1")
 
 
-def check_part(name: str, x_name: str, x: Array, y_name: str, y: Array) -> None:
-    """Refuse rows and labels that do not fit each other or are not finite numbers, naming the first bad place."""
+def targets_of(y: Array, where: str) -> Array:
+    """Return the targets of a regression as float64 (n, k); UserError for anything that is not a finite number, naming the first bad row."""
+    if y.ndim not in (1, 2) or y.dtype.kind not in "biuf":
+        raise UserError(f"{where}: targets are {y.dtype} of shape {y.shape}; give numbers, shape (n,) or (n, k)")
+    y = y.reshape(len(y), -1).astype(np.float64)
+    bad = ~np.isfinite(y).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{where}: the target of row {row} is {', '.join(map(str, y[row]))}; give finite numbers")
+    return y
+
+
+def is_amount(y: Array) -> bool:
+    """Tell whether y holds a number that is not whole: such targets are amounts to regress on, never the names of classes."""
+    return y.dtype.kind == "f" and bool((np.isfinite(y) & (y != np.floor(y))).any())
+
+
+def check_part(name: str, x_name: str, x: Any, y_name: str, y: Array) -> None:
+    """Refuse rows and labels (targets, where they are floats (n, k)) that do not fit each other or are not finite, naming the first bad place."""
     if x.dtype.kind not in "biuf":
         raise UserError(f"{name}: {x_name} is {x.dtype}, not numbers; give real numbers")
     if x.ndim != 2:
         raise UserError(f"{name}: {x_name} has shape {x.shape}; give rows, shape (n, features)")
-    if len(x) != len(y):
-        raise UserError(f"{name}: {x_name} has {len(x)} rows, {y_name} has {len(y)} labels; give one label a row")
-    if x.size == 0:
+    if x.shape[0] != len(y):
+        raise UserError(f"{name}: {x_name} has {x.shape[0]} rows, {y_name} has {len(y)} labels; give one label a row")
+    if 0 in x.shape:
         raise UserError(f"{name}: {x_name} is empty, shape {x.shape}; give at least one row and one feature")
     if x.dtype.kind == "f":
-        for start in range(0, len(x), _ROWS_AT_ONCE):
-            finite = np.isfinite(x[start : start + _ROWS_AT_ONCE])
-            if not finite.all():
-                row, column = (int(i) for i in np.argwhere(~finite)[0])
-                value = x[start + row, column]
-                raise UserError(f"{name}: {x_name} holds {value} in row {start + row}, column {column}; remove or replace such values")
-    integer_labels(y, f"{name}, {y_name}")
+        place = _sparse_fault(x) if hasattr(x, "indptr") else _fault(x)
+        if place is not None:
+            raise UserError(f"{name}: {x_name} holds {x[place]} in row {place[0]}, column {place[1]}; remove or replace such values")
+    if y.ndim == 2 and y.dtype.kind == "f":
+        targets_of(y, f"{name}, {y_name}")
+    else:
+        integer_labels(y, f"{name}, {y_name}")
+
+
+def _fault(x: Array) -> tuple[int, int] | None:
+    """Find the first value that is not finite."""
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        finite = np.isfinite(x[start : start + _ROWS_AT_ONCE])
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            return start + row, column
+    return None
+
+
+def _sparse_fault(x: Any) -> tuple[int, int] | None:
+    bad = np.flatnonzero(~np.isfinite(x.data))
+    return (int(np.searchsorted(x.indptr, bad[0], "right")) - 1, int(x.indices[bad[0]])) if bad.size else None

@@ -1,129 +1,201 @@
-"""Read training data from the shipped digits, `.npz`, `.csv` or `.csv.gz` into one record, checked as it is read.
+"""Read training data from the shipped digits or from files into one record, checked as it is read.
 
-What comes out of `read` is finite, rectangular and labelled 0..k-1; everything else ended in a one-line UserError.
+    source -> files (one, a glob, a folder) -> format, by the ending -> contents of each -> joined -> train and test coded alike -> RawData
+
+What comes out of `read` is finite, rectangular and labelled 0..k-1, or has finite targets; everything else ended in a one-line UserError.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
-from mpidml.data.csv_table import CsvTable, classes_of, code_labels, read_csv
-from mpidml.data.raw import RawData, as_rows, check, check_labels, integer_labels
+from mpidml.data.arrays import Arrays
+from mpidml.data.formats.base import Contents, Format
+from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
+from mpidml.data.table import Table, check_names
 
-__all__ = ["VIEWS", "RawData", "as_rows", "check", "check_labels", "read", "read_pair"]
+__all__ = ["VIEWS", "RawData", "Reading", "as_rows", "check", "check_labels", "read", "read_pair"]
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 """The six descriptions of the shipped digits; `pix` is the 16 x 15 image with values 0..6."""
 _DIGITS = Path(__file__).parent / "digits" / "digits.npz"
-_FORMATS = "known formats: .npz, .csv, .csv.gz, or the shipped set 'digits'"
+_FOLDER = "mpidml.data.formats"
+MANY_CLASSES = 100
 
 
-def read(source: str, view: str = "pix", label: str | None = None) -> RawData:
-    """Read and check one data set: "digits" (in one `view`), `.npz`, `.csv` or `.csv.gz` (labels in column `label`, else in the last).
+def read(source: str, view: str = "pix", label: str | None = None, labels: str | None = None, **how: Any) -> RawData:
+    """Read and check one data set: "digits" (in one `view`), a file of a known format, a glob such as 'part-*.csv', or a folder of one format.
 
-    An `.npz` has x, y or x_train, y_train (and x_test, y_test); images are flattened to rows. x keeps its dtype, labels become int64.
-    Labels of a CSV that are words are coded 0..k-1 in sorted order.
+    `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column of the labels, for tables. `how`: see `Reading`.
+    x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order.
     """
-    raw = _load(source, view, label)
-    if isinstance(raw, CsvTable):
-        raw = RawData(source, raw.x, code_labels(raw.labels, classes_of(raw.labels), f"{source}, y"), None, None)
-    check(raw)
-    return raw
+    return _checked(source, None, labels, None, Reading(view, label, **how))
 
 
-def read_pair(source: str, test_source: str, view: str = "pix", label: str | None = None) -> RawData:
-    """Read training data and its test data from two sources, with one coding of the labels (that of the training data).
+def read_pair(
+    source: str, test_source: str, view: str = "pix", label: str | None = None, labels: str | None = None, test_labels: str | None = None, **how: Any
+) -> RawData:
+    """Read training data and its test data from two sources, with one coding of labels and words (that of the training data).
 
     The test rows are the test part of `test_source` where it has one, else its only part; they replace a test part of `source`.
     """
-    train, test = _load(source, view, label), _load(test_source, view, label)
-    if isinstance(train, CsvTable) and isinstance(test, CsvTable) and train.names and test.names and train.names != test.names:
-        i = next((i for i, (a, b) in enumerate(zip(train.names, test.names, strict=False)) if a != b), min(len(train.names), len(test.names)))
-        here, there = (repr(names[i]) if i < len(names) else "nothing" for names in (train.names, test.names))
-        raise UserError(f"{test_source}: feature {i} is {there}, in {source} it is {here}; give both the same columns in the same order")
-    classes = classes_of(train.labels) if isinstance(train, CsvTable) else None
-    if isinstance(train, CsvTable):
-        train = RawData(source, train.x, code_labels(train.labels, classes, f"{source}, y"), None, None)
-    if isinstance(test, CsvTable):
-        words = classes if classes is not None else classes_of(test.labels)
-        if words is not None and classes is None:
-            raise UserError(f"{test_source}: labels are words ('{words[0]}'), those of {source} are numbers; label both alike")
-        test = RawData(test_source, test.x, code_labels(test.labels, words, f"{test_source}, y"), None, None)
-    elif classes is not None:
-        raise UserError(f"{test_source}: labels are numbers, those of {source} are words ('{classes[0]}'); label both alike")
-    test_x, test_y, names = (test.x, test.y, ("x", "y")) if test.test_x is None else (test.test_x, test.test_y, ("x_test", "y_test"))
-    raw = RawData(source, train.x, train.y, test_x, test_y)
-    check(raw, (test_source, *names))
+    return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
+
+
+def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
+    train: Any = _load(source, reading, labels)
+    if reading.task == "regress" and train.classes is not None:
+        raise UserError(
+            f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
+        )
+    coding: Any = train.coding(reading)
+    x, y = train.rows(coding)
+    y, note = _answers(y, reading.task, f"{source}, y")
+    notes = (*train.notes(coding), *note)
+    name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
+    task = "regress" if y.dtype.kind == "f" else "classify"
+    if test_source is not None:
+        test: Any = _load(test_source, reading, test_labels)
+        alike = type(test) is type(train)
+        if isinstance(train, Table) and isinstance(test, Table):
+            check_names(test, train)
+        _same_kind(train, test, source, test_source)
+        if isinstance(test, Arrays) and test.test_x is not None and test.test_y is not None:
+            test_x, test_y, at = test.test_x, test.test_y, test.test
+        else:
+            (test_x, test_y), at = test.rows(coding if alike else test.coding(reading)), (test_source, "x", "y")
+    elif isinstance(train, Arrays) and train.test_x is not None and train.test_y is not None:
+        test_x, test_y, at = train.test_x, train.test_y, train.test
+    else:
+        raw = RawData(name, x, y, None, None, notes)
+        check(raw)
+        return raw
+    assert at is not None
+    test_y, _ = _answers(test_y, task, f"{at[0]}, {at[2]}")
+    raw = RawData(name, x, y, test_x, test_y, notes)
+    check(raw, at)
     return raw
 
 
-def _load(source: str, view: str, label: str | None) -> RawData | CsvTable:
-    """Decode one source; labels of a table are left as words."""
-    is_table = source.lower().endswith((".csv", ".csv.gz"))
-    if label is not None and not is_table:
-        raise UserError(f"{source}: column '{label}' was named, but only tables (.csv, .csv.gz) have named columns; drop it")
+def _answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
+    """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets."""
+    if task == "regress":
+        return targets_of(y, where), ()
+    if task == "auto" and is_amount(y):
+        row, *column = np.argwhere(y != np.floor(y))[0].tolist()
+        return targets_of(y, where), (f"a regression, since {y[row, *column]:g} in row {row} is no whole number (--task classify: refuse it)",)
+    coded = integer_labels(y, where)
+    if task == "auto" and len(coded) and (most := int(coded.max())) >= MANY_CLASSES:
+        return coded, (f"labels are whole numbers up to {most}, taken as {most + 1} classes (--task regress: amounts)",)
+    return coded, ()
+
+
+def _same_kind(train: Contents, test: Contents, source: str, test_source: str) -> None:
+    """Refuse labels that are words in one source and numbers in the other."""
+    if (train.classes is None) != (test.classes is None):
+        here, there = ("numbers" if of.classes is None else f"words ('{of.classes[0]}')" for of in (test, train))
+        raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
+
+
+def _load(source: str, reading: Reading, labels: str | None) -> Contents:
+    """Decode all files of one source, and join them."""
     if source == "digits":
-        return _digits(view)
-    if view != "pix":
-        raise UserError(f"{source}: view '{view}' was asked for, but only 'digits' has views; drop it")
+        _idle(source, reading, labels, Format())
+        return _digits(reading.view)
+    known = formats()
+    paths, form = _files(source, known)
+    _idle(source, reading, labels, form)
+    if reading.view != "pix":
+        raise UserError(f"{source}: view '{reading.view}' was asked for, but only 'digits' has views; drop it")
+    label_paths = _label_files(labels, len(paths)) if labels is not None else [None] * len(paths)
+    for path in [*paths, *(of for of in label_paths if of is not None)]:
+        if not path.is_file():
+            raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
+    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of)) for path, of in zip(paths, label_paths, strict=True)]
+    joined: Contents = type(parts[0]).joined(source, parts)
+    return joined
+
+
+@cache
+def formats() -> dict[str, Format]:
+    """Return every format by the endings of its files."""
+    made = [plugins.load(_FOLDER, name)() for name in plugins.names(_FOLDER)]
+    return {ending: form for form in made for ending in form.endings}
+
+
+def _format_of(path: str, known: dict[str, Format]) -> Format | None:
+    """Return the format whose ending is the longest that fits."""
+    fitting = [ending for ending in known if path.lower().endswith(ending)]
+    return known[max(fitting, key=len)] if fitting else None
+
+
+def _files(source: str, known: dict[str, Format]) -> tuple[list[Path], Format]:
+    """Return the files that a source means, in the order of their names, and their format."""
     path = Path(source)
-    if not is_table and path.suffix.lower() != ".npz":
+    if path.is_dir() or (glob.has_magic(source) and not path.exists()):
+        found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(source)))
+        by_format: dict[Format, list[Path]] = {}
+        for each in found:
+            form = _format_of(each.name, known)
+            if form is not None and not each.name.startswith(".") and each.is_file():
+                by_format.setdefault(form, []).append(each)
+        if not by_format:
+            what = "is not a file, and the folder holds no" if path.is_dir() else "matches no"
+            raise UserError(f"{source}: {what} file of a known format; give the path of a data file, or of several ({_endings(known)})")
+        if len(by_format) > 1:
+            one, other = (files[0].name for files in list(by_format.values())[:2])
+            raise UserError(f"{source}: holds files of several formats ({one}, {other}); name those of one, as '*.csv'")
+        (form, files), *_ = by_format.items()
+        return form.data_files(files) if path.is_dir() else files, form
+    single = _format_of(source, known)
+    if single is None:
         hint = nearest(source, ["digits"]).partition("; ")[2]
         problem = "is not of a known format" if path.exists() else "there is no such file or shipped data set"
-        raise UserError(f"{source}: {problem}; {_FORMATS}" + (f"; {hint}" if hint else ""))
-    if not path.is_file():
-        raise UserError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{source}: the file is empty (0 bytes); give a data file")
-    if is_table:
-        return _decode(source, lambda: read_csv(path, label))
-    return _npz(source, path)
+        raise UserError(f"{source}: {problem}; known formats: {_endings(known)}, or the shipped set 'digits'" + (f"; {hint}" if hint else ""))
+    return [path], single
 
 
-def _digits(view: str) -> RawData:
+def _endings(known: dict[str, Format]) -> str:
+    """List the endings, those of IDX by one example."""
+    return ", ".join([*sorted(ending for ending in known if ending.startswith(".")), "idx3-ubyte(.gz)"])
+
+
+def _label_files(labels: str, n: int) -> list[Path | None]:
+    found: list[Path | None] = [*map(Path, sorted(glob.glob(labels)))] if glob.has_magic(labels) and not Path(labels).exists() else [Path(labels)]
+    if len(found) != n:
+        raise UserError(f"--labels {labels}: {len(found)} file(s) of labels for {n} file(s) of rows; give as many")
+    return found
+
+
+def _idle(source: str, reading: Reading, labels: str | None, form: Format) -> None:
+    """Refuse what was asked for and has no part in this format."""
+    default = Reading()
+    if reading.label is not None and not form.is_table:
+        raise UserError(f"{source}: column '{reading.label}' was named, but only tables (.csv, .csv.gz, .parquet) have named columns; drop it")
+    if labels is not None and not form.takes_labels:
+        raise UserError(f"--labels {labels}: does nothing, {source} holds its labels itself; leave it out")
+    for name in ("categories", "unseen", "missing"):
+        if getattr(reading, name) != getattr(default, name) and not form.is_table:
+            raise UserError(f"--{name} {getattr(reading, name)}: does nothing, {source} is no table (.csv, .csv.gz, .parquet); leave it out")
+
+
+def _digits(view: str) -> Arrays:
     if view not in VIEWS:
         raise UserError(f"digits: there is no view '{view}'; {nearest(view, VIEWS)}")
     with np.load(_DIGITS, allow_pickle=False) as file:
-        return RawData("digits" if view == "pix" else f"digits:{view}", file[view], file["labels"].astype(np.int64), None, None)
-
-
-def _npz(source: str, path: Path) -> RawData:
-    arrays = _decode(source, lambda: _arrays(path))
-    if arrays.keys() & {"x", "y"} and (both := sorted(arrays.keys() & {"x_train", "y_train"})):
-        raise UserError(f"{source}: holds x or y and {', '.join(both)}, two sets of training rows; keep x, y or x_train, y_train")
-    train = ("x", "y") if arrays.keys() & {"x", "y"} else ("x_train", "y_train")
-    test = ("x_test", "y_test") if arrays.keys() & {"x_test", "y_test"} else ()
-    missing = [key for key in (*train, *test) if key not in arrays]
-    if missing:
-        found = ", ".join(sorted(arrays)) or "none"
-        raise UserError(f"{source}: missing array(s) {', '.join(missing)}; found: {found}; give x, y or x_train, y_train (and x_test, y_test)")
-    x, y = _part(source, arrays, *train)
-    test_x, test_y = _part(source, arrays, *test) if test else (None, None)
-    return RawData(source, x, y, test_x, test_y)
-
-
-def _part(source: str, arrays: dict[str, Array], x_name: str, y_name: str) -> tuple[Array, Array]:
-    x, y = arrays[x_name], arrays[y_name]
-    if x.ndim < 2:
-        raise UserError(f"{source}: {x_name} has shape {x.shape}; give rows (n, features) or images (n, height, width)")
-    return x.reshape(len(x), int(np.prod(x.shape[1:]))), integer_labels(y, f"{source}, {y_name}")
-
-
-def _arrays(path: Path) -> dict[str, Array]:
-    loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one bare array, not named arrays")
-    with loaded as file:
-        wanted = {"x", "y", "x_train", "y_train", "x_test", "y_test"}
-        # arrays of other names are listed if something is missing, never decoded
-        return {key: file[key] if key in wanted else np.empty(0) for key in file.files}
+        return Arrays("digits", file[view], file["labels"].astype(np.int64))
 
 
 def _decode(source: str, decode: Callable[[], T]) -> T:

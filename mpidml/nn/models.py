@@ -56,24 +56,25 @@ def categories(layers: Sequence[Layer]) -> tuple[int, ...]:
 
 
 def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Network:
-    """Return a job's network for its data: x and test_x (n, features), y labels int64 (n,) or float targets, n_classes.
+    """Return a job's network for its data: x and test_x (n, features), y labels int64 (n,) or float targets, n_outputs (of labels: classes).
 
     UserError for a loss, weights of classes, or a layer that does not fit the data.
     """
     is_labels = data.y.ndim == 1 and data.y.dtype.kind in "iu"
     if not is_labels and job.class_weights:
         raise UserError(f"--class-weights {job.class_weights}: the data have no classes, their targets are numbers; leave it out")
-    weights = parse_weights(job.class_weights, data.y, data.n_classes) if is_labels else None
-    loss = make_loss(job.loss, weights, job.label_smoothing)
+    weights = parse_weights(job.class_weights, data.y, data.n_outputs) if is_labels else None
+    name = job.loss if is_labels or job.loss != Job.loss else "squared_error"  # what nobody chose goes by the data
+    loss = make_loss(name, weights, job.label_smoothing)
     try:
         if is_labels:
-            n_outputs = loss.n_outputs(data.n_classes)
+            n_outputs = loss.n_outputs(data.n_outputs)
         else:
             n_outputs = 1 if data.y.ndim == 1 else data.y.shape[1]
             for y in (data.y, data.test_y):
                 loss.check_targets(y.reshape(-1, n_outputs))
     except ValueError as error:
-        raise UserError(f"--loss {job.loss}: {error}") from None
+        raise UserError(f"--loss {name}: {error}") from None
     where = f"--model {job.model}"
     try:
         with naming(0, layers[0]):

@@ -17,16 +17,20 @@ from mpidml.core.target import Target
 from mpidml.runtime.progress import Progress
 
 COLUMNS = (
-    "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "test_loss", "test_correct", "test_rows", "evaluation_seconds", "evaluation",
+    "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "test_loss", "test_score", "test_rows", "evaluation_seconds", "evaluation",
 )  # fmt: skip
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
-`evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
+`test_score`: how many are right,
+or in a regression their squared errors. `evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
 MOST_ROWS = 5000
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
 
 class Monitor:
-    """Join the reports of `n_workers` workers. `write(row)` takes each finished row; `metrics` keeps them; `reached`: the first that met the `target`."""
+    """Join the reports of `n_workers` workers. `write(row)` takes each finished row; `metrics` keeps them; `reached`: the first that met the `target`.
+
+    `quality` makes measures of a test score, its number of rows and their loss.
+    """
 
     def __init__(
         self,
@@ -35,12 +39,13 @@ class Monitor:
         clocks_per_epoch: int,
         progress: Progress | None,
         write: Callable[[dict[str, Any]], None],
+        quality: Callable[[float, float, float | None], dict[str, float | None]],
         n_test: int = 0,
         target: Target | None = None,
         limit_seconds: float = 0.0,
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
-        self.progress, self.write, self.n_test, self.target, self.limit_seconds = progress, write, n_test, target, limit_seconds
+        self.progress, self.write, self.quality, self.n_test, self.target, self.limit_seconds = progress, write, quality, n_test, target, limit_seconds
         self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
         self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the scoring of test rows
@@ -51,7 +56,7 @@ class Monitor:
         self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
         self.reached: dict[str, Any] | None = None
-        self.scores: dict[int, list[float]] = {}  # evaluation -> test loss, correct, rows, longest seconds
+        self.scores: dict[int, list[float]] = {}  # evaluation -> test loss, score, rows, longest seconds
         self.ready: list[list[float]] = []
         self.n_pending = 0
         self.pending_loss = 0.0
@@ -137,28 +142,28 @@ class Monitor:
         row: dict[str, Any] = {"clock": int(clock), "epoch": self.n_groups / self.clocks_per_epoch, "seconds": float(seconds), "samples": int(samples)}
         row |= {"loss": self.pending_loss / self.n_pending, "staleness": float(staleness)}
         if self.ready:
-            test_loss, n_correct, n_test, _ = self.ready.pop()
+            test_loss, score, n_test, _ = self.ready.pop()
             self.ready.clear()
-            row |= {"test_loss": test_loss / n_test} | ({"test_accuracy": n_correct / n_test} if math.isfinite(test_loss) else {})
+            row |= {"test_loss": test_loss / n_test} | {k: v for k, v in self.quality(score, n_test, test_loss).items() if v is not None}
         self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
         self._judge(row)
         self.write(row)
         if self.progress is not None:
-            self._show(row, row.get("test_accuracy"))
+            self._show(row, row)
 
     def _judge(self, row: dict[str, Any]) -> None:
         if self.reached is None and self.target is not None and self.target.reached(row):
             self.reached = row
 
-    def _show(self, row: dict[str, Any], accuracy: float | None, ended: bool = False) -> None:
+    def _show(self, row: dict[str, Any], quality: dict[str, Any], ended: bool = False) -> None:
         assert self.progress is not None
         rate = row["samples"] / row["seconds"] if row["seconds"] > 0 else 0.0
         done = row["seconds"] / self.limit_seconds if self.limit_seconds else row["epoch"] / self.epochs if ended else None
         epochs = None if self.limit_seconds else self.epochs
-        self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], accuracy, done)
+        self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], quality.get("test_accuracy"), done, quality.get("test_rmse"))
 
-    def end(self, test_loss: float | None, test_accuracy: float | None) -> None:
+    def end(self, test_loss: float | None, quality: dict[str, float | None]) -> None:
         """Take all that is left, add the score of the final parameters to the last row, and end the line of progress."""
         self._sort(math.inf)
         for start in range(0, len(self.sorted), self.n_workers):
@@ -166,9 +171,9 @@ class Monitor:
         if self.n_pending:
             self._emit()
         if self.metrics and test_loss is not None:
-            self.metrics[-1] = dict(self.metrics[-1], final_test_loss=test_loss, final_test_accuracy=test_accuracy)
+            self.metrics[-1] = self.metrics[-1] | {"final_test_loss": test_loss} | {f"final_{name}": value for name, value in quality.items()}
             self._judge(self.metrics[-1])
         if self.progress is not None:
             if self.metrics:
-                self._show(self.metrics[-1], test_accuracy, ended=True)
+                self._show(self.metrics[-1], quality, ended=True)
             self.progress.close()

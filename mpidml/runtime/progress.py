@@ -51,6 +51,7 @@ class Progress:
         staleness: float,
         accuracy: float | None = None,
         done: float | None = None,
+        rmse: float | None = None,
     ) -> None:
         """Take the state after `samples` samples; shown if enough time has passed since the last one shown.
 
@@ -62,6 +63,8 @@ class Progress:
         parts += [f"{samples_per_second:,.0f} samples/s", f"staleness {staleness:.1f}"]
         if accuracy is not None:
             parts.append(f"accuracy {accuracy:.1%}")
+        if rmse is not None:
+            parts.append(f"RMSE {rmse:.4g}")
         left = self._total - samples
         if by_samples and left > 0 and 0 < samples_per_second < math.inf:
             parts.append(f"{_duration(left / samples_per_second)} left")

@@ -97,6 +97,8 @@ def _details(summary: Mapping[str, Any]) -> str:
     parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second']:,.0f}/s)")
     if summary.get("test_accuracy") is not None:
         parts.append(f"test accuracy {summary['test_accuracy']:.1%}")
+    if summary.get("test_rmse") is not None:
+        parts.append(f"test RMSE {summary['test_rmse']:.4g}" + ("" if summary["test_r2"] is None else f", R2 {summary['test_r2']:.3f}"))
     parts.append(f"{nbytes(sum(summary['bytes_sent']))} sent")
     return "   |   ".join(parts)
 

@@ -21,12 +21,13 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
+from mpidml.core.variants import DATA
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
 FIXED = (
-    "data", "test_data", "label", "view", "hold_out", "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
+    *DATA, "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
 )  # fmt: skip
 """What decides the shape and the meaning of what is saved."""
 

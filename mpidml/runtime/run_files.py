@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import to_chrome
@@ -58,6 +60,8 @@ def write(
 
     assert values is not None
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
+    if data.targets is not None:
+        tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
     if traces is not None:
         folder.write_json(

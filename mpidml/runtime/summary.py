@@ -17,6 +17,8 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.monitor import Monitor
 from mpidml.runtime.progress import show
 
+USELESS_R2 = 0.01
+
 
 def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
     """Return what this rank has to say of the `seconds` of the run since `started`; `scores` are its workers' final ones."""
@@ -53,7 +55,7 @@ def of_job(
     monitor: Monitor,
     ranks: list[dict[str, Any]],
     test_loss: float | None,
-    accuracy: float | None,
+    quality: dict[str, float | None],
     values: Array | None,
     quotas: list[tuple[float, ...]],
 ) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def of_job(
         "strategy": job.strategy,
         "sync": job.policy(),
         "data": job.data,
+        "task": "classify" if strategy.data.targets is None else "regress",
         "model": job.model,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
@@ -101,7 +104,7 @@ def of_job(
         "final_loss": sum(r["loss"] for r in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
         "test_loss": test_loss,
-        "test_accuracy": accuracy,
+        **quality,
         "bytes_sent": [r["bytes_sent"] for r in ranks],
         "bytes_window": [r["bytes_window"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
@@ -128,7 +131,9 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
         f"mpidml: {job.strategy} on {where}: {n_workers} worker(s), {n_servers} server(s)"
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
-        f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, {data.n_classes} classes",
+        f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, "
+        + (f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"),
+        *(f"data: {note}" for note in data.notes),
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
@@ -172,7 +177,12 @@ def _done(strategy: Any, position: Position) -> str:
 
 def closing(summary: dict[str, Any], folder: Path | None) -> str:
     """Say after the run what came of it."""
-    quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary["test_accuracy"] is not None else ""
+    quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary.get("test_accuracy") is not None else ""
+    if summary.get("test_rmse") is not None:
+        explained = "" if summary["test_r2"] is None else f", R2 {summary['test_r2']:.4f}"
+        useless = summary["test_r2"] is not None and summary["test_r2"] < USELESS_R2
+        explained += f", no better than the mean: lower --lr ({summary['learning_rate']:g})" if useless else ""
+        quality = f"test RMSE {summary['test_rmse']:.4g}{explained}, "
     busy, wait, moved = (sum(summary[k]) for k in ("compute_seconds", "wait_seconds", "comm_seconds"))
     total = max(busy + wait + moved, 1e-12)
     rate = summary["samples_per_second"] or 0.0

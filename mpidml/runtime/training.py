@@ -21,7 +21,8 @@ NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
 class Training:
     """One worker's part: the gradient of its share of each global batch, and at the start of an epoch its share of the test rows.
 
-    A clock's measurements: loss sum, samples, test loss sum, correct, test rows, seconds of evaluation.
+    A clock's measurements: loss sum, samples, test loss sum, test score, test rows, seconds of evaluation. The score of test rows is how many
+    are right, or in a regression the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones.
     """
 
     def __init__(self, strategy: Any, worker: int) -> None:
@@ -37,6 +38,8 @@ class Training:
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
+        targets = self.data.targets
+        self.loss_factor = 1.0 if targets is None or net.loss.kernel != "squared_error" else targets.loss_factor
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.salt_epoch, self.scored_epoch = -1, 0
@@ -65,7 +68,7 @@ class Training:
             return (), (0.0, 0.0, *measured)
         g, lease = self._gradient(report)
         self.running = lease if strategy.early else None
-        loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report)
+        loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report) * self.loss_factor
         if self.slowdown is not None:
             self.step_seconds = time.perf_counter() - started
         if strategy.early:
@@ -78,11 +81,11 @@ class Training:
         """Name the gradient that is pushed part by part."""
         return self.running
 
-    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[float, int, int]:
-        """Score the final parameters on this worker's share of the test rows: (loss sum, correct, rows)."""
+    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[float, float, int]:
+        """Score the final parameters on this worker's share of the test rows: (loss sum, score, rows)."""
         self.final = self._parameters(turn)
-        loss, n_correct, n, _, _ = self._score(self.final, 0)
-        return loss, int(n_correct), int(n)
+        loss, score, n, _, _ = self._score(self.final, 0)
+        return loss, score, int(n)
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
@@ -95,8 +98,10 @@ class Training:
             own = rows[rows.size * part // n_parts : rows.size * (part + 1) // n_parts]
             step = self.net.bind(own.size, w, self.summand if part else g)
             self.data.x.take(own, 0, step.x, "clip")
-            self.data.y.take(own, 0, step.y, "clip")
-            if step.targets is not None:
+            if self.data.targets is not None:
+                self.data.y.take(own, 0, step.targets, "clip")
+            else:
+                self.data.y.take(own, 0, step.y, "clip")
                 step.load_labels()
             if self.net.random:
                 step.ids[:] = own
@@ -155,16 +160,18 @@ class Training:
             self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
 
     def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
-        """Score this worker's share of the test rows; return loss sum, correct, rows, seconds, epoch."""
+        """Score this worker's share of the test rows; return loss sum, score, rows, seconds, epoch."""
         started = time.perf_counter()
         n_test, n = len(self.data.test_x), self.strategy.n_workers
         part = slice(n_test * self.worker // n, n_test * (self.worker + 1) // n)
         x, y = self.data.test_x[part], self.data.test_y[part]
-        loss, n_correct = self.net.score(w, x, y) if len(x) else (0.0, 0)
+        loss, score = self.net.score(w, x, y) if len(x) else (0.0, 0.0)
+        if len(x) and self.data.targets is not None:
+            loss, score = loss * self.loss_factor, self.data.targets.squared_errors(self.net.predict(w, x), y)
         seconds = time.perf_counter() - started
         if self.strategy.trace is not None:
             self.strategy.trace.add("evaluate", started, seconds)
-        return loss, n_correct, len(x), seconds, epoch
+        return loss, score, len(x), seconds, epoch
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

@@ -9,7 +9,6 @@ Everything that can be wrong with a job's input is found before `drive`, and not
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from mpidml.runtime import checkpoint, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import load
+from mpidml.runtime.dataset import check_target, load
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
@@ -40,7 +39,6 @@ from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
 VALUES_TAG = 9
-NO_TEST_ROWS = "--target {target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2"
 NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 ASKED = -1.0
 """In place of a worker's number: a signal asks this rank to end."""
@@ -76,8 +74,7 @@ class Run:
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
         self.data = data = load(job, comm)
-        if job.target and not len(data.test_x):
-            raise UserError(NO_TEST_ROWS.format(target=job.target))
+        check_target(job, data)
         arithmetic = _compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         self.telemetry = Telemetry(comm, len(COLUMNS))
@@ -201,10 +198,9 @@ class Run:
             monitor.take([row for row in rows if row[0] != ASKED])
             test_rows = sum(n for r in ranks for _, _, n in r["scores"])
             test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-            # Outputs that are no numbers have a largest one by chance only, so they have no accuracy.
-            accuracy = sum(c for r in ranks for _, c, _ in r["scores"]) / test_rows if test_loss is not None and math.isfinite(test_loss) else None
-            monitor.end(test_loss, accuracy)
-            found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, accuracy, values, self.quotas)
+            quality = self.data.quality(sum(score for r in ranks for _, score, _ in r["scores"]), test_rows, test_loss)
+            monitor.end(test_loss, quality)
+            found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, quality, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}
             others = what_if.what_if(self.job.policy(), monitor.step_seconds)
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
@@ -250,9 +246,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
 
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
-    return Monitor(
-        strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, len(strategy.data.test_x), strategy.target, limit
-    )
+    n_test, quality = len(strategy.data.test_x), strategy.data.quality
+    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n_test, strategy.target, limit)
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:

@@ -19,12 +19,16 @@ def measurements(n_workers, n_clocks, per_epoch=3):
     return rows
 
 
+def accuracy(score, rows, loss):
+    return {"test_accuracy": score / rows}
+
+
 def joined(rows, n_workers, n_clocks, pieces):
     written = []
-    monitor = Monitor(n_workers, n_clocks, 3, None, written.append, 5 * n_workers)
+    monitor = Monitor(n_workers, n_clocks, 3, None, written.append, accuracy, 5 * n_workers)
     for start in range(0, len(rows), pieces):
         monitor.take(rows[start : start + pieces])
-    monitor.end(None, None)
+    monitor.end(None, {})
     return monitor, written
 
 

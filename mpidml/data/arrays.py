@@ -1,0 +1,84 @@
+"""Hold rows that come as arrays: x and y, and a test part where the file has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+from mpidml.data.raw import Reading, check_part, is_amount, targets_of
+
+Array = np.ndarray[Any, Any]
+NAMES = ("x", "y", "x_train", "y_train", "x_test", "y_test")
+
+
+class Arrays(NamedTuple):
+    """x (n, features) and y (n,) or (n, k) as the file has them; `test`: the file of the test part and the names of its arrays, for messages."""
+
+    file: str
+    x: Array
+    y: Array
+    test_x: Array | None = None
+    test_y: Array | None = None
+    test: tuple[str, str, str] | None = None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Labels in arrays are numbers."""
+        return None
+
+    @classmethod
+    def joined(cls, name: str, parts: Sequence[Arrays]) -> Arrays:
+        """Join the parts in their order; UserError names two files whose rows differ in width, or the file with a value that cannot be."""
+        if len(parts) == 1:
+            return parts[0]
+        first = parts[0]
+        for part in parts:
+            if part.test_x is not None:
+                raise UserError(f"{part.file}: has test rows of its own, and is one of {len(parts)} files; give the test rows by --test-data")
+            if part.x.shape[1] != first.x.shape[1] or part.y.shape[1:] != first.y.shape[1:]:
+                here, there = ((p.x.shape[1], *p.y.shape[1:]) for p in (part, first))
+                raise UserError(f"{part.file}: its rows have {_widths(here)}, those of {first.file} have {_widths(there)}; give all files the same")
+            y = targets_of(part.y, f"{part.file}, y") if is_amount(part.y) or part.y.ndim == 2 else part.y
+            check_part(part.file, "x", part.x, "y", y)
+        return Arrays(name, np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+
+    def coding(self, reading: Reading) -> None:
+        """Nothing is coded: arrays are numbers."""
+
+    def rows(self, coding: None) -> tuple[Array, Array]:
+        """Return x and y."""
+        return self.x, self.y
+
+    def notes(self, coding: None) -> tuple[str, ...]:
+        """Nothing was decided."""
+        return ()
+
+
+def _widths(of: tuple[int, ...]) -> str:
+    return f"{of[0]} features" + (f" and {of[1]} targets" if len(of) > 1 else "")
+
+
+def from_names(file: str, found: Collection[str], get: Callable[[str], Array]) -> Arrays:
+    """Choose arrays by their names: x, y or x_train, y_train (and x_test, y_test); images are flattened to rows. `get` decodes one array."""
+    if {"x", "y"} & set(found) and (both := sorted({"x_train", "y_train"} & set(found))):
+        raise UserError(f"{file}: holds x or y and {', '.join(both)}, two sets of training rows; keep x, y or x_train, y_train")
+    train = ("x", "y") if {"x", "y"} & set(found) else ("x_train", "y_train")
+    test = ("x_test", "y_test") if {"x_test", "y_test"} & set(found) else ()
+    missing = [name for name in (*train, *test) if name not in found]
+    if missing:
+        shown = ", ".join(sorted(found)) or "none"
+        raise UserError(f"{file}: missing array(s) {', '.join(missing)}; found: {shown}; give x, y or x_train, y_train (and x_test, y_test)")
+    x, y = as_matrix(get(train[0]), f"{file}: {train[0]}"), get(train[1])
+    if not test:
+        return Arrays(file, x, y)
+    return Arrays(file, x, y, as_matrix(get(test[0]), f"{file}: {test[0]}"), get(test[1]), (file, test[0], test[1]))
+
+
+def as_matrix(x: Array, where: str) -> Array:
+    """Return rows (n, features), images flattened; UserError for fewer than two dimensions."""
+    if x.ndim < 2:
+        raise UserError(f"{where} has shape {x.shape}; give rows (n, features) or images (n, height, width)")
+    return x.reshape(len(x), int(np.prod(x.shape[1:])))

@@ -1,0 +1,151 @@
+"""Read a table of comma-separated cells, and say at which row, line and column it goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, isnan
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mpidml.core.errors import UserError, nearest
+from mpidml.data.csv_rows import Rows, Span, batches, head
+from mpidml.data.formats.base import Format, opened
+from mpidml.data.raw import Array
+from mpidml.data.table import MISSING, Cell, Column, Table
+
+
+class Csv(Format):
+    """`.csv` and `.csv.gz`, UTF-8; the column `label`, or else the last one, holds the labels. Blank lines are skipped.
+
+    The first line is a header when none of its features is a number, when `label` is given, or when its label is no number and the next one is.
+    """
+
+    endings = (".csv", ".csv.gz")
+    is_table = True
+
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Table:
+        try:
+            with opened(path) as stream:
+                return _table(str(path), stream, label)
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(path)) from None
+
+
+def _table(file: str, stream: IO[bytes], label: str | None) -> Table:
+    rows, n_lines, blocks = head(stream)
+    if not rows:
+        raise UserError(f"{file}: the file holds no rows; give a table of features and labels")
+    first = rows[0]
+    width = len(first)
+    if width < 2:
+        raise UserError(f"{file}: the first line has {width} column, at least 2 are needed (features, label); separate columns by commas")
+    at = width - 1 if label is None else _position(file, first, label)
+    if label is not None and all(map(_is_number, first)) and not all(text.strip().isdecimal() for text in first):
+        raise UserError(f"{file}: column '{label}' was named, but the first line holds numbers, not names; give the file a header, or drop the name")
+    has_header = label is not None or not any(_is_number(text) for i, text in enumerate(first) if i != at)
+    # column names that are numbers above numeric labels, as data frames write them
+    has_header = has_header or (len(rows) > 1 and len(rows[1]) == width and not _is_number(first[at]) and _is_number(rows[1][at]))
+    if has_header and len(rows) == 1:
+        raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
+    columns = [_Column(file, f"{i} ('{name.strip()}')" if has_header else f"{i}") for i, name in enumerate(first)]
+    cells: list[Array] = []
+    n = 0
+    for batch in batches(file, blocks, width, n_lines if has_header else 0):
+        values = np.empty((len(batch.lines), width))
+        numbers = batch.numbers([j for j, column in enumerate(columns) if not column.words])
+        for j, column in enumerate(columns):
+            if j in numbers:
+                values[:, j] = numbers[j]
+                column.count(len(values), batch, j, n)
+            else:
+                column.take(batch.cells(j), n, batch.lines, values[:, j])
+        cells.append(values)
+        n += len(values)
+    names = tuple(name.strip() for i, name in enumerate(first) if i != at) if has_header else ()
+    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, names)
+
+
+class _Column:
+    """Collect what a column holds, block by block."""
+
+    def __init__(self, file: str, name: str) -> None:
+        self.file, self.name = file, name
+        self.codes: list[Array] = []
+        self.n_coded = self.n_words = self.n_numbers = 0
+        self.index: dict[str, int] = {}
+        self.words: list[Cell] = []
+        self.number: Cell | None = None
+        self.missing: Cell | None = None
+
+    def count(self, n: int, batch: Rows | Span, j: int, first_row: int) -> None:
+        """Note that the n cells of a batch are numbers."""
+        self.number = self.number or Cell(self.file, first_row, batch.lines[0], batch.cells(j)[0].strip())
+        self.n_numbers += n
+
+    def take(self, cells: Sequence[str], first_row: int, lines: Sequence[int], out: Array) -> None:
+        """Look at the cells of a batch one by one, and write their numbers to `out`, NaN for others."""
+        codes = np.full(len(cells), -1, np.int32)
+        index = self.index
+        for i, text in enumerate(map(str.strip, cells)):
+            code = index.get(text)
+            if code is None:
+                code, out[i] = self._look(text, first_row + i, lines[i])
+            else:
+                out[i] = np.nan
+            codes[i] = code
+        self.n_words += int((codes >= 0).sum())
+        self.codes += [np.full(first_row - self.n_coded, -1, np.int32), codes]
+        self.n_coded = first_row + len(cells)
+
+    def _look(self, text: str, row: int, line: int) -> tuple[int, float]:
+        """Return the code (-1: no word) and the number (NaN: none) of a cell that is no word seen before."""
+        cell = Cell(self.file, row, line, text)
+        value = None if text in MISSING else _number(text)
+        if text in MISSING or (value is not None and isnan(value)):
+            self.missing = self.missing or cell
+            return -1, np.nan
+        if value is None:
+            self.index[text] = code = len(self.words)
+            self.words.append(cell)
+            return code, np.nan
+        if not isfinite(value):
+            raise UserError(f"{self.file}: {cell.at()}, column {self.name} holds '{text}', not a finite number; give such numbers only")
+        self.number = self.number or cell
+        self.n_numbers += 1
+        return -1, value
+
+    def found(self, n: int) -> Column:
+        """Return the whole column of n rows."""
+        codes = np.concatenate([*self.codes, np.full(n - self.n_coded, -1, np.int32)]) if self.words else None
+        return Column(self.name, codes, tuple(self.words), self.n_words, self.n_numbers, self.number, self.missing)
+
+
+def _position(file: str, header: list[str], label: str) -> int:
+    names = [name.strip() for name in header]
+    if label not in names:
+        raise UserError(f"{file}: there is no column '{label}'; {nearest(label, names)}")
+    return names.index(label)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _is_number(text: str) -> bool:
+    return _number(text) is not None
+
+
+def _not_utf8(path: Path) -> str:
+    """Say which line is no UTF-8."""
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{path}: line {number} cannot be decoded as UTF-8 (byte 0x{line[error.start]:02x} after {error.start} others); save the file as UTF-8"
+    return f"{path}: the file cannot be decoded as UTF-8; save it as UTF-8"

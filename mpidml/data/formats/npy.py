@@ -1,0 +1,33 @@
+"""Read NumPy's bare arrays: rows in one file, mapped into memory, labels in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+from mpidml.data.arrays import Arrays, as_matrix
+from mpidml.data.formats.base import Format
+
+
+class Npy(Format):
+    """`.npy`: labels by --labels, else beside `x.npy` in `y.npy` (x_train.npy in y_train.npy); rows are read when they are copied, not before."""
+
+    endings = (".npy",)
+    takes_labels = True
+
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Arrays:
+        beside = path.with_name(f"y{path.name[1:]}") if path.name.startswith("x") else None
+        labels = labels or beside
+        if labels is None or not labels.is_file():
+            at = f"there is no {labels}" if labels is not None else "its labels lie in a file of their own"
+            raise UserError(f"{path}: {at}; give the file of the labels by --labels")
+        x, y = np.load(path, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False)
+        return Arrays(str(path), as_matrix(x, f"{path}: the array"), y)
+
+    def data_files(self, paths: Sequence[Path]) -> list[Path]:
+        """Leave out labels that lie beside their rows."""
+        rows = {path.name for path in paths if path.name.startswith("x")}
+        return [path for path in paths if not (path.name.startswith("y") and f"x{path.name[1:]}" in rows)]

@@ -1,0 +1,106 @@
+"""Read Parquet tables, row group by row group: numbers as they are, text as words, what is null as missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.errors import UserError, nearest
+from mpidml.data.formats.base import Format, package
+from mpidml.data.raw import Array
+from mpidml.data.table import MISSING, Cell, Column, Table
+
+
+class Parquet(Format):
+    """`.parquet` and `.pq`, by pyarrow; the column `label`, or else the last one, holds the labels. Numbers become float64, booleans 0 and 1."""
+
+    endings = (".parquet", ".pq")
+    is_table = True
+
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Table:
+        arrow, parquet = package("pyarrow", path), package("pyarrow.parquet", path)
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            schema, n = file.schema_arrow, file.metadata.num_rows
+            names = list(schema.names)
+            if len(names) < 2:
+                raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
+            if label is not None and label not in names:
+                raise UserError(f"{path}: there is no column '{label}'; {nearest(label, names)}")
+            if not n:
+                raise UserError(f"{path}: the file holds columns but no rows; give at least one row")
+            columns = [_Column(str(path), f"{i} ('{name}')", schema.field(i).type, arrow) for i, name in enumerate(names)]
+            cells = np.empty((n, len(names)))
+            lo = 0
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, use_threads=False)
+                for j, column in enumerate(columns):
+                    column.take(table.column(j), lo, cells[lo : lo + table.num_rows, j])
+                lo += table.num_rows
+        at = len(names) - 1 if label is None else names.index(label)
+        features = tuple(name for i, name in enumerate(names) if i != at)
+        return Table(str(path), cells, tuple(column.found() for column in columns), at, features)
+
+
+class _Column:
+    """Collect what a column holds, row group by row group."""
+
+    def __init__(self, file: str, name: str, kind: Any, arrow: Any) -> None:
+        types = arrow.types
+        self.file, self.name, self.arrow = file, name, arrow
+        value = kind.value_type if types.is_dictionary(kind) else kind
+        self.is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+        if not (self.is_text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)):
+            raise UserError(f"{file}: column {name} is {kind}; give numbers or text, or leave the column out")
+        self.index: dict[str, int] = {}
+        self.words: list[Cell] = []
+        self.codes: list[Array] = []
+        self.n_numbers = 0
+        self.number: Cell | None = None
+        self.missing: Cell | None = None
+
+    def take(self, values: Any, first_row: int, out: Array) -> None:
+        """Add the values of a row group and write their numbers to `out`, NaN for others."""
+        out[:] = np.nan
+        if self.is_text:
+            self._take_words(values, first_row)
+            return
+        out[:] = values.cast(self.arrow.float64(), safe=False).to_numpy()
+        missing, infinite = np.isnan(out), np.isinf(out)
+        if infinite.any():
+            cell = self._cell(first_row, infinite, str(out[infinite.argmax()]))
+            raise UserError(f"{self.file}: {cell.at()}, column {self.name} holds '{cell.text}', not a finite number; give such numbers only")
+        if missing.any():
+            self.missing = self.missing or self._cell(first_row, missing, "")
+        if not missing.all():
+            self.number = self.number or self._cell(first_row, ~missing, str(out[(~missing).argmax()]))
+        self.n_numbers += int((~missing).sum())
+
+    def _take_words(self, values: Any, first_row: int) -> None:
+        text = values.cast(self.arrow.string()) if self.arrow.types.is_dictionary(values.type) else values
+        coded = text.combine_chunks().dictionary_encode()
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+        of = []
+        for i, raw in enumerate(coded.dictionary.to_pylist()):
+            word = raw.strip()
+            if word in MISSING:
+                of.append(-1)
+            else:
+                if word not in self.index:
+                    self.index[word] = len(self.words)
+                    self.words.append(self._cell(first_row, codes == i, word))
+                of.append(self.index[word])
+        codes = np.array([*of, -1], np.int32)[codes]
+        if (codes < 0).any():
+            self.missing = self.missing or self._cell(first_row, codes < 0, "")
+        self.codes.append(codes)
+
+    def _cell(self, first_row: int, where: Array, text: str) -> Cell:
+        return Cell(self.file, first_row + int(where.argmax()), 0, text)
+
+    def found(self) -> Column:
+        """Return the whole column."""
+        codes = np.concatenate(self.codes) if self.words else None
+        n_words = 0 if codes is None else int((codes >= 0).sum())
+        return Column(self.name, codes, tuple(self.words), n_words, self.n_numbers, self.number, self.missing)

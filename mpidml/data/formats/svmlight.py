@@ -1,0 +1,129 @@
+"""Read svmlight text: a label, then index:value of what is not zero, a row a line; indices ascend; `#` opens a comment.
+
+A block of lines is parsed at once: its labels, its indices, its values. Only a block in which something is wrong is looked at line by line, to say what.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+from mpidml.data.csv_rows import line_blocks
+from mpidml.data.decimals import parse
+from mpidml.data.formats.base import Format, opened
+from mpidml.data.raw import Array
+from mpidml.data.sparse import Line, SparseRows
+
+BLOCK_NBYTES = 1 << 20
+MOST_INDEX = 2**31 - 1
+_BLANK = np.zeros(256, bool)
+_BLANK[[9, 10, 11, 12, 13, 32]] = True
+
+
+class Rows(NamedTuple):
+    """The rows of a block: labels, how many pairs each has, the pairs, and the line of each row within the block."""
+
+    labels: Array
+    counts: Array
+    indices: Array
+    values: Array
+    lines: Array
+
+
+class Svmlight(Format):
+    """`.svm`, `.svmlight`, `.libsvm`, packed or not; `qid:` is refused: rows are trained on one by one, not as rankings."""
+
+    endings = tuple(f".{name}{packed}" for name in ("svm", "svmlight", "libsvm") for packed in ("", ".gz"))
+
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> SparseRows:
+        file, line = str(path), 1
+        blocks: list[Rows] = []
+        lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
+        with opened(path) as stream:
+            for block in line_blocks(stream, BLOCK_NBYTES):
+                text = re.sub(rb"#[^\n]*", b"", block) if b"#" in block else block
+                rows = _parsed(text)
+                if rows is None:
+                    _refuse(file, text, line)
+                assert rows is not None
+                if rows.indices.size:
+                    lowest = min(lowest, _line(file, rows, int(rows.indices.argmin()), line), key=lambda found: found.feature)
+                    highest = max(highest, _line(file, rows, int(rows.indices.argmax()), line), key=lambda found: found.feature)
+                blocks.append(rows)
+                line += block.count(b"\n")
+        if not any(len(rows.labels) for rows in blocks):
+            raise UserError(f"{file}: the file holds no rows; give lines of a label and index:value pairs")
+        if highest.feature < 0:
+            raise UserError(f"{file}: no row holds an index:value pair; give at least one feature")
+        labels_, counts, indices, values = (np.concatenate([rows[i] for rows in blocks]) for i in range(4))
+        return SparseRows(file, labels_, np.concatenate([[0], np.cumsum(counts)]), indices, values, lowest, highest)
+
+
+def _parsed(text: bytes) -> Rows | None:
+    """Parse a block without comments; None where any of it is not as it should be."""
+    nbytes = np.frombuffer(text, np.uint8)
+    blank, colons = _BLANK[nbytes], np.flatnonzero(nbytes == ord(":"))
+    edges = np.flatnonzero(np.diff(blank, prepend=True, append=True))
+    starts, ends = edges[::2], edges[1::2]  # of words
+    words = np.diff(np.searchsorted(starts, np.flatnonzero(nbytes == ord("\n"))), prepend=0, append=len(starts))
+    lines = np.flatnonzero(words)
+    counts = words[lines] - 1
+    first = np.cumsum(words[lines]) - words[lines]  # the label's word
+    is_pair = np.ones(len(starts), bool)
+    is_pair[first] = False
+    begin, end = starts[is_pair], ends[is_pair]
+    if len(colons) != len(begin):
+        return None
+    # The k-th colon must part the k-th pair: where it lies elsewhere, one of the two is no number.
+    found = [parse(text, *of) for of in ((starts[first], ends[first]), (begin, colons), (colons + 1, end))]
+    if any(bad.any() or not np.isfinite(values).all() for values, bad in found):
+        return None
+    labels, index, values = (numbers for numbers, _ in found)
+    ascends = np.diff(index, prepend=-1) > 0
+    ascends[(np.cumsum(counts) - counts)[counts > 0]] = True
+    if ((index < 0) | (index > MOST_INDEX) | (index != np.floor(index)) | ~ascends).any():
+        return None
+    return Rows(labels, counts, index.astype(np.int32), values, lines)
+
+
+def _line(file: str, rows: Rows, pair: int, first_line: int) -> Line:
+    row = int(np.searchsorted(np.cumsum(rows.counts), pair, "right"))
+    return Line(file, first_line + int(rows.lines[row]), int(rows.indices[pair]))
+
+
+def _refuse(file: str, text: bytes, first_line: int) -> None:
+    """Raise the UserError for the first line of a block that is wrong."""
+    for number, row in enumerate(text.split(b"\n"), first_line):
+        words = [word.decode(errors="backslashreplace") for word in row.split()]
+        if not words:
+            continue
+        where = f"{file}: line {number}"
+        if not _is_number(words[0]):
+            raise UserError(f"{where} has the label '{words[0]}', not a finite number; begin each line with one")
+        before = -1
+        for word in words[1:]:
+            name, colon, value = word.partition(":")
+            if name == "qid":
+                raise UserError(f"{where} holds '{word}', a query of a ranking; rows are trained on one by one here: remove it")
+            if not colon:
+                raise UserError(f"{where} holds '{word}', which is no index:value; write such pairs, separated by blanks")
+            if not name.isdecimal() or int(name) > MOST_INDEX:
+                raise UserError(f"{where} holds '{word}', whose index is not a whole number up to {MOST_INDEX}; write such an index")
+            if not _is_number(value):
+                raise UserError(f"{where} holds '{word}', whose value is not a finite number; write one")
+            if int(name) <= before:
+                raise UserError(f"{where} has index {name} after {before}; sort each line by index, each index once")
+            before = int(name)
+    raise ValueError("a line is damaged")
+
+
+def _is_number(text: str) -> Any:
+    try:
+        return isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
