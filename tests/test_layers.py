@@ -27,7 +27,7 @@ PURE = {"core", "sync", "schedules", "schedulers", "optim", "rates", "compressio
 IMPURE_MODULES = {"time", "os", "random", "datetime", "subprocess", "socket", "threading", "multiprocessing", "secrets", "uuid", "asyncio"}
 SEEDED = {"Generator", "Philox", "SeedSequence", "BitGenerator"}
 MAX_LINES = 300
-PLUGINS = {"mpidml.sync", "mpidml.nn.losses"}
+PLUGINS = {"mpidml.sync", "mpidml.nn.losses", "mpidml.data.formats"}
 
 
 def modules() -> list[Path]:

@@ -20,11 +20,11 @@ class Data(NamedTuple):
     y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
-    n_classes: int
+    n_outputs: int
 
 
-def data(y, n_classes=0):
-    return Data(X, y, X[:2], y[:2], n_classes)
+def data(y, n_outputs=0):
+    return Data(X, y, X[:2], y[:2], n_outputs)
 
 
 THREE = data(np.arange(12) % 3, 3)
@@ -113,8 +113,7 @@ def test_equal_weights_and_no_smoothing_are_the_plain_loss():
 @pytest.mark.parametrize(
     ("given", "changes", "says"),
     [
-        (NUMBERS, {}, "--loss cross_entropy: takes class labels, the targets are numbers (float64); use squared_error or huber"),
-        (NUMBERS, {"loss": "hinge"}, "--loss hinge: takes class labels"),
+        (NUMBERS, {"loss": "hinge"}, "--loss hinge: takes class labels, the targets are numbers (float64); use squared_error or huber"),
         (NUMBERS, {"loss": "huber", "class_weights": "balanced"}, "--class-weights balanced: the data have no classes"),
         (NUMBERS, {"loss": "binary_cross_entropy"}, "--loss binary_cross_entropy: takes targets of 0 and 1, row 0 holds -1"),
         (THREE, {"loss": "binary_cross_entropy"}, "takes labels 0 and 1, the data have 3 classes; use cross_entropy"),

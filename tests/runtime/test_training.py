@@ -20,7 +20,7 @@ def training(parts, cls=Training, **model):
     task.job = Job(accumulate=parts, dropout=model.get("dropout", 0.0))
     task.net = build("mlp", N_FEATURES, 4, (8, 5), dtype="float64", backend="numpy", **model)
     task.net.split = True
-    task.data, task.sampler = SimpleNamespace(x=X, y=Y), SimpleNamespace(clocks_per_epoch=10)
+    task.data, task.sampler = SimpleNamespace(x=X, y=Y, targets=None), SimpleNamespace(clocks_per_epoch=10)
     task.summand = np.full(task.net.n_params, np.nan)  # of the last share, say
     task.salt_epoch = -1
     return task
