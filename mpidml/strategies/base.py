@@ -182,10 +182,10 @@ class Run:
         """Gather what came of the run, write and say it, and return the summary on every rank."""
         comm, strategy, monitor, leads = self.comm, self.strategy, self.monitor, self.leads
         if self.paused_by:
-            if leads and not self.quiet:
-                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             if monitor is not None and monitor.progress is not None:
                 monitor.progress.close()
+            if leads and not self.quiet:
+                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             strategy.free()
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
