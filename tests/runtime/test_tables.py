@@ -222,3 +222,25 @@ def test_rows_and_deltas_that_do_not_fit_are_refused(comm):
 def test_what_would_lose_updates_or_never_see_any_is_refused(options, says):
     with pytest.raises(UserError, match=says):
         run_tables(lambda tables: None, {"w": (4, 1)}, **options)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_bytes_go_by_the_rows_that_are_touched_and_not_by_the_rows_there_are(comm):
+    """A read sends the rows' numbers, a write their numbers and values; what else is sent does not depend on either count."""
+
+    def sent(n_rows, k):
+        def main(tables):
+            driver = tables._session.driver
+            for step in range(10):
+                rows = np.arange(step, step + k) * 7 % n_rows
+                tables["w"].push(tables["w"].pull(rows).wait(), rows)
+                tables.clock()
+            tables["w"].pull(slice(0, 1), latest=True).wait()
+            return driver.comm.nbytes_sent + driver.nbytes_window
+
+        return run_tables(main, {"w": (n_rows, 4)}, servers="1", optimizer="adagrad", comm=CountedComm(comm))
+
+    small, more, of_many = sent(10_000, 100), sent(10_000, 1100), sent(1_000_000, 100)
+    if small is not None:
+        assert more - small == 10 * 1000 * (8 + 8 + 4 * 4)
+        assert of_many == small
