@@ -1,8 +1,8 @@
 """Run a job from its description to its folder: the one loop around every strategy.
 
     check -> load data -> build the network -> prepare roles -> drive them -> gather -> write
-                                                            ^        |
-                                                            +- save -+    where the run pauses for a checkpoint
+                                                            ^              |
+                                                            +- look, save -+    where the run pauses after an epoch, for a checkpoint
 
 Everything that can be wrong with a job's input is found before `drive`, and nothing is written before it.
 """
@@ -29,6 +29,7 @@ from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load
+from mpidml.runtime.looks import Looks
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
@@ -81,13 +82,14 @@ class Run:
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
-        self.began = self.started = self.saving_seconds = 0.0
+        self.began = self.started = self.seconds = self.saving_seconds = 0.0
         self.position = Position()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
             agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
         self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
+        self.looks = Looks(self.strategy, comm, self.monitor) if job.patience else None
         if saved is not None:
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
             if (done := min(self.position.turns)) >= self.strategy.n_clocks:
@@ -98,6 +100,8 @@ class Run:
             self.saved_seconds = float(saved.facts["seconds"])
             if self.monitor is not None:
                 self.monitor.restore(saved.facts["monitor"], rows)
+            if self.looks is not None:
+                self.looks.restore(saved, self.position)
         self.folder = folder
         self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
@@ -137,7 +141,7 @@ class Run:
         return now - self.started - (self.monitor.evaluation_seconds if self.monitor is not None else 0.0) >= self.job.seconds
 
     def drive(self) -> None:
-        """Run the roles to the end, saving the run wherever it pauses, or until a signal ends it."""
+        """Run the roles to the end, looking at the run and saving it wherever it pauses, or until a look or a signal ends it."""
         comm, strategy, job = self.comm, self.strategy, self.job
         comm.Barrier()
         self.began = time.perf_counter()
@@ -147,35 +151,49 @@ class Run:
         saves = bool(job.checkpoint_every) and bool(self.path.name)
         with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
-                strategy.driver.roles = strategy.roles(self.position, self._next_pause() if saves else 0)
+                since = time.perf_counter()
+                strategy.driver.roles = strategy.roles(self.position, self._next_pause(saves))
                 strategy.driver.run()
-                self.seconds = time.perf_counter() - self.began
-                if not saves:
+                self.seconds += time.perf_counter() - since
+                if not saves and self.looks is None:
                     return
-                self._save()
-                if not comm.bcast(strategy.coordinator.pauses if self.leads else None):
+                ends = not comm.bcast(strategy.coordinator.pauses if self.leads else None)
+                self._join()
+                if self.looks is not None and self.looks.due(self.position, ends):
+                    ends |= self.looks.look(self.position)
+                if saves:
+                    self._save()
+                if ends:
                     return
                 if number := max(comm.allgather(self.asked())):
                     self.paused_by = number
                     return
 
-    def _next_pause(self) -> int:
-        """Return the turns of each worker after which the run pauses next; the last clock is its end, no pause."""
-        n, every = self.strategy.n_workers, self.job.checkpoint_every
-        done = sum(self.position.turns) // n
-        following = (done // every + 1) * every
+    def _next_pause(self, saves: bool) -> int:
+        """Return the turns of each worker after which the run pauses next, 0 for never; the last clock is its end, no pause."""
+        done = sum(self.position.turns) // self.strategy.n_workers
+        reasons = [self.job.checkpoint_every] * saves + [self.strategy.sampler.clocks_per_epoch] * (self.looks is not None)
+        following = min(((done // every + 1) * every for every in reasons), default=0)
         return following if following < self.strategy.n_clocks else 0
 
-    def _save(self) -> None:
-        since = time.perf_counter()
+    def _join(self) -> None:
+        """Bring together on rank 0 what was measured until all stopped, and find where the run stands."""
         rows = self.telemetry.drain()
         if self.monitor is not None:
             self.monitor.take([row for row in rows if row[0] != ASKED])
             self.monitor.pause()
         self.position = self.strategy.position()
+
+    def _save(self) -> None:
+        since = time.perf_counter()
+        if self.monitor is not None:
+            self.monitor.flush()
         facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor)
         clock = sum(self.position.turns) // self.strategy.n_workers
-        checkpoint.write(self.comm, self.path, clock, resume.pieces(self.strategy), facts, self.job.keep_checkpoints)
+        pieces = resume.pieces(self.strategy)
+        if self.looks is not None:
+            pieces, facts = pieces + self.looks.pieces(), facts | {"patience": self.looks.patience.state()}
+        checkpoint.write(self.comm, self.path, clock, pieces, facts, self.job.keep_checkpoints)
         self.saving_seconds += time.perf_counter() - since
 
     def end(self, keep: dict[str, Any] | None) -> dict[str, Any]:
@@ -190,17 +208,17 @@ class Run:
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
         scores = [w.result for w in strategy.workers.values()]
-        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds - self.saving_seconds, scores))
-        values = _bring(strategy, comm)
+        best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
+        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds, scores))
+        values = _bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
             monitor.take([row for row in rows if row[0] != ASKED])
-            test_rows = sum(n for r in ranks for _, _, n in r["scores"])
-            test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-            quality = self.data.quality(sum(score for r in ranks for _, score, _ in r["scores"]), test_rows, test_loss)
-            monitor.end(test_loss, quality)
-            found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, quality, values, self.quotas)
+            if self.looks is None:
+                final = self.data.judged([score for r in ranks for score in r["scores"]])
+            monitor.end(final)
+            found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}
             others = what_if.what_if(self.job.policy(), monitor.step_seconds)
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
@@ -246,8 +264,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
 
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
-    n_test, quality = len(strategy.data.test_x), strategy.data.quality
-    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n_test, strategy.target, limit)
+    n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
+    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience))
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:
