@@ -11,7 +11,7 @@ from mpidml.cli import parse
 from tests.ranks import ROOT, mpirun, python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, OF_TORCH = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLE, OF_TORCH, OF_SKLEARN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LINES = re.findall(r"`(?:mpirun -n \d+ )?python -m mpidml ([^`]*)`", README) + re.findall(r"`(--[^`]*)`", README)
 
 
@@ -34,6 +34,13 @@ def test_a_module_of_pytorch_learns_in_under_30_lines_alone_and_under_mpirun(tmp
     assert max(numbers_printed(OF_TORCH, tmp_path, n)) < 0.1  # predicting the mean would lose 3.5
     never = OF_TORCH.replace("w.push(", "(")
     assert never != OF_TORCH and (n > 1 or min(numbers_printed(never, tmp_path, n)) > 2)
+
+
+@pytest.mark.bench("sklearn")
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
+    scores = numbers_printed(OF_SKLEARN, tmp_path, n)
+    assert min(scores) == max(scores) > 0.88
 
 
 @pytest.mark.parametrize("n", [1, 3])
