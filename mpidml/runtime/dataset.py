@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.target import parse_target
-from mpidml.data.readers import Reading, read, read_pair
+from mpidml.data.readers import Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.data.targets import Targets
@@ -20,6 +21,9 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import categories
+
+ARRAYS = "arrays"
+"""In place of a file's name: the data were handed in by a program."""
 
 
 class Dataset(NamedTuple):
@@ -74,10 +78,23 @@ def check_target(job: Job, data: Dataset) -> None:
         raise UserError(f"--target {job.target}: a regression has no accuracy; give a loss, as loss:0.1")
 
 
-def load(job: Job, comm: CountedComm) -> Dataset:
-    """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows."""
+def on_arrays(job: Job) -> Job:
+    """Return a job whose data are arrays that a program hands in; UserError for what says how files are read."""
+    for name in ("test_data", "labels", "test_labels", "label", "categories", "unseen", "missing", "view"):
+        if getattr(job, name) != getattr(Job, name):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: does nothing, the data are arrays; leave it out")
+    if job.data not in (Job.data, ARRAYS):
+        raise UserError(f"--data {job.data}: does nothing, the data are arrays; leave one of them out")
+    return replace(job, data=ARRAYS)
+
+
+def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Dataset:
+    """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
+
+    `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    """
     leads = comm.host.rank == 0
-    parts = agree(comm, lambda: _split(job) if leads else None)
+    parts = agree(comm, lambda: _split(job, arrays) if leads else None)
     about = None if parts is None else _about(parts)
     name, sizes, n_features, n_outputs, dtypes, targets, notes = comm.host.bcast(about, 0)
     n = sizes[0]
@@ -143,12 +160,17 @@ class _Parts(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _split(job: Job) -> _Parts:
-    """Read the files, hold test rows out where the files have none, and keep validation rows apart."""
+def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
+    """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
     how |= {"label": job.label or None, "labels": job.labels or None}
     how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
-    raw = read_pair(job.data, job.test_data, test_labels=job.test_labels or None, **how) if job.test_data else read(job.data, **how)
+    if arrays is not None:
+        raw = given(job.data, arrays, job.task)
+    elif job.test_data:
+        raw = read_pair(job.data, job.test_data, test_labels=job.test_labels or None, **how)
+    else:
+        raw = read(job.data, **how)
     kept, held, apart = _cut(job, len(raw.y), raw.test_x is None)
     if raw.test_x is not None and raw.test_y is not None:
         if not job.test_data and job.hold_out != Job.hold_out:

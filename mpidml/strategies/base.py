@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from mpidml.runtime import checkpoint, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import check_target, load
+from mpidml.runtime.dataset import check_target, load, on_arrays
 from mpidml.runtime.looks import Looks
+from mpidml.runtime.model import Model
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
@@ -46,17 +48,24 @@ ASKED = -1.0
 
 
 def train(
-    job: Job, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, keep: dict[str, Any] | None = None, brief: bool = False
+    job: Job,
+    comm: CountedComm | None = None,
+    quiet: bool = False,
+    write: bool = True,
+    keep: dict[str, Any] | None = None,
+    brief: bool = False,
+    data: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Train as `job` says and return the summary on every rank (Collective on comm; default: all ranks).
 
     Rank 0 shows progress unless `quiet` (nothing besides if `brief`), and writes the run folder if `write`; `keep` is given the trained
-    `network`, its `values`, and on rank 0 the `metrics`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
+    `model`, its `network` and `values`, and on rank 0 the `metrics`. `data`: arrays x, y (or x, y, test_x, test_y) in place of the job's file, alike
+    on every rank. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
     exception or a signal on one rank ends them all from now on; with checkpoints SIGTERM and SIGUSR1 save and end the run, and the summary
     is then {"paused_at_clock": ...} alone.
     """
     with given_or_all(comm) as ranks:
-        run = Run(job, ranks, quiet, write, brief)
+        run = Run(job, ranks, quiet, write, brief, data)
         run.drive()
         return run.end(keep)
 
@@ -64,17 +73,17 @@ def train(
 class Run:
     """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
-    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool) -> None:
+    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None) -> None:
         """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved."""
         self.comm, self.quiet, self.brief = comm, quiet, brief
         self.leads = leads = comm.rank == 0
-        self.job = job = agree(comm, job.checked)
+        self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
-        self.data = data = load(job, comm)
+        self.data = data = load(job, comm, arrays)
         check_target(job, data)
         arithmetic = _compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
@@ -231,6 +240,7 @@ class Run:
             keep["metrics"] = monitor.metrics if monitor is not None else None
             keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
             keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
+            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets)
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
