@@ -9,6 +9,7 @@ from mpidml_kernels import backend
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
+from mpidml.runtime import scoring
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
@@ -56,10 +57,9 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
         found = drive(plan, [roles[number] for number in range(len(roles))], n_servers, note)
     monitor.take(reports)
-    scores = [worker.result for worker in strategy.workers.values()]
-    n_tested = sum(n for _, _, n in scores)
-    test_loss = sum(loss for loss, _, _ in scores) / n_tested if n_tested else None
-    found_quality = data.quality(sum(score for _, score, _ in scores), n_tested, test_loss)
+    losses, score, n_tested = scoring.total(worker.result for worker in strategy.workers.values())
+    test_loss = losses / n_tested if n_tested else None
+    found_quality = data.quality(score, n_tested, test_loss)
     monitor.end(test_loss, found_quality)
     for worker in strategy.workers.values():
         for role, waits in worker.tally.waited.items():

@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
+    `coding`: how the rows were coded, known to the first rank of each host alone.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Dataset(NamedTuple):
     scaler: Scaler
     targets: Targets | None = None
     notes: tuple[str, ...] = ()
+    coding: Any = None
 
     def quality(self, score: float, rows: float, test_loss: float | None) -> dict[str, float | None]:
         """Say how good a model is on `rows` test rows: accuracy from the number of correct ones, or RMSE and R2 from their squared errors.
@@ -75,13 +77,13 @@ def load(job: Job, comm: CountedComm) -> Dataset:
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
     mine = block_sums(source.reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaled = [_scaled(name, job.dtype, values, rows, n_features, scaler, comm) for values, rows in ((source, n), (test_source, n_test))]
+    scaled = [scaled_rows(name, job.dtype, values, rows, n_features, scaler, comm) for values, rows in ((source, n), (test_source, n_test))]
     if targets is not None:
         y, test_y = y.reshape(n, width), test_y.reshape(n_test, width)
-    return Dataset(name, scaled[0], y, scaled[1], test_y, n_outputs, scaler, targets, notes)
+    return Dataset(name, scaled[0], y, scaled[1], test_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
 
 
-def _scaled(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
+def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
     """Return the scaled rows of `source` in the job's dtype, each rank of the host scaling its share, and free `source`."""
     x = comm.shared(n * n_features, dtype).reshape(n, n_features)
     lo, hi = n * comm.host.rank // comm.host.size, n * (comm.host.rank + 1) // comm.host.size
@@ -98,7 +100,7 @@ def _scaled(name: str, dtype: str, source: Array, n: int, n_features: int, scale
     return x
 
 
-class _Part:
+class Part:
     """Rows of x, dense or sparse, in memory or on the disk, that are copied once, to where they are shared; y of those rows."""
 
     def __init__(self, x: Any, y: Array, rows: Array | None = None) -> None:
@@ -118,11 +120,12 @@ class _Part:
 
 class _Parts(NamedTuple):
     name: str
-    train: _Part
-    test: _Part
+    train: Part
+    test: Part
     n_outputs: int
     targets: Targets | None
     notes: tuple[str, ...]
+    coding: Any
 
 
 def _split(job: Job) -> _Parts:
@@ -136,16 +139,16 @@ def _split(job: Job) -> _Parts:
     if raw.test_x is not None and raw.test_y is not None:
         if not job.test_data and job.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {job.hold_out}: does nothing, {job.data} has test rows of its own (x_test, y_test); leave it out")
-        train, test = _Part(raw.x, raw.y), _Part(raw.test_x, raw.test_y)
+        train, test = Part(raw.x, raw.y), Part(raw.test_x, raw.test_y)
     else:
         kept, held = hold_out(len(raw.y), job.hold_out, job.seed)
         if len(kept) == 0:
             raise UserError(f"{job.data}: all of its {len(raw.y)} row(s) would be held out for testing; give more rows or a smaller --hold-out")
-        train, test = _Part(raw.x, raw.y, kept), _Part(raw.x, raw.y, held)
-    _check_room(job, train, test)
+        train, test = Part(raw.x, raw.y, kept), Part(raw.x, raw.y, held)
+    check_room(job.data, job.dtype, train, test)
     if raw.y.dtype.kind == "f":
-        return _Parts(raw.name, train, test, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes)
-    return _Parts(raw.name, train, test, int(raw.y.max()) + 1, None, raw.notes)
+        return _Parts(raw.name, train, test, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+    return _Parts(raw.name, train, test, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
 
 
 def _about(parts: _Parts) -> tuple[Any, ...]:
@@ -154,15 +157,15 @@ def _about(parts: _Parts) -> tuple[Any, ...]:
     return parts.name, train.n, test.n, train.x.shape[1], parts.n_outputs, train.dtype.str, test.dtype.str, parts.targets, parts.notes
 
 
-def _check_room(job: Job, train: _Part, test: _Part) -> None:
+def check_room(source: str, dtype: str, *parts: Part) -> None:
     """Refuse sparse rows that have no room as dense ones, which training needs."""
-    if not (train.is_sparse or test.is_sparse):
+    if not any(part.is_sparse for part in parts):
         return
-    width = train.x.shape[1]
-    wanted = sum(part.n * width * (part.dtype.itemsize + np.dtype(job.dtype).itemsize) for part in (train, test))
+    width = parts[0].x.shape[1]
+    wanted = sum(part.n * width * (part.dtype.itemsize + np.dtype(dtype).itemsize) for part in parts)
     room = min((free for free in (memory_nbytes(), shared_memory_nbytes()) if free is not None), default=None)
     if room is not None and wanted > 0.9 * room:
-        n = train.n + test.n
+        n = sum(part.n for part in parts)
         raise UserError(
-            f"{job.data}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; give fewer features or rows"
+            f"{source}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; give fewer features or rows"
         )

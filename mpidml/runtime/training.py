@@ -13,6 +13,7 @@ from mpidml.core.buffers import Buffer
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array, Lease
 from mpidml.ps.task import Push, Read, Turn
+from mpidml.runtime import scoring
 
 BUFFER_WAIT_SECONDS = 50e-6
 NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -38,8 +39,7 @@ class Training:
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
-        targets = self.data.targets
-        self.loss_factor = 1.0 if targets is None or net.loss.kernel != "squared_error" else targets.loss_factor
+        self.loss_factor = scoring.loss_factor(net, self.data.targets)
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.salt_epoch, self.scored_epoch = -1, 0
@@ -81,11 +81,10 @@ class Training:
         """Name the gradient that is pushed part by part."""
         return self.running
 
-    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[float, float, int]:
-        """Score the final parameters on this worker's share of the test rows: (loss sum, score, rows)."""
+    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> scoring.Scores:
+        """Score the final parameters on this worker's share of the test rows, block by block."""
         self.final = self._parameters(turn)
-        loss, score, n, _, _ = self._score(self.final, 0)
-        return loss, score, int(n)
+        return self._scores(self.final)
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
@@ -162,16 +161,16 @@ class Training:
     def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
         """Score this worker's share of the test rows; return loss sum, score, rows, seconds, epoch."""
         started = time.perf_counter()
-        n_test, n = len(self.data.test_x), self.strategy.n_workers
-        part = slice(n_test * self.worker // n, n_test * (self.worker + 1) // n)
-        x, y = self.data.test_x[part], self.data.test_y[part]
-        loss, score = self.net.score(w, x, y) if len(x) else (0.0, 0.0)
-        if len(x) and self.data.targets is not None:
-            loss, score = loss * self.loss_factor, self.data.targets.squared_errors(self.net.predict(w, x), y)
-        seconds = time.perf_counter() - started
+        loss, score, n = scoring.total([self._scores(w)])
+        return loss, score, n, time.perf_counter() - started, epoch
+
+    def _scores(self, w: Array) -> scoring.Scores:
+        started, data = time.perf_counter(), self.data
+        lo, hi = scoring.share(len(data.test_x), self.worker, self.strategy.n_workers)
+        found = scoring.score(self.net, w, data.test_x[lo:hi], data.test_y[lo:hi], data.targets)
         if self.strategy.trace is not None:
-            self.strategy.trace.add("evaluate", started, seconds)
-        return loss, score, len(x), seconds, epoch
+            self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
+        return found
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

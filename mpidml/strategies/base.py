@@ -24,7 +24,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, resume, run_files, summary
+from mpidml.runtime import checkpoint, resume, run_files, scoring, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -75,7 +75,7 @@ class Run:
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
         self.data = data = load(job, comm)
         check_target(job, data)
-        arithmetic = _compiled(job.backend, comm, quiet)
+        arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         self.telemetry = Telemetry(comm, len(COLUMNS))
         self.trace = Trace() if job.trace else None
@@ -196,9 +196,9 @@ class Run:
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
             monitor.take([row for row in rows if row[0] != ASKED])
-            test_rows = sum(n for r in ranks for _, _, n in r["scores"])
-            test_loss = sum(s for r in ranks for s, _, _ in r["scores"]) / test_rows if test_rows else None
-            quality = self.data.quality(sum(score for r in ranks for _, score, _ in r["scores"]), test_rows, test_loss)
+            losses, score, test_rows = scoring.total(scores for r in ranks for scores in r["scores"])
+            test_loss = losses / test_rows if test_rows else None
+            quality = self.data.quality(score, test_rows, test_loss)
             monitor.end(test_loss, quality)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, quality, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}
@@ -228,7 +228,7 @@ def _asking(saves: bool) -> Iterator[Callable[[], int]]:
         yield lambda: 0
 
 
-def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
+def compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
     """Load the arithmetic; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm)."""
     arithmetic = None
     if comm.host.rank == 0:
