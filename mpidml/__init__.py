@@ -3,6 +3,8 @@
     mpidml.train(mpidml.Job(data="digits", sync="ssp:1"))          what `python -m mpidml train` does
     mpidml.compare({"sync": ["bsp", "ssp:3"], "target": "0.95"})    the same job under several policies, in one table
     mpidml.simulate({"sync": "ssp:3", "workers": 10_000})           the same on virtual clocks
+    mpidml.evaluate("runs/x")                                       how good the run's model is on its test rows, or on others
+    mpidml.predict("runs/x", data="new.csv", out="of_new.csv")      what it says of rows without labels
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
     mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
 """
@@ -12,24 +14,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
+    from mpidml.evaluate import evaluate
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
     from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
+    from mpidml.predict import predict
     from mpidml.runtime.tables import run_tables
     from mpidml.simulate import simulate
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Job", "compare", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
+__all__ = ["Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
 
 _WHERE = {
     "Job": "mpidml.core.job",
     "MLPClassifier": "mpidml.ml.mlp_classifier",
     "MLPRegressor": "mpidml.ml.mlp_regressor",
-    "compare": "mpidml.compare",
     "run_tables": "mpidml.runtime.tables",
-    "simulate": "mpidml.simulate",
     "train": "mpidml.strategies.base",
 }
+_WHERE |= {name: f"mpidml.{name}" for name in ("compare", "evaluate", "predict", "simulate")}
 
 
 def __getattr__(name: str) -> Any:

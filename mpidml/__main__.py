@@ -50,6 +50,14 @@ def main() -> None:
         from mpidml.simulate import simulate
 
         simulate(given)
+    elif command == "evaluate":
+        from mpidml.evaluate import evaluate
+
+        evaluate(**given)
+    elif command == "predict":
+        from mpidml.predict import predict
+
+        predict(**given)
 
 
 def _launched(argv: list[str], has_launcher: bool) -> list[str]:

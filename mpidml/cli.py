@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import mpidml
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.evaluation import Evaluation, Prediction
 from mpidml.core.job import Job
 from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.variants import LISTED, expand
@@ -21,8 +22,11 @@ COMMANDS = {
     "train": "train a network; writes a run folder",
     "compare": "run one job under several policies or settings (lists as bsp,ssp:3,asp), and on one process; writes a table and a plot",
     "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
+    "evaluate": "how good a run's model is, on the rows it held out or on others; writes evaluation.json",
+    "predict": "what a run's model says of rows, with labels or without; writes a table",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
+OF_A_RUN: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """Return the command and what it runs: the job of `train`, the values of `compare` and `simulate`; None for `info`.
+    """Return the command and what it runs: the job of `train`, the values of the others; None for `info`.
 
     `--help` prints and exits; UserError for anything else that cannot be.
     """
@@ -53,9 +57,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         return command, None
     parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
-        known = ["--config", *map(_flag, _fields(command))]
+        known = [*([] if command in OF_A_RUN else ["--config"]), *(_flag(f) for f in _fields(command) if f.name != "run")]
         raise UserError(f"{command}: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], known)}")
     given = vars(parsed)
+    if command in OF_A_RUN:
+        given = {name: value for name, value in given.items() if value is not None}
+        return command, vars(OF_A_RUN[command]().with_values(given, command))
     config = given.pop("config", None)
     if command == "train":
         values = ({} if config is None else _toml(config)) | given
@@ -92,8 +99,13 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options (without the dashes); flags win over it")
+    if command in OF_A_RUN:
+        parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run that has ended, as runs/20260131-120000")
+    else:
+        parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options (without the dashes); flags win over it")
     for f in _fields(command):
+        if f.name == "run":
+            continue
         flag, default, text = _flag(f), f.default, f.metadata["help"].replace("%", "%%")
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} (default: {'on' if default else 'off'})")
@@ -101,12 +113,14 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         listed = plugins.names(f.metadata["plugins"]) if for_help and f.metadata["plugins"] else f.metadata["choices"]
         choices = f" [{'|'.join(listed)}]" if listed else ""
-        choices += " (takes a list)" if command != "train" and f.name in LISTED else ""
+        choices += " (takes a list)" if command in ("compare", "simulate") and f.name in LISTED else ""
         parser.add_argument(flag, metavar=_metavar(default), help=f"{text}{choices}" + (f" (default: {shown})" if shown != "" else ""))
     return parser
 
 
 def _fields(command: str) -> tuple[Field[Any], ...]:
+    if command in OF_A_RUN:
+        return fields(OF_A_RUN[command])
     return (*(fields(Simulation) if command == "simulate" else ()), *fields(Job))
 
 

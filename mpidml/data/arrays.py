@@ -15,11 +15,12 @@ NAMES = ("x", "y", "x_train", "y_train", "x_test", "y_test")
 
 
 class Arrays(NamedTuple):
-    """x (n, features) and y (n,) or (n, k) as the file has them; `test`: the file of the test part and the names of its arrays, for messages."""
+    """x (n, features) and y (n,) or (n, k) as the file has them (None: rows without labels, which no run learns from); `test`: the file of the test
+    part and the names of its arrays, for messages."""
 
     file: str
     x: Array
-    y: Array
+    y: Any
     test_x: Array | None = None
     test_y: Array | None = None
     test: tuple[str, str, str] | None = None
@@ -35,6 +36,8 @@ class Arrays(NamedTuple):
         if len(parts) == 1:
             return parts[0]
         first = parts[0]
+        if any(part.y is None for part in parts):
+            return cls._without_labels(name, parts)
         for part in parts:
             if part.test_x is not None:
                 raise UserError(f"{part.file}: has test rows of its own, and is one of {len(parts)} files; give the test rows by --test-data")
@@ -44,6 +47,15 @@ class Arrays(NamedTuple):
             y = targets_of(part.y, f"{part.file}, y") if is_amount(part.y) or part.y.ndim == 2 else part.y
             check_part(part.file, "x", part.x, "y", y)
         return Arrays(name, np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+
+    @classmethod
+    def _without_labels(cls, name: str, parts: Sequence[Arrays]) -> Arrays:
+        first = parts[0]
+        for part in parts:
+            if part.x.shape[1] != first.x.shape[1] or (part.y is None) != (first.y is None):
+                here, there = (f"{p.x.shape[1]} features and {'no labels' if p.y is None else 'labels'}" for p in (part, first))
+                raise UserError(f"{part.file}: has {here}, {first.file} has {there}; give all files the same")
+        return cls(name, np.concatenate([part.x for part in parts]), None)
 
     def coding(self, reading: Reading) -> None:
         """Nothing is coded: arrays are numbers."""
@@ -61,8 +73,14 @@ def _widths(of: tuple[int, ...]) -> str:
     return f"{of[0]} features" + (f" and {of[1]} targets" if len(of) > 1 else "")
 
 
-def from_names(file: str, found: Collection[str], get: Callable[[str], Array]) -> Arrays:
-    """Choose arrays by their names: x, y or x_train, y_train (and x_test, y_test); images are flattened to rows. `get` decodes one array."""
+def from_names(file: str, found: Collection[str], get: Callable[[str], Array], later: bool = False) -> Arrays:
+    """Choose arrays by their names: x, y or x_train, y_train (and x_test, y_test); images are flattened to rows. `get` decodes one array.
+
+    `later`: they are rows for a run that has learnt, the test part where there is one, and may have no labels.
+    """
+    pairs = (("x_test", "y_test"), ("x", "y"), ("x_train", "y_train"))
+    if later and (pair := next((pair for pair in pairs if pair[0] in found), None)):
+        return Arrays(file, as_matrix(get(pair[0]), f"{file}: {pair[0]}"), get(pair[1]) if pair[1] in found else None)
     if {"x", "y"} & set(found) and (both := sorted({"x_train", "y_train"} & set(found))):
         raise UserError(f"{file}: holds x or y and {', '.join(both)}, two sets of training rows; keep x, y or x_train, y_train")
     train = ("x", "y") if {"x", "y"} & set(found) else ("x_train", "y_train")

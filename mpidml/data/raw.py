@@ -19,7 +19,8 @@ _ROWS_AT_ONCE = 4096
 class RawData(NamedTuple):
     """Rows of a data set: x (n, features) in the dtype of the file, or scipy.sparse CSR; the test parts are None where there are none.
 
-    y: labels int64 (n,), or the targets of a regression, float64 (n, k). `notes`: what the reading decided, in words for the user.
+    y: labels int64 (n,), or the targets of a regression, float64 (n, k). `notes`: what the reading decided, in words for the user;
+    `coding`: how rows that come later are coded alike (None: arrays, which are numbers).
     """
 
     name: str
@@ -28,6 +29,7 @@ class RawData(NamedTuple):
     test_x: Any
     test_y: Array | None
     notes: tuple[str, ...] = ()
+    coding: Any = None
 
 
 class Reading(NamedTuple):

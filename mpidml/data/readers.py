@@ -18,7 +18,7 @@ import numpy as np
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
-from mpidml.data.formats.base import Contents, Format
+from mpidml.data.formats.base import Contents, Format, Known
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
 from mpidml.data.table import Table, check_names
 
@@ -58,32 +58,32 @@ def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
         raise UserError(f"{name}: are {len(arrays)}; give x, y or x, y, test_x, test_y")
     x, y, test_x, test_y = (*arrays, None, None)[:4]
     x, test_x = (part if part is None or hasattr(part, "indptr") else as_matrix(np.asarray(part), f"{name}: x") for part in (x, test_x))
-    y, note = _answers(np.asarray(y), task, f"{name}, y")
+    y, note = answers(np.asarray(y), task, f"{name}, y")
     if test_x is not None:
-        test_y, _ = _answers(np.asarray(test_y), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
+        test_y, _ = answers(np.asarray(test_y), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
     raw = RawData(name, x, y, test_x, test_y, note)
     check(raw, (name, "test_x", "test_y"))
     return raw
 
 
 def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
-    train: Any = _load(source, reading, labels)
+    train: Any = load(source, reading, labels)
     if reading.task == "regress" and train.classes is not None:
         raise UserError(
             f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
         )
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
-    y, note = _answers(y, reading.task, f"{source}, y")
+    y, note = answers(y, reading.task, f"{source}, y")
     notes = (*train.notes(coding), *note)
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
     if test_source is not None:
-        test: Any = _load(test_source, reading, test_labels)
+        test: Any = load(test_source, reading, test_labels)
         alike = type(test) is type(train)
         if isinstance(train, Table) and isinstance(test, Table):
             check_names(test, train)
-        _same_kind(train, test, source, test_source)
+        same_kind(train.classes, test.classes, source, test_source)
         if isinstance(test, Arrays) and test.test_x is not None and test.test_y is not None:
             test_x, test_y, at = test.test_x, test.test_y, test.test
         else:
@@ -91,17 +91,17 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
     elif isinstance(train, Arrays) and train.test_x is not None and train.test_y is not None:
         test_x, test_y, at = train.test_x, train.test_y, train.test
     else:
-        raw = RawData(name, x, y, None, None, notes)
+        raw = RawData(name, x, y, None, None, notes, coding)
         check(raw)
         return raw
     assert at is not None
-    test_y, _ = _answers(test_y, task, f"{at[0]}, {at[2]}")
-    raw = RawData(name, x, y, test_x, test_y, notes)
+    test_y, _ = answers(test_y, task, f"{at[0]}, {at[2]}")
+    raw = RawData(name, x, y, test_x, test_y, notes, coding)
     check(raw, at)
     return raw
 
 
-def _answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
+def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
     """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets."""
     if task == "regress":
         return targets_of(y, where), ()
@@ -114,20 +114,19 @@ def _answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
     return coded, ()
 
 
-def _same_kind(train: Contents, test: Contents, source: str, test_source: str) -> None:
+def same_kind(train: list[str] | None, test: list[str] | None, source: str, test_source: str) -> None:
     """Refuse labels that are words in one source and numbers in the other."""
-    if (train.classes is None) != (test.classes is None):
-        here, there = ("numbers" if of.classes is None else f"words ('{of.classes[0]}')" for of in (test, train))
+    if (train is None) != (test is None):
+        here, there = ("numbers" if of is None else f"words ('{of[0]}')" for of in (test, train))
         raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
 
 
-def _load(source: str, reading: Reading, labels: str | None) -> Contents:
-    """Decode all files of one source, and join them."""
+def load(source: str, reading: Reading, labels: str | None, known: Known | None = None) -> Contents:
+    """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view."""
     if source == "digits":
         _idle(source, reading, labels, Format())
         return _digits(reading.view)
-    known = formats()
-    paths, form = _files(source, known)
+    paths, form = _files(source, formats())
     _idle(source, reading, labels, form)
     if reading.view != "pix":
         raise UserError(f"{source}: view '{reading.view}' was asked for, but only 'digits' has views; drop it")
@@ -137,7 +136,7 @@ def _load(source: str, reading: Reading, labels: str | None) -> Contents:
             raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
-    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of)) for path, of in zip(paths, label_paths, strict=True)]
+    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in zip(paths, label_paths, strict=True)]
     joined: Contents = type(parts[0]).joined(source, parts)
     return joined
 

@@ -54,6 +54,24 @@ class Filling(NamedTuple):
     missing: float
 
 
+class Known(NamedTuple):
+    """The columns that a run learnt from: names of the features, name and place of the label (no names: a table without a header), how many features."""
+
+    names: tuple[str, ...]
+    label: str
+    at: int
+    n: int
+
+    def find(self, file: str, first: Sequence[str]) -> tuple[int, bool]:
+        """Return where the label's column is (-1: nowhere) in a table whose first line this is, and whether that line is a header for sure."""
+        names = tuple(text.strip() for text in first)
+        if len(first) not in (self.n, self.n + 1):
+            raise UserError(f"{file}: has {len(first)} columns, the run learnt from {self.n} features and a label; give those columns, with the label or without")
+        if len(first) == self.n:
+            return -1, bool(self.names) and names == self.names
+        return (names.index(self.label), True) if self.names and self.label in names else (self.at, False)
+
+
 class Coding(NamedTuple):
     """How the training data are coded, so that test data can be coded alike."""
 
@@ -61,16 +79,26 @@ class Coding(NamedTuple):
     columns: tuple[Filling, ...]
     classes: list[str] | None
     reading: Reading
+    names: tuple[str, ...] = ()
+    label: str = ""
+    at: int = -1
+
+    @property
+    def known(self) -> Known:
+        """Return what finds the label's column in other files."""
+        return Known(self.names, self.label, self.at, len(self.columns))
 
 
 class Table(NamedTuple):
-    """cells (n, columns) float64, NaN where no number stands; `at` is the label's column; `names`: those of the features, empty without a header."""
+    """cells (n, columns) float64, NaN where no number stands; `at` is the label's column (-1: none); `names`: those of the features, and `label`
+    that of the label, empty without a header."""
 
     file: str
     cells: Array
     columns: tuple[Column, ...]
     at: int
     names: tuple[str, ...]
+    label: str = ""
 
     @property
     def classes(self) -> list[str] | None:
@@ -96,7 +124,7 @@ class Table(NamedTuple):
                 raise UserError(f"{part.file}: has {here}, {first.file} has {there}; give all files the same columns")
             check_names(part, first)
         columns = tuple(_joined(each, [len(part.cells) for part in parts]) for each in zip(*(part.columns for part in parts), strict=True))
-        return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names)
+        return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names, first.label)
 
     def coding(self, reading: Reading) -> Coding:
         """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed."""
@@ -104,15 +132,14 @@ class Table(NamedTuple):
         columns = tuple(self._filling(j, reading, rows) for j in range(len(self.columns)) if j != self.at)
         if reading.categories != Reading().categories and all(column.categories is None for column in columns):
             raise UserError(f"--categories {reading.categories}: does nothing, {self.file} has no column of words; leave it out")
-        return Coding(self.file, columns, self.classes, reading)
+        return Coding(self.file, columns, self.classes, reading, self.names, self.label, self.at)
 
     def rows(self, coding: Coding) -> tuple[Array, Array]:
         """Return x (n, features) float64 and labels, int64 where they are words; UserError for cells and labels that the coding does not know."""
-        features = [j for j in range(len(self.columns)) if j != self.at]
-        if len(features) != len(coding.columns):
-            raise UserError(
-                f"{self.file}: train rows have {len(coding.columns)} features, test rows have {len(features)}; give both the same features"
-            )
+        return self.features(coding), self.answers(coding)
+
+    def answers(self, coding: Coding) -> Array:
+        """Return the labels."""
         y = self.cells[:, self.at]
         if coding.classes is not None:
             label = self.columns[self.at]
@@ -122,16 +149,26 @@ class Table(NamedTuple):
                     raise UserError(f"{cell.file}: label '{cell.text}' in row {cell.row} is unknown; {nearest(cell.text, coding.classes)}")
             assert label.codes is not None
             y = np.array([position[cell.text] for cell in label.words], np.int64)[label.codes]
+        return y
+
+    def features(self, coding: Coding) -> Array:
+        """Return x."""
+        features = [j for j in range(len(self.columns)) if j != self.at]
+        if len(features) != len(coding.columns):
+            raise UserError(
+                f"{self.file}: train rows have {len(coding.columns)} features, test rows have {len(features)}; give both the same features"
+            )
         parts = [self._numbers(j, filling, coding) for j, filling in zip(features, coding.columns, strict=True)]
         if all(part.ndim == 1 and part.base is self.cells for part in parts):  # nothing was coded
-            return self.cells[:, :-1] if self.at == len(self.columns) - 1 else np.delete(self.cells, self.at, 1), y
+            last = len(self.columns) - 1
+            return self.cells if self.at < 0 else self.cells[:, :-1] if self.at == last else np.delete(self.cells, self.at, 1)
         x = np.empty((len(self.cells), sum(1 if part.ndim == 1 else part.shape[1] for part in parts)))
         at = 0
         for part in parts:
             width = 1 if part.ndim == 1 else part.shape[1]
             x[:, at : at + width] = part.reshape(len(x), width)
             at += width
-        return x, y
+        return x
 
     def notes(self, coding: Coding) -> tuple[str, ...]:
         """Say what became of words and missing cells."""
@@ -200,7 +237,7 @@ class Table(NamedTuple):
             )
 
 
-def check_names(table: Table, first: Table) -> None:
+def check_names(table: Table, first: Table | Coding) -> None:
     """Refuse columns that are not called as in `first`, where both have names."""
     if table.names and first.names and table.names != first.names:
         i = next((i for i, (a, b) in enumerate(zip(table.names, first.names, strict=False)) if a != b), min(len(table.names), len(first.names)))

@@ -40,6 +40,10 @@ class Targets(NamedTuple):
         scaled: Array = (y - self.offset) / self.scale
         return scaled
 
+    def unscaled(self, y: Array) -> Array:
+        """Return scaled targets or outputs (n, k) in the targets' own unit, float64."""
+        return y.astype(np.float64) * self.scale + self.offset
+
     @property
     def loss_factor(self) -> float:
         """What a squared error of scaled targets is multiplied by to be in their own unit."""

@@ -15,6 +15,7 @@ from mpidml_kernels import BACKENDS
 from mpidml_kernels import backend as kernels
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.flat import Array
 from mpidml.core.job import Job
 from mpidml.nn.layers.base import Layer
 from mpidml.nn.layers.dense import Dense
@@ -64,7 +65,7 @@ def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Netw
     if not is_labels and job.class_weights:
         raise UserError(f"--class-weights {job.class_weights}: the data have no classes, their targets are numbers; leave it out")
     weights = parse_weights(job.class_weights, data.y, data.n_outputs) if is_labels else None
-    name = job.loss if is_labels or job.loss != Job.loss else "squared_error"  # what nobody chose goes by the data
+    name = _loss_name(job, is_labels)
     loss = make_loss(name, weights, job.label_smoothing)
     try:
         if is_labels:
@@ -82,6 +83,19 @@ def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Netw
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return connect(layers, where, data.x.shape[1], n_outputs, loss, job.dtype, backend)
+
+
+def rebuilt(job: Job, layers: Sequence[Layer], sizes: tuple[int, int], is_labels: bool, class_weights: Any, codes: Array, backend: Any) -> Network:
+    """Return the network of a job that has run, without its data: sizes (features, classes or targets), what its weights of classes were, and
+    codes (1, features), a row that holds the largest code of each column of codes."""
+    loss = make_loss(_loss_name(job, is_labels), class_weights, job.label_smoothing)
+    layers[0].see(codes)
+    return connect(layers, f"--model {job.model}", sizes[0], loss.n_outputs(sizes[1]) if is_labels else sizes[1], loss, job.dtype, backend)
+
+
+def _loss_name(job: Job, is_labels: bool) -> str:
+    """Return the loss's name: what nobody chose goes by the data."""
+    return job.loss if is_labels or job.loss != Job.loss else "squared_error"
 
 
 def connect(layers: Sequence[Layer], where: str, n_features: int, n_outputs: int, loss: Loss, dtype: Any, backend: Any) -> Network:

@@ -106,11 +106,16 @@ class Network:
         return [(at + lo, at + hi) for at, ranges in parts for lo, hi in ranges]
 
     def score(self, w: Array, x: Array, y: Array, block: int = 512) -> tuple[float, int]:
-        """Return the sum of the losses and the number of rows that are right; dropout off, `block` rows at a time.
+        """Return the sum of the losses and the number of rows that are right; dropout off, `block` rows at a time."""
+        found = self.scored(w, x, y, block)
+        return sum(loss for loss, _ in found), sum(n_correct for _, n_correct in found)
+
+    def scored(self, w: Array, x: Array, y: Array, block: int = 512, outputs: Array | None = None) -> list[tuple[float, int]]:
+        """Return the sum of the losses and the number of rows that are right of each block of rows; write the outputs to `outputs`, where given.
 
         `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right.
         """
-        loss, n_correct = 0.0, 0
+        found = []
         has_labels = not self.loss.from_values or (y.ndim == 1 and not np.issubdtype(y.dtype, np.floating))
         kernel, constants = getattr(self.backend, self.loss.kernel), self.loss.constants(self.n_outputs, self.dtype)
         for lo, out in self._blocks(w, x, block):
@@ -121,9 +126,11 @@ class Network:
                 self.loss.fill(labels, targets)
             elif targets is not None:
                 targets[...] = part.reshape(out.shape)
-            n_correct += self.loss.n_correct(self.backend, out, labels, targets)
-            loss += kernel(out, labels if targets is None else targets, *constants, 1.0)
-        return loss, n_correct
+            if outputs is not None:
+                outputs[lo : lo + len(out)] = out
+            n_correct = self.loss.n_correct(self.backend, out, labels, targets)
+            found.append((float(kernel(out, labels if targets is None else targets, *constants, 1.0)), n_correct))  # the kernel overwrites `out`
+        return found
 
     def predict(self, w: Array, x: Array, block: int = 512) -> Array:
         """Return the outputs (n, n_outputs), before any softmax."""

@@ -17,6 +17,7 @@ from mpidml.data.readers import Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.data.targets import Targets
+from mpidml.runtime import scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
 from mpidml.runtime.info import memory_nbytes
@@ -30,6 +31,7 @@ class Dataset(NamedTuple):
     """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
+    `coding`: how the rows were coded, known to the first rank of each host alone.
     """
 
     name: str
@@ -43,16 +45,17 @@ class Dataset(NamedTuple):
     scaler: Scaler
     targets: Targets | None = None
     notes: tuple[str, ...] = ()
+    coding: Any = None
 
     def rows(self, of: str) -> tuple[Array, Array]:
         """Return x and y of the "test" or the "val" rows."""
         return (self.val_x, self.val_y) if of == "val" else (self.test_x, self.test_y)
 
-    def judged(self, scores: Sequence[Mapping[str, tuple[float, float, int]]]) -> dict[str, float | None]:
-        """Say how good a model is from every worker's scores, "test" or "val" -> (loss sum, score, rows): the losses and their `quality`."""
+    def judged(self, scores: Sequence[Mapping[str, scoring.Scores]]) -> dict[str, float | None]:
+        """Say how good a model is from every worker's scores of "test" or "val" rows: the losses and their `quality`."""
         found: dict[str, float | None] = {}
         for of in scores[0]:
-            loss, score, rows = (sum(each) for each in zip(*(own[of] for own in scores), strict=True))
+            loss, score, rows = scoring.total(own[of] for own in scores)
             mean = loss / rows if rows else None
             found |= {f"{of}_loss": mean} | self.quality(score, rows, mean, of)
         return found
@@ -110,14 +113,14 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
     mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaled = [_scaled(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
+    scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
-    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes)
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
 
 
-def _scaled(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
+def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
     """Return the scaled rows of `source` in the job's dtype, each rank of the host scaling its share, and free `source`."""
     x = comm.shared(n * n_features, dtype).reshape(n, n_features)
     lo, hi = n * comm.host.rank // comm.host.size, n * (comm.host.rank + 1) // comm.host.size
@@ -134,7 +137,7 @@ def _scaled(name: str, dtype: str, source: Array, n: int, n_features: int, scale
     return x
 
 
-class _Part:
+class Part:
     """Rows of x, dense or sparse, in memory or on the disk, that are copied once, to where they are shared; y of those rows."""
 
     def __init__(self, x: Any, y: Array, rows: Array | None = None) -> None:
@@ -154,10 +157,11 @@ class _Part:
 
 class _Parts(NamedTuple):
     name: str
-    rows: tuple[_Part, _Part, _Part]  # training, test, validation
+    rows: tuple[Part, Part, Part]  # training, test, validation
     n_outputs: int
     targets: Targets | None
     notes: tuple[str, ...]
+    coding: Any
 
 
 def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
@@ -175,18 +179,18 @@ def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
     if raw.test_x is not None and raw.test_y is not None:
         if not job.test_data and job.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {job.hold_out}: does nothing, {job.data} has test rows of its own (x_test, y_test); leave it out")
-        train, test = _Part(raw.x, raw.y, kept if job.validate else None), _Part(raw.test_x, raw.test_y)
+        train, test = Part(raw.x, raw.y, kept if job.validate else None), Part(raw.test_x, raw.test_y)
     else:
         if len(kept) == 0:
             raise UserError(f"{job.data}: all of its {len(raw.y)} row(s) would be held out for testing; give more rows or a smaller --hold-out")
-        train, test = _Part(raw.x, raw.y, kept), _Part(raw.x, raw.y, held)
+        train, test = Part(raw.x, raw.y, kept), Part(raw.x, raw.y, held)
     if job.validate and not len(apart):
         raise UserError(f"--validate {job.validate}: there is one training row, and none to keep apart; give more rows, or leave it out")
-    rows = (train, test, _Part(raw.x, raw.y, apart))
-    _check_room(job, rows)
+    rows = (train, test, Part(raw.x, raw.y, apart))
+    check_room(job.data, job.dtype, *rows)
     if raw.y.dtype.kind == "f":
-        return _Parts(raw.name, rows, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes)
-    return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes)
+        return _Parts(raw.name, rows, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+    return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
 
 
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
@@ -202,15 +206,15 @@ def _about(parts: _Parts) -> tuple[Any, ...]:
     return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes
 
 
-def _check_room(job: Job, rows: Sequence[_Part]) -> None:
+def check_room(source: str, dtype: str, *parts: Part) -> None:
     """Refuse sparse rows that have no room as dense ones, which training needs."""
-    if not any(part.is_sparse for part in rows):
+    if not any(part.is_sparse for part in parts):
         return
-    width = rows[0].x.shape[1]
-    wanted = sum(part.n * width * (part.dtype.itemsize + np.dtype(job.dtype).itemsize) for part in rows)
+    width = parts[0].x.shape[1]
+    wanted = sum(part.n * width * (part.dtype.itemsize + np.dtype(dtype).itemsize) for part in parts)
     room = min((free for free in (memory_nbytes(), shared_memory_nbytes()) if free is not None), default=None)
     if room is not None and wanted > 0.9 * room:
-        n = sum(part.n for part in rows)
+        n = sum(part.n for part in parts)
         raise UserError(
-            f"{job.data}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; give fewer features or rows"
+            f"{source}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; give fewer features or rows"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.role import Array
+from mpidml.runtime import scoring
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.wire import pieces
@@ -45,7 +46,7 @@ class Looks:
                 np.copyto(self.best.setdefault(number, np.empty_like(newest := store.at(store.latest))), newest)
         reached = False
         if self.monitor is not None:
-            self.monitor.look(*(sum(each) for each in zip(*(own["val"] for own in scores), strict=True)), time.perf_counter() - since)
+            self.monitor.look(*scoring.total(own["val"] for own in scores), time.perf_counter() - since)
             reached = self.monitor.reached is not None
         return bool(self.comm.bcast(reached)) or self.patience.over
 
@@ -98,7 +99,7 @@ class Looks:
                 self.comm.Bcast(piece, strategy.rank_of[number])
         return self.gathered
 
-    def _scores(self, values: Array, *names: str) -> list[dict[str, tuple[float, float, int]]]:
+    def _scores(self, values: Array, *names: str) -> list[dict[str, scoring.Scores]]:
         """Return the scores of every worker's share of the named rows, in the order of ranks."""
         found = self.comm.allgather([{of: task.score(values, of) for of in names} for task in self.strategy.tasks.values()])
         return [scores for own in found for scores in own]

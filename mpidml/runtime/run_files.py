@@ -2,6 +2,7 @@
 
     config.toml metrics.jsonl     at the beginning, and row by row
     checkpoints/                  see `checkpoint`
+    coding.json                   how the rows were coded, see `coding`
     model.safetensors trace.json report.png summary.json    at the end, each whole or not there
 """
 
@@ -18,8 +19,12 @@ import numpy as np
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import to_chrome
-from mpidml.runtime.net import NET_FILE, net_text
+from mpidml.data.coding import Known
+from mpidml.data.raw import Reading
+from mpidml.runtime.net import NET_FILE, categories, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
+
+CODING_FILE = "coding.json"
 
 
 def open_folder(job: Job, goes_on: bool) -> RunFolder:
@@ -62,6 +67,12 @@ def write(
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
     if data.targets is not None:
         tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
+    weights = getattr(strategy.net.loss, "class_weights", None)
+    largest = {c: float(max(x[:, c].max() for x in (data.x, data.test_x) if len(x))) for c in categories(strategy.job)}
+    reading = Reading(**{name: getattr(strategy.job, name) for name in Reading._fields if name in strategy.job.mapping()})
+    task = "classify" if data.targets is None else "regress"
+    known = Known(data.name, task, data.x.shape[1], data.n_outputs, reading, data.coding, largest, weights)
+    folder.write_json(CODING_FILE, known.mapping())
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
     if traces is not None:
         folder.write_json(

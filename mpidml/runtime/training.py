@@ -13,6 +13,7 @@ from mpidml.core.buffers import Buffer
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array, Lease
 from mpidml.ps.task import Push, Read, Turn
+from mpidml.runtime import scoring
 
 BUFFER_WAIT_SECONDS = 50e-6
 NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -39,8 +40,7 @@ class Training:
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
-        targets = self.data.targets
-        self.loss_factor = 1.0 if targets is None or net.loss.kernel != "squared_error" else targets.loss_factor
+        self.loss_factor = scoring.loss_factor(net, self.data.targets)
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.salt_epoch, self.scored_epoch = -1, 0
@@ -82,23 +82,20 @@ class Training:
         """Name the gradient that is pushed part by part."""
         return self.running
 
-    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> dict[str, tuple[float, float, int]]:
+    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> dict[str, scoring.Scores]:
         """Score the final parameters on this worker's share of the test and the validation rows; with patience the best ones are scored later."""
         self.final = self._parameters(turn)
         return {} if self.job.patience else {of: self.score(self.final, of) for of in dict.fromkeys(("test", self.job.looks_at))}
 
-    def score(self, w: Array, of: str) -> tuple[float, float, int]:
-        """Score this worker's share of the "test" or the "val" rows; return loss sum, score, rows."""
+    def score(self, w: Array, of: str) -> scoring.Scores:
+        """Score this worker's share of the "test" or the "val" rows, block by block."""
         started = time.perf_counter()
-        of_x, of_y = self.data.rows(of)
-        part = slice(len(of_x) * self.worker // self.strategy.n_workers, len(of_x) * (self.worker + 1) // self.strategy.n_workers)
-        x, y = of_x[part], of_y[part]
-        loss, score = self.net.score(w, x, y) if len(x) else (0.0, 0.0)
-        if len(x) and self.data.targets is not None:
-            loss, score = loss * self.loss_factor, self.data.targets.squared_errors(self.net.predict(w, x), y)
+        x, y = self.data.rows(of)
+        lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
+        found = scoring.score(self.net, w, x[lo:hi], y[lo:hi], self.data.targets)
         if self.strategy.trace is not None:
             self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
-        return loss, score, len(x)
+        return found
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
@@ -175,7 +172,8 @@ class Training:
     def _look(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
         """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch."""
         started = time.perf_counter()
-        return *self.score(w, self.job.looks_at), time.perf_counter() - started, epoch
+        loss, score, n = scoring.total([self.score(w, self.job.looks_at)])
+        return loss, score, n, time.perf_counter() - started, epoch
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

@@ -85,7 +85,7 @@ class Run:
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
         self.data = data = load(job, comm, arrays)
         check_target(job, data)
-        arithmetic = _compiled(job.backend, comm, quiet)
+        arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         self.telemetry = Telemetry(comm, len(COLUMNS))
         self.trace = Trace() if job.trace else None
@@ -256,7 +256,7 @@ def _asking(saves: bool) -> Iterator[Callable[[], int]]:
         yield lambda: 0
 
 
-def _compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
+def compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
     """Load the arithmetic; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm)."""
     arithmetic = None
     if comm.host.rank == 0:

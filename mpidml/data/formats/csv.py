@@ -11,7 +11,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.csv_rows import Rows, Span, batches, head
-from mpidml.data.formats.base import Format, opened
+from mpidml.data.formats.base import Format, Known, opened
 from mpidml.data.raw import Array
 from mpidml.data.table import MISSING, Cell, Column, Table
 
@@ -25,28 +25,28 @@ class Csv(Format):
     endings = (".csv", ".csv.gz")
     is_table = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Table:
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Table:
         try:
             with opened(path) as stream:
-                return _table(str(path), stream, label)
+                return _table(str(path), stream, label, known)
         except UnicodeDecodeError:
             raise UserError(_not_utf8(path)) from None
 
 
-def _table(file: str, stream: IO[bytes], label: str | None) -> Table:
+def _table(file: str, stream: IO[bytes], label: str | None, known: Known | None) -> Table:
     rows, n_lines, blocks = head(stream)
     if not rows:
         raise UserError(f"{file}: the file holds no rows; give a table of features and labels")
     first = rows[0]
     width = len(first)
-    if width < 2:
+    if width < 2 and known is None:
         raise UserError(f"{file}: the first line has {width} column, at least 2 are needed (features, label); separate columns by commas")
-    at = width - 1 if label is None else _position(file, first, label)
+    at, is_known = (width - 1 if label is None else _position(file, first, label), False) if known is None else known.find(file, first)
     if label is not None and all(map(_is_number, first)) and not all(text.strip().isdecimal() for text in first):
         raise UserError(f"{file}: column '{label}' was named, but the first line holds numbers, not names; give the file a header, or drop the name")
-    has_header = label is not None or not any(_is_number(text) for i, text in enumerate(first) if i != at)
+    has_header = label is not None or is_known or not any(_is_number(text) for i, text in enumerate(first) if i != at)
     # column names that are numbers above numeric labels, as data frames write them
-    has_header = has_header or (len(rows) > 1 and len(rows[1]) == width and not _is_number(first[at]) and _is_number(rows[1][at]))
+    has_header = has_header or (at >= 0 and len(rows) > 1 and len(rows[1]) == width and not _is_number(first[at]) and _is_number(rows[1][at]))
     if has_header and len(rows) == 1:
         raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
     columns = [_Column(file, f"{i} ('{name.strip()}')" if has_header else f"{i}") for i, name in enumerate(first)]
@@ -64,7 +64,8 @@ def _table(file: str, stream: IO[bytes], label: str | None) -> Table:
         cells.append(values)
         n += len(values)
     names = tuple(name.strip() for i, name in enumerate(first) if i != at) if has_header else ()
-    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, names)
+    name = first[at].strip() if has_header and at >= 0 else ""
+    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, names, name)
 
 
 class _Column:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpidml.data.arrays import Arrays, from_names
-from mpidml.data.formats.base import Format, package
+from mpidml.data.formats.base import Format, Known, package
 
 
 class Hdf5(Format):
@@ -13,8 +13,8 @@ class Hdf5(Format):
 
     endings = (".h5", ".hdf5")
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Arrays:
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         h5py = package("h5py", path)
         with h5py.File(path, "r") as file:
             found = [name for name in file if isinstance(file[name], h5py.Dataset)]
-            return from_names(str(path), found, lambda name: file[name][()])
+            return from_names(str(path), found, lambda name: file[name][()], known is not None)

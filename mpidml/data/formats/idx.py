@@ -17,7 +17,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Array, Arrays, as_matrix
-from mpidml.data.formats.base import Format, opened
+from mpidml.data.formats.base import Format, Known, opened
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 NAMES = tuple(f"idx{n}-{kind}" for n in (2, 3, 4) for kind in ("ubyte", "byte", "short", "int", "float", "double"))
@@ -29,14 +29,16 @@ class Idx(Format):
     endings = tuple(f"{name}{packed}" for name in (*NAMES, ".idx") for packed in ("", ".gz"))
     takes_labels = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Arrays:
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         of = labels or _beside(path)
+        if of is None and known is not None:
+            return Arrays(str(path), _images(path, read_idx(path)), None)
         if of is None:
             raise UserError(
                 f"{path}: there is no file of its labels beside it ({_labels_name(path.name) or 'no standard name'}); give it by --labels"
             )
         x, y = self._rows(path, of)
-        test = _found(path, path.name.replace("train", "t10k", 1)) if labels is None and path.name.startswith("train") else None
+        test = _found(path, path.name.replace("train", "t10k", 1)) if labels is None and known is None and path.name.startswith("train") else None
         test_of = None if test is None else _beside(test)
         if test is None or test_of is None:
             return Arrays(str(path), x, y)
@@ -48,14 +50,18 @@ class Idx(Format):
         return [path for path in rows if not path.name.startswith("t10k")] or rows
 
     def _rows(self, path: Path, labels: Path) -> tuple[Array, Array]:
-        x, y = read_idx(path), read_idx(labels)
-        if x.ndim < 2:
-            raise UserError(f"{path}: holds {x.ndim} dimension, as labels do; give the file of the images, and the labels by --labels")
+        x, y = _images(path, read_idx(path)), read_idx(labels)
         if y.ndim != 1:
             raise UserError(f"{labels}: holds {y.ndim} dimensions, labels have 1; give the file of the labels")
         if len(x) != len(y):
             raise UserError(f"{path}: holds {len(x)} rows, {labels.name} has {len(y)} labels; give the two files that belong together")
-        return as_matrix(x, f"{path}: the array"), y
+        return x, y
+
+
+def _images(path: Path, x: Array) -> Array:
+    if x.ndim < 2:
+        raise UserError(f"{path}: holds {x.ndim} dimension, as labels do; give the file of the images, and the labels by --labels")
+    return as_matrix(x, f"{path}: the array")
 
 
 def read_idx(path: Path) -> Array:

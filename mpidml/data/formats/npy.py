@@ -9,7 +9,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays, as_matrix
-from mpidml.data.formats.base import Format
+from mpidml.data.formats.base import Format, Known
 
 
 class Npy(Format):
@@ -18,9 +18,11 @@ class Npy(Format):
     endings = (".npy",)
     takes_labels = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Arrays:
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         beside = path.with_name(f"y{path.name[1:]}") if path.name.startswith("x") else None
         labels = labels or beside
+        if known is not None and labels is beside and not (beside is not None and beside.is_file()):
+            return Arrays(str(path), as_matrix(np.load(path, mmap_mode="r", allow_pickle=False), f"{path}: the array"), None)
         if labels is None or not labels.is_file():
             at = f"there is no {labels}" if labels is not None else "its labels lie in a file of their own"
             raise UserError(f"{path}: {at}; give the file of the labels by --labels")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
-from mpidml.data.formats.base import Format, package
+from mpidml.data.formats.base import Format, Known, package
 from mpidml.data.raw import Array
 from mpidml.data.table import MISSING, Cell, Column, Table
 
@@ -19,12 +19,12 @@ class Parquet(Format):
     endings = (".parquet", ".pq")
     is_table = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None) -> Table:
+    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Table:
         arrow, parquet = package("pyarrow", path), package("pyarrow.parquet", path)
         with parquet.ParquetFile(path, memory_map=True) as file:
             schema, n = file.schema_arrow, file.metadata.num_rows
             names = list(schema.names)
-            if len(names) < 2:
+            if len(names) < 2 and known is None:
                 raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
             if label is not None and label not in names:
                 raise UserError(f"{path}: there is no column '{label}'; {nearest(label, names)}")
@@ -38,9 +38,9 @@ class Parquet(Format):
                 for j, column in enumerate(columns):
                     column.take(table.column(j), lo, cells[lo : lo + table.num_rows, j])
                 lo += table.num_rows
-        at = len(names) - 1 if label is None else names.index(label)
+        at = known.find(str(path), names)[0] if known is not None else len(names) - 1 if label is None else names.index(label)
         features = tuple(name for i, name in enumerate(names) if i != at)
-        return Table(str(path), cells, tuple(column.found() for column in columns), at, features)
+        return Table(str(path), cells, tuple(column.found() for column in columns), at, features, names[at] if at >= 0 else "")
 
 
 class _Column:

@@ -56,6 +56,27 @@ class Loss:
         """Count the rows whose largest output is at the label; none without labels."""
         return 0 if labels is None else int(backend.count_largest(outputs, labels))
 
+    def decide(self, outputs: Array) -> Array:
+        """Return the class of each row, int64 (n,): that of the largest output, the first of equals."""
+        largest: Array = outputs.argmax(axis=1)
+        return largest
+
+    def probabilities(self, outputs: Array) -> Array | None:
+        """Return float64 (n, classes), the probabilities that the loss makes of outputs; None where it makes none."""
+        return None
+
+    def margins(self, outputs: Array) -> Array:
+        """Return by how much each class leads, float64 (n, classes), what puts rows in order for an ROC curve: its output over the largest other."""
+        z: Array = outputs.astype(np.float64)
+        best = z.argmax(axis=1)
+        rows = np.arange(len(z))
+        most = z[rows, best]
+        z[rows, best] = -np.inf
+        second = z.max(axis=1)
+        z -= most[:, None]
+        z[rows, best] = most - second
+        return z
+
     def flops(self, m: int, n_outputs: int) -> int:
         """Count the kernel's operations."""
         return LAWS[self.kernel].flops(m, n_outputs)

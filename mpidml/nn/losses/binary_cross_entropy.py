@@ -37,6 +37,21 @@ class BinaryCrossEntropy(Loss):
         """Take the labels as they are."""
         targets[...] = y[:, None]
 
+    def decide(self, outputs: Array) -> Array:
+        """Return 1 where the output is above 0, else 0."""
+        return (outputs[:, 0] > 0).astype(np.int64)
+
+    def probabilities(self, outputs: Array) -> Array:
+        """Return 1 - s and s."""
+        z = outputs[:, :1].astype(np.float64)
+        found: Array = 1 / (1 + np.exp(np.clip(np.concatenate([z, -z], axis=1), -700, 700)))
+        return found
+
+    def margins(self, outputs: Array) -> Array:
+        """Return -z and z, the logs of p / (1 - p)."""
+        z = outputs[:, :1].astype(np.float64)
+        return np.concatenate([-z, z], axis=1)
+
     def n_correct(self, backend: Any, outputs: Array, labels: Array | None, targets: Array | None) -> int:
         """Count the rows whose outputs are all above 0 where the target is 1 and nowhere else."""
         return int(backend.count_signs(outputs, targets))

@@ -1,0 +1,95 @@
+"""Write what a saved run's model says of rows, in their order, at any number of ranks with the same bytes.
+
+    chunk      | 0 | 1 | 2 | 3 | 4 | 5 |         each rank computes every size-th chunk, two ahead of what is written
+    rank of 3  | 0 | 1 | 2 | 0 | 1 | 2 |   ->    rank 0 takes them in turn and writes one after the other: it never holds them all
+
+A chunk is some blocks of `scoring`, which are computed alike whoever has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.evaluation import Prediction
+from mpidml.core.role import Array
+from mpidml.runtime import prediction_files
+from mpidml.runtime.agree import agree
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.ranks import given_or_all
+from mpidml.runtime.saved import Saved, open_run
+from mpidml.runtime.scoring import BLOCK
+from mpidml.runtime.summary import say
+from mpidml.runtime.threads import limit_threads
+from mpidml.strategies.base import compiled
+
+CHUNK = 16 * BLOCK
+TAG = 11
+
+
+def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = None, quiet: bool = False, unseen: str = "") -> dict[str, Any]:
+    """Write the predictions of the model in the folder `run` for the rows of `data` to `out`; return their number, and the classes' names (Collective).
+
+    Options are the flags of their names. UserError for bad input, before any work; the file is whole or not there.
+    """
+    with given_or_all(comm) as ranks:
+        given = {"run": str(run), "data": str(data), "out": str(out), "unseen": unseen}
+        asked = agree(ranks, lambda: Prediction().with_values(given, "predict"))
+        return _predict(asked, ranks, quiet)
+
+
+def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any]:
+    limit_threads()  # the last bits of a product depend on the number of threads
+    leads = comm.rank == 0
+    agree(comm, lambda: prediction_files.check(asked.out) if leads else None)
+    saved = open_run(asked.run, comm, lambda name: compiled(name, comm, quiet))
+    rows = saved.rows(asked.data, "", asked.unseen, False, comm)
+    n, chunks = len(rows.x), _chunks(saved, rows.x, comm)
+    names = saved.known.classes
+    if leads:
+        kind = None if names else saved.net.n_outputs
+        has_probabilities = bool(names) and saved.net.loss.probabilities(np.zeros((1, saved.net.n_outputs), saved.net.dtype)) is not None
+        table = prediction_files.Table(n, names, has_probabilities, kind, saved.net.dtype)
+        prediction_files.write(asked.out, table, (_said(saved, outputs) for outputs in chunks))
+        if not quiet:
+            what = f"{len(names)} classes" if names else f"{saved.net.n_outputs} target(s)"
+            say(f"{asked.run}: {n:,} rows of {asked.data}, {what}\nwritten: {asked.out}")
+    else:
+        for _ in chunks:
+            pass
+    comm.nap()
+    return {"run": str(asked.run), "data": rows.name, "rows": n, "classes": names, "out": asked.out}
+
+
+def _chunks(saved: Saved, x: Array, comm: CountedComm) -> Iterator[Array]:
+    """Compute this rank's chunks and send them; on rank 0 yield the outputs of all in the order of the rows, each to be used before the next."""
+    starts = range(0, len(x), CHUNK)
+    sent: list[tuple[Any, Array]] = []
+    with np.errstate(all="ignore"):
+        for number, lo in enumerate(starts):
+            owner, rows = number % comm.size, x[lo : lo + CHUNK]
+            if owner == comm.rank:
+                outputs = saved.net.predict(saved.w, rows, BLOCK)
+                if owner == 0:
+                    yield outputs
+                else:
+                    sent.append((comm.Isend(outputs, 0, TAG), outputs))
+                    if len(sent) > 2:
+                        sent.pop(0)[0].Wait()
+            elif comm.rank == 0:
+                outputs = np.empty((len(rows), saved.net.n_outputs), saved.net.dtype)
+                comm.Irecv(outputs, owner, TAG).Wait()
+                yield outputs
+    for request, _ in sent:
+        request.Wait()
+
+
+def _said(saved: Saved, outputs: Array) -> prediction_files.Chunk:
+    """Return what is written of some rows: classes and their probabilities (or what the loss has in their place), or amounts in their own unit."""
+    if saved.targets is not None:
+        return prediction_files.Chunk(None, saved.targets.unscaled(outputs))
+    loss = saved.net.loss
+    probabilities = loss.probabilities(outputs)
+    return prediction_files.Chunk(loss.decide(outputs), (outputs if probabilities is None else probabilities).astype(saved.net.dtype))
