@@ -17,8 +17,8 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "resume"):
-        return f.default  # beside another hold_out, no test data, other epochs, no budget, no checkpoints and no folder of a run, they would be refused
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "resume", "patience"):
+        return f.default  # beside another hold_out, no test data, other epochs, no budget, no checkpoints, no folder of a run and no validation, they would be refused
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):
@@ -118,7 +118,7 @@ def test_help_is_no_fault(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("trian", "'trian': there is no such command; known: compare, info, simulate, train; did you mean 'train'?"),
+        ("trian", "'trian': there is no such command; known: compare, evaluate, info, predict, simulate, train; did you mean 'train'?"),
         ("train --epohcs 3", "there is no option '--epohcs'; known: --accumulate"),
         ("train --epohcs 3", "did you mean '--epochs'?"),
         ("train --epohcs=3", "did you mean '--epochs'?"),
