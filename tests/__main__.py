@@ -3,8 +3,8 @@
     python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`.
-With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with PyTorch, which the extra `bench` brings;
-without it they are left out, and the end says so.
+With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with PyTorch and scikit-learn, which the extra
+`bench` brings; without both they are left out, and the end says so.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Tally:
         """Print reasons and total; return the exit code: nothing failed, and something ran."""
         for reason, count in sorted(self.reasons.items()):
             print(f"skipped {count} time(s): {reason}")
-        if importlib.util.find_spec("torch") is None:
-            print("left out: tests marked `bench`, since PyTorch is not installed (pip install '.[bench]' brings it)")
+        if any(importlib.util.find_spec(name) is None for name in ("torch", "sklearn")):
+            print("left out: tests marked `bench`, since PyTorch or scikit-learn is not installed (pip install '.[bench]' brings both)")
         print(f"{self.counts['passed']} passed, {self.counts['failed']} failed, {self.counts['skipped']} skipped")
         return 0 if self.counts["passed"] and not self.counts["failed"] else 1
 

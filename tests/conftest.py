@@ -33,8 +33,8 @@ budget_threads(os.environ)
 GRACE_SECONDS = float(os.environ.get("MPIDML_TEST_GRACE", "10"))
 LIMIT_SECONDS = float(os.environ.get("MPIDML_TEST_LIMIT", "60"))
 VERDICTS = ("passed", "failed", "skipped")
-TORCH = importlib.util.find_spec("torch") is not None
-WITHOUT_TORCH = "marked `bench`, and PyTorch is not installed (pip install '.[bench]' brings it)"
+BENCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "sklearn"))
+WITHOUT_BENCH = "marked `bench`, and PyTorch or scikit-learn is not installed (pip install '.[bench]' brings both)"
 N_LEFT_OUT = pytest.StashKey[int]()
 
 # Every rank must draw the same examples, and a busy machine must not fail a test.
@@ -63,14 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI), and `bench` without torch."""
+    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI), and `bench` without its packages."""
     voting = config.pluginmanager.getplugin("mpidml-voting")
     size = voting.world.size if voting else None
     largest = int(os.environ.get("MPIDML_TEST_LARGEST", "0"))
     other = [item for item in items if (mark := item.get_closest_marker("openmpi")) and mark.kwargs.get("only")]
     if other and _is_openmpi():
         other = []
-    bench = [] if TORCH else [item for item in items if item.get_closest_marker("bench")]
+    bench = [] if BENCH else [item for item in items if item.get_closest_marker("bench")]
     config.stash[N_LEFT_OUT] = len(bench)
     out = [item for item in items if item in other or item in bench or (size and size < _min_size(item) <= largest)]
     if out:
@@ -81,7 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and why."""
     if n := terminalreporter.config.stash.get(N_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{n} test(s) left out: {WITHOUT_TORCH}")
+        terminalreporter.write_line(f"{n} test(s) left out: {WITHOUT_BENCH}")
 
 
 def _is_openmpi() -> bool:
