@@ -6,6 +6,7 @@
     mpidml.evaluate("runs/x")                                       how good the run's model is on its test rows, or on others
     mpidml.predict("runs/x", data="new.csv", out="of_new.csv")      what it says of rows without labels
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
+    mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,23 @@ if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
     from mpidml.evaluate import evaluate
+    from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
+    from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
     from mpidml.predict import predict
     from mpidml.runtime.tables import run_tables
     from mpidml.simulate import simulate
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]
+__all__ = ["Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
 
-_WHERE = {"Job": "mpidml.core.job", "run_tables": "mpidml.runtime.tables", "train": "mpidml.strategies.base"}
+_WHERE = {
+    "Job": "mpidml.core.job",
+    "MLPClassifier": "mpidml.ml.mlp_classifier",
+    "MLPRegressor": "mpidml.ml.mlp_regressor",
+    "run_tables": "mpidml.runtime.tables",
+    "train": "mpidml.strategies.base",
+}
 _WHERE |= {name: f"mpidml.{name}" for name in ("compare", "evaluate", "predict", "simulate")}
 
 

@@ -47,7 +47,7 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
     entries, curves = [], []
     speak = say if leads and not quiet else lambda text: None
     first = variants[0].job
-    target = parse_target(first.target)
+    target = parse_target(first.target, first.looks_at)
     if target is None and not first.seconds:
         speak("no --target or --seconds: each run ends with its epochs, so under --assign static each policy ends with its slowest worker")
     _warm_up(first, comm)
@@ -85,7 +85,7 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
     """Let every rank compute a few clocks by itself: what a process does slowly at first would be counted against the run that comes first."""
     part = comm.mpi.Split(comm.rank, 0)
     ranks = CountedComm(part)
-    train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "slowdown": ""}, "warm-up"), ranks, True, False)
+    train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "slowdown": ""}, "warm-up"), ranks, True, False)
     ranks.free()
     part.Free()
 

@@ -107,7 +107,7 @@ def _run_all(
     """Simulate each variant, and before several the job in one process; write and say what came of it."""
     many = len(variants) > 1
     speak = say if stream is not None else lambda text: None
-    target = parse_target(variants[0].job.target)
+    target = parse_target(variants[0].job.target, variants[0].job.looks_at)
     named = [(name, job, scale) for name, job in variants]
     entries, curves = [], []
     if many:

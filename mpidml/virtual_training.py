@@ -9,7 +9,6 @@ from mpidml_kernels import backend
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
-from mpidml.runtime import scoring
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
@@ -36,8 +35,9 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     n_servers = len(strategy.spec.shards)
     sampler = strategy.sampler
     limit = plan.seconds if strategy.endless else 0.0
+    of, n_looked_at = job.looks_at, len(data.rows(job.looks_at)[0])
     monitor = Monitor(
-        plan.n_workers, strategy.n_clocks, sampler.clocks_per_epoch, progress, lambda row: None, data.quality, len(data.test_x), strategy.target, limit
+        plan.n_workers, strategy.n_clocks, sampler.clocks_per_epoch, progress, lambda row: None, data.quality, n_looked_at, strategy.target, limit, of
     )
     reports: list[tuple[float, ...]] = []
 
@@ -57,10 +57,8 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     with np.errstate(all="ignore"):  # a loss that is no longer a number is told once, at the end
         found = drive(plan, [roles[number] for number in range(len(roles))], n_servers, note)
     monitor.take(reports)
-    losses, score, n_tested = scoring.total(worker.result for worker in strategy.workers.values())
-    test_loss = losses / n_tested if n_tested else None
-    found_quality = data.quality(score, n_tested, test_loss)
-    monitor.end(test_loss, found_quality)
+    final = data.judged([worker.result for worker in strategy.workers.values()])
+    monitor.end(final)
     for worker in strategy.workers.values():
         for role, waits in worker.tally.waited.items():
             found.waited.setdefault(0 if role < n_servers else role - n_servers + 1, type(waits)()).merge(waits)
@@ -71,8 +69,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "epochs": monitor.n_groups / sampler.clocks_per_epoch,
         "final_loss": sum(row["loss"] for row in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
-        "test_loss": test_loss,
-        **found_quality,
+        **final,
         "target": job.target or None,
         "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
         "target_samples": monitor.reached["samples"] if monitor.reached else None,

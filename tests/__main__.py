@@ -3,15 +3,14 @@
     python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`.
-With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with PyTorch and scikit-learn, which the extra
-`bench` brings; without both they are left out, and the end says so.
+With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with packages that the extra `bench` brings
+(PyTorch, scikit-learn ...); without them they are left out, and the end says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import mpirun_command, without_launcher
-from tests.ranks import ROOT, Result, run
+from tests.ranks import LACKING, ROOT, Result, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi")
 SIZES = (1, 2, 3, 5)
@@ -49,8 +48,8 @@ class Tally:
         """Print reasons and total; return the exit code: nothing failed, and something ran."""
         for reason, count in sorted(self.reasons.items()):
             print(f"skipped {count} time(s): {reason}")
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "sklearn")):
-            print("left out: tests marked `bench`, since PyTorch or scikit-learn is not installed (pip install '.[bench]' brings both)")
+        if LACKING:
+            print(f"left out: tests marked `bench`, since {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)")
         print(f"{self.counts['passed']} passed, {self.counts['failed']} failed, {self.counts['skipped']} skipped")
         return 0 if self.counts["passed"] and not self.counts["failed"] else 1
 

@@ -11,7 +11,6 @@ Without --with-mpi nothing here loads MPI.
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import json
 import os
 import signal
@@ -27,14 +26,13 @@ import pytest
 
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import budget_threads, find_mpirun, flavour
+from tests.ranks import BENCH, LACKING
 
 budget_threads(os.environ)
 
 GRACE_SECONDS = float(os.environ.get("MPIDML_TEST_GRACE", "10"))
 LIMIT_SECONDS = float(os.environ.get("MPIDML_TEST_LIMIT", "60"))
 VERDICTS = ("passed", "failed", "skipped")
-BENCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "sklearn"))
-WITHOUT_BENCH = "marked `bench`, and PyTorch or scikit-learn is not installed (pip install '.[bench]' brings both)"
 N_LEFT_OUT = pytest.StashKey[int]()
 
 # Every rank must draw the same examples, and a busy machine must not fail a test.
@@ -48,7 +46,7 @@ hypothesis.settings.load_profile("mpidml")
 def pytest_configure(config: pytest.Config) -> None:
     """Register marks, stacks on SIGUSR2, the result file of `python -m tests` and, with --with-mpi, the vote."""
     config.addinivalue_line("markers", "openmpi(only=False): run with Open MPI too; with only=True nowhere else")
-    config.addinivalue_line("markers", "bench: compares with a package of the extra `bench`; left out where that is not installed")
+    config.addinivalue_line("markers", "bench(package=torch, ...): compares with packages of the extra `bench`; left out where one is not installed")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         stderr = os.dup(2)  # what is said in the last moment must not end in pytest's capture file
     faulthandler.register(signal.SIGUSR2, file=stderr, all_threads=True)
@@ -70,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     other = [item for item in items if (mark := item.get_closest_marker("openmpi")) and mark.kwargs.get("only")]
     if other and _is_openmpi():
         other = []
-    bench = [] if BENCH else [item for item in items if item.get_closest_marker("bench")]
+    bench = [item for item in items if (mark := item.get_closest_marker("bench")) and set(mark.args or BENCH[:1]) & set(LACKING)]
     config.stash[N_LEFT_OUT] = len(bench)
     out = [item for item in items if item in other or item in bench or (size and size < _min_size(item) <= largest)]
     if out:
@@ -81,7 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and why."""
     if n := terminalreporter.config.stash.get(N_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{n} test(s) left out: {WITHOUT_BENCH}")
+        terminalreporter.write_line(f"{n} test(s) left out: marked `bench`, and {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)")
 
 
 def _is_openmpi() -> bool:

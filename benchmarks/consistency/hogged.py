@@ -51,7 +51,7 @@ class Bench:
         """Return the seconds a block (the inverse of the work done in equal time), and what quotas, loads and blocks were like."""
         job = replace(self.job, sync=sync).checked()
         comm = CountedComm(self.comm.mpi)  # its windows go with it
-        net = build("mlp", self.data.x.shape[1], self.data.n_classes, job.hidden)
+        net = build("mlp", self.data.x.shape[1], self.data.n_outputs, job.hidden)
         strategy = ParameterServer(job, comm)
         begin = 0.0
         ends: list[float] = []
@@ -66,6 +66,7 @@ class Bench:
                 quotas.append((now - begin, *value))
 
         strategy.prepare(net, self.data, record, lambda now: None, None, lambda now: now - begin >= job.seconds)
+        strategy.driver.roles = strategy.roles()
         for worker in strategy.workers.values():
             if (occupancy := worker.load) is not None:
                 worker.load = lambda now, occupancy=occupancy: self._noted(loads, now - begin, occupancy(now))

@@ -67,7 +67,7 @@ class Bench:
         `loads`: each step first gathers its rows of the batch, as a worker does; else it meets the first batch again and again.
         """
         job, data = self.job, self.data
-        net = build("mlp", data.x.shape[1], data.n_classes, job.hidden)
+        net = build("mlp", data.x.shape[1], data.n_outputs, job.hidden)
         w, g, v = net.init(job.seed), np.zeros(net.n_params, np.float32), np.zeros(net.n_params, np.float32)
         step, update = net.bind(self.share, w, g), net.backend.momentum_in_place
         batches = Sampler(len(data.x), self.share, 1, job.seed)
@@ -102,7 +102,7 @@ class Bench:
         """Return seconds a clock of a job driven as `mpidml train` drives it, from the end of one clock of all workers to that of the last."""
         job = replace(self.job, servers=servers, batch=self.share * n_workers, **changes).checked()  # type: ignore[arg-type]
         comm = CountedComm(self.comm.mpi)  # its windows go with it
-        net = build("mlp", self.data.x.shape[1], self.data.n_classes, job.hidden)
+        net = build("mlp", self.data.x.shape[1], self.data.n_outputs, job.hidden)
         strategy = ParameterServer(job, comm)
         ends: list[tuple[int, float, float, float]] = []
 
@@ -111,6 +111,7 @@ class Bench:
                 ends.append((int(value[0]), now, value[4], value[5]))  # clock; loss and samples
 
         strategy.prepare(net, self.data, record, lambda now: None, None)
+        strategy.driver.roles = strategy.roles()
         with self._together() as watch:
             strategy.driver.run()
             self._nap()
@@ -188,8 +189,9 @@ def idle(bench: Bench, pause_seconds: float, n: int) -> tuple[float, list[float]
     comm = CountedComm(bench.comm.mpi)
     job = replace(bench.job, servers="1", batch=bench.share, sync="ssp:1")
     strategy = ParameterServer(job, comm)
-    net = build("mlp", bench.data.x.shape[1], bench.data.n_classes, job.hidden)
+    net = build("mlp", bench.data.x.shape[1], bench.data.n_outputs, job.hidden)
     strategy.prepare(net, bench.data, lambda *_: None, lambda now: None, None)
+    strategy.driver.roles = strategy.roles()
     askers = [Asker(worker.client, pause_seconds, n) for worker in strategy.workers.values()]
     if askers:
         strategy.driver.roles = dict.fromkeys(strategy.driver.roles, askers[0])

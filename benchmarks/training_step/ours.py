@@ -69,6 +69,7 @@ def seconds_a_clock(n: int) -> dict[str, float]:
             ends.append((now, time.process_time() if value[0] in (N_SKIPPED - 1, job.steps - 1) else 0.0))
 
     strategy.prepare(build("mlp", 4, 2, (4, 4)), data, record, lambda now: None, None)
+    strategy.driver.roles = strategy.roles()
     with Watch() as watch:
         strategy.driver.run()
     strategy.free()

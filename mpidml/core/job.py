@@ -42,6 +42,7 @@ class Job:
     )
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
     hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
+    validate: float = flag(0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)")
     scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
     model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml")
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
@@ -84,7 +85,8 @@ class Job:
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
-    target: str = flag("", "end at a test accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
+    target: str = flag("", "end at a test (with --validate: validation) accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
+    patience: int = flag(0, "end when the validation loss was no less than before for so many epochs, and save the best parameters (0: off)")
     seconds: float = flag(0.0, "end after this many seconds of training (0: no limit)")
     batch: int = flag(64, "global batch: samples per clock over all workers")
     accumulate: int = flag(1, "parts in which a worker computes its share of a batch, summing the gradient: activations take so much less memory")
@@ -108,6 +110,11 @@ class Job:
         return f"{self.sync}:{self.staleness}"
 
     @property
+    def looks_at(self) -> str:
+        """Name the rows that are looked at once an epoch: "val" or "test"."""
+        return "val" if self.validate else "test"
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Return the widths of the hidden layers: the default ones are those of an mlp, widths given to a model without such layers are refused later."""
         return () if self.model == "softmax" and self.hidden == Job.hidden else self.hidden
@@ -117,13 +124,11 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
-        if not 0 <= self.hold_out < 1:
-            raise UserError(f"--hold-out {self.hold_out}: is not a share; give a number from 0 to below 1")
-        for name in ("dropout", "label_smoothing"):
+        for name in ("hold_out", "validate", "dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is not a share; give a number from 0 to below 1")
         for name in ("lr", "wait_limit"):
@@ -157,6 +162,10 @@ class Job:
             raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
         if self.keep_checkpoints != Job.keep_checkpoints and not self.checkpoint_every:
             raise UserError(f"--keep-checkpoints {self.keep_checkpoints}: does nothing without --checkpoint-every; give one, or leave it out")
+        if self.patience and not self.validate:
+            raise UserError(
+                f"--patience {self.patience}: needs rows to judge by that are not the test rows, whose score would then be too good; give for example --validate 0.1"
+            )
         if self.order != Job.order and not self.budget:
             raise UserError(f"--order {self.order}: does nothing without --budget; give one, or leave it out")
         if self.budget and self.early_push == "on":

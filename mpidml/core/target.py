@@ -1,4 +1,4 @@
-"""Say when a run is good enough: a test accuracy to reach or a test loss to fall to."""
+"""Say when a run is good enough: an accuracy to reach or a loss to fall to, of the rows that are looked at once an epoch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from mpidml.core.errors import UserError
 
 
 class Target(NamedTuple):
-    """A test accuracy of at least `value`, or a test loss of at most `value`."""
+    """An accuracy of at least `value`, or a loss of at most `value`, of test rows or (`of` is "val") of validation rows."""
 
     kind: Literal["accuracy", "loss"]
     value: float
+    of: str = "test"
 
     def reached(self, row: Mapping[str, Any]) -> bool:
         """Tell whether a row of metrics.jsonl shows it; False where nothing was measured."""
-        found = measured(row, self.kind)
+        found = measured(row, self.key)
         return found is not None and (found >= self.value if self.kind == "accuracy" else found <= self.value)
 
+    @property
+    def key(self) -> str:
+        """Return the name that a row of metrics has for what is to be reached."""
+        return f"{self.of}_{self.kind}"
+
     def __str__(self) -> str:
-        return f"test accuracy {self.value:g}" if self.kind == "accuracy" else f"test loss {self.value:g}"
+        return f"{'validation' if self.of == 'val' else self.of} {self.kind} {self.value:g}"
 
 
-def measured(row: Mapping[str, Any], kind: str) -> float | None:
-    """Return the test accuracy or loss of a row, the final one where there is one; None where it is missing or no number."""
-    for key in (f"final_test_{kind}", f"test_{kind}"):
-        value = row.get(key)
+def measured(row: Mapping[str, Any], key: str) -> float | None:
+    """Return what a row measured of `key`, of the final parameters where it is known; None where it is missing or no number."""
+    for name in (f"final_{key}", key):
+        value = row.get(name)
         if value is not None and math.isfinite(value):
             return float(value)
     return None
 
 
-def parse_target(text: str) -> Target | None:
+def parse_target(text: str, of: str = "test") -> Target | None:
     """Read `0.97`, `accuracy:0.97` or `loss:0.1`; None for an empty text, UserError for what is none of these."""
     if not text:
         return None
@@ -48,4 +54,4 @@ def parse_target(text: str) -> Target | None:
         raise UserError(f"--target {text}: is no accuracy; give one above 0 and up to 1, as 0.97 for 97%")
     if kind == "loss" and value <= 0:
         raise UserError(f"--target {text}: no loss falls to that; give a positive number, as loss:0.1")
-    return Target("loss" if kind == "loss" else "accuracy", value)
+    return Target("loss" if kind == "loss" else "accuracy", value, of)

@@ -15,7 +15,7 @@ from mpidml.core.job import Job
 
 WITH_COMMAS = ("hidden", "class_weights")
 """Fields of which one value may hold commas."""
-DATA = ("data", "test_data", "labels", "test_labels", "label", "task", "categories", "unseen", "missing", "view", "hold_out")
+DATA = ("data", "test_data", "labels", "test_labels", "label", "task", "categories", "unseen", "missing", "view", "hold_out", "validate")
 """Fields that say what is read."""
 ONE_VALUE = (*(name for name in DATA if name != "hold_out"), *WITH_COMMAS, "target", "seconds", "epochs", "steps", "seed", "out", "trace", "deterministic", "wait_limit")
 """Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
@@ -50,6 +50,8 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         name = raw.replace("-", "_")
         if name in ("checkpoint_every", "keep_checkpoints", "resume"):
             raise UserError(f"{where}: {raw}: what is compared or simulated is not saved to go on with; leave it out")
+        if name == "patience" and where == "simulate":
+            raise UserError(f"{where}: {raw}: a simulation does not pause to look; leave it out")
         found = several(value)
         if found is None or name in WITH_COMMAS:
             single[name] = value

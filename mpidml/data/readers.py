@@ -8,7 +8,7 @@ What comes out of `read` is finite, rectangular and labelled 0..k-1, or has fini
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
-from mpidml.data.arrays import Arrays
+from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
 from mpidml.data.table import Table, check_names
@@ -50,6 +50,20 @@ def read_pair(
     The test rows are the test part of `test_source` where it has one, else its only part; they replace a test part of `source`.
     """
     return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
+
+
+def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
+    """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR."""
+    if len(arrays) not in (2, 4):
+        raise UserError(f"{name}: are {len(arrays)}; give x, y or x, y, test_x, test_y")
+    x, y, test_x, test_y = (*arrays, None, None)[:4]
+    x, test_x = (part if part is None or hasattr(part, "indptr") else as_matrix(np.asarray(part), f"{name}: x") for part in (x, test_x))
+    y, note = answers(np.asarray(y), task, f"{name}, y")
+    if test_x is not None:
+        test_y, _ = answers(np.asarray(test_y), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
+    raw = RawData(name, x, y, test_x, test_y, note)
+    check(raw, (name, "test_x", "test_y"))
+    return raw
 
 
 def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:

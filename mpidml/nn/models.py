@@ -57,7 +57,7 @@ def categories(layers: Sequence[Layer]) -> tuple[int, ...]:
 
 
 def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Network:
-    """Return a job's network for its data: x and test_x (n, features), y labels int64 (n,) or float targets, n_outputs (of labels: classes).
+    """Return a job's network for its data: x, test_x and val_x (n, features), y labels int64 (n,) or float targets, n_outputs (of labels: classes).
 
     UserError for a loss, weights of classes, or a layer that does not fit the data.
     """
@@ -72,14 +72,14 @@ def for_data(job: Job, layers: Sequence[Layer], data: Any, backend: Any) -> Netw
             n_outputs = loss.n_outputs(data.n_outputs)
         else:
             n_outputs = 1 if data.y.ndim == 1 else data.y.shape[1]
-            for y in (data.y, data.test_y):
+            for y in (data.y, data.test_y, data.val_y):
                 loss.check_targets(y.reshape(-1, n_outputs))
     except ValueError as error:
         raise UserError(f"--loss {name}: {error}") from None
     where = f"--model {job.model}"
     try:
         with naming(0, layers[0]):
-            layers[0].see(data.x, data.test_x)
+            layers[0].see(data.x, data.test_x, data.val_x)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return connect(layers, where, data.x.shape[1], n_outputs, loss, job.dtype, backend)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from mpidml_kernels import backend as kernels
 from numpy.typing import DTypeLike
 
 from mpidml.core import rng
@@ -49,6 +50,10 @@ class Network:
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._steps: dict[tuple[int, int, int, int], Step] = {}
         self._bound: dict[tuple[int, int, int, int], tuple[Step, Array, Array]] = {}  # by id, which holds while the arrays are kept here
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what the network is, without the buffers of its steps."""
+        return _again, (self.layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name)
 
     def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
         """Return layer i's tensors by their own names ("weight") as views of `flat`."""
@@ -147,6 +152,10 @@ class Network:
                 for function, arguments in layer.forward(self.backend, a):
                     function(*arguments)
             yield lo, rows[-1]
+
+
+def _again(layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: str) -> Network:
+    return Network(layers, n_features, n_outputs, loss, dtype, kernels(backend))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.role import Array
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.outputs import sync
 
 FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 1
 READ_NBYTES = 1 << 20
@@ -155,7 +156,7 @@ def _write_pieces(part: Path, file: str, pieces: Sequence[Piece]) -> dict[str, A
         save_file({_key(p.name, p.lo): np.ascontiguousarray(p.array) for p in pieces}, path)
     except SafetensorError as error:  # the system's word on it, in the library's wrapping
         raise OSError(f"{path}: {error}") from None
-    _sync(path)
+    sync(path)
     entry = {"file": file, "nbytes": path.stat().st_size, "sha256": _sha256(path)}
     return entry | {"pieces": [(p.name, p.lo, p.array.size, p.size, p.array.dtype.str) for p in pieces]}
 
@@ -168,13 +169,13 @@ def _commit(part: Path, final: Path, entries: list[dict[str, Any] | None], facts
             arrays.setdefault(name, {"size": size, "dtype": dtype, "pieces": []})["pieces"].append((entry["file"], lo, n))
     text = json.dumps({"format": FORMAT, "facts": facts, "arrays": arrays, "files": files}, indent=1)
     (part / MANIFEST).write_text(text + "\n")
-    _sync(part / MANIFEST)
-    _sync(part)
+    sync(part / MANIFEST)
+    sync(part)
     if final.exists():  # nothing has been done since: what is there is whole, so it stays
         shutil.rmtree(part)
         return
     os.rename(part, final)
-    _sync(final.parent)
+    sync(final.parent)
     for old in _list(final.parent.parent)[keep:]:
         _remove(final.parent / old)
 
@@ -202,12 +203,3 @@ def _told(do: Callable[[], Any]) -> Any:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -74,6 +74,10 @@ class CountedComm:
         """Wait for all ranks without taking their cores (Collective on comm)."""
         _nap(self.mpi)
 
+    def Bcast(self, buffer: Any, root: int = 0) -> None:
+        self.nbytes_sent += memoryview(buffer).nbytes * (self.size - 1) * (self.rank == root)
+        self.mpi.Bcast([buffer, MPI.BYTE], root)
+
     def bcast(self, value: Any, root: int = 0) -> Any:
         return self.mpi.bcast(value, root)
 

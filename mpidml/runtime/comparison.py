@@ -15,17 +15,13 @@ from mpidml.core.target import Target
 from mpidml.runtime.report import nbytes
 
 Row = Mapping[str, Any]
+MEASURED: dict[str, Callable[..., Any]] = {"test_accuracy": max, "test_loss": min, "val_accuracy": max, "val_loss": min}
 SAME = 1.01  # a ratio below this is no difference
-
-
-def key_of(target: Target) -> str:
-    """Return the name that a row of metrics has for what is to be reached."""
-    return f"test_{target.kind}"
 
 
 def reached(row: Row, target: Target) -> bool:
     """Return whether a row reaches the target, be it by the score of its clock or by that of the final parameters."""
-    return any(target.reached({key_of(target): score}) for score in scores(row, key_of(target)))
+    return any(target.reached({target.key: score}) for score in scores(row, target.key))
 
 
 def scores(row: Row, key: str) -> list[float]:
@@ -36,7 +32,7 @@ def scores(row: Row, key: str) -> list[float]:
 def with_ending(summary: Row, metrics: Sequence[Row]) -> list[Row]:
     """Return the rows of a run and its summary's final score as one more: metrics.jsonl may end without it, yet it is told, so it counts."""
     ending = {key: summary.get(key) for key in ("seconds", "samples")}
-    return [*metrics, ending | {f"final_{key}": summary.get(key) for key in ("test_accuracy", "test_loss")}]
+    return [*metrics, ending | {f"final_{key}": summary.get(key) for key in MEASURED}]
 
 
 def entry(name: str, summary: Row, metrics: Sequence[Row], target: Target | None) -> dict[str, Any]:
@@ -51,8 +47,7 @@ def entry(name: str, summary: Row, metrics: Sequence[Row], target: Target | None
         **summary,
         "seconds_to_target": first.get("seconds"),
         "samples_to_target": first.get("samples"),
-        "best_test_accuracy": max((score for row in rows for score in scores(row, "test_accuracy")), default=None),
-        "best_test_loss": min((score for row in rows for score in scores(row, "test_loss")), default=None),
+        **{f"best_{key}": pick((s for row in rows for s in scores(row, key)), default=None) for key, pick in MEASURED.items() if key in summary},
         "staleness_mean": sum(staleness * n for staleness, n in reads.items()) / n_reads if n_reads else None,
         "waiting_share": waiting / whole if whole > 0 else None,
         "bytes_moved": _sum(summary, "bytes_sent") + _sum(summary, "bytes_window"),
@@ -138,11 +133,11 @@ def speed(each: Row, key: str) -> float:
 
 def best(each: Row, target: Target) -> str:
     """Say what a variant that missed the target had at best, with digits enough to differ from the target."""
-    value = number(each, f"best_{key_of(target)}")
+    value = number(each, f"best_{target.key}")
     if value is None:
         return "nothing was measured"
     texts = (f"{value:.{digits}g}" for digits in range(3, 18))
-    return f"best {next((text for text in texts if not reached({key_of(target): float(text)}, target)), f'{value:g}')}"
+    return f"best {next((text for text in texts if not reached({target.key: float(text)}, target)), f'{value:g}')}"
 
 
 def number(each: Row, key: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpidml.core.target import Target
-from mpidml.runtime.comparison import SAME, Row, basis, best, in_seconds, key_of, number, per_second, ranking, scores, speed, times, with_ending
+from mpidml.runtime.comparison import SAME, Row, basis, best, in_seconds, number, per_second, ranking, scores, speed, times, with_ending
 from mpidml.runtime.report import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE, Array, column, legend, smoothed
 from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
 
@@ -105,10 +105,10 @@ def _names(figure: Figure, entries: Sequence[Row]) -> int:
 
 
 def _quality(entries: Sequence[Row], curves: Sequence[Sequence[Row]], target: Target | None) -> tuple[str, str]:
-    """Choose what is drawn as quality: what the target is about, else test accuracy, else the training loss; the first that was measured."""
-    for key in ([] if target is None else [key_of(target)]) + ["test_accuracy"]:
+    """Choose what is drawn as quality: what the target is about, else validation or test accuracy, else the training loss; the first that was measured."""
+    for key in ([] if target is None else [target.key]) + ["val_accuracy", "test_accuracy"]:
         if any(scores(row, key) for rows in curves for row in rows) or any(scores(each, key) for each in entries):
-            return key, key.replace("_", " ")
+            return key, key.replace("val_", "validation_").replace("_", " ")
     return "loss", "training loss"
 
 
@@ -141,7 +141,7 @@ def _quality_over(axes: Axes, over: str, entries: Sequence[Row], lines: Sequence
             axes.plot(x[-1], line.values[-1], "x", color=_look(i)["color"], markersize=10, markeredgewidth=2.4, zorder=4)
     ends = [getattr(line, over)[-1] for line in lines if line.values.size]
     xs, values = (np.concatenate([getattr(line, of) for line in lines]) for of in (over, "values"))
-    at = target.value if target is not None and key_of(target) == key else math.inf
+    at = target.value if target is not None and target.key == key else math.inf
     if at < math.inf:
         axes.axhline(at, color=INK, linewidth=0.8, zorder=1)
         axes.annotate(f"target\n{at:g}", (1, at), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -151,7 +151,7 @@ def _quality_over(axes: Axes, over: str, entries: Sequence[Row], lines: Sequence
         axes.set_xscale("log")
     elif over == "samples":
         axes.xaxis.set_major_formatter(lambda value, _: count(value))
-    if key == "test_accuracy":
+    if key.endswith("accuracy"):
         # Variants differ where they end, so nothing is shown below six times the least error, unless a variant was never better.
         never_better = min(line.values.max() for line in lines if line.values.size)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], min(1 - 6 * max(1 - values.max(), 0.02), never_better - 0.02, at - 0.02)))
@@ -170,14 +170,14 @@ def _title_over_seconds(entries: Sequence[Row], lines: Sequence[Curve], key: str
     if target is not None and basis(entries, target) == "seconds_to_target":
         first = ranking(entries, "seconds_to_target")[0]
         return f"First at {target.value:g}: {_name(first, _TITLE)}, after {in_seconds(first['seconds_to_target'])}"
-    if target is not None and key_of(target) == key and ends:
+    if target is not None and target.key == key and ends:
         return f"No variant reached {target}"
     if not ends:
         return "The loss was never finite"
     sound = [(value, each) for value, each in ends if not _diverged(each)]
     if not sound:
         return "Every variant diverged"
-    top = (max if key == "test_accuracy" else min)(value for value, _ in sound)
+    top = (max if key.endswith("accuracy") else min)(value for value, _ in sound)
     return f"Best at the end: {label} {top:.3g} ({_whom([each for value, each in sound if value == top])})"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,18 +13,22 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.target import parse_target
-from mpidml.data.readers import Reading, read, read_pair
+from mpidml.data.readers import Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.data.targets import Targets
+from mpidml.runtime import scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import categories
 
+ARRAYS = "arrays"
+"""In place of a file's name: the data were handed in by a program."""
+
 
 class Dataset(NamedTuple):
-    """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test parts may be empty. Shared by all ranks of a host.
+    """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
     `coding`: how the rows were coded, known to the first rank of each host alone.
@@ -33,54 +39,85 @@ class Dataset(NamedTuple):
     y: Array
     test_x: Array
     test_y: Array
+    val_x: Array
+    val_y: Array
     n_outputs: int
     scaler: Scaler
     targets: Targets | None = None
     notes: tuple[str, ...] = ()
     coding: Any = None
 
-    def quality(self, score: float, rows: float, test_loss: float | None) -> dict[str, float | None]:
-        """Say how good a model is on `rows` test rows: accuracy from the number of correct ones, or RMSE and R2 from their squared errors.
+    def rows(self, of: str) -> tuple[Array, Array]:
+        """Return x and y of the "test" or the "val" rows."""
+        return (self.val_x, self.val_y) if of == "val" else (self.test_x, self.test_y)
+
+    def judged(self, scores: Sequence[Mapping[str, scoring.Scores]]) -> dict[str, float | None]:
+        """Say how good a model is from every worker's scores of "test" or "val" rows: the losses and their `quality`."""
+        found: dict[str, float | None] = {}
+        for of in scores[0]:
+            loss, score, rows = scoring.total(own[of] for own in scores)
+            mean = loss / rows if rows else None
+            found |= {f"{of}_loss": mean} | self.quality(score, rows, mean, of)
+        return found
+
+    def quality(self, score: float, rows: float, loss: float | None, of: str = "test") -> dict[str, float | None]:
+        """Say how good a model is on `rows` rows: accuracy from the number of correct ones, or RMSE and R2 from their squared errors (R2 of test rows alone).
 
         All None where nothing was measured or the loss is no number: outputs that are no numbers have a largest one by chance only.
         """
-        measured = bool(rows) and test_loss is not None and math.isfinite(test_loss)
+        measured = bool(rows) and loss is not None and math.isfinite(loss)
         if self.targets is None:
-            return {"test_accuracy": score / rows if measured else None}
-        return self.targets.quality(score, rows) if measured else {"test_rmse": None, "test_r2": None}
+            return {f"{of}_accuracy": score / rows if measured else None}
+        found: dict[str, float | None] = self.targets.quality(score, rows) if measured else {"test_rmse": None, "test_r2": None}
+        return found if of == "test" else {f"{of}_rmse": found["test_rmse"]}
 
 
 def check_target(job: Job, data: Dataset) -> None:
     """Refuse a target that these data cannot show."""
-    target = parse_target(job.target)
-    if target is not None and not len(data.test_x):
+    target = parse_target(job.target, job.looks_at)
+    if target is not None and not len(data.rows(job.looks_at)[0]):
         raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")
     if target is not None and target.kind == "accuracy" and data.targets is not None:
-        raise UserError(f"--target {job.target}: a regression has no accuracy; give a test loss, as loss:0.1")
+        raise UserError(f"--target {job.target}: a regression has no accuracy; give a loss, as loss:0.1")
 
 
-def load(job: Job, comm: CountedComm) -> Dataset:
-    """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows."""
+def on_arrays(job: Job) -> Job:
+    """Return a job whose data are arrays that a program hands in; UserError for what says how files are read."""
+    for name in ("test_data", "labels", "test_labels", "label", "categories", "unseen", "missing", "view"):
+        if getattr(job, name) != getattr(Job, name):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: does nothing, the data are arrays; leave it out")
+    if job.data not in (Job.data, ARRAYS):
+        raise UserError(f"--data {job.data}: does nothing, the data are arrays; leave one of them out")
+    return replace(job, data=ARRAYS)
+
+
+def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Dataset:
+    """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
+
+    `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    """
     leads = comm.host.rank == 0
-    parts = agree(comm, lambda: _split(job) if leads else None)
+    parts = agree(comm, lambda: _split(job, arrays) if leads else None)
     about = None if parts is None else _about(parts)
-    name, n, n_test, n_features, n_outputs, source_dtype, test_dtype, targets, notes = comm.host.bcast(about, 0)
+    name, sizes, n_features, n_outputs, dtypes, targets, notes = comm.host.bcast(about, 0)
+    n = sizes[0]
     # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
-    source, test_source = comm.shared(n * n_features, source_dtype), comm.shared(n_test * n_features, test_dtype)
+    sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
-    y, test_y = comm.shared(n * width, kind), comm.shared(n_test * width, kind)
+    answers = [comm.shared(size * width, kind) for size in sizes]
     if parts is not None:
-        for part, to, labels in ((parts.train, source, y), (parts.test, test_source, test_y)):
+        for part, to, labels in zip(parts.rows, sources, answers, strict=True):
             part.write(to.reshape(part.n, n_features))
             labels[:] = part.y if targets is None else targets.scaled(part.y).ravel()
     comm.Barrier()
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
-    mine = block_sums(source.reshape(n, n_features), *block_range(n, comm.rank, comm.size))
+    mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaled = [scaled_rows(name, job.dtype, values, rows, n_features, scaler, comm) for values, rows in ((source, n), (test_source, n_test))]
+    scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None:
-        y, test_y = y.reshape(n, width), test_y.reshape(n_test, width)
-    return Dataset(name, scaled[0], y, scaled[1], test_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
+        answers = [y.reshape(-1, width) for y in answers]
+    (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
 
 
 def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
@@ -120,41 +157,53 @@ class Part:
 
 class _Parts(NamedTuple):
     name: str
-    train: Part
-    test: Part
+    rows: tuple[Part, Part, Part]  # training, test, validation
     n_outputs: int
     targets: Targets | None
     notes: tuple[str, ...]
     coding: Any
 
 
-def _split(job: Job) -> _Parts:
-    """Read the files, and hold test rows out where the files have none."""
+def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
+    """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
     how |= {"label": job.label or None, "labels": job.labels or None}
-    if job.test_data:
+    how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
+    if arrays is not None:
+        raw = given(job.data, arrays, job.task)
+    elif job.test_data:
         raw = read_pair(job.data, job.test_data, test_labels=job.test_labels or None, **how)
     else:
-        raw = read(job.data, **how, train_rows=lambda n: hold_out(n, job.hold_out, job.seed)[0])
+        raw = read(job.data, **how)
+    kept, held, apart = _cut(job, len(raw.y), raw.test_x is None)
     if raw.test_x is not None and raw.test_y is not None:
         if not job.test_data and job.hold_out != Job.hold_out:
             raise UserError(f"--hold-out {job.hold_out}: does nothing, {job.data} has test rows of its own (x_test, y_test); leave it out")
-        train, test = Part(raw.x, raw.y), Part(raw.test_x, raw.test_y)
+        train, test = Part(raw.x, raw.y, kept if job.validate else None), Part(raw.test_x, raw.test_y)
     else:
-        kept, held = hold_out(len(raw.y), job.hold_out, job.seed)
         if len(kept) == 0:
             raise UserError(f"{job.data}: all of its {len(raw.y)} row(s) would be held out for testing; give more rows or a smaller --hold-out")
         train, test = Part(raw.x, raw.y, kept), Part(raw.x, raw.y, held)
-    check_room(job.data, job.dtype, train, test)
+    if job.validate and not len(apart):
+        raise UserError(f"--validate {job.validate}: there is one training row, and none to keep apart; give more rows, or leave it out")
+    rows = (train, test, Part(raw.x, raw.y, apart))
+    check_room(job.data, job.dtype, *rows)
     if raw.y.dtype.kind == "f":
-        return _Parts(raw.name, train, test, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
-    return _Parts(raw.name, train, test, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
+        return _Parts(raw.name, rows, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+    return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
+
+
+def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
+    """Part n rows into those that are trained on, those held out where `tests` are to be, and those kept apart for validation."""
+    kept, held = hold_out(n, job.hold_out if tests else 0.0, job.seed)
+    trained, apart = hold_out(len(kept), job.validate, job.seed, "validate")
+    return kept[trained], held, kept[apart]
 
 
 def _about(parts: _Parts) -> tuple[Any, ...]:
     """Return what every rank has to know of the data before they are shared."""
-    train, test = parts.train, parts.test
-    return parts.name, train.n, test.n, train.x.shape[1], parts.n_outputs, train.dtype.str, test.dtype.str, parts.targets, parts.notes
+    sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
+    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes
 
 
 def check_room(source: str, dtype: str, *parts: Part) -> None:

@@ -17,11 +17,11 @@ from mpidml.core.target import Target
 from mpidml.runtime.progress import Progress
 
 COLUMNS = (
-    "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "test_loss", "test_score", "test_rows", "evaluation_seconds", "evaluation",
+    "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "look_loss", "look_score", "look_rows", "evaluation_seconds", "evaluation",
 )  # fmt: skip
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
-`test_score`: how many are right,
-or in a regression their squared errors. `evaluation` numbers the time at which the test rows were scored. A clock of -1: the worker computes no more."""
+`look_score`: how many are right,
+or in a regression their squared errors. `evaluation` numbers the time at which the rows were looked at. A clock of -1: the worker computes no more."""
 MOST_ROWS = 5000
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
@@ -29,7 +29,8 @@ KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_sec
 class Monitor:
     """Join the reports of `n_workers` workers. `write(row)` takes each finished row; `metrics` keeps them; `reached`: the first that met the `target`.
 
-    `quality` makes measures of a test score, its number of rows and their loss.
+    `quality` makes measures of a score, its number of rows and their loss: of the rows that are looked at once an epoch, `n_looked_at` of which there
+    are, the `of` ("test", "val") ones. Where the run `pauses` to look, a row is written when the next comes, since the look may add to it.
     """
 
     def __init__(
@@ -39,16 +40,19 @@ class Monitor:
         clocks_per_epoch: int,
         progress: Progress | None,
         write: Callable[[dict[str, Any]], None],
-        quality: Callable[[float, float, float | None], dict[str, float | None]],
-        n_test: int = 0,
+        quality: Callable[[float, float, float | None, str], dict[str, float | None]],
+        n_looked_at: int = 0,
         target: Target | None = None,
         limit_seconds: float = 0.0,
+        of: str = "test",
+        pauses: bool = False,
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
-        self.progress, self.write, self.quality, self.n_test, self.target, self.limit_seconds = progress, write, quality, n_test, target, limit_seconds
+        self.progress, self.write, self.quality, self.n_looked_at, self.target, self.limit_seconds = progress, write, quality, n_looked_at, target, limit_seconds
+        self.of, self.pauses, self.n_written = of, pauses, 0
         self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
-        self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the scoring of test rows
+        self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the looks
         self.latest = np.full(n_workers, -math.inf)
         self.unsorted = np.empty((0, len(COLUMNS)))
         self.sorted = np.empty((0, len(COLUMNS)))
@@ -56,7 +60,7 @@ class Monitor:
         self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
         self.reached: dict[str, Any] | None = None
-        self.scores: dict[int, list[float]] = {}  # evaluation -> test loss, score, rows, longest seconds
+        self.scores: dict[int, list[float]] = {}  # evaluation -> loss, score, rows, longest seconds
         self.ready: list[list[float]] = []
         self.n_pending = 0
         self.pending_loss = 0.0
@@ -65,6 +69,24 @@ class Monitor:
     def pause(self) -> None:
         """Take all reports as told: everybody has stopped and none is on its way."""
         self._join(math.inf)
+
+    def look(self, loss: float, score: float, rows: int, seconds: float) -> None:
+        """Add a look at a paused run, which took `seconds` from training, to the last row."""
+        self.evaluation_seconds += seconds
+        if self.n_pending:
+            self._emit()
+        if self.metrics:
+            self.metrics[-1] |= self._looked(loss, score, rows)
+            self._judge(self.metrics[-1])
+            if self.progress is not None:
+                self._show(self.metrics[-1], self.metrics[-1])
+
+    def flush(self, n_held: int = 0) -> None:
+        """Write the rows that are not written yet, but for the last `n_held`."""
+        n = max(len(self.metrics) - n_held, self.n_written)
+        for row in self.metrics[self.n_written : n]:
+            self.write(row)
+        self.n_written = n
 
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on must know besides its `metrics`, as plain values."""
@@ -77,6 +99,7 @@ class Monitor:
             setattr(self, name, state[name])
         self.scores = {int(k): sums for k, *sums in state["scores"]}
         self.ready, self.metrics = state["ready"], metrics
+        self.n_written = len(metrics)
         left = np.array(state["sorted"]).reshape(-1, len(COLUMNS))
         self.sorted = left[left[:, 0] < self.n_workers]
 
@@ -123,7 +146,7 @@ class Monitor:
             self._emit()
 
     def _score(self, rows: Array) -> None:
-        """Add up scores of parts of the test rows; what all workers score at one time costs training as long as the longest."""
+        """Add up scores of parts of the rows; what all workers score at one time costs training as long as the longest."""
         for row in rows.tolist():
             *score, seconds, evaluation = row[8:]
             sums = self.scores.setdefault(int(evaluation), [0.0] * 4)
@@ -131,7 +154,7 @@ class Monitor:
                 sums[i] += value
             self.evaluation_seconds += max(seconds - sums[3], 0.0)
             sums[3] = max(seconds, sums[3])
-        if whole := [evaluation for evaluation, sums in self.scores.items() if sums[2] >= self.n_test]:
+        if whole := [evaluation for evaluation, sums in self.scores.items() if sums[2] >= self.n_looked_at]:
             self.ready.append(self.scores[max(whole)])
             # A worker that was too slow for an epoch has left a part of its evaluation out for ever: that one has no score.
             self.scores = {evaluation: sums for evaluation, sums in self.scores.items() if evaluation > max(whole)}
@@ -142,15 +165,17 @@ class Monitor:
         row: dict[str, Any] = {"clock": int(clock), "epoch": self.n_groups / self.clocks_per_epoch, "seconds": float(seconds), "samples": int(samples)}
         row |= {"loss": self.pending_loss / self.n_pending, "staleness": float(staleness)}
         if self.ready:
-            test_loss, score, n_test, _ = self.ready.pop()
+            row |= self._looked(*self.ready.pop()[:3])
             self.ready.clear()
-            row |= {"test_loss": test_loss / n_test} | {k: v for k, v in self.quality(score, n_test, test_loss).items() if v is not None}
         self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
         self._judge(row)
-        self.write(row)
+        self.flush(int(self.pauses))
         if self.progress is not None:
             self._show(row, row)
+
+    def _looked(self, loss: float, score: float, rows: float) -> dict[str, Any]:
+        return {f"{self.of}_loss": loss / rows} | {k: v for k, v in self.quality(score, rows, loss, self.of).items() if v is not None}
 
     def _judge(self, row: dict[str, Any]) -> None:
         if self.reached is None and self.target is not None and self.target.reached(row):
@@ -161,19 +186,21 @@ class Monitor:
         rate = row["samples"] / row["seconds"] if row["seconds"] > 0 else 0.0
         done = row["seconds"] / self.limit_seconds if self.limit_seconds else row["epoch"] / self.epochs if ended else None
         epochs = None if self.limit_seconds else self.epochs
-        self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], quality.get("test_accuracy"), done, quality.get("test_rmse"))
+        accuracy, rmse = (quality.get(f"{self.of}_{name}") for name in ("accuracy", "rmse"))
+        self.progress.update(row["samples"], row["epoch"], epochs, row["loss"], rate, row["staleness"], accuracy, done, rmse)
 
-    def end(self, test_loss: float | None, quality: dict[str, float | None]) -> None:
-        """Take all that is left, add the score of the final parameters to the last row, and end the line of progress."""
+    def end(self, final: dict[str, float | None]) -> None:
+        """Take all that is left, add the scores of the `final` parameters to the last row, and end the line of progress."""
         self._sort(math.inf)
         for start in range(0, len(self.sorted), self.n_workers):
             self._finish(self.sorted[start : start + self.n_workers])
         if self.n_pending:
             self._emit()
-        if self.metrics and test_loss is not None:
-            self.metrics[-1] = self.metrics[-1] | {"final_test_loss": test_loss} | {f"final_{name}": value for name, value in quality.items()}
+        self.flush()
+        if self.metrics and final.get(f"{self.of}_loss") is not None:
+            self.metrics[-1] = self.metrics[-1] | {f"final_{name}": value for name, value in final.items()}
             self._judge(self.metrics[-1])
         if self.progress is not None:
             if self.metrics:
-                self._show(self.metrics[-1], quality, ended=True)
+                self._show(self.metrics[-1], final, ended=True)
             self.progress.close()

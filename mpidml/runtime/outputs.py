@@ -129,11 +129,11 @@ class RunFolder:
         part = self.path / f".{name}.part"
         try:
             yield part
-            _sync(part)
+            sync(part)
             os.replace(part, self.path / name)
         finally:
             part.unlink(missing_ok=True)
-        _sync(self.path)
+        sync(self.path)
 
 
 def plain(value: Any) -> Any:
@@ -191,7 +191,7 @@ def _sort_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or a folder's list of names is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,7 +12,7 @@ from mpidml.runtime.threads import limit_threads
 
 @contextmanager
 def given_or_all(comm: CountedComm | None) -> Iterator[CountedComm]:
-    """Yield `comm`, or all ranks where it is None, which are freed at the end unless there was an error (Collective on comm).
+    """Yield `comm`, or all ranks where it is None, which are freed at the end unless one of several had an error (Collective on comm).
 
     Without `comm`, on several ranks, an uncaught exception or a signal on one rank ends them all from now on.
     """
@@ -21,6 +21,11 @@ def given_or_all(comm: CountedComm | None) -> Iterator[CountedComm]:
         limit_threads()
         if comm is None:
             abort.install(world())
-    yield ranks
+    try:
+        yield ranks
+    except BaseException:
+        if comm is None and ranks.size == 1:  # a program that goes on may fail many times; several ranks may not have failed together
+            ranks.free()
+        raise
     if comm is None:
         ranks.free()

@@ -99,30 +99,33 @@ def _details(summary: Mapping[str, Any]) -> str:
         parts.append(f"test accuracy {summary['test_accuracy']:.1%}")
     if summary.get("test_rmse") is not None:
         parts.append(f"test RMSE {summary['test_rmse']:.4g}" + ("" if summary["test_r2"] is None else f", R2 {summary['test_r2']:.3f}"))
+    if summary.get("best_epoch") is not None:
+        parts.append(f"best after epoch {summary['best_epoch']:g}")
     parts.append(f"{nbytes(sum(summary['bytes_sent']))} sent")
     return "   |   ".join(parts)
 
 
 def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the training loss, and test accuracy or else test loss where it was measured."""
+    """Draw the training loss, and the accuracy or else the loss of the rows that were looked at, where it was measured."""
     seconds, loss = column(metrics, "seconds"), column(metrics, "loss")
     axes.set_xlabel("seconds")
     _loss_lines(axes, seconds, loss)
-    accuracy, test_loss = column(metrics, "test_accuracy"), column(metrics, "test_loss")
+    of, words = ("val", "validation") if any("val_loss" in row for row in metrics) else ("test", "test")
+    accuracy, looked = column(metrics, f"{of}_accuracy"), column(metrics, f"{of}_loss")
     measured = np.isfinite(accuracy)
     if measured.any():
         right = axes.twinx()
         right.grid(False)
         right.spines["right"].set_visible(True)
-        right.plot(seconds[measured], 100 * accuracy[measured], "o-", color=RED, markersize=5, linewidth=1, label="test accuracy (right)")
+        right.plot(seconds[measured], 100 * accuracy[measured], "o-", color=RED, markersize=5, linewidth=1, label=f"{words} accuracy (right)")
         right.set_ylim(0, 102)
         right.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
         right.tick_params(axis="y", colors=RED)
         legend(axes, right)
     else:
-        tested = np.isfinite(test_loss)
-        if tested.any():
-            axes.plot(seconds[tested], test_loss[tested], "o-", color=RED, markersize=5, linewidth=1, label="test loss")
+        measured = np.isfinite(looked)
+        if measured.any():
+            axes.plot(seconds[measured], looked[measured], "o-", color=RED, markersize=5, linewidth=1, label=f"{words} loss")
         legend(axes)
     finite = np.flatnonzero(np.isfinite(loss))
     if finite.size == 0:

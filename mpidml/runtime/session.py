@@ -29,6 +29,8 @@ class Reading:
         """Wait until the policy lets the values be read, serving this rank's shards meanwhile; return them."""
         self.session.driver.run_until(lambda: self.ticket.done)
         self.session.client.take(self.ticket)
+        if self.ticket.version >= 0:  # no row was asked for
+            self.session.read[self.ticket.table] = self.ticket.version
         return self.out
 
 
@@ -51,6 +53,7 @@ class Session:
 
     def __init__(self, client: Client, buffers: Buffers | None = None) -> None:
         self.client, self.buffers = client, buffers or Buffers()
+        self.read: dict[int, int] = {}  # table -> version of the values last taken, which its gradients are computed from
 
     def attach(self, driver: Driver) -> None:
         """Start to send and receive."""
@@ -81,7 +84,8 @@ class Session:
             buffer = self.buffers.allocate(flat.nbytes)
             lease = buffer.lease(buffer.array(spec.dtype, flat.size))
             lease.array[:] = flat
-        self.driver.perform(self.me, self.client.push(table, lease, rows=rows, block=block, version=self.client.clock))
+        clock = self.client.clock
+        self.driver.perform(self.me, self.client.push(table, lease, rows=rows, block=block, version=min(self.read.get(table, clock), clock)))
         self.driver.perform(self.me, self.client.flush(self.driver.now()))
         self.driver.poll()
         return Writing(self, buffer)

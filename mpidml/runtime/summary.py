@@ -54,12 +54,11 @@ def of_job(
     comm: CountedComm,
     monitor: Monitor,
     ranks: list[dict[str, Any]],
-    test_loss: float | None,
-    quality: dict[str, float | None],
+    final: dict[str, float | None],
     values: Array | None,
     quotas: list[tuple[float, ...]],
 ) -> dict[str, Any]:
-    """Return what summary.json holds (see README): lists are per rank; `ranks` is what `of_rank` returned on each."""
+    """Return what summary.json holds (see README): lists are per rank; `ranks` is what `of_rank` returned on each, `final` the scores of the parameters that are saved."""
     histogram: dict[int, int] = {}
     for rank in ranks:
         for staleness, n in rank["histogram"].items():
@@ -103,8 +102,7 @@ def of_job(
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
         "final_loss": sum(r["loss"] for r in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
-        "test_loss": test_loss,
-        **quality,
+        **final,
         "bytes_sent": [r["bytes_sent"] for r in ranks],
         "bytes_window": [r["bytes_window"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
@@ -127,11 +125,12 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     """Say before the run what will be done."""
     n_servers, n_workers = len(strategy.placement.server_ranks), strategy.n_workers
     where = f"{strategy.comm.size} rank{'s' * (strategy.comm.size > 1)}"
+    apart = f", {len(data.val_x)} validation and " if job.validate else " and "
     lines = [
         f"mpidml: {job.strategy} on {where}: {n_workers} worker(s), {n_servers} server(s)"
         + (" beside them" if job.servers == "colocated" else "")
         + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
-        f"data {data.name}: {len(data.x)} training and {len(data.test_x)} test rows x {data.x.shape[1]} features, "
+        f"data {data.name}: {len(data.x)} training{apart}{len(data.test_x)} test rows x {data.x.shape[1]} features, "
         + (f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"),
         *(f"data: {note}" for note in data.notes),
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
@@ -162,6 +161,7 @@ def _length(strategy: Any) -> str:
     limits = [] if strategy.endless else [f"{strategy.n_clocks} clocks"]
     limits += [f"{job.seconds:g} s"] if job.seconds else []
     limits += [str(strategy.target)] if strategy.target is not None else []
+    limits += [f"{job.patience} epochs without a lower validation loss"] if job.patience else []
     return " or ".join(limits)
 
 
@@ -193,7 +193,9 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     if summary["target"]:
         found = summary["target_seconds"]
         when = "NOT reached" if found is None else f"reached at {found:.2f} s, after {summary['target_samples']:,} samples"
-        quality = f"{parse_target(summary['target'])} was {when}. " + quality
+        quality = f"{parse_target(summary['target'], 'val' if 'val_loss' in summary else 'test')} was {when}. " + quality
+    if summary.get("best_epoch") is not None:
+        quality = f"saved: the parameters after epoch {summary['best_epoch']:g}, validation loss {summary['best_val_loss']:.4g}. " + quality
     dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
     return (
         f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"

@@ -33,6 +33,7 @@ from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import READS, TableSpec, n_versions
 from mpidml.runtime import abort
+from mpidml.runtime.agree import agree
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.driver import Driver
@@ -67,7 +68,7 @@ class Table:
         return self._session.pull(self._number, rows, out, block, latest)
 
     def push(self, delta: Array, rows: Any = None) -> Writing:
-        """Send `delta` (rows x width): added to the values, or a gradient for the table's optimizer. Counts when the policy says."""
+        """Send `delta` (rows x width, or flat): added to the values, or a gradient for the table's optimizer. Counts when the policy says."""
         rows, block = self._where(rows)
         n = rows.size if rows is not None else block[1] - block[0] if block is not None else self.spec.n_rows
         if np.shape(delta) not in ((n, self.spec.width), (n * self.spec.width,)):
@@ -131,10 +132,13 @@ def run_tables(
     cache_rows: int = 0,
     budget: float = 0.0,
     order: str = "fifo",
+    tune: bool = True,
 ) -> Any:
     """Serve `tables` (name -> (rows, width)) and run `main(tables)` on every worker; return its result there, None on servers (Collective).
 
-    Values start at 0 or at `initial[name]`. `optimizer` "" adds what is pushed; else pushes are gradients for it, at rate `lr`.
+    Values start at 0 or at rank 0's `initial[name]`, rows x width or flat. `optimizer` "" adds what is pushed; else pushes are gradients for it,
+    at rate `lr`: each worker's share of the gradient, which is its part of the mean over the samples of all workers. `tune` softens those that were
+    computed from stale values (the last that the worker read) by the policy's rule.
     `cache_rows`, beside `reads` "cached": each worker keeps at most so many rows of each table that it reads by listed rows, and asks for one
     again when the policy demands it. `budget`: bytes of updates that a worker sends a second (0: no limit); what is above waits and is summed
     up, and goes out in an `order`: "fifo", "random" or "magnitude" (the largest first).
@@ -162,10 +166,13 @@ def run_tables(
     chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
     if chain is not None and any(link.scope == "global" for link in chain.links):
         raise UserError(f"optimizer '{optimizer}': a link such as clip needs the whole gradient, a shard sees its own part; apply it before you push")
+    if chain is None and not tune:
+        raise UserError("tune False: does nothing without an optimizer, what is pushed is added as it is; leave it out")
     by_clock = deterministic or policy.commit == "clock"
     if chain is not None and not by_clock:
         chain.each_sees(1.0 / len(placement.worker_ranks))
-    initial = _checked(tables, dtype, initial or {}, wait_limit)
+    initial = comm.bcast(agree(comm, lambda: _checked(tables, dtype, initial if initial and comm.rank == 0 else {}, wait_limit)))
+    tuned = tune and chain is not None
     specs: list[TableSpec] = []
     rank_of: list[int] = []
     for name, (n_rows, width) in tables.items():
@@ -189,7 +196,7 @@ def run_tables(
             if spec.name in initial:
                 versions[0][:] = initial[spec.name][shard.lo : shard.hi].ravel()
             store = Store(versions, shard.lo, spec.width, arithmetic, chain)
-            roles[spec.first_role + i] = Shard(spec.name, workers, policy, store, pool.allocate, repeat=deterministic, eager=reads == "eager")
+            roles[spec.first_role + i] = Shard(spec.name, workers, policy, store, pool.allocate, repeat=deterministic, tuned=tuned, eager=reads == "eager")
     session = None
     for worker, number in enumerate(workers):
         if rank_of[number] == comm.rank:
@@ -255,9 +262,8 @@ def _checked(tables: Mapping[str, tuple[int, int]], dtype: str, initial: Mapping
     for name, values in initial.items():
         if name not in tables:
             raise UserError(f"initial: there is no table '{name}'; {nearest(name, tables)}")
-        if np.shape(values) != tuple(tables[name]):
-            raise UserError(
-                f"initial: values of table '{name}' have shape {np.shape(values)}, the table has {tuple(tables[name])}; give one value each"
-            )
-        found[name] = np.asarray(values, dtype)
+        n_rows, width = tables[name]
+        if np.shape(values) not in ((n_rows, width), (n_rows * width,)):
+            raise UserError(f"initial: values of table '{name}' have shape {np.shape(values)}, the table has {(n_rows, width)}; give one value each")
+        found[name] = np.asarray(values, dtype).reshape(n_rows, width)
     return found

@@ -1,4 +1,4 @@
-"""The program of a worker that trains a network: the gradient of a block of samples, and at the start of an epoch a share of the test rows."""
+"""The program of a worker that trains a network: the gradient of a block of samples, and at the start of an epoch the score of some rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Training:
-    """One worker's part: the gradient of its share of each global batch, and at the start of an epoch its share of the test rows.
+    """One worker's part: the gradient of its share of each global batch, and at the start of an epoch the score of its share of some rows.
 
-    A clock's measurements: loss sum, samples, test loss sum, test score, test rows, seconds of evaluation. The score of test rows is how many
-    are right, or in a regression the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones.
+    Those are the validation rows, or the test rows where there are none; a run with patience pauses instead (`looks`). A clock's measurements:
+    loss sum, samples, then of the rows looked at the loss sum, score, number, seconds. The score of rows is how many are right, or in a regression
+    the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones.
     """
 
     def __init__(self, strategy: Any, worker: int) -> None:
@@ -56,8 +57,8 @@ class Training:
         batch, share = divmod(turn.block, strategy.n_workers)
         epoch = batch // self.sampler.clocks_per_epoch
         measured = NOT_SCORED
-        if epoch > self.scored_epoch:
-            measured, self.scored_epoch = self._score(w, epoch), epoch
+        if epoch > self.scored_epoch and not self.job.patience:
+            measured, self.scored_epoch = self._look(w, epoch), epoch
         if self.slowdown is not None:
             self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
             started = time.perf_counter()
@@ -81,10 +82,20 @@ class Training:
         """Name the gradient that is pushed part by part."""
         return self.running
 
-    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> scoring.Scores:
-        """Score the final parameters on this worker's share of the test rows, block by block."""
+    def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> dict[str, scoring.Scores]:
+        """Score the final parameters on this worker's share of the test and the validation rows; with patience the best ones are scored later."""
         self.final = self._parameters(turn)
-        return self._scores(self.final)
+        return {} if self.job.patience else {of: self.score(self.final, of) for of in dict.fromkeys(("test", self.job.looks_at))}
+
+    def score(self, w: Array, of: str) -> scoring.Scores:
+        """Score this worker's share of the "test" or the "val" rows, block by block."""
+        started = time.perf_counter()
+        x, y = self.data.rows(of)
+        lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
+        found = scoring.score(self.net, w, x[lo:hi], y[lo:hi], self.data.targets)
+        if self.strategy.trace is not None:
+            self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
+        return found
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
@@ -158,19 +169,11 @@ class Training:
             rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
             self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
 
-    def _score(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
-        """Score this worker's share of the test rows; return loss sum, score, rows, seconds, epoch."""
+    def _look(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
+        """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch."""
         started = time.perf_counter()
-        loss, score, n = scoring.total([self._scores(w)])
+        loss, score, n = scoring.total([self.score(w, self.job.looks_at)])
         return loss, score, n, time.perf_counter() - started, epoch
-
-    def _scores(self, w: Array) -> scoring.Scores:
-        started, data = time.perf_counter(), self.data
-        lo, hi = scoring.share(len(data.test_x), self.worker, self.strategy.n_workers)
-        found = scoring.score(self.net, w, data.test_x[lo:hi], data.test_y[lo:hi], data.targets)
-        if self.strategy.trace is not None:
-            self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
-        return found
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

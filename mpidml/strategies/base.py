@@ -1,8 +1,8 @@
 """Run a job from its description to its folder: the one loop around every strategy.
 
     check -> load data -> build the network -> prepare roles -> drive them -> gather -> write
-                                                            ^        |
-                                                            +- save -+    where the run pauses for a checkpoint
+                                                            ^              |
+                                                            +- look, save -+    where the run pauses after an epoch, for a checkpoint
 
 Everything that can be wrong with a job's input is found before `drive`, and nothing is written before it.
 """
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, resume, run_files, scoring, summary
+from mpidml.runtime import checkpoint, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import check_target, load
+from mpidml.runtime.dataset import check_target, load, on_arrays
+from mpidml.runtime.looks import Looks
+from mpidml.runtime.model import Model
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
@@ -45,17 +48,24 @@ ASKED = -1.0
 
 
 def train(
-    job: Job, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, keep: dict[str, Any] | None = None, brief: bool = False
+    job: Job,
+    comm: CountedComm | None = None,
+    quiet: bool = False,
+    write: bool = True,
+    keep: dict[str, Any] | None = None,
+    brief: bool = False,
+    data: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Train as `job` says and return the summary on every rank (Collective on comm; default: all ranks).
 
     Rank 0 shows progress unless `quiet` (nothing besides if `brief`), and writes the run folder if `write`; `keep` is given the trained
-    `network`, its `values`, and on rank 0 the `metrics`. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
+    `model`, its `network` and `values`, and on rank 0 the `metrics`. `data`: arrays x, y (or x, y, test_x, test_y) in place of the job's file, alike
+    on every rank. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
     exception or a signal on one rank ends them all from now on; with checkpoints SIGTERM and SIGUSR1 save and end the run, and the summary
     is then {"paused_at_clock": ...} alone.
     """
     with given_or_all(comm) as ranks:
-        run = Run(job, ranks, quiet, write, brief)
+        run = Run(job, ranks, quiet, write, brief, data)
         run.drive()
         return run.end(keep)
 
@@ -63,17 +73,17 @@ def train(
 class Run:
     """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
-    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool) -> None:
+    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None) -> None:
         """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved."""
         self.comm, self.quiet, self.brief = comm, quiet, brief
         self.leads = leads = comm.rank == 0
-        self.job = job = agree(comm, job.checked)
+        self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
-        self.data = data = load(job, comm)
+        self.data = data = load(job, comm, arrays)
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
@@ -81,13 +91,14 @@ class Run:
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
-        self.began = self.started = self.saving_seconds = 0.0
+        self.began = self.started = self.seconds = self.saving_seconds = 0.0
         self.position = Position()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
             agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
         self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
+        self.looks = Looks(self.strategy, comm, self.monitor) if job.patience else None
         if saved is not None:
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
             if (done := min(self.position.turns)) >= self.strategy.n_clocks:
@@ -98,6 +109,8 @@ class Run:
             self.saved_seconds = float(saved.facts["seconds"])
             if self.monitor is not None:
                 self.monitor.restore(saved.facts["monitor"], rows)
+            if self.looks is not None:
+                self.looks.restore(saved, self.position)
         self.folder = folder
         self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
@@ -137,7 +150,7 @@ class Run:
         return now - self.started - (self.monitor.evaluation_seconds if self.monitor is not None else 0.0) >= self.job.seconds
 
     def drive(self) -> None:
-        """Run the roles to the end, saving the run wherever it pauses, or until a signal ends it."""
+        """Run the roles to the end, looking at the run and saving it wherever it pauses, or until a look or a signal ends it."""
         comm, strategy, job = self.comm, self.strategy, self.job
         comm.Barrier()
         self.began = time.perf_counter()
@@ -147,60 +160,74 @@ class Run:
         saves = bool(job.checkpoint_every) and bool(self.path.name)
         with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
-                strategy.driver.roles = strategy.roles(self.position, self._next_pause() if saves else 0)
+                since = time.perf_counter()
+                strategy.driver.roles = strategy.roles(self.position, self._next_pause(saves))
                 strategy.driver.run()
-                self.seconds = time.perf_counter() - self.began
-                if not saves:
+                self.seconds += time.perf_counter() - since
+                if not saves and self.looks is None:
                     return
-                self._save()
-                if not comm.bcast(strategy.coordinator.pauses if self.leads else None):
+                ends = not comm.bcast(strategy.coordinator.pauses if self.leads else None)
+                self._join()
+                if self.looks is not None and self.looks.due(self.position, ends):
+                    ends |= self.looks.look(self.position)
+                if saves:
+                    self._save()
+                if ends:
                     return
                 if number := max(comm.allgather(self.asked())):
                     self.paused_by = number
                     return
 
-    def _next_pause(self) -> int:
-        """Return the turns of each worker after which the run pauses next; the last clock is its end, no pause."""
-        n, every = self.strategy.n_workers, self.job.checkpoint_every
-        done = sum(self.position.turns) // n
-        following = (done // every + 1) * every
+    def _next_pause(self, saves: bool) -> int:
+        """Return the turns of each worker after which the run pauses next, 0 for never; the last clock is its end, no pause."""
+        done = sum(self.position.turns) // self.strategy.n_workers
+        reasons = [self.job.checkpoint_every] * saves + [self.strategy.sampler.clocks_per_epoch] * (self.looks is not None)
+        following = min(((done // every + 1) * every for every in reasons), default=0)
         return following if following < self.strategy.n_clocks else 0
 
-    def _save(self) -> None:
-        since = time.perf_counter()
+    def _join(self) -> None:
+        """Bring together on rank 0 what was measured until all stopped, and find where the run stands."""
         rows = self.telemetry.drain()
         if self.monitor is not None:
             self.monitor.take([row for row in rows if row[0] != ASKED])
             self.monitor.pause()
         self.position = self.strategy.position()
+
+    def _save(self) -> None:
+        since = time.perf_counter()
+        if self.monitor is not None:
+            self.monitor.flush()
         facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor)
         clock = sum(self.position.turns) // self.strategy.n_workers
-        checkpoint.write(self.comm, self.path, clock, resume.pieces(self.strategy), facts, self.job.keep_checkpoints)
+        pieces = resume.pieces(self.strategy)
+        if self.looks is not None:
+            pieces, facts = pieces + self.looks.pieces(), facts | {"patience": self.looks.patience.state()}
+        checkpoint.write(self.comm, self.path, clock, pieces, facts, self.job.keep_checkpoints)
         self.saving_seconds += time.perf_counter() - since
 
     def end(self, keep: dict[str, Any] | None) -> dict[str, Any]:
         """Gather what came of the run, write and say it, and return the summary on every rank."""
         comm, strategy, monitor, leads = self.comm, self.strategy, self.monitor, self.leads
         if self.paused_by:
-            if leads and not self.quiet:
-                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             if monitor is not None and monitor.progress is not None:
                 monitor.progress.close()
+            if leads and not self.quiet:
+                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             strategy.free()
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
         scores = [w.result for w in strategy.workers.values()]
-        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds - self.saving_seconds, scores))
-        values = _bring(strategy, comm)
+        best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
+        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds, scores))
+        values = _bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
             monitor.take([row for row in rows if row[0] != ASKED])
-            losses, score, test_rows = scoring.total(scores for r in ranks for scores in r["scores"])
-            test_loss = losses / test_rows if test_rows else None
-            quality = self.data.quality(score, test_rows, test_loss)
-            monitor.end(test_loss, quality)
-            found = summary.of_job(self.job, strategy, comm, monitor, ranks, test_loss, quality, values, self.quotas)
+            if self.looks is None:
+                final = self.data.judged([score for r in ranks for score in r["scores"]])
+            monitor.end(final)
+            found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}
             others = what_if.what_if(self.job.policy(), monitor.step_seconds)
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
@@ -213,6 +240,7 @@ class Run:
             keep["metrics"] = monitor.metrics if monitor is not None else None
             keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
             keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
+            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets)
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
@@ -246,8 +274,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
 
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
-    n_test, quality = len(strategy.data.test_x), strategy.data.quality
-    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n_test, strategy.target, limit)
+    n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
+    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience))
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:

@@ -63,7 +63,7 @@ class ParameterServer:
         self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
-        for flag, given in (("--assign dynamic", job.assign == "dynamic"), ("--target", job.target), ("--seconds", job.seconds)):
+        for flag, given in (("--assign dynamic", job.assign == "dynamic"), ("--target", job.target and not job.patience), ("--seconds", job.seconds)):
             if job.deterministic and given:
                 raise UserError(f"--deterministic: {flag} cannot repeat, it depends on timing; leave one of them out")
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
@@ -87,7 +87,7 @@ class ParameterServer:
             self.policy.needed(self.n_workers)
         except ValueError as error:
             raise UserError(f"--sync {job.sync}: {error}") from None
-        self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every)
+        self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every or job.patience)
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
@@ -150,7 +150,7 @@ class ParameterServer:
         self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
         if self.rates is not None:
             self.rates.span(self.n_clocks)
-        self.target = parse_target(job.target)
+        self.target = parse_target(job.target, job.looks_at)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)

@@ -99,7 +99,7 @@ def test_precision_recall_and_f1_are_those_of_their_formulas(seed):
     assert [of.precision for of in swapped] == [of.recall for of in found] != [of.precision for of in found]
 
 
-@pytest.mark.bench
+@pytest.mark.bench("sklearn")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("k", [2, 5])
 def test_all_figures_are_those_of_scikit_learn(seed, k):

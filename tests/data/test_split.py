@@ -27,6 +27,10 @@ def test_the_seed_alone_decides() -> None:
     assert hold_out(100, 0.2, 3)[1].tolist() == hold_out(100, 0.2, 3)[1].tolist() != hold_out(100, 0.2, 4)[1].tolist()
 
 
+def test_rows_for_validation_are_drawn_apart_from_those_for_testing() -> None:
+    assert hold_out(100, 0.2, 3, "validate")[1].tolist() != hold_out(100, 0.2, 3)[1].tolist()
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 20, float("nan")])
 def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match="outside"):

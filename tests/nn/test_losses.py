@@ -21,6 +21,8 @@ class Data(NamedTuple):
     test_x: np.ndarray
     test_y: np.ndarray
     n_outputs: int
+    val_x: np.ndarray = X[:0]
+    val_y: np.ndarray = np.zeros(0)
 
 
 def data(y, n_outputs=0):

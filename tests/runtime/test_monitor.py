@@ -19,7 +19,7 @@ def measurements(n_workers, n_clocks, per_epoch=3):
     return rows
 
 
-def accuracy(score, rows, loss):
+def accuracy(score, rows, loss, of):
     return {"test_accuracy": score / rows}
 
 
@@ -28,7 +28,7 @@ def joined(rows, n_workers, n_clocks, pieces):
     monitor = Monitor(n_workers, n_clocks, 3, None, written.append, accuracy, 5 * n_workers)
     for start in range(0, len(rows), pieces):
         monitor.take(rows[start : start + pieces])
-    monitor.end(None, {})
+    monitor.end({})
     return monitor, written
 
 
@@ -54,3 +54,18 @@ def test_a_long_run_writes_few_rows_and_every_score():
     assert 3000 < len(written) < 5100
     assert sum("test_accuracy" in row for row in written) == 4
     assert written[-1]["samples"] == 4 * 20_001
+
+
+def test_a_look_at_a_paused_run_is_in_the_row_of_the_last_clock_before_it():
+    """The row waits for it on its way to the file; the seconds of the look are left out of later ones."""
+    written = []
+    monitor = Monitor(1, 4, 2, None, written.append, lambda score, rows, loss, of: {f"{of}_accuracy": score / rows}, 5, of="val", pauses=True)
+    reports = [(0, clock + 1 + 10.0 * (clock >= 2), clock, 0, 1, 0.5, 2.0, 4, 0, 0, 0, 0, 0) for clock in range(4)]
+    for start in (0, 2):
+        monitor.take(reports[start : start + 2])
+        monitor.pause()
+        monitor.look(7.5, 3, 5, 10.0)
+    monitor.end({"val_loss": 1.0, "val_accuracy": 0.8})
+    assert [(row["clock"], row["seconds"], row.get("val_loss"), row.get("val_accuracy")) for row in written] == [
+        (0, 1, None, None), (1, 2, 1.5, 0.6), (2, 3, None, None), (3, 4, 1.5, 0.6)
+    ]  # fmt: skip

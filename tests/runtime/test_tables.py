@@ -161,6 +161,61 @@ def test_under_a_budget_own_writes_are_read_at_once_and_none_is_lost(comm, sync,
     counted.free()
 
 
+N_CLOCKS, RATE, START = 12, 0.05, np.linspace(-1, 1, 14)
+GOAL = np.arange(14.0).reshape(7, 2)
+
+
+def descend(tables):
+    """Push this worker's share of the gradient of |w - GOAL|^2 / 2 + n w^3 / 30, whose parts differ over workers; return the last values."""
+    w = tables["w"]
+    for _ in range(N_CLOCKS):
+        values = w.pull().wait()
+        w.push((values - GOAL + (1 + tables.worker) * values**2 / 10) / tables.n_workers)
+        tables.clock()
+    return w.pull(latest=True).wait()
+
+
+def descended(n_workers, staleness=0, tuned=True):
+    """Descend in a plain loop with momentum 0.9; each gradient is that of the values `staleness` clocks before, and is softened for it."""
+    w, v = [START.reshape(7, 2)], np.zeros((7, 2))
+    for clock in range(N_CLOCKS):
+        old = w[max(0, clock - staleness)]
+        late = min(clock, staleness) if tuned else 0
+        gradient = old - GOAL + (n_workers + 1) / 2 * old**2 / 10
+        v = (1 - min(1.0, 0.1 * (1 + late))) * v + gradient
+        w.append(w[-1] - RATE / (1 + late) * v)
+    return w[-1]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("servers", ["colocated", "1"])
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_pushed_gradients_descend_as_a_plain_loop_does(comm, servers, staleness):
+    """In repeat mode it is known how stale each read is; under bsp none is, and its clocks are those of one process on the sum of the gradients."""
+    counted = CountedComm(comm)
+    options = {"servers": servers, "optimizer": "momentum", "lr": RATE, "dtype": "float64", "comm": counted, "wait_limit": 20}
+    options |= {"sync": f"ssp:{staleness}", "deterministic": True} if staleness else {"sync": "bsp"}
+    n_workers = 1 if comm.size == 1 else comm.size - (servers == "1")
+    for tune in (True, False):
+        found = run_tables(descend, {"w": (7, 2)}, initial={"w": START}, tune=tune, **options)
+        if found is not None:
+            np.testing.assert_allclose(found, descended(n_workers, staleness, tune), rtol=1e-12)
+            others = [descended(n_workers, s, t) for s in range(3) for t in (True, False) if (s, t) != (staleness, tune) and staleness]
+            assert all(np.abs(found - other).max() > 1e-3 for other in others), "the check tells none of them apart"
+    counted.free()
+
+
+@pytest.mark.mpi
+def test_tables_begin_with_the_values_of_rank_0(comm):
+    """So a module that every rank draws by itself begins as one, and the other ranks need not hold its values."""
+    counted = CountedComm(comm)
+    mine = {"w": START + comm.rank} if comm.rank % 2 == 0 else None
+    for servers in ("colocated", "1"):
+        found = run_tables(lambda tables: tables["w"].pull().wait(), {"w": (14, 1)}, servers=servers, initial=mine, dtype="float64", comm=counted, wait_limit=20)
+        assert found is None or found.ravel().tolist() == START.tolist()
+    counted.free()
+
+
 def refusal(**options):
     with pytest.raises(UserError) as error:
         run_tables(lambda tables: None, **{"tables": {"w": (4, 2)}, **options})
@@ -176,6 +231,7 @@ def test_tables_that_cannot_be_are_refused(comm):
     assert "nothing to serve" in refusal(tables={}, comm=counted)
     assert "choose float32 or float64" in refusal(dtype="int32", comm=counted)
     assert "have shape (2, 4), the table has (4, 2)" in refusal(initial={"w": np.zeros((2, 4))}, comm=counted)
+    assert "does nothing without an optimizer" in refusal(tune=False, comm=counted)
     assert "there is no table 'v'" in refusal(initial={"v": np.zeros((4, 2))}, comm=counted)
     assert "positive number of seconds" in refusal(wait_limit=-1, comm=counted)
     assert "needs the whole gradient" in refusal(optimizer="clip:1+sgd", comm=counted)
@@ -222,3 +278,25 @@ def test_rows_and_deltas_that_do_not_fit_are_refused(comm):
 def test_what_would_lose_updates_or_never_see_any_is_refused(options, says):
     with pytest.raises(UserError, match=says):
         run_tables(lambda tables: None, {"w": (4, 1)}, **options)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_bytes_go_by_the_rows_that_are_touched_and_not_by_the_rows_there_are(comm):
+    """A read sends the rows' numbers, a write their numbers and values; what else is sent does not depend on either count."""
+
+    def sent(n_rows, k):
+        def main(tables):
+            driver = tables._session.driver
+            for step in range(10):
+                rows = np.arange(step, step + k) * 7 % n_rows
+                tables["w"].push(tables["w"].pull(rows).wait(), rows)
+                tables.clock()
+            tables["w"].pull(slice(0, 1), latest=True).wait()
+            return driver.comm.nbytes_sent + driver.nbytes_window
+
+        return run_tables(main, {"w": (n_rows, 4)}, servers="1", optimizer="adagrad", comm=CountedComm(comm))
+
+    small, more, of_many = sent(10_000, 100), sent(10_000, 1100), sent(1_000_000, 100)
+    if small is not None:
+        assert more - small == 10 * 1000 * (8 + 8 + 4 * 4)
+        assert of_many == small

@@ -1,0 +1,28 @@
+"""Hold what a run has learnt: its network with the weights, and what scales rows and targets as the training rows were."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mpidml.core.role import Array
+from mpidml.data.scaling import Scaler
+from mpidml.data.targets import Targets
+from mpidml.nn.network import Network
+
+
+class Model(NamedTuple):
+    """`values`: the flat weights, in the network's dtype; `targets` is None unless they are numbers that the network learnt scaled. It can be pickled."""
+
+    network: Network
+    values: Array
+    scaler: Scaler
+    targets: Targets | None = None
+
+    def outputs(self, x: Array) -> Array:
+        """Return for rows x (n, features), as the training data had them, the outputs (n, n_outputs): targets in their own unit, else sums before any softmax."""
+        scaled = np.empty(x.shape, self.network.dtype)
+        self.scaler.apply(x, scaled)
+        found = self.network.predict(self.values, scaled)
+        return found if self.targets is None else found * self.targets.scale + self.targets.offset
