@@ -40,5 +40,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         import importlib
 
-        return getattr(importlib.import_module(_WHERE[name]), name)
+        found = getattr(importlib.import_module(_WHERE[name]), name)
+        globals()[name] = found  # the import has put the module there, which some functions share their name with
+        return found
     raise AttributeError(f"module 'mpidml' has no attribute '{name}'")

@@ -90,7 +90,7 @@ TEXTS = {
 
 
 class Case(NamedTuple):
-    """Arguments after `train` ("{}" is the folder of the files), and what the one line must hold."""
+    """Arguments after `train`, or with a command of their own ("{}" is the folder of the files), and what the one line must hold."""
 
     argv: str
     says: tuple[str, ...]
@@ -230,6 +230,17 @@ CASES = {
         "--data {}/towns.csv --test-data {}/other_towns.csv --unseen ignore --categories codes", ("--unseen ignore: --categories codes has no code", "onehot")
     ),
     "an accuracy for a regression": Case("--data {}/good.npz --task regress --target 0.9", ("--target 0.9: a regression has no accuracy", "loss:0.1")),
+    "evaluate without a folder": Case("evaluate {}/nowhere", ("/nowhere: there is no such folder", "give that of a run")),
+    "evaluate a folder without a run": Case("evaluate {}/folder.npz", ("/folder.npz: holds no run (no config.toml)", "give the folder of a run")),
+    "evaluate a run that has not ended": Case("evaluate {}/begun", ("/begun: holds no model (model.safetensors), the run has not ended", "wait for its end")),
+    "predict with a run that has paused": Case(
+        "predict {}/paused --data {}/good.npz --out {}/p.csv", ("/paused: the run has not ended, it has checkpoints", "train --resume ")
+    ),
+    "predict to a file that is there": Case("predict {}/begun --data {}/good.npz --out {}/half.csv", ("/half.csv: is there already", "choose another --out")),
+    "predict to an unknown format": Case("predict {}/begun --data {}/good.npz --out {}/p.txt", ("/p.txt: is of no known ending", "predictions.csv")),
+    "predict into no folder": Case("predict {}/begun --data {}/good.npz --out {}/no/p.csv", ("/no/p.csv: there is no folder", "make it")),
+    "evaluate into a file": Case("evaluate {}/begun --out {}/a_file", ("/a_file: is a file", "name a folder")),
+    "evaluate without its data": Case("evaluate {}/begun --labels y.npy", ("--labels y.npy: does nothing without --data", "leave it out")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 
@@ -248,12 +259,17 @@ def lay_out(folder):
     (folder / "folder.npz").mkdir()
     (folder / "old_run").mkdir()
     (folder / "old_run" / "summary.json").write_text("{}")
+    for name in ("begun", "paused/checkpoints/000000000400"):
+        (folder / name).mkdir(parents=True)
+        (folder / name.partition("/")[0] / "config.toml").write_text("epochs = 3\n")
     return folder
 
 
 def words(argv, folder):
     """Return the command line; where it names no --out, one that must not come to be."""
     given = argv.format(*[folder] * 3).split()
+    if given[0] in ("evaluate", "predict"):
+        return given
     return ["train", "--backend", "numpy", *given, *([] if "--out" in given else ["--out", str(folder / "out")])]
 
 

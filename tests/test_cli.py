@@ -95,6 +95,18 @@ def squeezed(text):
     return re.sub(r"\s+", "", text)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_command_on_a_run_takes_its_folder_and_explains_its_flags(command, capsys):
+    more = ["--data", "new.csv", "--unseen", "ignore", "--out", "p.csv"]
+    _, given = parse([command, "runs/x", *more])
+    assert given == parse([command, *more, "runs/x"])[1]
+    assert given["run"] == "runs/x" and given["data"] == "new.csv" and given["unseen"] == "ignore" and given["out"] == "p.csv"
+    with pytest.raises(SystemExit) as left:
+        parse([command, "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0 and "[RUN]" in text and all(f"--{name}" in text for name in given if name != "run") and "list" not in text
+
+
 def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit) as left:
         parse(["--version"])
@@ -140,6 +152,16 @@ def test_help_is_no_fault(argv, capsys):
         ("train --lr -inf", "argument --lr: expected one argument"),
         ("train --scale minmix", "--scale minmix: there is no such choice; known: minmax, none, standard; did you mean 'minmax'?"),
         ("info --ranks 3", "info: unrecognized arguments: --ranks 3; python -m mpidml info --help lists the options"),
+        ("evaluate", "evaluate: no run is named; give its folder"),
+        ("evaluate runs/x --dta new.csv", "there is no option '--dta'; known: --data, --labels, --out, --plot, --unseen; did you mean '--data'?"),
+        ("evaluate runs/x --labels y.npy", "--labels y.npy: does nothing without --data; leave it out"),
+        ("evaluate runs/x --unseen ignore", "--unseen ignore: does nothing without --data; leave it out"),
+        ("evaluate runs/x --data new.csv --unseen ignroe", "--unseen ignroe: there is no such choice; known: ignore, refuse; did you mean 'ignore'?"),
+        ("evaluate runs/x runs/y", "there is no option 'runs/y'"),
+        ("evaluate --config x.toml runs/x", "there is no option '--config'"),
+        ("predict runs/x --out p.csv", "--data: names no rows to predict; give a file"),
+        ("predict runs/x --data new.csv", "--out: names no file; give one that ends in .csv or .npz"),
+        ("predict runs/x --data new.csv --out p.parquet", "--out p.parquet: is of no known ending; give one that ends in .csv or .npz"),
         ("train --config nowhere.toml", "nowhere.toml: there is no such file; give the path"),
         ("train --config .", ".: cannot be read as TOML"),
     ],

@@ -40,6 +40,12 @@ def test_importing_mpidml_loads_neither_mpi_nor_a_compiler_nor_a_plotter():
     assert not heavy & set(result.out.split())
 
 
+def test_what_the_package_offers_is_the_same_at_each_look():
+    """A module that is called as its function takes the function's place in the package when it is imported."""
+    result = python(["-c", "import mpidml\nfor _ in range(2):\n    print(*(callable(getattr(mpidml, name)) for name in mpidml.__all__))"])
+    assert result.code == 0 and set(result.out.split()) == {"True"}, result
+
+
 def test_the_launcher_can_be_known_before_numpy_is_loaded():
     result = python(["-c", "import sys, mpidml.runtime.launch; print(*sys.modules)"])
     assert result.code == 0, result.err

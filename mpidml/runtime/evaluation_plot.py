@@ -100,7 +100,8 @@ def _confusion(axes: Axes, counts: Array, names: list[str], worst: list[Mapping[
     if k <= MOST_NUMBERS:
         strong = 1 - colours.mean(axis=2) > 0.42
         for i, j in np.argwhere(counts).tolist():
-            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=9 if k <= 12 else 7, color="white" if strong[i, j] else INK)
+            text = f"{counts[i, j]:,}" + (f"\n{shares[i, j]:.0%} of {short(names[i], 12)}" if k <= 4 else "")
+            axes.text(j, i, text, ha="center", va="center", fontsize=12 if k <= 4 else 9 if k <= 12 else 7, color="white" if strong[i, j] else INK)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xlabel("called")
     axes.set_ylabel("class")

@@ -68,7 +68,7 @@ def write(
     if data.targets is not None:
         tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
     weights = getattr(strategy.net.loss, "class_weights", None)
-    largest = {c: float(max(x[:, c].max() for x in (data.x, data.test_x) if len(x))) for c in categories(strategy.job)}
+    largest = {c: float(max(x[:, c].max() for x in (data.x, data.test_x, data.val_x) if len(x))) for c in categories(strategy.job)}
     reading = Reading(**{name: getattr(strategy.job, name) for name in Reading._fields if name in strategy.job.mapping()})
     task = "classify" if data.targets is None else "regress"
     known = Known(data.name, task, data.x.shape[1], data.n_outputs, reading, data.coding, largest, weights)

@@ -23,7 +23,7 @@ from mpidml.nn import models
 from mpidml.nn.network import Network
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import Part, check_room, load, scaled_rows
+from mpidml.runtime.dataset import ARRAYS, Part, check_room, load, scaled_rows
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.run_files import CODING_FILE
 
@@ -52,6 +52,8 @@ class Saved(NamedTuple):
 
     def own_rows(self, comm: CountedComm) -> Rows:
         """Return the rows that the run held out or was tested on (Collective on comm); UserError where there are none, or the data have changed."""
+        if self.job.data == ARRAYS:
+            raise UserError(f"{self.path}: the run learnt from arrays that a program handed in, and kept none; give rows by --data")
         data = load(self.job, comm)
         if not len(data.test_x):
             raise UserError(f"{self.path}: the run has no test rows of its own (--hold-out {self.job.hold_out:g}); give rows by --data")

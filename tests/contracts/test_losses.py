@@ -89,6 +89,40 @@ def test_the_gradient_equals_finite_differences_and_a_score_the_loss(loss):
         assert net.score(w, X, Y, block)[0] == pytest.approx(total, rel=1e-12)
 
 
+def outputs_of(loss, rows=400):
+    """Return outputs as large as they get, some equal, and labels."""
+    random = np.random.default_rng(3)
+    k = loss.n_outputs(2) if loss.n_outputs(2) == 1 else 3
+    return np.round(random.standard_normal((rows, k)) * 10.0 ** random.uniform(-1, 2, (rows, 1)), 1), random.integers(0, max(k, 2), rows)
+
+
+@each
+def test_the_class_that_is_told_is_the_one_that_is_counted_as_right(name):
+    loss = make_loss(name)
+    z, y = outputs_of(loss)
+    targets = np.empty_like(z)
+    if loss.from_values:
+        loss.fill(y, targets)
+    assert loss.n_correct(BACKEND, z, y, targets) == (loss.decide(z) == y).sum() > 0
+
+
+@each
+def test_probabilities_sum_to_one_and_margins_put_rows_in_their_order(name):
+    loss = make_loss(name)
+    z, _ = outputs_of(loss)
+    p, margins = loss.probabilities(z), loss.margins(z)
+    assert margins.shape == (len(z), max(z.shape[1], 2)) and np.isfinite(margins).all()
+    leads = margins.max(axis=1) > 0  # else two classes share the lead, and the first is told
+    assert leads.mean() > 0.5 and (margins.argmax(axis=1) == loss.decide(z))[leads].all()
+    if p is None:
+        return
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+    inner = (p > 1e-9) & (p < 1 - 1e-9)
+    np.testing.assert_allclose(margins[inner], np.log(p[inner]) - np.log1p(-p[inner]), rtol=1e-5, atol=1e-6)
+    sure = p[:, 0] == 1
+    assert sure.sum() > 5 and len(np.unique(margins[sure, 0])) > 3, "probabilities that are all 1 are still told apart"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "says"),
     [
