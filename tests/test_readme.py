@@ -1,18 +1,36 @@
-"""Hold the README to what is true: its Python example runs, its command lines parse, its floors are the floors."""
+"""Hold the README to what is true: every block of code in it runs, its command lines parse, its floors are the floors."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mpidml.cli import COMMANDS, parse
+from mpidml.core.job import Job
+from mpidml.strategies.base import train
 from tests.ranks import ROOT, mpirun, python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE, OF_TORCH, OF_SKLEARN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 LINES = re.findall(r"`(?:mpirun -n \d+ )?python -m mpidml ([^`]*)`", README) + re.findall(r"`(--[^`]*)`", README)
+
+
+def block(kind: str, within: str) -> str:
+    """Return the one block of a kind that holds some text."""
+    (found,) = [text for of, text in BLOCKS if of == kind and within in text]
+    return found
+
+
+EXAMPLE, TORCH, SKLEARN = (block("python", text) for text in ('"w": (1_000_000, 16)', "import torch", "sklearn"))
 
 
 def numbers_printed(text, folder, n):
@@ -30,17 +48,23 @@ def numbers_printed(text, folder, n):
 @pytest.mark.bench
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_module_of_pytorch_learns_in_under_30_lines_alone_and_under_mpirun(tmp_path, n):
-    assert len(OF_TORCH.splitlines()) < 30 and 'sync="ssp:1"' in OF_TORCH
-    assert max(numbers_printed(OF_TORCH, tmp_path, n)) < 0.1  # predicting the mean would lose 3.5
-    never = OF_TORCH.replace("w.push(", "(")
-    assert never != OF_TORCH and (n > 1 or min(numbers_printed(never, tmp_path, n)) > 2)
+    assert len(TORCH.splitlines()) < 30 and 'sync="ssp:1"' in TORCH
+    assert max(numbers_printed(TORCH, tmp_path, n)) < 0.1  # predicting the mean would lose 3.5
+    never = TORCH.replace("w.push(", "(")
+    assert never != TORCH and (n > 1 or min(numbers_printed(never, tmp_path, n)) > 2)
 
 
 @pytest.mark.bench("sklearn")
 @pytest.mark.parametrize("n", [1, 3])
 def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
-    scores = numbers_printed(OF_SKLEARN, tmp_path, n)
+    scores = numbers_printed(SKLEARN, tmp_path, n)
     assert min(scores) == max(scores) > 0.88
+
+
+def test_every_block_of_code_is_run_by_one_of_these_tests():
+    """A new block fails here until a test below runs it."""
+    kinds = [kind for kind, _ in BLOCKS]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 2, "python": 4, "bash": 1, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -50,12 +74,78 @@ def test_the_python_example_runs_alone_and_under_mpirun(tmp_path, n):
     assert all(0.8 < mean < 1.5 for mean in means), means
 
 
+def test_the_policy_of_ones_own_runs_and_does_what_it_says(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(block("python", "class Mine"))
+    result = mpirun(2, ["-m", "mpidml", "train", "--sync", f"{mine}:5", "--epochs", "2", "--hidden", "16", "--out", str(tmp_path / "run")])
+    assert result.code == 0, result
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["staleness_bound"] == 5 and summary["staleness_max"] <= 5 and summary["epochs"] == 2
+    own: dict = {}
+    exec(mine.read_text(), own)
+    policy = own["Mine"](3)
+    assert [policy.oldest_readable(clock) for clock in (9, 10, 11, 20)] == [6, 10, 8, 20]
+
+
+def test_the_net_of_a_file_trains_on_rows_with_codes(tmp_path):
+    (tmp_path / "net.toml").write_text(block("toml", "[[layer]]"))
+    x = np.random.default_rng(0).normal(size=(60, 5))
+    x[:, 0], x[:, 3] = np.arange(60) % 4, np.arange(60) % 3
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(60) % 4)
+    job = Job(data=str(tmp_path / "d.npz"), model=str(tmp_path / "net.toml"), epochs=30, batch=16)
+    assert train(job, quiet=True, write=False)["final_loss"] < 0.7, "the classes are the codes of column 0"
+
+
+def sbatch(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a batch script as Slurm would, on one rank: `srun` runs the command, and asks it to end as soon as it was saved, the first time."""
+    (folder / "bin").mkdir(exist_ok=True)
+    stubs = {
+        "srun": 'while [[ "$1" == --* ]]; do shift; done\nif [ -e second ]; then exec "$@" --seconds 1; fi\ntouch second\n"$@" --epochs 1000000 --hidden 16 &\n'
+        'until compgen -G "runs/7/checkpoints/[0-9]*" > /dev/null; do sleep 0.1; done\nkill -USR1 $!\nwait $!',
+        "scontrol": 'echo "$@" >> requeued',
+        "python": f'exec {shlex.quote(sys.executable)} "$@"',
+    }
+    for name, text in stubs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "PYTHONPATH": paths}
+    return subprocess.run(["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_batch_script_saves_requeues_and_goes_on(tmp_path):
+    script = block("bash", "#SBATCH")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    options = re.findall(r"^#SBATCH (--[a-z-]+)(?:=(\S+))?$", script, re.MULTILINE)
+    assert len(options) == script.count("#SBATCH") and script.startswith("#!/bin/bash\n#SBATCH")
+    assert dict(options)["--signal"] == "USR1@120" and "--requeue" in dict(options)
+    text = block("toml", "patience")
+    assert Job().with_values(tomllib.loads(text), "job.toml").checked().patience == 5
+    (tmp_path / "job.toml").write_text(text.replace("patience = 5", "patience = 0"))  # or it might end before it was asked to
+    first = sbatch(script, tmp_path)
+    assert first.returncode == 0 and "stopped by SIGUSR1" in first.stdout, first
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    again = sbatch(script, tmp_path)
+    assert again.returncode == 0 and "resumed: " in again.stdout, again
+    assert json.loads((tmp_path / "runs" / "7" / "summary.json").read_text())["sync"] == "ssp:3"
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n", "a job that has ended does not come back"
+
+
+def test_a_batch_script_whose_run_fails_does_not_come_back(tmp_path):
+    (tmp_path / "job.toml").write_text('no_such_key = "1"\n')
+    (tmp_path / "second").touch()
+    failed = sbatch(block("bash", "#SBATCH"), tmp_path)
+    assert failed.returncode == 2 and "no option 'no_such_key'" in failed.stderr and not (tmp_path / "requeued").exists()
+
+
 def test_every_command_line_of_the_readme_is_understood(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("class Mine:\n    pass\n")
+    (tmp_path / "config.toml").touch()
     checked = 0
     for line in LINES:
-        words = [word for word in shlex.split(line) if word != "..."]
+        given = {"runs/...": str(tmp_path), "runs/X": str(tmp_path), "N": "5"}
+        words = [given.get(word, word) for word in shlex.split(line) if word != "..."]
         if words and words[0] == "-n":
             words = words[2:]
         if words and words[0].startswith("--") and not words[0].startswith("--config"):
@@ -75,7 +165,7 @@ def test_every_command_line_of_the_readme_is_understood(tmp_path):
 
 
 def test_the_two_commands_stand_alone_in_a_block_each():
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    blocks = [text for kind, text in BLOCKS if kind == "sh"]
     assert len(blocks) == 2 and all(len(block.strip().splitlines()) == 1 for block in blocks)
     assert "mpirun -n 4" in blocks[0] and "-m mpidml train" in blocks[0]
     assert blocks[1].strip().endswith("-m tests")
