@@ -5,6 +5,7 @@
     mpidml.simulate({"sync": "ssp:3", "workers": 10_000})           the same on virtual clocks
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
     mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
+    mpidml.to_torch(network, values)                                a torch.nn.Sequential with the same weights (and from_torch back)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
+    from mpidml.interop.pytorch import from_torch as from_torch
+    from mpidml.interop.pytorch import to_torch as to_torch
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
     from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
     from mpidml.runtime.tables import run_tables
@@ -26,8 +29,10 @@ _WHERE = {
     "MLPClassifier": "mpidml.ml.mlp_classifier",
     "MLPRegressor": "mpidml.ml.mlp_regressor",
     "compare": "mpidml.compare",
+    "from_torch": "mpidml.interop.pytorch",
     "run_tables": "mpidml.runtime.tables",
     "simulate": "mpidml.simulate",
+    "to_torch": "mpidml.interop.pytorch",
     "train": "mpidml.strategies.base",
 }
 
