@@ -6,6 +6,7 @@
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
     mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
     mpidml.to_torch(network, values)                                a torch.nn.Sequential with the same weights (and from_torch back)
+    mpidml.to_onnx("runs/...", "model.onnx")                       what `python -m mpidml export` does
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
+    from mpidml.interop.onnx_file import to_onnx as to_onnx
     from mpidml.interop.pytorch import from_torch as from_torch
     from mpidml.interop.pytorch import to_torch as to_torch
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
@@ -32,6 +34,7 @@ _WHERE = {
     "from_torch": "mpidml.interop.pytorch",
     "run_tables": "mpidml.runtime.tables",
     "simulate": "mpidml.simulate",
+    "to_onnx": "mpidml.interop.onnx_file",
     "to_torch": "mpidml.interop.pytorch",
     "train": "mpidml.strategies.base",
 }

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a network; writes a run folder",
     "compare": "run one job under several policies or settings (lists as bsp,ssp:3,asp), and on one process; writes a table and a plot",
     "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
+    "export": "write the model of a run's folder as an ONNX file, with the scaling of its data: export RUN --out model.onnx",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
 
@@ -35,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """Return the command and what it runs: the job of `train`, the values of `compare` and `simulate`; None for `info`.
+    """Return the command and what it runs: the job of `train`, the values of `compare` and `simulate`, the folder and the file of `export`; None for `info`.
 
     `--help` prints and exits; UserError for anything else that cannot be.
     """
@@ -51,6 +52,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     if command == "info":
         _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
         return command, None
+    if command == "export":
+        parser = _Parser(prog="python -m mpidml export", description=COMMANDS["export"], allow_abbrev=False)
+        parser.add_argument("run", metavar="RUN", help="folder of a run that has ended")
+        parser.add_argument("--out", metavar="FILE", required=True, help="the file to write")
+        given_words = parser.parse_args(rest)
+        return command, (given_words.run, given_words.out)
     parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
         known = ["--config", *map(_flag, _fields(command))]

@@ -18,6 +18,7 @@ import numpy as np
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.trace import to_chrome
+from mpidml.runtime.model import CODES
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
 
@@ -60,6 +61,9 @@ def write(
 
     assert values is not None
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
+    first: Any = strategy.net.layers[0]
+    if first.categories():
+        tensors[CODES] = np.array(first.n_rows)
     if data.targets is not None:
         tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
