@@ -7,6 +7,8 @@
     mpidml.predict("runs/x", data="new.csv", out="of_new.csv")      what it says of rows without labels
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
     mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
+    mpidml.to_torch(network, values)                                a torch.nn.Sequential with the same weights (and from_torch back)
+    mpidml.to_onnx("runs/...", "model.onnx")                       what `python -m mpidml export` does
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from mpidml.compare import compare
     from mpidml.core.job import Job
     from mpidml.evaluate import evaluate
+    from mpidml.interop.onnx_file import to_onnx as to_onnx
+    from mpidml.interop.pytorch import from_torch as from_torch
+    from mpidml.interop.pytorch import to_torch as to_torch
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
     from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
     from mpidml.predict import predict
@@ -29,7 +34,10 @@ _WHERE = {
     "Job": "mpidml.core.job",
     "MLPClassifier": "mpidml.ml.mlp_classifier",
     "MLPRegressor": "mpidml.ml.mlp_regressor",
+    "from_torch": "mpidml.interop.pytorch",
     "run_tables": "mpidml.runtime.tables",
+    "to_onnx": "mpidml.interop.onnx_file",
+    "to_torch": "mpidml.interop.pytorch",
     "train": "mpidml.strategies.base",
 }
 _WHERE |= {name: f"mpidml.{name}" for name in ("compare", "evaluate", "predict", "simulate")}

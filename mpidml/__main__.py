@@ -38,6 +38,12 @@ def main() -> None:
         text = info(comm)
         if world.rank == 0:
             sys.stdout.write(text + "\n")
+    elif command == "export":
+        from mpidml.interop.onnx_file import to_onnx
+        from mpidml.runtime.agree import agree
+        from mpidml.runtime.comm import CountedComm
+
+        agree(CountedComm(comm), lambda: to_onnx(*given) if world.rank == 0 else None)
     elif command == "train":
         from mpidml.strategies.base import train
 

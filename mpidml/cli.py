@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
     "evaluate": "how good a run's model is, on the rows it held out or on others; writes evaluation.json",
     "predict": "what a run's model says of rows, with labels or without; writes a table",
+    "export": "write the model of a run's folder as an ONNX file, with the scaling of its data: export RUN --out model.onnx",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
 OF_A_RUN: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction}
@@ -55,6 +56,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     if command == "info":
         _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
         return command, None
+    if command == "export":
+        parser = _Parser(prog="python -m mpidml export", description=COMMANDS["export"], allow_abbrev=False)
+        parser.add_argument("run", metavar="RUN", help="folder of a run that has ended")
+        parser.add_argument("--out", metavar="FILE", required=True, help="the file to write")
+        given_words = parser.parse_args(rest)
+        return command, (given_words.run, given_words.out)
     parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
         known = [*([] if command in OF_A_RUN else ["--config"]), *(_flag(f) for f in _fields(command) if f.name != "run")]
