@@ -55,6 +55,10 @@ def test_the_check_sees_sums_that_depend_on_the_shares() -> None:
     losses = (draw.standard_normal(100) * 10.0 ** draw.uniform(-8, 8, 100)).tolist()
     halves = [scoring.Scores(tuple(of), (0.0,) * len(of), 1) for of in (losses[:37], losses[37:])]
     assert scoring.total(halves)[0] == scoring.total([scoring.Scores(tuple(losses), (0.0,) * 100, 2)])[0] == scoring.total(halves[::-1])[0]
+    whole = scoring.exact(losses)
+    for seed in range(20):
+        random.Random(seed).shuffle(losses)
+        assert scoring.exact(losses) == whole
     assert any(sum(losses[:cut]) + sum(losses[cut:]) != sum(losses) for cut in range(100))
 
 
