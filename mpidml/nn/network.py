@@ -47,7 +47,7 @@ class Network:
         self.n_params = self.params.size
         self.random = any(layer.random for layer in self.layers)
         self.split = False
-        self._buffers: dict[tuple[int, int], Buffers] = {}
+        self._buffers: dict[int, Buffers] = {}  # of each slot, for the most rows so far
         self._steps: dict[tuple[int, int, int, int], Step] = {}
         self._bound: dict[tuple[int, int, int, int], tuple[Step, Array, Array]] = {}  # by id, which holds while the arrays are kept here
 
@@ -77,7 +77,8 @@ class Network:
     def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step:
         """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long; made once and kept.
 
-        Steps of one (m, slot) share their inputs and activations. The oldest of more than 64 steps is forgotten.
+        Steps of one slot share their inputs and activations, which have room for the most rows bound so far: fill, run, then go to the next.
+        The oldest of more than 64 steps is forgotten, and those of a slot are when it needs more room.
         """
         same = (m, id(w), id(g), slot)
         known = self._bound.get(same)
@@ -89,15 +90,23 @@ class Network:
             for name, flat in (("weights", w), ("gradient", g)):
                 if flat.shape != (self.n_params,) or flat.dtype != self.dtype or not flat.flags.c_contiguous or not flat.flags.aligned:
                     raise ValueError(f"{name}: {flat.dtype} of shape {flat.shape} is not a contiguous, aligned {self.dtype} array of {self.n_params}")
-            if (m, slot) not in self._buffers:
-                self._buffers[m, slot] = Buffers(self, m)
+            if slot not in self._buffers or m > len(self._buffers[slot].y):
+                self._forget(slot)
+                self._buffers[slot] = Buffers(self, m)
             if len(self._steps) >= N_STEPS_KEPT:
                 del self._steps[next(iter(self._steps))]
-            step = self._steps[key] = Step(self, self._buffers[m, slot], w, g)
+            step = self._steps[key] = Step(self, self._buffers[slot].first(m), w, g)
         if len(self._bound) >= N_STEPS_KEPT:
             self._bound.clear()
         self._bound[same] = step, w, g
         return step
+
+    def _forget(self, slot: int) -> None:
+        """Let the memory of a slot go."""
+        self._buffers.pop(slot, None)
+        self._bound.clear()
+        for key in [key for key in self._steps if key[-1] == slot]:
+            del self._steps[key]
 
     def parts(self) -> list[tuple[int, int]]:
         """Return the ranges of the gradient in the order in which `Step.run` reports them final: from the end to the start, without a gap."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ Progress = Callable[[int, int], Any]
 
 
 class Buffers:
-    """Inputs, outputs and their gradients for m rows; shared by all steps of one (m, slot), whatever weights they use.
+    """Inputs, outputs and their gradients for m rows; shared by all steps of a slot, whatever weights they use and however many rows they have.
 
     `outputs[i]`, `deltas[i]` and `kept[i]` belong to layer i; the gradient of the last output takes its place, and that of the input of a layer
     that works in place takes the place of that of its output.
@@ -38,6 +39,17 @@ class Buffers:
         self.deltas: list[Array] = [self.outputs[-1]]
         for layer, out in zip(net.layers[:0:-1], self.outputs[-2::-1], strict=True):
             self.deltas.insert(0, self.deltas[0] if layer.in_place else np.zeros_like(out))
+
+    def first(self, m: int) -> Buffers:
+        """Return the same memory as buffers for its first m rows, contiguous as those are."""
+        if m == len(self.y):
+            return self
+        part = copy(self)
+        part.x, part.y, part.ids = self.x[:m], self.y[:m], self.ids[:m]
+        part.targets = None if self.targets is None else self.targets[:m]
+        part.outputs, part.deltas = [each[:m] for each in self.outputs], [each[:m] for each in self.deltas]
+        part.kept = [tuple(each[:m] for each in kept) for kept in self.kept]
+        return part
 
 
 class Step:

@@ -100,7 +100,7 @@ class Training:
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
 
-        A part has 1 / accumulate of the rows, and so have the activations; where the rows do not divide, the network keeps those of two sizes.
+        A part has 1 / accumulate of the rows, rounded up or down, and the activations have room for the larger.
         Only while the last part is computed anything becomes final.
         """
         loss, n_parts = 0.0, min(self.job.accumulate, rows.size)

@@ -296,3 +296,33 @@ def test_a_wrong_model_is_one_line_that_says_what_to_do(arguments, message):
     with pytest.raises(UserError) as error:
         build(n_features=4, n_outputs=2, **{"backend": BACKEND, **arguments})
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_steps_of_fewer_rows_lie_in_the_memory_of_those_with_most():
+    net = build("mlp", 6, 3, (4,), dtype="float64", backend="numpy")
+    w, g = net.init(1), np.empty(net.n_params)
+    small = net.bind(3, w, g)
+    large = net.bind(7, w, g)
+    again = net.bind(5, w, g)
+    assert np.shares_memory(again.x, large.x)
+    assert not np.shares_memory(small.x, large.x) and net.bind(3, w, g) is not small, "there was no room for more rows"
+    assert again.x.shape == (5, 6) and again.y.shape == (5,) and net.bind(7, w, g) is large
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_the_first_rows_of_larger_buffers_give_the_bits_of_buffers_of_their_own(backend, loss):
+    random = np.random.default_rng(2)
+    x, y = random.standard_normal((9, 6)).astype(np.float32), random.integers(0, 3, 9)
+    found = []
+    for sizes in ([4], [9, 4], [9, 4, 9, 4]):
+        net = build("mlp", 6, 3, (8, 5), dropout=0.3, backend=backend, loss=loss)
+        w, g = net.init(1), np.empty(net.n_params, np.float32)
+        for m in sizes:
+            g[:] = np.nan
+            step = net.bind(m, w, g)
+            step.x[:], step.y[:], step.ids[:], step.salt[0] = x[:m], y[:m], np.arange(m), 5
+            step.load_labels()
+            value = step.run(0.25)
+        found.append((value, g.tobytes()))
+    assert found[0] == found[1] == found[2]
