@@ -97,6 +97,7 @@ def _confusion(axes: Axes, counts: Array, names: list[str], worst: list[Mapping[
     tall = max(len(short(names[i], 12)) for i in shown) > 3 and k > 4
     axes.set_xticks(shown, [short(names[i], 12) for i in shown], rotation=45 if tall else 0, ha="right" if tall else "center", rotation_mode="anchor" if tall else None)
     axes.set_yticks(shown, [short(names[i], 12) for i in shown])
+    axes.tick_params(labelsize=9 if k <= 12 else 7 if k <= 24 else 5.5)
     if k <= MOST_NUMBERS:
         strong = 1 - colours.mean(axis=2) > 0.42
         for i, j in np.argwhere(counts).tolist():
