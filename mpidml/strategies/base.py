@@ -25,7 +25,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, resume, run_files, summary
+from mpidml.runtime import checkpoint, events, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -78,6 +78,7 @@ class Run:
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
+        agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
@@ -195,6 +196,8 @@ class Run:
                 summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             if monitor is not None and monitor.progress is not None:
                 monitor.progress.close()
+            if self.folder is not None:
+                self.folder.close()
             strategy.free()
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
