@@ -15,7 +15,7 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
-from mpidml.runtime import comparison
+from mpidml.runtime import comparison, events
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load
@@ -39,7 +39,7 @@ def compare(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: b
 
 def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: bool) -> list[dict[str, Any]]:
     variants = agree(comm, lambda: expand(values, "compare"))
-    agree(comm, lambda: _check(variants, comm))
+    agree(comm, lambda: _check(variants, comm, write))
     leads = comm.rank == 0
     _check_data([job for _, job in variants], comm)
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
@@ -99,9 +99,10 @@ def _check_data(jobs: list[Job], comm: CountedComm) -> None:
     ranks.free()
 
 
-def _check(variants: list[Variant], comm: CountedComm) -> None:
+def _check(variants: list[Variant], comm: CountedComm, writes: bool) -> None:
     """Let the strategy look at each job, so that a variant that cannot run is found before the first one has."""
     for _, job in variants:
+        events.check(job, writes)
         plugins.load("mpidml.strategies", job.strategy)(job, comm)
 
 

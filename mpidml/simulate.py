@@ -47,7 +47,7 @@ from mpidml.sync.base import make_policy
 FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
-NO_PART = ("epochs", "steps", "trace", "wait_limit")
+NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
 PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
 PAYLOAD = (*DATA, "model", "hidden", "loss", "dtype")
@@ -247,7 +247,7 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
         {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""},
         "fit",
     )
-    trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "out": ""}, "fit")
+    trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "tensorboard": False, "out": ""}, "fit")
     speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {n_workers} worker(s) ...")
     kept: dict[str, Any] = {}
     summary = train(trial, comm, quiet=True, write=False, keep=kept)

@@ -20,7 +20,7 @@ from mpidml.runtime.launch import mpirun_command, without_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-BENCH = ("torch", "sklearn", "onnx", "onnxruntime")
+BENCH = ("torch", "sklearn", "onnx", "onnxruntime", "tensorboardX")
 LACKING = [name for name in BENCH if importlib.util.find_spec(name) is None]
 LAUNCHERS = ("mpirun", "mpiexec", "prte", "orte", "hydra")
 

@@ -152,7 +152,7 @@ def test_every_command_line_of_the_readme_is_understood(tmp_path):
             words = ["train", *words]
         if not words or words[0] not in COMMANDS or "--help" in words:
             continue
-        if words[-1].startswith("--") and words[-1] not in ("--trace", "--deterministic", "--no-tune"):
+        if words[-1].startswith("--") and words[-1] not in ("--trace", "--tensorboard", "--deterministic", "--no-tune"):
             continue  # a flag named in a sentence, without its value
         if "--resume" in words:
             (tmp_path / "config.toml").write_text("")

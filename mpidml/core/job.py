@@ -98,6 +98,7 @@ class Job:
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")
     trace: bool = flag(False, "write trace.json (opens in Perfetto)")
+    tensorboard: bool = flag(False, "write the metrics as events for TensorBoard, too")
     resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here")
     out: str = flag("", "folder of the run (default: runs/<time>, or that of --resume)")
 

@@ -17,7 +17,9 @@ WITH_COMMAS = ("hidden", "class_weights")
 """Fields of which one value may hold commas."""
 DATA = ("data", "test_data", "labels", "test_labels", "label", "task", "categories", "unseen", "missing", "view", "hold_out", "validate")
 """Fields that say what is read."""
-ONE_VALUE = (*(name for name in DATA if name != "hold_out"), *WITH_COMMAS, "target", "seconds", "epochs", "steps", "seed", "out", "trace", "deterministic", "wait_limit")
+RECORDS = ("out", "trace", "tensorboard")
+"""Fields that say what is written."""
+ONE_VALUE = (*(name for name in DATA if name != "hold_out"), *WITH_COMMAS, "target", "seconds", "epochs", "steps", "seed", *RECORDS, "deterministic", "wait_limit")
 """Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
 LISTED = tuple(f.name for f in fields(Job) if f.name not in ONE_VALUE)
 MOST_VARIANTS = 64

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from mpidml.core.errors import UserError
+from mpidml.runtime.events import Events
 
 Array = np.ndarray[Any, Any]
 _MARKS = ("summary.json", "compare.json", "config.toml", "metrics.jsonl", "model.safetensors")
@@ -45,6 +46,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics: TextIO | None = None
+        self.events: Events | None = None
 
     @classmethod
     def prepare(cls, path: str | Path) -> RunFolder:
@@ -102,10 +104,12 @@ class RunFolder:
         self.write_text(name, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and hand it to the system at once."""
+        """Append one line to metrics.jsonl and hand it to the system at once; an event of it to `events`, if there are any."""
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
+        if self.events is not None:
+            self.events.add(self.path, row)
 
     def write_model(self, params: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
         """Write named arrays and metadata to model.safetensors; equal arrays and metadata give equal bytes."""
@@ -118,7 +122,9 @@ class RunFolder:
             part.chmod(0o666 & ~mask)  # the library writes for the owner alone
 
     def close(self) -> None:
-        """Close metrics.jsonl."""
+        """Close metrics.jsonl and the events."""
+        if self.events is not None:
+            self.events.close()
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None

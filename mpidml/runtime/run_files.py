@@ -21,6 +21,7 @@ from mpidml.core.role import Array
 from mpidml.core.trace import to_chrome
 from mpidml.data.coding import Known
 from mpidml.data.raw import Reading
+from mpidml.runtime.events import Events
 from mpidml.runtime.model import CODES
 from mpidml.runtime.net import NET_FILE, categories, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
@@ -30,7 +31,9 @@ CODING_FILE = "coding.json"
 
 def open_folder(job: Job, goes_on: bool) -> RunFolder:
     """Return the folder that a job writes, its own or a new one; UserError where none can be."""
-    return RunFolder(Path(job.out)) if goes_on else RunFolder.prepare(job.out or default_out(datetime.now()))
+    folder = RunFolder(Path(job.out)) if goes_on else RunFolder.prepare(job.out or default_out(datetime.now()))
+    folder.events = Events() if job.tensorboard else None
+    return folder
 
 
 def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dict[str, Any]] = ()) -> None:
@@ -39,6 +42,8 @@ def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dic
     A run that `goes_on` in its folder writes its config anew; `rows` of its metrics were there when it was saved.
     """
     net = net_text(job)
+    if folder.events is not None and rows:
+        folder.events.first = rows[-1]["clock"] + 1
     while True:
         values = job.mapping() | ({"model": str(folder.path / NET_FILE)} if net else {})
         config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume")})

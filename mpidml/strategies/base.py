@@ -25,7 +25,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, resume, run_files, summary
+from mpidml.runtime import checkpoint, events, resume, run_files, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -79,6 +79,7 @@ class Run:
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
+        agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
@@ -211,6 +212,8 @@ class Run:
         if self.paused_by:
             if monitor is not None and monitor.progress is not None:
                 monitor.progress.close()
+            if self.folder is not None:
+                self.folder.close()
             if leads and not self.quiet:
                 summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
             strategy.free()

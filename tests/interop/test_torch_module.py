@@ -75,6 +75,6 @@ def test_on_any_number_of_ranks_it_learns_what_pytorchs_own_loop_does(comm: Any,
             continue  # it divides by the gradient's size, and so makes much of its rounding
         expected = torchs(optimizer, dtype)
         assert np.abs(ours(counted, optimizer, dtype) - expected).max() < tolerance
-        if comm.size > 1:
+        if comm.size > 1 and optimizer != "adam":  # whose steps do not change with the size of all gradients
             assert np.abs(ours(counted, optimizer, dtype, weighs=False) - expected).max() > 0.01, "the check does not see shares that are not weighed"
     counted.free()
