@@ -15,7 +15,7 @@ import numpy as np
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.role import Array
 from mpidml.nn.network import type_name
-from mpidml.runtime.model import Model, open_model
+from mpidml.runtime.model import Model
 
 OPSET, IR_VERSION = 20, 10
 
@@ -30,7 +30,9 @@ def to_onnx(model: Model | str | Path, path: str | Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError(f"--out {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}; give the path of a file, as model.onnx")
     if not isinstance(model, Model):
-        model = open_model(Path(model))
+        from mpidml.runtime.saved import open_model
+
+        model = open_model(str(model))
     made = _Graph(model).proto()
     onnx.checker.check_model(made, full_check=True)
     part = path.with_name(f".{path.name}.part")

@@ -22,7 +22,6 @@ from mpidml.core.trace import to_chrome
 from mpidml.data.coding import Known
 from mpidml.data.raw import Reading
 from mpidml.runtime.events import Events
-from mpidml.runtime.model import CODES
 from mpidml.runtime.net import NET_FILE, categories, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
 
@@ -71,9 +70,6 @@ def write(
 
     assert values is not None
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
-    first: Any = strategy.net.layers[0]
-    if first.categories():
-        tensors[CODES] = np.array(first.n_rows)
     if data.targets is not None:
         tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
     weights = getattr(strategy.net.loss, "class_weights", None)

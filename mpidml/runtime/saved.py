@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mpi4py import MPI
+from mpidml_kernels import backend as kernels
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
@@ -24,6 +26,7 @@ from mpidml.nn.network import Network
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import ARRAYS, Part, check_room, load, scaled_rows
+from mpidml.runtime.model import Model
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.run_files import CODING_FILE
 
@@ -121,6 +124,15 @@ def open_run(folder: str, comm: CountedComm, backend: Any) -> Saved:
     scaler = Scaler.from_state({"offset": scaling["scaler.offset"], "factor": scaling["scaler.factor"]})
     targets = Targets(scaling["targets.offset"], float(scaling["targets.scale"][0]), 0.0) if known.task == "regress" else None
     return Saved(path, job, known, net, w, scaler, targets)
+
+
+def open_model(folder: str) -> Model:
+    """Open a run's folder in this process alone, for programs that take its model elsewhere; UserError as `open_run`."""
+    alone = CountedComm(MPI.COMM_SELF)
+    saved = open_run(folder, alone, kernels)
+    model = Model(saved.net, saved.w.copy(), saved.scaler, saved.targets)
+    alone.free()
+    return model
 
 
 def _job(path: Path) -> Job:

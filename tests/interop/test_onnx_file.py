@@ -12,7 +12,8 @@ import mpidml
 from mpidml.core.errors import UserError
 from mpidml.data.scaling import Scaler
 from mpidml.nn.layers.dense import ACTIVATIONS
-from mpidml.runtime.model import Model, open_model
+from mpidml.runtime.model import Model
+from mpidml.runtime.saved import open_model
 from tests.interop.test_pytorch import RANDOM, X, network
 from tests.ranks import mpirun, python
 
@@ -76,14 +77,14 @@ def test_the_folder_of_a_run_is_exported_also_where_it_has_been_moved(tmp_path: 
     result = python(["-m", "mpidml", "export", str(tmp_path / "moved"), "--out", str(tmp_path / "m.onnx")])
     assert result.code == 0 and not result.err, result
     expected = kept["model"].outputs(x)
-    assert open_model(tmp_path / "moved").outputs(x).tobytes() == expected.tobytes()
+    assert open_model(str(tmp_path / "moved")).outputs(x).tobytes() == expected.tobytes()
     np.testing.assert_allclose(computed(tmp_path / "m.onnx", x), expected, rtol=1e-7, atol=1e-7)
     assert expected.shape[1] == (4 if task == "classify" else 2)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     result = mpirun(2, ["-m", "mpidml", "export", tmp_path / "none", "--out", tmp_path / "m.onnx"])
-    assert (result.code, len(result.err.splitlines())) == (2, 1) and "holds no config.toml; give the folder of a run" in result.err
+    assert (result.code, len(result.err.splitlines())) == (2, 1) and "there is no such folder; give that of a run" in result.err
     net, values = network()
     model = Model(net, values, Scaler(np.zeros(7), np.ones(7)))
     for out, says in ((tmp_path, "is a folder"), (tmp_path / "no" / "m.onnx", "there is no folder")):
