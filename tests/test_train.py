@@ -71,7 +71,7 @@ def test_the_opening_says_what_becomes_of_the_rate_and_of_a_share(tmp_path):
 
 def test_a_run_leaves_its_whole_folder(traced):
     out, _ = traced
-    names = {"config.toml", "summary.json", "metrics.jsonl", "trace.json", "model.safetensors", "report.png"}
+    names = {"config.toml", "summary.json", "metrics.jsonl", "trace.json", "model.safetensors", "report.png", "coding.json"}
     assert {path.name for path in out.iterdir()} == names
     assert all(path.stat().st_size > 0 for path in out.iterdir())
 
