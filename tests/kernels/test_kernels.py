@@ -122,11 +122,13 @@ def test_every_activation_has_its_counterpart_below():
     assert set(TORCH) == set(dense.ACTIVATIONS)
 
 
+@pytest.mark.bench
 @both
 @types
 @pytest.mark.parametrize("activation", dense.ACTIVATIONS)
 def test_activations_and_their_slopes_equal_those_of_torch(activation, backend, dtype):
-    torch = pytest.importorskip("torch")
+    import torch
+
     z, b, d = np.linspace(-12, 12, 4003, dtype=dtype)[:, None], np.array([0.25], dtype), array((4003, 1), dtype)
     out, slope, gb = activated(backend, activation, z, b, d)
     x = torch.tensor(z, requires_grad=True)
@@ -246,11 +248,13 @@ def test_losses_and_scores_agree_with_the_reference(shape, fill, dtype):
         compare("weighted_xent", (z, y, weights, smoothing, 0.25), dtype, n_terms=2, result_scale=4 * z.size * largest)
 
 
+@pytest.mark.bench
 @both
 @types
 @pytest.mark.parametrize("name", ["weighted_xent", "weighted_xent smoothed", "huber", "hinge", "binary_xent", "squared_error", "softmax_xent"])
 def test_losses_and_their_gradients_equal_those_of_torch(name, backend, dtype):
-    torch = pytest.importorskip("torch")
+    import torch
+
     f = torch.nn.functional
     z, t, y, weights = array((33, 7), dtype) * dtype(2), array((33, 7), dtype, seed=1), np.arange(33) % 7, np.linspace(0.2, 3, 7).astype(dtype)
     bits = (t > 0).astype(dtype)
@@ -439,10 +443,12 @@ def test_layer_norm_agrees_with_the_reference(shape, fill, dtype):
         np.testing.assert_allclose(a, b, rtol=100 * eps, atol=50 * eps * (1 + np.nanmax(np.abs(stats[:, 1]), initial=0)) * (1 + shape[0]))
 
 
+@pytest.mark.bench
 @both
 @types
 def test_layer_norm_and_its_gradients_equal_those_of_torch(backend, dtype):
-    torch = pytest.importorskip("torch")
+    import torch
+
     x, gain, bias, d = array((33, 17), dtype) * 3 + 5, array(17, dtype, seed=1), array(17, dtype, seed=2), array((33, 17), dtype, seed=3)
     x = x.astype(dtype)
     stats, out, dgain, dbias, dx = np.empty((33, 2), dtype), np.empty_like(x), np.empty_like(gain), np.empty_like(bias), d.copy()

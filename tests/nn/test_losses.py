@@ -92,7 +92,9 @@ def test_balanced_weights_give_every_class_the_same_say_and_a_mean_of_one():
     assert parse_weights("", y, 3) is None and list(parse_weights("1, 2.5,3", y, 3)) == [1, 2.5, 3]
 
 
-@pytest.mark.parametrize("changes", [{}, {"label_smoothing": 0.1}, {"class_weights": "1,2,0.5"}, {"label_smoothing": 0.1, "class_weights": "1,2,0.5"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"label_smoothing": 0.1}, {"class_weights": "1,2,0.5"}, {"label_smoothing": 0.1, "class_weights": "1,2,0.5"}]
+)
 def test_the_cross_entropy_is_its_formula(changes):
     net = net_for(THREE, **changes)
     w = net.init(0)
@@ -140,9 +142,17 @@ def test_a_loss_by_name_or_by_object_is_the_same_net():
     assert by_name.score(w, X, THREE.y)[0] < by_object.score(w, X, THREE.y)[0], "a narrower quadratic part loses less far away"
 
 
+@pytest.mark.bench
 def test_a_network_in_float32_learns_as_torch_does():
-    torch = pytest.importorskip("torch")
-    layers = 'type="layer_norm"', 'type="dense"\nunits=6\nactivation="gelu"', 'type="dense"\nunits=5\nactivation="softplus"', 'type="layer_norm"', 'type="dense"'
+    import torch
+
+    layers = (
+        'type="layer_norm"',
+        'type="dense"\nunits=6\nactivation="gelu"',
+        'type="dense"\nunits=5\nactivation="softplus"',
+        'type="layer_norm"',
+        'type="dense"',
+    )
     text = "\n".join(f"[[layer]]\n{layer}" for layer in layers)
     job = Job(model="net.toml", label_smoothing=0.1, class_weights="1,2,0.5")
     net = for_data(job, layers_of(job, text), THREE, BACKEND)
