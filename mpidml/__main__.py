@@ -44,6 +44,8 @@ def main() -> None:
         from mpidml.runtime.comm import CountedComm
 
         agree(CountedComm(comm), lambda: to_onnx(*given) if world.rank == 0 else None)
+        if world.rank == 0:
+            sys.stdout.write(f"written: {given[1]}\n")
     elif command == "train":
         from mpidml.strategies.base import train
 

@@ -176,3 +176,23 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(tm
     result = python([*JOB[:3], "--resume", folder, "--steps", "100", "--sync", tmp_path / "full.py"])
     assert result.code == 2 and "cannot be written" in result.err and result.err.count("\n") == 1, result
     assert [p.name for p in saved(folder)] == ["000000000010", "000000000012"] and all(map(is_whole, saved(folder)))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    child = begin(1, ["--steps", 1_000_000, "--checkpoint-every", 1_000_000, "--out", tmp_path / "run"])
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and clocks(tmp_path / "run"))
+        os.kill(ranks_of(child)[0], signal.SIGUSR1)
+        child.communicate(timeout=LIMIT_SECONDS)
+        child = subprocess.Popen(
+            [sys.executable, *JOB[:3], "--resume", tmp_path / "run", "--steps", "1000000"],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        n = len(clocks(tmp_path / "run"))
+        wait_for(lambda: len(clocks(tmp_path / "run")) > n)
+        second = python([*JOB[:3], "--resume", tmp_path / "run", "--steps", "1000000"])
+        assert second.code == 2 and "another run is going on in this folder" in second.err and second.err.count("\n") == 1, second
+    finally:
+        child.kill()
+        child.wait(LIMIT_SECONDS)
+    assert python([*JOB[:3], "--resume", tmp_path / "run", "--steps", clocks(tmp_path / "run")[-1] + 50]).code == 0, "one that was killed locks nothing"

@@ -24,18 +24,23 @@ def check(job: Job, writes: bool = True) -> None:
 
 
 class Events:
-    """The event file of one run; it is opened with the first row. `first`: events of this step and later ones, of a run that is gone on with, count no more."""
+    """The event file of one run; open it before the clock runs, for that takes a second.
+
+    `first`: events of this step and later ones, of a run that is gone on with, count no more.
+    """
 
     def __init__(self) -> None:
         self.first: int | None = None
         self._writer: Any = None
 
-    def add(self, folder: Path, row: Mapping[str, Any]) -> None:
-        """Write each number of a row under its name; what is no finite number is left out."""
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
+    def open(self, folder: Path) -> None:
+        """Make the file in a run's folder."""
+        from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder), purge_step=self.first)
+        self._writer = SummaryWriter(str(folder), purge_step=self.first)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write each number of a row under its name; what is no finite number is left out."""
         for name, value in row.items():
             if name != "clock" and math.isfinite(value):
                 self._writer.add_scalar(name, value, row["clock"])

@@ -93,10 +93,12 @@ class Monitor:
         kept = {name: getattr(self, name) for name in KEPT}
         return kept | {"scores": [[k, *sums] for k, sums in self.scores.items()], "ready": self.ready, "sorted": self.sorted.tolist()}
 
-    def restore(self, state: dict[str, Any], metrics: list[dict[str, Any]]) -> None:
-        """Go on from `state` and the rows that were written before it."""
+    def restore(self, state: dict[str, Any], metrics: list[dict[str, Any]], same_target: bool = True) -> None:
+        """Go on from `state` and the rows that were written before it; another target is not reached yet."""
         for name in KEPT:
             setattr(self, name, state[name])
+        if not same_target:
+            self.reached = None
         self.scores = {int(k): sums for k, *sums in state["scores"]}
         self.ready, self.metrics = state["ready"], metrics
         self.n_written = len(metrics)

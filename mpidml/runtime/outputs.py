@@ -7,6 +7,7 @@ Whole files appear by one rename; metrics.jsonl grows by whole lines.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -46,6 +47,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics: TextIO | None = None
+        self._lock: TextIO | None = None
         self.events: Events | None = None
 
     @classmethod
@@ -90,6 +92,14 @@ class RunFolder:
         except FileExistsError:
             raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
 
+    def lock(self) -> None:
+        """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does."""
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {self.path}: another run is going on in this folder; wait for its end, or choose another --out") from None
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file, or leave the old one untouched."""
         with self._replacing(name) as part:
@@ -109,7 +119,7 @@ class RunFolder:
             self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
         if self.events is not None:
-            self.events.add(self.path, row)
+            self.events.add(row)
 
     def write_model(self, params: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
         """Write named arrays and metadata to model.safetensors; equal arrays and metadata give equal bytes."""
@@ -122,7 +132,11 @@ class RunFolder:
             part.chmod(0o666 & ~mask)  # the library writes for the owner alone
 
     def close(self) -> None:
-        """Close metrics.jsonl and the events."""
+        """Close metrics.jsonl and the events, and leave the folder to others."""
+        if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
         if self.events is not None:
             self.events.close()
         if self._metrics is not None:

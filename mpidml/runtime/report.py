@@ -185,7 +185,8 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Draw a bar a rank: busy, waiting, communicating, and what is left of the run; thin and sparsely labelled where ranks are many."""
     parts = np.array([[value or 0.0 for value in summary[key]] for key in ("compute_seconds", "wait_seconds", "comm_seconds")], dtype=float)
     n = parts.shape[1]
-    whole = np.maximum(parts.sum(axis=0), summary["seconds"] or 0.0)
+    own = max(summary.get("rank_seconds") or [summary["seconds"] or 0.0])  # of a run that has gone on, the ranks know this part
+    whole = np.maximum(parts.sum(axis=0), own)
     share = 100 * parts / np.where(whole > 0, whole, 1)
     left = np.zeros(n)
     thick = n <= _N_LABELLED_RANKS

@@ -10,6 +10,7 @@ Everything else of a run is a function of these: order of samples and noise are 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -20,16 +21,20 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.variants import DATA
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
+PATHS = ("data", "test_data", "labels", "test_labels")
+"""Where the data lie may change; that they are the same is seen by what is read."""
 FIXED = (
-    *DATA, "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
+    *(name for name in DATA if name not in PATHS), "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
 )  # fmt: skip
 """What decides the shape and the meaning of what is saved."""
+PRINTED_ROWS = 1024
 
 
 def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
@@ -51,6 +56,30 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
             raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
     return found
+
+
+def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
+    """Refuse to go on with a run that has come to its end, and say what would let it."""
+    known, where = saved.facts, f"--resume {job.resume}"
+    if (done := min(Position(0, tuple(known["turns"])).among(strategy.n_workers).turns)) >= strategy.n_clocks:
+        raise UserError(f"{where}: the run has done {done} of {strategy.n_clocks} clocks; give more --epochs or --steps to go on")
+    if job.seconds and known["seconds"] - known["monitor"]["evaluation_seconds"] >= job.seconds:
+        raise UserError(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
+    if job.target and job.target == known["job"]["target"] and known["monitor"]["reached"]:
+        raise UserError(f"{where}: the run has reached its target {job.target}; give another --target to go on")
+    if job.patience and "patience" in known:
+        patience = Patience(job.patience)
+        patience.restore(known["patience"])
+        if patience.over:
+            raise UserError(f"{where}: its last {job.patience} looks brought nothing better; give a larger --patience to go on")
+
+
+def fingerprint(data: Any) -> str:
+    """Return a sum over labels, scaling, and some rows as they are trained on: other data, or the same in another order, have another."""
+    found = hashlib.sha256()
+    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, data.x[:: len(data.x) // PRINTED_ROWS + 1]):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def pieces(strategy: Any) -> list[Piece]:
@@ -78,6 +107,7 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "seconds": seconds,
         "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
+        "data": fingerprint(data),
         "monitor": monitor.state(),
         "n_metrics": len(monitor.metrics),
     }
@@ -89,6 +119,8 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     if (rows := [*data.x.shape, len(data.test_x)]) != known["rows"]:
         of, now = (f"{n} training rows of {k} features and {t} test rows" for n, k, t in (known["rows"], rows))
         raise UserError(f"--resume {strategy.job.resume}: the run learnt from {of}, {strategy.job.data} has {now}; give the same data")
+    if known["data"] != fingerprint(data):
+        raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
     same = len(known["turns"]) == strategy.n_workers
     for number, store in strategy.stores.items():

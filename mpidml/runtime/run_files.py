@@ -48,9 +48,14 @@ def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dic
         config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume")})
         try:
             if goes_on:
+                folder.lock()
                 folder.write_text("config.toml", config)
             else:
                 folder.claim(config)
+                if job.checkpoint_every:
+                    folder.lock()
+            if folder.events is not None:
+                folder.events.open(folder.path)
             if net:
                 folder.write_text(NET_FILE, net)
             if job.resume:

@@ -198,7 +198,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
         quality = f"saved: the parameters after epoch {summary['best_epoch']:g}, validation loss {summary['best_val_loss']:.4g}. " + quality
     dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
     return (
-        f"done: {quality}loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
+        f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")

@@ -21,7 +21,6 @@ import numpy as np
 from mpidml_kernels import backend, is_compiled
 
 from mpidml.core import plugins
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
@@ -101,15 +100,14 @@ class Run:
         self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
         self.looks = Looks(self.strategy, comm, self.monitor) if job.patience else None
         if saved is not None:
+            resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
-            if (done := min(self.position.turns)) >= self.strategy.n_clocks:
-                raise UserError(f"--resume {job.resume}: the run has done {done} of {self.strategy.n_clocks} clocks; give more --epochs or --steps to go on")
             agree(comm, lambda: run_files.claim(folder, job, goes_on, rows) if folder is not None else None)
             if leads and goes_on:
                 checkpoint.drop_newer(saved)
             self.saved_seconds = float(saved.facts["seconds"])
             if self.monitor is not None:
-                self.monitor.restore(saved.facts["monitor"], rows)
+                self.monitor.restore(saved.facts["monitor"], rows, same_target=job.target == saved.facts["job"]["target"])
             if self.looks is not None:
                 self.looks.restore(saved, self.position)
         self.folder = folder

@@ -158,3 +158,35 @@ def test_steps_that_rows_have_made_apart_are_saved(comm, mpi_tmp_path):
     finally:
         Store.count = restore
     assert comm.rank or any(besides for _, besides in found.values()), "pieces were sent, so rows have steps of their own"
+
+
+@pytest.mark.mpi
+def test_another_target_is_judged_anew_and_a_run_that_has_come_to_its_end_is_refused(comm, mpi_tmp_path):
+    done = start(comm, mpi_tmp_path / "run", 40_000, target="loss:1.5", checkpoint_every=10_000)[0]["clocks"]
+    with pytest.raises(UserError, match=r"the run has reached its target loss:1\.5; give another"):
+        go_on(comm, mpi_tmp_path / "run", steps=40_000)
+    found = go_on(comm, mpi_tmp_path / "run", steps=done + 20, target="loss:0.0000001")[0]
+    assert found["target_seconds"] is None and found["clocks"] == done + 20 < 40_000
+    start(comm, mpi_tmp_path / "timed", 0, seconds=0.3, checkpoint_every=10_000)
+    with pytest.raises(UserError, match=r"the run has had its 0\.3 s, which count from its first start"):
+        go_on(comm, mpi_tmp_path / "timed", steps=0)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("change", ["values", "order", "place"])
+def test_data_that_have_changed_are_refused_and_the_same_in_another_place_are_not(comm, mpi_tmp_path, change):
+    x = np.random.default_rng(0).standard_normal((200, 6))
+    y = (x[:, 0] > 0).astype(int)
+    if comm.rank == 0:
+        np.savez(mpi_tmp_path / "a.npz", x=x, y=y)
+        np.savez(mpi_tmp_path / "b.npz", x=x, y=y)
+    comm.Barrier()
+    start(comm, mpi_tmp_path / "run", 14, data=str(mpi_tmp_path / "a.npz"))
+    if change == "place":
+        assert go_on(comm, mpi_tmp_path / "run", data=str(mpi_tmp_path / "b.npz"))[0]["clocks"] == STEPS
+        return
+    if comm.rank == 0:
+        np.savez(mpi_tmp_path / "a.npz", **({"x": x + 0.01 * (np.arange(200) == 7)[:, None], "y": y} if change == "values" else {"x": x[::-1], "y": y[::-1]}))
+    comm.Barrier()
+    with pytest.raises(UserError, match="is not what the run learnt from, it has changed since"):
+        go_on(comm, mpi_tmp_path / "run")
