@@ -1,7 +1,7 @@
 """Make rank 0's picture of a run from what workers measure: rows for metrics.jsonl, one line of progress, and the moment when a target is reached.
 
-Reports are put in the order of their time, as far as all workers have told theirs; each `n_workers` of them are a clock of the row. Under bsp
-they are those of one clock of the tables.
+Reports are put in the order of their time, as far as all workers have told theirs; each `n_workers` of them are a clock of the row. Where all go from
+clock to clock together (`by_clock`) they are those of one clock of the tables, also where gradients leave early and a report of the next clock comes first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COLUMNS = (
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
 `look_score`: how many are right,
 or in a regression their squared errors. `evaluation` numbers the time at which the rows were looked at. A clock of -1: the worker computes no more."""
+CLOCK = COLUMNS.index("clock")
 MOST_ROWS = 5000
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
@@ -46,10 +47,11 @@ class Monitor:
         limit_seconds: float = 0.0,
         of: str = "test",
         pauses: bool = False,
+        by_clock: bool = False,
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
         self.progress, self.write, self.quality, self.n_looked_at, self.target, self.limit_seconds = progress, write, quality, n_looked_at, target, limit_seconds
-        self.of, self.pauses, self.n_written = of, pauses, 0
+        self.of, self.pauses, self.by_clock, self.n_written = of, pauses, by_clock, 0
         self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
         self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the looks
@@ -118,15 +120,18 @@ class Monitor:
     def _join(self, until: float) -> None:
         """Finish the groups that are whole by the time `until`."""
         self._sort(until)
-        n = len(self.sorted) // self.n_workers * self.n_workers
-        for start in range(0, n, self.n_workers):
-            self._finish(self.sorted[start : start + self.n_workers])
-        self.sorted = self.sorted[n:]
+        start, n = 0, self.n_workers
+        while start + n <= len(self.sorted) and not (self.by_clock and self.sorted[start, CLOCK] != self.sorted[start + n - 1, CLOCK]):
+            self._finish(self.sorted[start : start + n])
+            start += n
+        self.sorted = self.sorted[start:]
 
     def _sort(self, until: float) -> None:
         told = self.unsorted[:, 1] <= until
         found, self.unsorted = self.unsorted[told], self.unsorted[~told]
         self.sorted = np.concatenate([self.sorted, found[np.lexsort((found[:, 0], found[:, 1]))]])
+        if self.by_clock:
+            self.sorted = self.sorted[np.argsort(self.sorted[:, CLOCK], kind="stable")]
 
     def _finish(self, group: Array) -> None:
         worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, _ = group.T

@@ -276,7 +276,7 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
     n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
-    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience))
+    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step)
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:

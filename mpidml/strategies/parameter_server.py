@@ -87,6 +87,7 @@ class ParameterServer:
             self.policy.needed(self.n_workers)
         except ValueError as error:
             raise UserError(f"--sync {job.sync}: {error}") from None
+        self.in_step = self.policy.bound == 0 and not self.policy.gate_at  # nobody computes a clock before all have ended the last
         self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every or job.patience)
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic

@@ -69,3 +69,20 @@ def test_a_look_at_a_paused_run_is_in_the_row_of_the_last_clock_before_it():
     assert [(row["clock"], row["seconds"], row.get("val_loss"), row.get("val_accuracy")) for row in written] == [
         (0, 1, None, None), (1, 2, 1.5, 0.6), (2, 3, None, None), (3, 4, 1.5, 0.6)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("by_clock", [True, False])
+@pytest.mark.parametrize("pieces", [1, 2, 1000])
+def test_a_report_of_the_next_clock_that_comes_first_waits_for_those_of_its_own(by_clock, pieces):
+    """A worker whose share is empty reports clock 1 before the other has told of clock 0. By time alone the rows would be mixed."""
+    rows = [
+        (worker, seconds, clock, 0, 1, 0.5, loss, n, 0, 0, 0, 0, 0)
+        for worker, seconds, clock, loss, n in ((0, 1.0, 0, 4.0, 2), (0, 1.1, 1, 0.0, 0), (1, 1.2, 0, 8.0, 2), (1, 2.0, 1, 30.0, 3))
+    ]
+    written = []
+    monitor = Monitor(2, 2, 3, None, written.append, accuracy, by_clock=by_clock)
+    for start in range(0, len(rows), pieces):
+        monitor.take(rows[start : start + pieces])
+    monitor.end({})
+    assert ([row["loss"] for row in written] == pytest.approx([3.0, 10.0])) == by_clock
+    assert written[-1]["samples"] == 7
