@@ -36,9 +36,9 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     sampler = strategy.sampler
     limit = plan.seconds if strategy.endless else 0.0
     of, n_looked_at = job.looks_at, len(data.rows(job.looks_at)[0])
-    epoch, quality, target, write = sampler.clocks_per_epoch, data.quality, strategy.target, lambda row: None
+    epoch, judge, target, write = sampler.clocks_per_epoch, data.quality, strategy.target, lambda row: None
     monitor = Monitor(
-        plan.n_workers, strategy.n_clocks, epoch, progress, write, quality, n_looked_at, target, limit, of, by_clock=strategy.in_step
+        plan.n_workers, strategy.n_clocks, epoch, progress, write, judge, n_looked_at, target, limit, of, by_clock=strategy.in_step
     )
     reports: list[tuple[float, ...]] = []
 

@@ -73,6 +73,38 @@ class Link:
         backend.scale(g, -rate)
 
 
+class Moments(Link):
+    """What adam and adamw share: running means `m` of the gradient and `v` of its square, and u = m' / (sqrt(v') + eps) + decay w without their bias."""
+
+    descends = True
+    normalised = True
+
+    def __init__(self, beta1: float, beta2: float, eps: float, decay: float) -> None:
+        self.beta1 = number("beta1", beta1, below=1)
+        self.beta2 = number("beta2", beta2, below=1)
+        self.eps = number("eps", eps)
+        self.decay = number("decay", decay)
+
+    def init(self, n: int, dtype: DTypeLike) -> State:
+        """Start from zero; the bias corrections make up for it."""
+        return {"m": np.zeros(n, dtype), "v": np.zeros(n, dtype)}
+
+    def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
+        """Turn `g` into u."""
+        backend.adam_transform(w, state["m"], state["v"], g, *self._constants(step, memory))
+
+    def apply(self, backend: Any, w: Array, out: Array, g: Array, state: State, rate: float, step: int, memory: float = 1.0) -> None:
+        """Compute m, v and out in one pass."""
+        if out is w:
+            backend.adam_in_place(w, state["m"], state["v"], g, rate, *self._constants(step, memory))
+        else:
+            backend.adam(w, out, state["m"], state["v"], g, rate, *self._constants(step, memory))
+
+    def _constants(self, step: int, memory: float) -> tuple[float, float, float, float, float, float]:
+        beta1 = shortened(self.beta1, memory)  # the mean of squares is no momentum: its memory stays
+        return beta1, self.beta2, self.eps, 1 - beta1**step, 1 - self.beta2**step, self.decay
+
+
 class Transforms:
     """The transforming links of a chain, in order.
 
