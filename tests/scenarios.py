@@ -154,7 +154,7 @@ class Scenario:
         if worker == self.n_workers:
             gate = self.gate or (self.policy.gate(self.n_workers, not self.dynamic) if self.policy.gate_at else None)
             level = gate is None and self.policy.bound is not None
-            given = {"given": self.position.turns, "clock": self.position.clock, "pause_at": self.pause_at}
+            given = {"given": self.position.turns, "clock": self.position.clock, "pause_at": self.pause_at, "by_clock": self.policy.gate_at == "push"}
             self.coordinator = Coordinator(self.worker_roles, self.n_clocks, self.dynamic, gate, level, **given)
             return self.coordinator
         if worker not in self.tasks:

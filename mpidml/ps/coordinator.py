@@ -25,7 +25,7 @@ class Coordinator(Passive):
     `over(now)` is asked at each request whether to end, besides. `level`: on a stop, workers with shares of their own end at the same turn; for
     policies that keep them near each other, so that the last updates are whole ones. A run that goes on has `given` so many turns to
     each worker, and its tables are at `clock`. At `pause_at` turns, of each if they are level, else in
-    the mean, all stop for the run to go on later.
+    the mean, all stop for the run to go on later. `by_clock`: a turn of the gate is a clock of the tables.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Coordinator(Passive):
         given: Sequence[int] = (),
         clock: int = 0,
         pause_at: int = 0,
+        by_clock: bool = False,
     ) -> None:
         self.workers, self.n_turns, self.dynamic, self.gate, self.level, self.over = list(workers), n_turns, dynamic, gate, level, over
         self.index = {role: w for w, role in enumerate(self.workers)}
         self.given = list(given) or [0] * len(self.workers)
-        self.first, self.clock, self.pause_at = list(self.given), clock, pause_at
+        self.first, self.clock, self.pause_at, self.by_clock = list(self.given), clock, pause_at, by_clock
         self.turns = [0] * len(self.workers)
         self.n_sent = [0] * len(self.workers)
         self.n_given = sum(self.given)
@@ -52,6 +53,10 @@ class Coordinator(Passive):
         self.stopped = self.pauses = False
         self.active = set(range(len(self.workers)))
         self.since: dict[int, float] = {}
+
+    def turns_done(self) -> tuple[int, ...]:
+        """Return the turns with which each worker goes on; where they are clocks all go on together, also one that was late and skipped some."""
+        return (max(self.given),) * len(self.given) if self.by_clock else tuple(self.given)
 
     def stop(self, pause: bool = False) -> None:
         """Give out no more than it takes to end well, or to pause; what came first decides which."""

@@ -94,8 +94,8 @@ def pieces(strategy: Any) -> list[Piece]:
     return found
 
 
-def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any) -> dict[str, Any]:
-    """Return on rank 0 what else is saved (Collective on comm)."""
+def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str) -> dict[str, Any]:
+    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`."""
     updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in strategy.stores.items()])
     if updates is None:
         return {}
@@ -107,7 +107,7 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "seconds": seconds,
         "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
-        "data": fingerprint(data),
+        "data": data_sum,
         "monitor": monitor.state(),
         "n_metrics": len(monitor.metrics),
     }

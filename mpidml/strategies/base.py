@@ -91,7 +91,7 @@ class Run:
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
-        self.began = self.started = self.seconds = self.saving_seconds = 0.0
+        self.began = self.started = self.seconds = self.saving_seconds = self.saved_seconds = 0.0
         self.position = Position()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
@@ -114,8 +114,6 @@ class Run:
         self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
             summary.say(told + summary.opening(job, self.strategy, data, self.position))
-
-    saved_seconds = 0.0
 
     def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         """Take what a role of this rank notes."""
@@ -157,6 +155,7 @@ class Run:
             self.began = comm.bcast(self.began)  # one clock for all, so that reports of different ranks come in their true order
         self.started = self.began - self.saved_seconds
         saves = bool(job.checkpoint_every) and bool(self.path.name)
+        self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
         with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
                 since = time.perf_counter()
@@ -196,7 +195,7 @@ class Run:
         since = time.perf_counter()
         if self.monitor is not None:
             self.monitor.flush()
-        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor)
+        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum)
         clock = sum(self.position.turns) // self.strategy.n_workers
         pieces = resume.pieces(self.strategy)
         if self.looks is not None:

@@ -231,7 +231,7 @@ class ParameterServer:
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
             level = gate is None and self.policy.bound is not None
             self.coordinator = roles[self.worker_roles.stop] = Coordinator(
-                self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, given=turns, clock=position.clock, pause_at=pause_at
+                self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, given=turns, clock=position.clock, pause_at=pause_at, by_clock=self.policy.gate_at == "push"
             )
         self.comm.Barrier()  # the first versions are in place before anyone may read them
         return roles
@@ -244,14 +244,12 @@ class ParameterServer:
         """Return where the run stands once its roles have stopped (Collective on comm)."""
         clock = max((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), default=0)
         turns = {task.worker: self.workers[number].step for number, task in self.tasks.items()}
-        everyone = self.comm.allgather((clock, turns, self.coordinator.given if self.coordinator is not None else []))
+        everyone = self.comm.allgather((clock, turns, self.coordinator.turns_done() if self.coordinator is not None else ()))
         found: dict[int, int] = {}
         for _, own, _ in everyone:
             found |= own
-        given = next((g for *_, g in everyone if g), [found[w] for w in range(self.n_workers)])
-        if self.policy.gate_at == "push":  # there a turn is a clock, which a late worker may have skipped
-            given = [max(given)] * self.n_workers
-        return Position(max(clock for clock, *_ in everyone), tuple(given))
+        given = next((g for *_, g in everyone if g), tuple(found[w] for w in range(self.n_workers)))
+        return Position(max(clock for clock, *_ in everyone), given)
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""

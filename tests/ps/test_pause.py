@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mpidml.core.errors import WaitTimeout
 from mpidml.core.position import Position
 from mpidml.ps.shard import Shard
 from mpidml.sim import virtual
@@ -37,10 +38,7 @@ def run(scenario, every, seed=0, forget=lambda scenario, position: position):
             return pauses
         pauses += 1
         clock = max(role.clocks.highest for role in roles if isinstance(role, Shard))
-        given = scenario.coordinator.given
-        if scenario.policy.gate_at == "push":  # a turn is a clock
-            given = [max(given)] * n
-        scenario.position = forget(scenario, Position(clock, tuple(given)))
+        scenario.position = forget(scenario, Position(clock, scenario.coordinator.turns_done()))
 
 
 def name(policy):
@@ -103,3 +101,35 @@ def test_the_check_catches_older_versions_that_were_not_kept():
 @pytest.mark.parametrize(("turns", "n", "wanted"), [((7, 7), 2, (7, 7)), ((7, 5), 2, (7, 5)), ((7, 5), 3, (6, 6, 6)), ((4, 4, 5), 2, (4, 4)), ((), 4, (0,) * 4)])
 def test_other_workers_go_on_after_the_batches_that_are_done(turns, n, wanted):
     assert Position(9, turns).among(n) == Position(9, wanted)
+
+
+def run_a_quorum(seed, **changes):
+    scenario = Scenario(Quorum(4), 5, 1, N_CLOCKS, coordinated=True)
+    make = scenario.role
+    if changes:
+
+        def role(number, buffers):
+            made = make(number, buffers)
+            if number == scenario.n_roles - 1:
+                made.by_clock = changes["by_clock"]
+            return made
+
+        scenario.role = role
+    run(scenario, 7, seed)
+    return scenario
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_late_worker_of_a_quorum_goes_on_with_the_others_after_a_pause(seed):
+    assert all(set(task.final) <= {0, 1} for task in run_a_quorum(seed).tasks.values())
+
+
+def test_one_that_made_up_for_the_clocks_it_skipped_would_wait_for_gradients_that_nobody_sends():
+    def hangs(seed):
+        try:
+            run_a_quorum(seed, by_clock=False)
+        except WaitTimeout:
+            return True
+        return False
+
+    assert any(hangs(seed) for seed in range(10))
