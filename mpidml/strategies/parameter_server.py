@@ -230,9 +230,9 @@ class ParameterServer:
             dynamic = self.job.assign == "dynamic"
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
             level = gate is None and self.policy.bound is not None
-            self.coordinator = roles[self.worker_roles.stop] = Coordinator(
-                self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, given=turns, clock=position.clock, pause_at=pause_at, by_clock=self.policy.gate_at == "push"
-            )
+            where: dict[str, Any] = {"given": turns, "clock": position.clock, "pause_at": pause_at, "by_clock": self.policy.gate_at == "push"}
+            self.coordinator = Coordinator(self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, **where)
+            roles[self.worker_roles.stop] = self.coordinator
         self.comm.Barrier()  # the first versions are in place before anyone may read them
         return roles
 
