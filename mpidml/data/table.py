@@ -216,9 +216,10 @@ class Table(NamedTuple):
         unseen = [cell for cell in ([column.number] if column.number else []) + list(column.words) if cell.text not in position]
         if unseen and reading.unseen == "refuse":
             cell = unseen[0]
+            remedy = ", or --unseen ignore" if reading.categories == "onehot" else ""  # a code there is none
             known = nearest(cell.text, filling.categories) if len(position) <= _SHOWN else f"it has {len(position)} others"
             raise UserError(
-                f"{cell.file}: {cell.at()}, column {column.name} holds '{cell.text}', which {coding.file} never has; {known}; correct it, or --unseen ignore"
+                f"{cell.file}: {cell.at()}, column {column.name} holds '{cell.text}', which {coding.file} never has; {known}; correct it{remedy}"
             )
         # One place more, for cells that are no category: the last row of `of` stays zero.
         codes = np.full(len(self.cells), -1) if column.codes is None else column.codes

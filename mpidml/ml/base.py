@@ -1,4 +1,4 @@
-"""Train by scikit-learn's conventions what the command line trains: the parameters are its flags, and every rank that calls `fit` gets the result.
+"""Train by scikit-learn's conventions what the command line trains: the parameters are named like its flags, and every rank that calls `fit` gets the result.
 
     fit(X, y)    every rank of the job, the same X and y  ->  one run on all of them  ->  the same model on each
     predict(X)   each rank for itself

@@ -81,6 +81,7 @@ def test_a_word_that_training_never_saw_is_refused_by_its_place_or_is_zero(tmp_p
     message = refusal(train, test)
     assert f"{test}: row 1 (line 3), column 1 ('work') holds 'miner', which {train} never has" in message and "--unseen ignore" in message
     assert f"row 1, column 1 ('work') holds 'miner', which {as_parquet(train)} never has" in refusal(as_parquet(train), as_parquet(test))
+    assert "--unseen" not in refusal(train, test, categories="codes"), "there is no code for such a word"
     raw = read_pair(train, test, unseen="ignore")
     assert raw.test_x.tolist() == [[50, 0, 0, 1, 9], [60, 0, 0, 0, 8]]
     assert "label 'middle' in row 0 is unknown" in refusal(train, table(tmp_path / "v.csv", "50,farmer,9,middle"), unseen="ignore")
