@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from typing import Any
 
@@ -20,10 +21,26 @@ if _world.launcher is None:
 from mpi4py import MPI  # noqa: E402 - the lines above must come first
 
 Array = np.ndarray[Any, Any]
+FIRST_NEW_TAG = 1000
+STRONG_ORDER = platform.machine() in ("x86_64", "AMD64")
+
+
+class Sending:
+    """A persistent send whose bytes are counted at each start."""
+
+    __slots__ = ("Free", "Test", "Wait", "comm", "nbytes", "request")
+
+    def __init__(self, comm: CountedComm, request: Any, nbytes: int) -> None:
+        self.comm, self.request, self.nbytes = comm, request, nbytes
+        self.Test, self.Wait, self.Free = request.Test, request.Wait, request.Free
+
+    def Start(self) -> None:
+        self.comm.count(self.nbytes)
+        self.request.Start()
 
 
 class CountedComm:
-    """A duplicate of `comm` that counts the bytes it sends; `host` is its part on this host (Collective on comm).
+    """A duplicate of `comm` that counts the bytes it sends; `host` is its part on this host, `leader` the first rank there (Collective on comm).
 
     `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. `ranks_per_host` > 0 treats every so many ranks as a
     host of their own, so that what happens between hosts can be tried on one. Call `free` at the end.
@@ -31,7 +48,8 @@ class CountedComm:
 
     ANY_SOURCE = MPI.ANY_SOURCE
 
-    def __init__(self, comm: Any = None, ranks_per_host: int = 0) -> None:
+    def __init__(self, comm: Any = None, ranks_per_host: int = 0, counts_for: CountedComm | None = None) -> None:
+        self.counts_for = counts_for
         self.mpi = (world() if comm is None else comm).Dup()
         self.host: Any = self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.mpi.rank)
         if ranks_per_host:
@@ -39,8 +57,9 @@ class CountedComm:
             self.host = whole.Split(self.mpi.rank // ranks_per_host, self.mpi.rank)
             whole.Free()
         self.rank, self.size = self.mpi.rank, self.mpi.size
-        self.nbytes_sent = 0
+        self.nbytes_sent = self.n_sent = self.last_tag = 0
         members = self.host.allgather(self.rank)
+        self.leader = members[0]
         self.host_rank_of = [members.index(r) if r in members else -1 for r in range(self.size)]
         self.windows: dict[int, Any] = {}
 
@@ -53,8 +72,29 @@ class CountedComm:
         """Whether this process is `rank`."""
         return bool(rank == self.rank)
 
+    def count(self, nbytes: int) -> None:
+        """Count one message, here and where this is a part of another communicator, there."""
+        self.nbytes_sent += nbytes
+        self.n_sent += 1
+        if self.counts_for is not None:
+            self.counts_for.count(nbytes)
+
+    def new_tag(self) -> int:
+        """Return a tag that nobody else uses, the same on all ranks that ask equally often."""
+        self.last_tag += 1
+        return FIRST_NEW_TAG + self.last_tag
+
+    def split(self, color: int) -> CountedComm | None:
+        """Return a communicator of the ranks that give the same color, whose bytes count here, too; None for a color below 0 (Collective on comm)."""
+        part = self.mpi.Split(color if color >= 0 else MPI.UNDEFINED, self.rank)
+        if part == MPI.COMM_NULL:
+            return None
+        found = CountedComm(part, counts_for=self)
+        part.Free()
+        return found
+
     def Isend(self, buffer: Any, dest: int, tag: int = 0) -> Any:
-        self.nbytes_sent += memoryview(buffer).nbytes
+        self.count(memoryview(buffer).nbytes)
         return self.mpi.Isend([buffer, MPI.BYTE], dest, tag)
 
     def Irecv(self, buffer: Any, source: int, tag: int = 0) -> Any:
@@ -62,6 +102,19 @@ class CountedComm:
 
     def Recv_init(self, buffer: Any, source: int, tag: int = 0) -> Any:
         return self.mpi.Recv_init([buffer, MPI.BYTE], source, tag)
+
+    def Send_init(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
+        return Sending(self, self.mpi.Send_init([buffer, MPI.BYTE], dest, tag), memoryview(buffer).nbytes)
+
+    def Allreduce_init(self, buffer: Array) -> Any:
+        """Prepare MPI's own sum in place; its bytes are not seen here."""
+        return self.mpi.Allreduce_init(MPI.IN_PLACE, buffer, MPI.SUM)
+
+    def fence(self) -> None:
+        """Order what this rank wrote to and read from shared windows, on machines that reorder stores (x86 does not)."""
+        if not STRONG_ORDER:
+            for window in self.windows.values():
+                window.Sync()
 
     def Barrier(self) -> None:
         self.mpi.Barrier()
@@ -75,7 +128,8 @@ class CountedComm:
         _nap(self.mpi)
 
     def Bcast(self, buffer: Any, root: int = 0) -> None:
-        self.nbytes_sent += memoryview(buffer).nbytes * (self.size - 1) * (self.rank == root)
+        if self.rank == root:
+            self.count(memoryview(buffer).nbytes * (self.size - 1))
         self.mpi.Bcast([buffer, MPI.BYTE], root)
 
     def bcast(self, value: Any, root: int = 0) -> Any:

@@ -9,7 +9,6 @@ reorder stores (x86 does not).
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,9 @@ from mpi4py import MPI
 
 from mpidml.core.buffers import Buffer, Buffers
 from mpidml.core.role import Array, Lease
+from mpidml.runtime.comm import STRONG_ORDER
 
 LINE_NBYTES = 64
-STRONG_ORDER = platform.machine() in ("x86_64", "AMD64")
 
 
 class WindowBuffer(Buffer):

@@ -1,0 +1,71 @@
+"""Choose by measurement: at the start a few sizes are summed by every algorithm that fits, and each buffer later takes the fastest for its size."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mpidml.collectives.base import Collective, Sum, make_collective
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import Array
+
+SIZES_NBYTES = (1 << 12, 1 << 16, 1 << 20)
+N_TIMES = 5
+
+
+class Auto(Collective):
+    """A buffer is summed by what was fastest at the measured size that is nearest (by ratio); `picked` of its sum says which.
+
+    Opening costs some tens of ms. On one host buffers lie in shared memory, which every algorithm can use. `seconds[name, nbytes]`: what was measured,
+    the best of 5 of the slowest rank, alike on every rank.
+    """
+
+    def open(self, comm: Any) -> None:
+        """Measure (Collective on comm)."""
+        super().open(comm)
+        some_share = max(comm.allgather(comm.host.size)) > 1
+        self.home = "shared" if comm.one_host else "hierarchical" if some_share else ""
+        names = [*filter(None, [self.home]), "mpi", *(("rabenseifner", "recursive_doubling") if comm.size > 1 else ())]
+        self.known = {name: make_collective(name, comm) for name in names}
+        self.seconds: dict[tuple[str, int], float] = {}
+        for nbytes in SIZES_NBYTES:
+            buffer = self.allocate(nbytes // 4, "f4")
+            for name, collective in self.known.items():
+                self.seconds[name, nbytes] = _measured(comm, collective.plan(buffer))
+
+    def allocate(self, n: int, dtype: Any) -> Array:
+        """Return n zeros, in shared memory where ranks share a host."""
+        return self.known[self.home].allocate(n, dtype) if self.home else super().allocate(n, dtype)
+
+    def plan(self, buffer: Array) -> Sum:
+        """Prepare the sum by the fastest; by the next best where it cannot sum this type."""
+        nearest = min(SIZES_NBYTES, key=lambda nbytes: max(nbytes, buffer.nbytes) / max(1, min(nbytes, buffer.nbytes)))
+        problem: UserError | None = None
+        for name in sorted(self.known, key=lambda name: self.seconds[name, nearest]):
+            try:
+                found = self.known[name].plan(buffer)
+            except UserError as error:
+                problem = error
+                continue
+            found.picked = name
+            return found
+        assert problem is not None
+        raise problem
+
+    def free(self) -> None:
+        """Free what the algorithms hold."""
+        for collective in self.known.values():
+            collective.free()
+
+
+def _measured(comm: Any, total: Sum) -> float:
+    best = float("inf")
+    for _ in range(N_TIMES):
+        comm.Barrier()
+        start = time.perf_counter()
+        total.start()
+        total.wait()
+        best = min(best, time.perf_counter() - start)
+    total.free()
+    slowest: float = max(comm.allgather(best))
+    return slowest

@@ -1,0 +1,132 @@
+"""Sum inside each host in shared memory, between the hosts among their first ranks, and hand the sum out inside again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidml.collectives.base import Collective, Sum, check_alike, make_collective
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import Array, cut
+from mpidml.core.segments import Segments
+
+BLOCK_NBYTES = 1 << 17
+ARRIVED, SUMMED, BETWEEN, TAKEN = range(4)
+
+
+class Hierarchical(Collective):
+    """Between hosts travels what the algorithm `between` sends for one rank a host, not for each: 1 / (ranks a host) of the bytes.
+
+    On one host nothing travels at all. Buffers from `allocate` are summed where they are. Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).
+    """
+
+    def __init__(self, between: str = "rabenseifner") -> None:
+        if str(between).partition(":")[0] in ("hierarchical", "shared", "auto", "gossip"):
+            raise UserError(f"hierarchical: '{between}' cannot go between hosts; use ring, rabenseifner, recursive_doubling, tree or mpi")
+        self.between = between
+
+    def open(self, comm: Any) -> None:
+        """Part the ranks by host."""
+        super().open(comm)
+        self.host = comm.split(comm.leader)
+        leaders = comm.split(0 if comm.rank == comm.leader else -1)
+        self.segments = Segments(self.host)
+        self.outer = make_collective(str(self.between), leaders) if leaders is not None else None
+
+    def allocate(self, n: int, dtype: Any) -> Array:
+        """Return n zeros in this rank's segment of its host's window."""
+        return self.segments.allocate(n, dtype)
+
+    def plan(self, buffer: Array) -> Sum:
+        """Prepare the sum of `buffer`."""
+        check_alike(self.comm, buffer)
+        return _HostsSum(self.host, self.segments, self.outer, buffer)
+
+    def free(self) -> None:
+        """Free the communicators."""
+        if self.outer is not None:
+            self.outer.free()
+            self.outer.comm.free()
+        self.host.free()
+
+
+class _HostsSum(Sum):
+    """Arrive; sum the own slice of all segments into the first one; the first rank sums that between hosts; all take it from there; all have it.
+
+    The last wait keeps the first rank from filling its buffer anew before all have taken the sum.
+    """
+
+    def __init__(self, host: Any, segments: Segments, outer: Collective | None, buffer: Array) -> None:
+        self.host, self.buffer = host, buffer
+        views = segments.views(buffer)
+        in_place = all(host.allgather(bool(views)))
+        self.own = buffer if in_place else segments.allocate(buffer.size, buffer.dtype)
+        self.views = views if in_place else segments.views(self.own)
+        self.counters = segments.counters()
+        self.between = outer.plan(self.views[0]) if outer is not None else None
+        if self.between is not None:
+            self.nbytes, self.n_rounds = self.between.nbytes, self.between.n_rounds
+        lo, hi = cut(buffer.size, host.size, host.rank)
+        step = max(1, BLOCK_NBYTES // buffer.itemsize)
+        self.blocks = [[view[at : min(hi, at + step)] for view in self.views] for at in range(lo, hi, step)]
+        self.n_started, self.phase = 0, TAKEN + 1
+
+    def start(self) -> None:
+        """Tell the host that this rank's buffer is complete."""
+        if self.phase <= TAKEN:
+            raise RuntimeError("sum over ranks: it is started again before it has ended")
+        if self.own is not self.buffer:
+            self.own[:] = self.buffer
+        self.n_started += 1
+        self._reach(ARRIVED)
+
+    def test(self) -> bool:
+        """Go through the phases as far as possible."""
+        if self.phase == ARRIVED and self._all(ARRIVED):
+            for first, *others in self.blocks:
+                for other in others:
+                    np.add(first, other, out=first)
+            self._reach(SUMMED)
+        if self.phase == SUMMED and (self.between is None or self._all(SUMMED)):
+            if self.between is not None:
+                self.between.start()
+            self.phase = BETWEEN
+        if self.phase == BETWEEN:
+            if self.between is not None and self.between.test():
+                self._reach(BETWEEN)
+            if self._has(0, BETWEEN):
+                self.host.fence()
+                if self.own is not self.buffer or self.host.rank:
+                    self.buffer[:] = self.views[0]
+                self._reach(TAKEN)
+        if self.phase == TAKEN and self._all(TAKEN):
+            self.phase = TAKEN + 1
+        return self.phase > TAKEN
+
+    def _reach(self, phase: int) -> None:
+        self.host.fence()
+        self.phase = phase
+        self.counters[self.host.rank][phase] = self.n_started
+
+    def _has(self, rank: int, phase: int) -> bool:
+        return self.counters[rank][phase] >= self.n_started
+
+    def _all(self, phase: int) -> bool:
+        for line in self.counters:
+            if line[phase] < self.n_started:
+                return False
+        self.host.fence()
+        return True
+
+    def waits_for(self) -> str:
+        """Name the ranks of the host that are behind, or the other hosts."""
+        if self.phase == BETWEEN:
+            return f"{self.between.waits_for()} of the first ranks of the hosts" if self.between is not None else "the host's first rank"
+        late = [str(rank) for rank in range(self.host.size) if self.phase <= TAKEN and not self._has(rank, self.phase)]
+        return f"rank {', '.join(late)} of this host" if late else "nobody"
+
+    def free(self) -> None:
+        """Free the requests between hosts."""
+        if self.between is not None:
+            self.between.free()

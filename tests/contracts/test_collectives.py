@@ -1,0 +1,295 @@
+"""Hold every file of `collectives/` to its contract: the sum on every rank to the same bits, in as many rounds and bytes as its source says."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+
+from mpidml.collectives import base, mpi
+from mpidml.collectives.base import Collective, make_collective
+from mpidml.collectives.gossip import GRAPHS, Gossip
+from mpidml.core import plugins
+from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced
+
+ALL = plugins.names(base.FOLDER)
+MEANS = [name for name in ALL if not plugins.load(base.FOLDER, name).exact]
+SUMS = [name for name in ALL if name not in MEANS]
+BY_ROUNDS = [name for name in SUMS if plugins.load(base.FOLDER, name).rounds is not Collective.rounds]
+SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17]
+LENGTHS = [0, 1, 2, 5, 16, 97]
+DTYPES = ["f4", "f8", "i4", "i8"]
+
+# Elements that all ranks send together, over n, and rounds of the rank with the most, for P ranks with p = the power of two below and r = P - p beyond it.
+FORMULAS = {
+    "ring": (lambda P, p, r: 2 * (P - 1), lambda P, p, r: 2 * (P - 1)),
+    "recursive_doubling": (lambda P, p, r: p * math.log2(p) + 2 * r, lambda P, p, r: math.log2(p) + 2 * (r > 0)),
+    "rabenseifner": (lambda P, p, r: 2 * (p - 1) + 2 * r, lambda P, p, r: 2 * math.log2(p) + 2 * (r > 0)),
+    "tree": (lambda P, p, r: 2 * (P - 1), lambda P, p, r: 2 * math.ceil(math.log2(P)) if P > 1 else 0),
+}
+
+
+def parts_of(collective, size, n):
+    return [collective.rounds(rank, size, n) for rank in range(size)]
+
+
+def summed(parts, n):
+    """Run the rounds on whole numbers; return whether every rank holds the sum, and after `reduce` that of its own range."""
+    size = len(parts)
+    given = [np.random.default_rng([rank, n]).integers(-50, 50, n) for rank in range(size)]
+    total, buffers = sum(given), [values.copy() for values in given]
+    carried_out([part.reduce for part in parts], buffers)
+    owned = all((buffer[part.lo : part.hi] == total[part.lo : part.hi]).all() for buffer, part in zip(buffers, parts, strict=True))
+    carried_out([part.gather for part in parts], buffers)
+    return owned and all((buffer == total).all() for buffer in buffers)
+
+
+@pytest.mark.parametrize("name", BY_ROUNDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_rounds_sum_up_and_cost_what_their_source_says(name, size):
+    collective = plugins.make(base.FOLDER, name)
+    power = 1 << (size.bit_length() - 1)
+    elements, rounds = (formula(size, power, size - power) for formula in FORMULAS[name])
+    for n in LENGTHS:
+        parts = parts_of(collective, size, n)
+        assert summed(parts, n)
+        assert sum(moved((*part.reduce, *part.gather)) for part in parts) == round(elements * n)
+        assert max(len(part.reduce) + len(part.gather) for part in parts) == rounds
+        owned = np.zeros(n, int)
+        for part in parts:
+            owned[part.lo : part.hi] += 1
+        assert (owned == (size if name == "recursive_doubling" else 1)).all()  # nobody's slice is missing
+
+
+def test_in_a_ring_no_rank_sends_more_than_another():
+    for size in SIZES:
+        parts = parts_of(plugins.make(base.FOLDER, "ring"), size, 16 * 17 * 60)
+        assert max(moved((*part.reduce, *part.gather)) for part in parts) <= 2 * (size - 1) * math.ceil(16 * 17 * 60 / size)
+
+
+class NextChunk(Collective):
+    """Broken: passes on its own chunk each time."""
+
+    def rounds(self, rank, size, n):
+        to, of = (rank + 1) % size, (rank - 1) % size
+        step = Round((Move(to, *cut(n, size, rank)),), (Move(of, *cut(n, size, of)),))
+        return Rounds((step,) * (size - 1), (), *cut(n, size, rank))
+
+
+class AddingGather(Collective):
+    """Broken: adds in the second half, too."""
+
+    def rounds(self, rank, size, n):
+        part = plugins.make(base.FOLDER, "ring").rounds(rank, size, n)
+        return part._replace(gather=tuple(each._replace(adds=True) for each in part.gather))
+
+
+@pytest.mark.parametrize("broken", [NextChunk, AddingGather])
+def test_the_check_catches_rounds_that_do_not_sum_up(broken):
+    assert summed(parts_of(plugins.make(base.FOLDER, "ring"), 4, 60), 60)
+    assert not summed(parts_of(broken(), 4, 60), 60)
+
+
+def test_rounds_that_wait_for_each_other_or_send_to_nobody_are_refused():
+    waits = [(Round(receives=(Move(1 - rank, 0, 1),)), Round(sends=(Move(1 - rank, 0, 1),))) for rank in range(2)]
+    with pytest.raises(ValueError, match="nobody can go on"):
+        carried_out(waits, [np.zeros(1), np.zeros(1)])
+    with pytest.raises(ValueError, match="nobody takes"):
+        carried_out([(Round(sends=(Move(1, 0, 1),)),), ()], [np.zeros(1), np.zeros(1)])
+    with pytest.raises(ValueError, match="2 elements came"):
+        carried_out([(Round(sends=(Move(1, 0, 2),)),), (Round(receives=(Move(0, 0, 1),)),)], [np.zeros(2), np.zeros(2)])
+
+
+def test_few_rounds_are_cheaper_for_short_buffers_and_few_bytes_for_long_ones():
+    def seconds(name, n):
+        return max(priced((*part.reduce, *part.gather), 4, 10e-6, 1e9) for part in parts_of(plugins.make(base.FOLDER, name), 16, n))
+
+    assert seconds("recursive_doubling", 64) < seconds("rabenseifner", 64) < seconds("ring", 64)
+    assert seconds("rabenseifner", 10**6) < seconds("recursive_doubling", 10**6)
+    assert seconds("ring", 10**6) == pytest.approx(30 * (10e-6 + 4 * 10**6 / 16 / 1e9))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 9, 12, 16])
+def test_gossip_keeps_the_mean_and_contracts_by_the_second_eigenvalue(graph, size):
+    gossip, n_times = Gossip(graph), 40
+    weights = gossip.matrix(size)
+    second = np.sort(np.abs(np.linalg.eigvalsh(weights)))[-2]
+    np.testing.assert_allclose(weights, weights.T)
+    buffers = [np.random.default_rng([7, rank]).standard_normal(2000) for rank in range(size)]
+    mean = np.mean(buffers, 0)
+    distances = []
+    for _ in range(n_times):
+        distances.append(math.sqrt(sum(np.square(buffer - mean).sum() for buffer in buffers)))
+        carried_out([part.reduce for part in parts_of(gossip, size, 2000)], buffers)
+    np.testing.assert_allclose(np.mean(buffers, 0), mean, atol=1e-13)
+    if second < 1e-9:
+        assert distances[1] < 1e-12 * distances[0]  # the graph is complete
+    else:
+        rates = [after / before for before, after in itertools.pairwise(distances) if before > 1e-6]
+        assert max(rates) <= second * (1 + 1e-6)
+        assert rates[-1] == pytest.approx(second, rel=0.1)
+
+
+def test_gossip_with_weights_that_are_not_symmetric_moves_the_mean():
+    def lopsided(rank, size, n):
+        neighbours = [(rank + 1) % size] if rank % 2 else [(rank + 1) % size, (rank - 1) % size]
+        own = 1 / (1 + len(neighbours))
+        return [own if r == rank else own if r in neighbours else 0.0 for r in range(size)]
+
+    weights = np.array([lopsided(rank, 4, 1) for rank in range(4)])
+    values = np.arange(4.0)
+    assert abs((weights @ values).mean() - values.mean()) > 0.05
+
+
+def test_what_cannot_be_chosen_is_named():
+    with pytest.raises(UserError, match="did you mean 'ring'"):
+        plugins.make(base.FOLDER, "rign")
+    with pytest.raises(UserError, match="did you mean 'torus'"):
+        plugins.make(base.FOLDER, "gossip:toros")
+    with pytest.raises(UserError, match="cannot go between hosts"):
+        plugins.make(base.FOLDER, "hierarchical:between=shared")
+
+
+@pytest.fixture(params=[0, 2], ids=["one host", "hosts of 2"])
+def ranks(request, comm):
+    from mpidml.runtime.comm import CountedComm
+
+    own = CountedComm(comm, ranks_per_host=request.param)
+    yield own
+    own.free()
+
+
+def opened(name, ranks):
+    if name == "shared" and not ranks.one_host:
+        with pytest.raises(UserError, match="hierarchical"):
+            make_collective(name, ranks)
+        return None
+    return make_collective(name, ranks)
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("name", SUMS)
+def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
+    monkeypatch.setattr(base, "PIECE_NBYTES", 512)  # so that moves are cut
+    monkeypatch.setattr(mpi, "MOST_ELEMENTS", 300)
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    for n, dtype in [(0, "f4"), (1, "f8"), (3, "i8"), (701, "f4"), (700, "i4")]:
+        whole = collective.allocate(n + 9, dtype)
+        total = collective.plan(whole[4 : 4 + n])
+        private = np.zeros(n, dtype)
+        copied = collective.plan(private)
+        for k in range(3):
+            given = [np.random.default_rng([r, k, n]).standard_normal(n) * 100 for r in range(ranks.size)]
+            whole[:] = 7
+            whole[4 : 4 + n] = private[:] = given[ranks.rank].astype(dtype)
+            for each in (total, copied):  # both under way at once
+                each.start()
+            for each in (copied, total):
+                each.wait(30)
+            exact = sum(values.astype(dtype).astype("f8") for values in given)
+            np.testing.assert_allclose(whole[4 : 4 + n], exact, rtol=1e-5, atol=1e-3)
+            assert (whole[:4] == 7).all() and (whole[4 + n :] == 7).all()
+            assert len(set(ranks.allgather((whole[4 : 4 + n].tobytes(), private.tobytes())))) == 1
+        total.free()
+        copied.free()
+    collective.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("name", [*BY_ROUNDS, "hierarchical", "shared"])
+def test_the_transport_counts_what_the_formula_says(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    n = 1200
+    buffer = collective.allocate(n, "f4")
+    total = collective.plan(buffer)
+    before = ranks.nbytes_sent
+    total.start()
+    total.wait(30)
+    sent = ranks.nbytes_sent - before
+    assert sent == total.nbytes
+    hosts = len(set(ranks.allgather(ranks.leader)))
+    size = {"hierarchical": hosts, "shared": 1}.get(name, ranks.size)
+    power = 1 << (size.bit_length() - 1)
+    formula = FORMULAS["rabenseifner" if name in ("hierarchical", "shared") else name][0]
+    assert sum(ranks.allgather(sent)) == 4 * n * round(formula(size, power, size - power))
+    collective.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_gossip_does_on_mpi_what_its_matrix_says(graph, ranks):
+    collective = make_collective(f"gossip:{graph}", ranks)
+    buffer = collective.allocate(50, "f8")
+    buffer[:] = np.random.default_rng([1, ranks.rank]).standard_normal(50)
+    before = np.array(ranks.allgather(buffer.copy()))
+    total = collective.plan(buffer)
+    total.start()
+    total.wait(30)
+    np.testing.assert_allclose(buffer, (Gossip(graph).matrix(ranks.size) @ before)[ranks.rank], atol=1e-14)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", SUMS)
+def test_buffers_that_differ_are_refused_on_every_rank_with_both_sizes(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    last = ranks.rank == ranks.size - 1
+    with pytest.raises(UserError, match=f"rank 0 gives 5 x float32, rank {ranks.size - 1} gives 6 x float32"):
+        collective.plan(np.zeros(6 if last else 5, "f4"))
+    with pytest.raises(UserError, match=f"rank 0 gives 5 x float32, rank {ranks.size - 1} gives 5 x float64"):
+        collective.plan(np.zeros(5, "f8" if last else "f4"))
+    with pytest.raises(UserError, match=f"the buffer of rank {ranks.size - 1} is not one flat"):
+        collective.plan(np.zeros(10, "f4")[::2] if last else np.zeros(5, "f4"))
+    collective.free()
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", [name for name in SUMS if name not in ("mpi", "auto")])
+def test_a_wait_ends_at_its_limit_and_says_for_whom(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    total = collective.plan(collective.allocate(4, "f4"))
+    ranks.Barrier()
+    if ranks.rank == 0:
+        total.start()
+        with pytest.raises(WaitTimeout, match=r"waits for .* the limit is 0.05 s"):
+            total.wait(0.05)
+        with pytest.raises(RuntimeError, match="started again"):
+            total.start()
+    ranks.Barrier()
+    if ranks.rank:
+        total.start()
+    total.wait(30)
+    collective.free()
+
+
+@pytest.mark.mpi
+def test_auto_takes_what_was_fastest_at_the_nearest_size(ranks):
+    collective = make_collective("auto", ranks)
+    assert len(set(ranks.allgather(tuple(sorted(collective.seconds.items()))))) == 1
+    for name in collective.known:
+        collective.seconds = {(each, nbytes): float(each != name) for each, nbytes in collective.seconds}
+        assert collective.plan(collective.allocate(10, "f4")).picked == name
+    collective.seconds = {key: float(key[0] != "mpi") for key in collective.seconds}
+    if not ranks.one_host or ranks.size > 1:
+        assert collective.plan(collective.allocate(10, "f2")).picked != "mpi"  # which cannot sum it
+    collective.free()
+
+
+def test_a_sum_moves_only_when_it_is_asked():
+    total = base.Sum()
+    total.test = lambda: time.perf_counter() > end
+    end = time.perf_counter() + 0.01
+    total.wait(5)
+    assert time.perf_counter() >= end
