@@ -39,9 +39,8 @@ class Auto(Collective):
 
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum by the fastest; by the next best where it cannot sum this type."""
-        nearest = min(SIZES_NBYTES, key=lambda nbytes: max(nbytes, buffer.nbytes) / max(1, min(nbytes, buffer.nbytes)))
         problem: UserError | None = None
-        for name in sorted(self.known, key=lambda name: self.seconds[name, nearest]):
+        for name in self._fastest_first(buffer.nbytes):
             try:
                 found = self.known[name].plan(buffer)
             except UserError as error:
@@ -51,6 +50,14 @@ class Auto(Collective):
             return found
         assert problem is not None
         raise problem
+
+    def pick(self, nbytes: int) -> Collective:
+        """Return the fastest for buffers of `nbytes`."""
+        return self.known[self._fastest_first(nbytes)[0]]
+
+    def _fastest_first(self, nbytes: int) -> list[str]:
+        nearest = min(SIZES_NBYTES, key=lambda size: max(size, nbytes) / max(1, min(size, nbytes)))
+        return sorted(self.known, key=lambda name: self.seconds[name, nearest])
 
     def free(self) -> None:
         """Free what the algorithms hold."""

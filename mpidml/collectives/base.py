@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from mpidml.core.rounds import Array, Move, Round, Rounds, moved
 FOLDER = "mpidml.collectives"
 PIECE_NBYTES = 1 << 19
 """A longer move travels in pieces of this size, so that what has come is added while the rest is on its way."""
+WORK_SECONDS = 10e-6
+"""A test that takes longer has summed, and was no idle look."""
 SPIN_SECONDS, LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS = 100e-6, 20e-6, 1e-3
 
 
@@ -36,25 +38,64 @@ class Sum:
         """Move on as far as possible without waiting; return whether the sum is there."""
         raise NotImplementedError
 
-    def waits_for(self) -> str:
-        """Say who is waited for."""
-        return "the others"
+    def late(self) -> list[int]:
+        """Return the ranks that are waited for, as far as they are known."""
+        return []
 
-    def wait(self, limit_seconds: float = 300.0) -> None:
-        """Move on until the sum is there: spin a little, then leave the core to others. WaitTimeout after the limit."""
-        if self.test():
-            return
-        began, nap = time.perf_counter(), LEAST_NAP_SECONDS
+    def wait(self, limit_seconds: float = 300.0) -> tuple[float, int]:
+        """Move on until the sum is there: spin a little, then leave the core to others. WaitTimeout after the limit.
+
+        Return the seconds in which there was nothing to do, and the rank that came last (-1: none was waited for, or it is not known).
+        """
+        began = now = time.perf_counter()
+        worked, last, nap = 0.0, -1, LEAST_NAP_SECONDS
         while not self.test():
-            waited = time.perf_counter() - began
+            after = time.perf_counter()
+            worked += after - now if after - now > WORK_SECONDS else 0.0
+            last = max(self.late(), default=last)
+            waited = after - began
             if waited > limit_seconds:
-                raise WaitTimeout(f"sum of {self.nbytes} bytes: waits for {self.waits_for()} for {waited:.1f} s; the limit is {limit_seconds:g} s (--wait-limit)")
+                raise WaitTimeout(f"sum over ranks: waits for {self.waits_for()} for {waited:.1f} s; the limit is {limit_seconds:g} s (--wait-limit)")
             if waited > SPIN_SECONDS:
                 time.sleep(nap)
                 nap = min(LONGEST_NAP_SECONDS, waited / 8)
+            now = time.perf_counter()
+        after = time.perf_counter()
+        worked += after - now if after - now > WORK_SECONDS else 0.0
+        return after - began - worked, last
+
+    def waits_for(self) -> str:
+        """Say who is waited for."""
+        return f"rank {', '.join(map(str, late))}" if (late := self.late()) else "the others"
 
     def free(self) -> None:
         """Let requests and memory go; no sum may be under way."""
+
+
+class Done(Sum):
+    """Nothing is left to do."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def test(self) -> bool:
+        """Return true."""
+        return True
+
+
+class Halves(NamedTuple):
+    """A sum in two halves, between which each rank changes the weights of its own range [lo, hi) only.
+
+    After `reduce` the sum of the own range lies in `total`; `gather` brings the changed weights of all ranges to all ranks. `shares`: whether the ranks
+    own different ranges; if not, each has the whole sum and changes all weights by itself, to the same bits.
+    """
+
+    reduce: Sum
+    gather: Sum
+    lo: int
+    hi: int
+    total: Array
+    shares: bool
 
 
 class Collective:
@@ -86,6 +127,23 @@ class Collective:
         check_alike(self.comm, buffer)
         part = self.rounds(self.comm.rank, self.comm.size, buffer.size)
         return RoundSum(self.comm, (*part.reduce, *part.gather), buffer)
+
+    def weights(self, n: int, dtype: Any) -> Array:
+        """Return n zeros for the weights that `halves` keeps alike (Collective on comm): of each rank, or where ranks share memory one for all."""
+        return np.zeros(n, dtype)
+
+    def halves(self, gradient: Array, weights: Array) -> Halves:
+        """Prepare the sum of `gradient` for a step that changes `weights`, both of one length (Collective on comm, same order on every rank)."""
+        if type(self).rounds is Collective.rounds:
+            return Halves(self.plan(gradient), Done(), 0, gradient.size, gradient, False)
+        check_alike(self.comm, gradient)
+        part = self.rounds(self.comm.rank, self.comm.size, gradient.size)
+        reduce, gather = RoundSum(self.comm, part.reduce, gradient), RoundSum(self.comm, part.gather, weights)
+        return Halves(reduce, gather, part.lo, part.hi, gradient[part.lo : part.hi], bool(part.gather))
+
+    def pick(self, nbytes: int) -> Collective:
+        """Return the collective that sums buffers of `nbytes`: this one, unless it is one that chooses."""
+        return self
 
     def free(self) -> None:
         """Let communicators and windows go (Collective on comm)."""
@@ -141,9 +199,9 @@ class RoundSum(Sum):
                 self.rounds[self.at].start()
         return True
 
-    def waits_for(self) -> str:
-        """Name the ranks whose part has not come."""
-        return self.rounds[self.at].waits_for() if self.at < self.n_rounds else "nobody"
+    def late(self) -> list[int]:
+        """Return the ranks whose part has not come."""
+        return self.rounds[self.at].late() if self.at < self.n_rounds else []
 
     def free(self) -> None:
         """Free the requests."""
@@ -173,6 +231,7 @@ class _Posted:
             at += n
             self.receives.append((comm.Recv_init(source, piece.peer, tag), source, target, factors[i] if factors else 1.0, piece.peer))
         self.sends = [comm.Send_init(buffer[piece.lo : piece.hi], piece.peer, tag) for piece in sends]
+        self.takers = {piece.peer for piece in sends}
         self.into_place = into_place
         self.n_taken = self.n_left = 0
 
@@ -206,9 +265,8 @@ class _Posted:
                 source *= self.buffer.dtype.type(weight)
             np.add(target, source, out=target)
 
-    def waits_for(self) -> str:
-        missing = sorted({peer for *_, peer in self.receives[self.n_taken :]})
-        return f"rank {', '.join(map(str, missing))}" if missing else "what it sends to be taken"
+    def late(self) -> list[int]:
+        return sorted({peer for *_, peer in self.receives[self.n_taken :]} or self.takers)
 
     def free(self) -> None:
         for request in [*(request for request, *_ in self.receives), *self.sends]:

@@ -32,6 +32,9 @@ class Hierarchical(Collective):
         self.host = comm.split(comm.leader)
         leaders = comm.split(0 if comm.rank == comm.leader else -1)
         self.segments = Segments(self.host)
+        everyone = comm.allgather((comm.leader, comm.rank))
+        self.members = [rank for leader, rank in everyone if leader == comm.leader]
+        self.leaders = sorted({leader for leader, _ in everyone})
         self.outer = make_collective(str(self.between), leaders) if leaders is not None else None
 
     def allocate(self, n: int, dtype: Any) -> Array:
@@ -41,7 +44,7 @@ class Hierarchical(Collective):
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`."""
         check_alike(self.comm, buffer)
-        return _HostsSum(self.host, self.segments, self.outer, buffer)
+        return _HostsSum(self, buffer)
 
     def free(self) -> None:
         """Free the communicators."""
@@ -57,8 +60,9 @@ class _HostsSum(Sum):
     The last wait keeps the first rank from filling its buffer anew before all have taken the sum.
     """
 
-    def __init__(self, host: Any, segments: Segments, outer: Collective | None, buffer: Array) -> None:
-        self.host, self.buffer = host, buffer
+    def __init__(self, collective: Hierarchical, buffer: Array) -> None:
+        host, segments, outer = collective.host, collective.segments, collective.outer
+        self.host, self.members, self.leaders, self.buffer = host, collective.members, collective.leaders, buffer
         views = segments.views(buffer)
         in_place = all(host.allgather(bool(views)))
         self.own = buffer if in_place else segments.allocate(buffer.size, buffer.dtype)
@@ -119,12 +123,11 @@ class _HostsSum(Sum):
         self.host.fence()
         return True
 
-    def waits_for(self) -> str:
-        """Name the ranks of the host that are behind, or the other hosts."""
+    def late(self) -> list[int]:
+        """Return the ranks that are behind, those of other hosts by their first ranks."""
         if self.phase == BETWEEN:
-            return f"{self.between.waits_for()} of the first ranks of the hosts" if self.between is not None else "the host's first rank"
-        late = [str(rank) for rank in range(self.host.size) if self.phase <= TAKEN and not self._has(rank, self.phase)]
-        return f"rank {', '.join(late)} of this host" if late else "nobody"
+            return [self.leaders[rank] for rank in self.between.late()] if self.between is not None else self.members[:1]
+        return [self.members[rank] for rank in range(self.host.size) if self.phase <= TAKEN and not self._has(rank, self.phase)]
 
     def free(self) -> None:
         """Free the requests between hosts."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Sum, check_alike
+from mpidml.collectives.base import Collective, Halves, Sum, check_alike
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
 from mpidml.core.segments import Segments
@@ -38,12 +38,24 @@ class Shared(Collective):
         check_alike(self.comm, buffer)
         return SharedSum(self.comm, self.segments, buffer)
 
+    def weights(self, n: int, dtype: Any) -> Array:
+        """Return n zeros, one array for all ranks."""
+        whole: Array = self.comm.shared(n, dtype)
+        return whole
+
+    def halves(self, gradient: Array, weights: Array) -> Halves:
+        """Each rank sums up its slice, and changes it in the weights that all read; the second half is only to wait for all."""
+        check_alike(self.comm, gradient)
+        reduce = SharedSum(self.comm, self.segments, gradient, spreads=False)
+        lo, hi = reduce.slice
+        return Halves(reduce, _Everyone(self.comm, self.segments), lo, hi, reduce.views[0][lo:hi], self.comm.size > 1)
+
 
 class SharedSum(Sum):
-    """The sum of one buffer: arrive, and once all have, sum up the own slice; it is over once all have."""
+    """The sum of one buffer: arrive, and once all have, sum up the own slice; where it `spreads` it is over once all have, and then everywhere."""
 
-    def __init__(self, comm: Any, segments: Segments, buffer: Array) -> None:
-        self.comm, self.buffer = comm, buffer
+    def __init__(self, comm: Any, segments: Segments, buffer: Array, spreads: bool = True) -> None:
+        self.comm, self.buffer, self.spreads = comm, buffer, spreads
         views = segments.views(buffer)
         # All ranks must agree on it: one that has copied would be summed elsewhere.
         in_place = all(comm.allgather(bool(views)))
@@ -71,9 +83,9 @@ class SharedSum(Sum):
             for first, *others in self.blocks:
                 for other in others:
                     np.add(first, other, out=first)
-                for other in others:
+                for other in others if self.spreads else ():
                     np.copyto(other, first)
-            self.phase = SUMMED
+            self.phase = SUMMED if self.spreads else SUMMED + 1
             self._tell(SUMMED)
         if self.phase == SUMMED and self._all(SUMMED):
             if self.own is not self.buffer:
@@ -92,10 +104,33 @@ class SharedSum(Sum):
         self.comm.fence()
         return True
 
-    def waits_for(self) -> str:
-        """Name the ranks that have not arrived, or not summed."""
-        late = [str(rank) for rank, line in enumerate(self.counters) if self.phase <= SUMMED and line[self.phase] < self.n_started]
-        return f"rank {', '.join(late)}" if late else "nobody"
+    def late(self) -> list[int]:
+        """Return the ranks that have not arrived, or not summed."""
+        return [rank for rank, line in enumerate(self.counters) if self.phase <= SUMMED and line[self.phase] < self.n_started]
+
+
+class _Everyone(Sum):
+    """Wait until all ranks have come here."""
+
+    def __init__(self, comm: Any, segments: Segments) -> None:
+        self.comm, self.counters, self.n_started = comm, segments.counters(), 0
+
+    def start(self) -> None:
+        """Say that this rank is here."""
+        self.n_started += 1
+        self.comm.fence()
+        self.counters[self.comm.rank][0] = self.n_started
+
+    def test(self) -> bool:
+        """Look whether all are."""
+        if self.late():
+            return False
+        self.comm.fence()
+        return True
+
+    def late(self) -> list[int]:
+        """Return the ranks that are not."""
+        return [rank for rank, line in enumerate(self.counters) if line[0] < self.n_started]
 
 
 def blocks(lo: int, hi: int, itemsize: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ A field appears here together with the code that gives it effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +15,8 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.core.target import parse_target
 
 EPOCHS = 30
+NO_END = 1 << 40
+"""Clocks of a run that ends at a time."""
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
@@ -82,6 +84,9 @@ class Job:
     order: str = flag(
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
+    collective: str = flag("auto", "data_parallel: how gradients are summed over ranks", plugins="mpidml.collectives")
+    bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
+    check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
@@ -120,12 +125,43 @@ class Job:
         """Return the widths of the hidden layers: the default ones are those of an mlp, widths given to a model without such layers are refused later."""
         return () if self.model == "softmax" and self.hidden == Job.hidden else self.hidden
 
+    @property
+    def endless(self) -> bool:
+        """Whether a time alone ends the run."""
+        return bool(self.seconds and not self.steps and not self.epochs)
+
+    def n_clocks(self, clocks_per_epoch: int) -> int:
+        """Return after how many clocks the run ends at the latest."""
+        return NO_END if self.endless else self.steps or (self.epochs or EPOCHS) * clocks_per_epoch
+
+    def check_workers(self, n_workers: int) -> None:
+        """Refuse a batch that so many workers cannot share, in the parts in which each computes."""
+        if self.batch < n_workers:
+            raise UserError(f"--batch {self.batch}: is below the {n_workers} workers; give each at least one sample, or start fewer ranks")
+        if self.accumulate > (least := self.batch // n_workers):
+            raise UserError(
+                f"--accumulate {self.accumulate}: a worker's share of --batch {self.batch} is {least} sample(s), which make no {self.accumulate} parts; "
+                f"give at most {least}, or a larger batch"
+            )
+
+    def check_repeats(self, unsure: Mapping[str, object]) -> None:
+        """Refuse --deterministic beside a flag (its text -> whether it was given) whose effect depends on timing."""
+        for text, given in unsure.items():
+            if self.deterministic and given:
+                raise UserError(f"--deterministic: {text} cannot repeat, it depends on timing; leave one of them out")
+
+    def refuse(self, names: Sequence[str], what: str) -> None:
+        """Refuse the first of some flags that was given and decides nothing under `what`."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(Job, name):
+                raise UserError(f"--{name.replace('_', '-')} {value}: does nothing under {what}; leave it out")
+
     def checked(self) -> Job:
         """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "check_replicas": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-KINDS = ("compute", "wait", "pull", "push", "apply", "evaluate")
+KINDS = ("compute", "wait", "pull", "push", "apply", "evaluate", "sum")
 """The kinds of events; an event stores the position of its kind here."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _LANES = {"evaluate": "compute"}  # the lane of a kind, where it is not its own: a rank never computes and evaluates at once

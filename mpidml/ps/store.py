@@ -68,11 +68,20 @@ class Store:
         """Return the values of `version` (one of the last len(versions)) as rows x width."""
         return self.versions[version % len(self.versions)].reshape(-1, self.width)
 
-    def apply(self, deltas: Sequence[Message], tuning: Tuning = PLAIN) -> None:
-        """Make one update of the sum of `deltas`, in their order, and end their leases. It is the next version where versions are kept."""
+    def step(self, total: Array, tuning: Tuning = PLAIN) -> None:
+        """Make one update of all values by `total`, which may be overwritten. It is the next version where versions are kept."""
+        old, new = self._next_version()
+        self.n_whole += 1
+        self._update(old, new, total, self.optimizer, self.n_whole + self.most_besides, tuning)
+
+    def _next_version(self) -> tuple[Array, Array]:
         old = self.versions[self.latest % len(self.versions)]
         self.latest += 1
-        new = self.versions[self.latest % len(self.versions)]
+        return old, self.versions[self.latest % len(self.versions)]
+
+    def apply(self, deltas: Sequence[Message], tuning: Tuning = PLAIN) -> None:
+        """Make one update of the sum of `deltas`, in their order, and end their leases. It is the next version where versions are kept."""
+        old, new = self._next_version()
         total: Array | None = None
         partial: list[Message] = []
         for delta in deltas:

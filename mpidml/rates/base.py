@@ -83,8 +83,8 @@ class Rates:
         return f"{said} ({', '.join(f'{rate * self(it):.3g} {when}' for when, it in moments.items())})"
 
 
-def make_rates(text: str) -> Rates | None:
-    """Parse factors joined by `+`, as in "warmup:100+cosine"; None for a rate that stays."""
+def make_rates(text: str, seconds: float = 0.0) -> Rates | None:
+    """Parse factors joined by `+`, as in "warmup:100+cosine"; None for a rate that stays. UserError where a run of so many `seconds` has no known end."""
     parts = [part.strip() for part in re.split(r"(?<!\d[eE])\+", text)]
     if not all(parts):
         raise UserError(f"--lr-policy '{text}': a factor is missing{' beside a +' * (len(parts) > 1)}; give names, as in warmup:100+cosine")
@@ -94,4 +94,10 @@ def make_rates(text: str) -> Rates | None:
             raise UserError(f"--lr-policy {part}: {type(factor).__name__} is not a factor; derive it from mpidml.rates.base.Factor")
         if len(parts) > 1 and part == CONSTANT:
             raise UserError(f"--lr-policy {text}: {CONSTANT} does nothing beside others; leave it out")
-    return None if parts == [CONSTANT] else Rates(factors)
+    rates = Rates(factors)
+    if seconds and rates.needs_end:
+        raise UserError(
+            f"--lr-policy {text}: takes the whole run, and nobody knows how many clocks --seconds {seconds:g} has; "
+            "give --steps or --epochs besides, or its own clocks as in poly:clocks=5000"
+        )
+    return None if parts == [CONSTANT] else rates

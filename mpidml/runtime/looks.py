@@ -55,7 +55,7 @@ class Looks:
         for number, best in self.best.items():
             store = self.strategy.stores[number]
             np.copyto(store.at(store.latest), best)
-        self.comm.Barrier()
+        self.strategy.refresh()
         values = self._values(position)
         return values, self.strategy.data.judged(self._scores(values, "test", "val")) | {"best_epoch": self.patience.epoch, "best_val_loss": self.patience.least}
 

@@ -86,7 +86,7 @@ def pieces(strategy: Any) -> list[Piece]:
     """Return what this rank has to save, once all roles have stopped."""
     found: list[Piece] = []
     size, back = strategy.net.n_params, (strategy.policy.bound or 0) if strategy.repeat else 0
-    for number, store in strategy.stores.items():
+    for number, store in mine(strategy):
         lo = strategy.spec.shards[number].lo
         found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
     for task in strategy.tasks.values():
@@ -94,9 +94,14 @@ def pieces(strategy: Any) -> list[Piece]:
     return found
 
 
+def mine(strategy: Any) -> list[tuple[int, Any]]:
+    """Return the stores that this rank saves; where every rank has the same, one does."""
+    return [(number, store) for number, store in strategy.stores.items() if strategy.rank_of[number] == strategy.comm.rank]
+
+
 def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str) -> dict[str, Any]:
     """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`."""
-    updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in strategy.stores.items()])
+    updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in mine(strategy)])
     if updates is None:
         return {}
     data = strategy.data

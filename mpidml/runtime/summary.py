@@ -123,13 +123,10 @@ def of_job(
 
 def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     """Say before the run what will be done."""
-    n_servers, n_workers = len(strategy.placement.server_ranks), strategy.n_workers
     where = f"{strategy.comm.size} rank{'s' * (strategy.comm.size > 1)}"
     apart = f", {len(data.val_x)} validation and " if job.validate else " and "
     lines = [
-        f"mpidml: {job.strategy} on {where}: {n_workers} worker(s), {n_servers} server(s)"
-        + (" beside them" if job.servers == "colocated" else "")
-        + f"; sync {job.policy()}, {'in place' if strategy.in_place else 'by copy'}",
+        f"mpidml: {job.strategy} on {where}: {strategy.words()}",
         f"data {data.name}: {len(data.x)} training{apart}{len(data.test_x)} test rows x {data.x.shape[1]} features, "
         + (f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"),
         *(f"data: {note}" for note in data.notes),

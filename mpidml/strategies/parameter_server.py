@@ -15,7 +15,7 @@ import numpy as np
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import UserError
-from mpidml.core.job import EPOCHS, Job
+from mpidml.core.job import Job
 from mpidml.core.partition import merge_parts, shards
 from mpidml.core.placement import Placement, place
 from mpidml.core.position import Position
@@ -47,7 +47,6 @@ SHARD_ALIGN = 16
 GRADIENTS_AHEAD = 8
 TARGET_LOOK_SECONDS = 0.02  # a run that has met its target goes on for as long as this at most
 START = Position()
-NO_END = 1 << 40  # clocks of a run that ends at a time
 
 
 class ParameterServer:
@@ -60,12 +59,11 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
+        job.refuse(("collective", "bucket", "check_replicas"), "--strategy parameter_server, whose servers sum")
         self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
-        for flag, given in (("--assign dynamic", job.assign == "dynamic"), ("--target", job.target and not job.patience), ("--seconds", job.seconds)):
-            if job.deterministic and given:
-                raise UserError(f"--deterministic: {flag} cannot repeat, it depends on timing; leave one of them out")
+        job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})
         if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
             raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
         if job.reads == "cached" and self.policy.bound is None:
@@ -76,13 +74,7 @@ class ParameterServer:
             raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
         self.placement: Placement = place(comm.size, job.servers)
         self.n_workers = len(self.placement.worker_ranks)
-        if job.batch < self.n_workers:
-            raise UserError(f"--batch {job.batch}: is below the {self.n_workers} workers; give each at least one sample, or start fewer ranks")
-        if job.accumulate > (least := job.batch // self.n_workers):
-            raise UserError(
-                f"--accumulate {job.accumulate}: a worker's share of --batch {job.batch} is {least} sample(s), which make no {job.accumulate} parts; "
-                f"give at most {least}, or a larger batch"
-            )
+        job.check_workers(self.n_workers)
         try:
             self.policy.needed(self.n_workers)
         except ValueError as error:
@@ -100,13 +92,8 @@ class ParameterServer:
             after.each_sees(1.0)  # the servers sum up a clock's gradients first
         self.server_chain: Chain | None = after if on_servers else None
         self.worker_chain: Chain | None = None if on_servers else after
-        self.endless = bool(job.seconds and not job.steps and not job.epochs)
-        self.rates = make_rates(job.lr_policy)
-        if self.rates is not None and self.rates.needs_end and self.endless:
-            raise UserError(
-                f"--lr-policy {job.lr_policy}: takes the whole run, and nobody knows how many clocks --seconds {job.seconds:g} has; "
-                "give --steps or --epochs besides, or its own clocks as in poly:clocks=5000"
-            )
+        self.endless = job.endless
+        self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
         self.early = self._early()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
@@ -148,7 +135,7 @@ class ParameterServer:
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
-        self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
+        self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
         if self.rates is not None:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
@@ -250,6 +237,16 @@ class ParameterServer:
             found |= own
         given = next((g for *_, g in everyone if g), tuple(found[w] for w in range(self.n_workers)))
         return Position(max(clock for clock, *_ in everyone), given)
+
+    def refresh(self) -> None:
+        """Let all ranks see what was changed in the shared window (Collective on comm)."""
+        self.comm.Barrier()
+
+    def words(self) -> str:
+        """Say how the ranks work together."""
+        beside = " beside them" if self.job.servers == "colocated" else ""
+        where = "in place" if self.in_place else "by copy"
+        return f"{self.n_workers} worker(s), {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}"
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""

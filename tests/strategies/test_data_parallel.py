@@ -1,0 +1,230 @@
+"""Hold data-parallel training to one rank's: whatever sums the gradients, in whatever buckets, and wherever a run pauses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mpidml.collectives.base import Collective
+from mpidml.core import plugins
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import moved
+from mpidml.core.trace import KINDS
+from mpidml.ps.store import Store
+from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.resume import resumed
+from mpidml.runtime.stepping import Stepper
+from mpidml.runtime.training import Training
+from mpidml.strategies.base import Run, train
+from tests.strategies.test_identities import SMALL, serial, warmup_cosine
+
+SUMS = [name for name in plugins.names("mpidml.collectives") if plugins.load("mpidml.collectives", name).exact]
+JOB = SMALL.with_values({"strategy": "data_parallel", "bucket": 512, "wait_limit": 20.0}, "test")
+
+
+def run(comm, job=JOB, ranks_per_host=0, write=False, **changes):
+    counted, kept = CountedComm(comm, ranks_per_host), {}
+    try:
+        return train(job.with_values(changes, "test"), counted, quiet=True, write=write, keep=kept), kept["values"]
+    finally:
+        counted.free()
+
+
+def alone(comm, **changes):
+    """Return what rank 0 finds by itself."""
+    part = comm.Split(comm.rank, 0)
+    found = run(part, **changes)[1] if comm.rank == 0 else None
+    part.Free()
+    return comm.bcast(found)
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("per_host", [0, 2])
+@pytest.mark.parametrize("name", SUMS)
+def test_on_any_number_of_ranks_it_is_a_serial_loop(comm, name, per_host):
+    if name == "shared" and per_host and comm.size > 2:
+        with pytest.raises(UserError, match="hierarchical"):
+            run(comm, ranks_per_host=per_host, collective=name)
+        return
+    summary, values = run(comm, ranks_per_host=per_host, collective=name, bucket=999)
+    assert np.abs(values - serial()).max() < 1e-9
+    assert summary["samples"] == 8 * 50 and summary["staleness_max"] == 0
+
+
+WAYS = [
+    {"optimizer": "adam", "lr": 0.01}, {"optimizer": "clip:0.1+momentum"}, {"optimizer": "clamp:0.01+adagrad"}, {"accumulate": 3},
+    {"dropout": 0.3}, {"batch": 63, "epochs": 1, "steps": 0}, {"bucket": 1}, {"bucket": 1 << 24}, {"class_weights": "balanced", "label_smoothing": 0.1},
+]  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("name", ["shared", "ring"])
+def test_every_way_to_train_gives_the_weights_of_one_rank(comm, name, way):
+    np.testing.assert_allclose(run(comm, collective=name, **way)[1], alone(comm, collective=name, **way), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.mpi
+def test_a_schedule_is_that_of_a_serial_loop(comm):
+    job = SMALL.with_values({"steps": 8, "batch": 200}, "test")
+    _, values = run(comm, lr_policy="warmup:3+cosine", batch=200)
+    assert np.abs(values - serial(job, warmup_cosine)).max() < 1e-9
+
+
+def prepared(comm, **changes):
+    whole = Run(JOB.with_values(changes, "test"), comm, quiet=True, write=False, brief=True)
+    return whole.strategy, whole
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["shared", "ring", "rabenseifner", "tree"])
+def test_each_part_of_the_optimizer_has_one_owner(comm, name):
+    counted = CountedComm(comm)
+    strategy, whole = prepared(counted, collective=name, optimizer="adam")
+    own = sum(array.size for store in strategy.stores.values() for array in store.optimizer.values())
+    n, n_buckets = strategy.net.n_params, len(strategy.driver.buckets)
+    assert n_buckets > 2
+    assert sum(comm.allgather(own)) == 2 * n  # m and v
+    if name in ("shared", "ring"):
+        assert own <= 2 * (n / comm.size + n_buckets)
+    whole.drive()
+    whole.end(None)
+    counted.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["ring", "rabenseifner", "recursive_doubling", "tree"])
+def test_bytes_are_the_formula_and_accumulation_sends_none_before_its_last_part(comm, name, monkeypatch):
+    counted, before_last = CountedComm(comm), []
+    adding = Training._adding
+
+    def watched(self, g, part, is_last, report):
+        before_last.append((part, counted.nbytes_sent))
+        return adding(self, g, part, is_last, report)
+
+    monkeypatch.setattr(Training, "_adding", watched)
+    strategy, whole = prepared(counted, collective=name, accumulate=3, steps=4, target="", hold_out=0.0)
+    sent = counted.nbytes_sent
+    whole.drive()
+    mine = sum(
+        moved((*part.reduce, *part.gather))
+        for bucket in strategy.driver.buckets
+        for part in [strategy.collective.rounds(comm.rank, comm.size, bucket.hi - bucket.lo)]
+    )
+    looks = counted.nbytes_sent - sent - 4 * mine * 8
+    assert looks < 10_000  # what is reported to rank 0
+    if comm.size > 1:
+        parts = [(part, nbytes) for part, nbytes in before_last]
+        assert [part for part, _ in parts] == [0, 1, 2] * 4
+        for k in range(4):
+            first, second, last = (nbytes for _, nbytes in parts[3 * k : 3 * k + 3])
+            assert first == second == last  # of the step that ended before
+    whole.end(None)
+    counted.free()
+
+
+def overlaps(comm, early=True):
+    """Tell whether the first sum of a step begins before the last gradient is there."""
+    counted = CountedComm(comm)
+    _, whole = prepared(counted, collective="ring", trace=True, steps=3, hold_out=0.0)
+    whole.drive()
+    events = whole.trace.columns()
+    whole.end(None)
+    counted.free()
+    of = {kind: events["kind"] == KINDS.index(kind) for kind in ("compute", "sum")}
+    for clock in range(3):
+        at = events["clock"] == clock
+        end = (events["start"] + events["seconds"])[of["compute"] & at].max()
+        if not events["start"][of["sum"] & at].min() < end:
+            return False
+        assert len(events["nbytes"][of["sum"] & at]) > 2
+    return True
+
+
+@pytest.mark.mpi(min_size=2)
+def test_sums_begin_while_backward_still_runs(comm):
+    assert overlaps(comm)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_check_of_the_overlap_catches_a_step_that_sums_at_its_end(comm, monkeypatch):
+    monkeypatch.setattr(Stepper, "_report", lambda self, lo, hi: None)
+    assert not overlaps(comm)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", ["mpi", "ring"])
+def test_ranks_that_come_apart_are_found_at_the_end_and_on_demand(comm, name, monkeypatch):
+    step = Store.step
+
+    def forgets(self, total, *tuning):
+        if comm.rank == 1 and self.n_whole == 2:
+            total = total * 0
+        step(self, total, *tuning)
+
+    monkeypatch.setattr(Store, "step", forgets)
+    if name == "ring":  # weights that do not reach one rank
+        monkeypatch.setattr(Store, "step", step)
+        halves = Collective.halves
+        lost = lambda self, g, w: halves(self, g, w.copy() if comm.rank == 1 else w)
+        monkeypatch.setattr(Collective, "halves", lost)
+    for changes, clock in (({}, 8), ({"check_replicas": 4}, 4)):
+        with pytest.raises(RuntimeError, match=f"replicas differ: after clock {clock} rank 1 has"):
+            run(comm, collective=name, **changes)
+
+
+@pytest.mark.mpi
+def test_two_runs_have_the_same_bits_and_deterministic_says_so(comm):
+    first, second = (run(comm, deterministic=True, collective="shared")[0] for _ in range(2))
+    assert first["model_sha256"] == second["model_sha256"]
+    with pytest.raises(UserError, match="--target cannot repeat"):
+        run(comm, deterministic=True, target="0.9")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["adam", "clip:0.5+momentum"])
+@pytest.mark.parametrize("name", ["shared", "ring", "mpi"])
+def test_a_saved_run_goes_on_to_the_bits_of_one_that_was_not_and_within_rounding_on_fewer_ranks(comm, mpi_tmp_path, name, optimizer):
+    options = {"collective": name, "optimizer": optimizer, "lr": 0.01, "steps": 20, "out": str(mpi_tmp_path / "whole")}
+    whole, values = run(comm, write=True, **options)
+    run(comm, write=True, **options | {"steps": 14, "checkpoint_every": 7, "out": str(mpi_tmp_path / "cut")})
+    comm.Barrier()
+    job = resumed(mpi_tmp_path / "cut", {"steps": 20, "out": str(mpi_tmp_path / "same")})
+    same, _ = run(comm, job, write=True)
+    assert same["model_sha256"] == whole["model_sha256"]
+    part = comm.Split(comm.rank > 0, comm.rank)
+    if comm.rank == 0:
+        job = resumed(mpi_tmp_path / "cut", {"steps": 20, "out": str(mpi_tmp_path / "alone")})
+        np.testing.assert_allclose(run(part, job, write=True)[1], values, rtol=1e-9, atol=1e-12)
+        rows = [json.loads(line)["clock"] for line in (mpi_tmp_path / "same" / "metrics.jsonl").read_text().splitlines()]
+        assert rows == list(range(20))
+    part.Free()
+
+
+@pytest.mark.mpi
+def test_it_ends_at_a_target_at_a_time_and_when_nothing_gets_better(comm):
+    summary, _ = run(comm, target="0.5", steps=0, epochs=60, collective="ring")
+    assert summary["test_accuracy"] > 0.4 and summary["clocks"] < 60 * 32
+    summary, _ = run(comm, seconds=0.3, steps=0)
+    assert summary["clocks"] > 1 and summary["seconds"] < 5
+    best = {"validate": 0.1, "patience": 1, "steps": 0, "epochs": 40, "lr": 0.3, "batch": 400}
+    summary, values = run(comm, collective="ring", **best)
+    assert summary["epochs"] < 40 and summary["best_epoch"] < summary["epochs"]
+    np.testing.assert_allclose(values, alone(comm, **best), rtol=1e-6, atol=1e-9)  # many clocks at a high rate
+
+
+@pytest.mark.mpi
+def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
+    for changes, what in (({"sync": "ssp:3"}, "--sync ssp:3"), ({"servers": "1"}, "--servers 1"), ({"reads": "eager"}, "--reads eager")):
+        with pytest.raises(UserError, match=f"{what}: does nothing under --strategy data_parallel"):
+            run(comm, **changes)
+    for changes, what in (({"collective": "ring"}, "--collective ring"), ({"bucket": 1000}, "--bucket 1000")):
+        with pytest.raises(UserError, match=f"{what}: does nothing under --strategy parameter_server"):
+            run(comm, SMALL, **changes)
+    with pytest.raises(UserError, match="did you mean 'ring'"):
+        run(comm, collective="rong")
+    with pytest.raises(UserError, match="does not sum over all ranks"):
+        run(comm, collective="gossip")
