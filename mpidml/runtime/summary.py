@@ -20,9 +20,9 @@ from mpidml.runtime.progress import show
 USELESS_R2 = 0.01
 
 
-def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
-    """Return what this rank has to say of the `seconds` of the run since `started`; `scores` are its workers' final ones."""
-    driver = strategy.driver
+def of_rank(strategy: Any, sent: int, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of the run since `started`, and the bytes `sent`; `scores` are its workers' final ones."""
+    driver, rank = strategy.driver, strategy.comm.rank
     busy = driver.compute_seconds + driver.serve_seconds
     histogram: dict[int, int] = {}
     for worker in strategy.workers.values():
@@ -31,7 +31,7 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
     names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers)), "coordinator"]
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
-        waits += straggler.pairs(names[number], comm.rank, worker.tally.waited, names, strategy.rank_of, started)
+        waits += straggler.pairs(names[number], rank, worker.tally.waited, names, strategy.rank_of, started)
     return {
         "seconds": seconds,
         "waits": waits,
@@ -39,7 +39,7 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
         "serve_seconds": driver.serve_seconds,
         "wait_seconds": driver.wait_seconds,
         "comm_seconds": max(seconds - busy - driver.wait_seconds, 0.0),
-        "bytes_sent": comm.nbytes_sent,
+        "bytes_sent": sent,
         "bytes_window": driver.nbytes_window,
         "messages": driver.n_messages,
         "service_delay": driver.longest_delay_seconds,

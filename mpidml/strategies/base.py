@@ -150,6 +150,7 @@ class Run:
         """Run the roles to the end, looking at the run and saving it wherever it pauses, or until a look or a signal ends it."""
         comm, strategy, job = self.comm, self.strategy, self.job
         comm.Barrier()
+        self.sent_before = comm.nbytes_sent
         self.began = time.perf_counter()
         if comm.one_host:
             self.began = comm.bcast(self.began)  # one clock for all, so that reports of different ranks come in their true order
@@ -218,7 +219,7 @@ class Run:
         rows = self.telemetry.drain()
         scores = [w.result for w in strategy.workers.values()]
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
-        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds, scores))
+        ranks = comm.gather(summary.of_rank(strategy, comm.nbytes_sent - self.sent_before, self.began, self.seconds, scores))
         values = _bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Done, Halves, make_collective
+from mpidml.collectives.base import FOLDER, Collective, Done, Halves
+from mpidml.core import plugins
 from mpidml.core.buffers import Buffer
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
@@ -66,7 +67,7 @@ class DataParallel:
         self.endless = job.endless
         self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
-        self.collective: Collective = make_collective(job.collective, comm)
+        self.collective: Collective = plugins.make(FOLDER, job.collective)
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
         self.coordinated = bool(job.target or job.seconds or job.checkpoint_every or job.patience)
@@ -88,6 +89,7 @@ class DataParallel:
         if self.rates is not None:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
+        self.collective.open(comm)
         net.split = comm.size > 1
         cuts = merge_parts(net.parts(), max(1, job.bucket // net.dtype.itemsize))
         collective = self.collective.pick(min(job.bucket, net.n_params * net.dtype.itemsize))
