@@ -20,22 +20,36 @@ Array = np.ndarray[Any, Any]
 class Sampler:
     """Draw each of `n` rows once an epoch, in global batches of `batch`, for `n_workers` workers (shares are empty where workers outnumber rows).
 
+    Each batch is cut into `n_blocks` (default: one a worker), of which every worker has whole ones.
+
     Clock c lies in epoch c // clocks_per_epoch. A lookup costs O(1); the first one in an epoch draws its order, O(n). Two orders are kept.
     """
 
-    def __init__(self, n: int, batch: int, n_workers: int, seed: int) -> None:
+    def __init__(self, n: int, batch: int, n_workers: int, seed: int, n_blocks: int = 0) -> None:
         if min(n, batch, n_workers) < 1:
             raise ValueError(f"sampler: n={n}, batch={batch}, n_workers={n_workers}; each must be at least 1")
-        self.n, self.batch, self.n_workers, self.seed = n, batch, n_workers, seed
+        self.n, self.batch, self.n_workers, self.seed, self.n_blocks = n, batch, n_workers, seed, n_blocks or n_workers
         self.clocks_per_epoch = -(-n // batch)
         self._orders: dict[int, Array] = {}
 
     def indices(self, clock: int, worker: int) -> Array:
         """Return the rows of `worker` at `clock`: its contiguous share of the global batch, a read-only int64 view."""
         epoch, k = divmod(clock, self.clocks_per_epoch)
-        order, first, workers = self._order(epoch), k * self.batch, self.n_workers
-        size = min(self.batch, self.n - first)
-        return order[first + size * worker // workers : first + size * (worker + 1) // workers]
+        order, first = self._order(epoch), k * self.batch
+        blocks = self.blocks(worker)
+        return order[first + self._edge(clock, blocks.start) : first + self._edge(clock, blocks.stop)]
+
+    def blocks(self, worker: int) -> range:
+        """Return the blocks of each batch that `worker` computes."""
+        return range(self.n_blocks * worker // self.n_workers, self.n_blocks * (worker + 1) // self.n_workers)
+
+    def edges(self, clock: int, worker: int) -> list[int]:
+        """Return where the blocks of `worker` begin and end in its `indices`."""
+        blocks = self.blocks(worker)
+        return [self._edge(clock, block) - self._edge(clock, blocks.start) for block in (*blocks, blocks.stop)]
+
+    def _edge(self, clock: int, block: int) -> int:
+        return self.batch_size(clock) * block // self.n_blocks
 
     def global_batch(self, clock: int) -> Array:
         """Return the rows of all workers at `clock`, in worker order: a read-only int64 view."""

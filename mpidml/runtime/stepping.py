@@ -129,6 +129,8 @@ class Stepper:
             self.trace.add("compute", began, ended - began, clock)
         self._begin(0)
         self._update()
+        if strategy.loss is not None:
+            measured = (strategy.loss() * self.task.loss_factor, *measured[1:])
         self.record(strategy.worker_role, clock_now(), "clock", (clock, 0, True, ended - began - self.away_seconds, *measured))
         self.part.tally.read(0)
         self.clock += 1
@@ -166,7 +168,7 @@ class Stepper:
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
         if strategy.links is not None:
-            strategy.links.transform(strategy.net.backend, strategy.gradient, self.task.state, strategy.weights, self.clock + 1)
+            strategy.links.transform(strategy.net.backend, strategy.total, self.task.state, strategy.weights, self.clock + 1)
         for bucket in self.buckets:
             bucket.store.step(bucket.halves.total, tuning)
         ended = clock_now()

@@ -18,6 +18,8 @@ from mpidml.runtime.monitor import Monitor
 from mpidml.runtime.progress import show
 
 USELESS_R2 = 0.01
+AGREES = "agrees within rounding"
+"""What every strategy promises."""
 
 
 def of_rank(strategy: Any, sent: int, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def of_job(
         "staleness_usual": usual,
         "rate_factor": tuning.rate if job.tune else 1.0,
         "memory_factor": tuning.memory if job.tune else 1.0,
-        "promise": "repeat: same layout, same bits" if job.deterministic else "agrees within rounding",
+        "promise": strategy.promise,
         "ranks": comm.size,
         "roles": strategy.placement.names(),
         "seed": job.seed,
@@ -144,7 +146,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
             f"stale updates are softened: at staleness 1 the rate is multiplied by {typical.rate:g} and momentum's memory divided by {typical.memory:g} (--no-tune: off)"
         )
     if job.deterministic:
-        lines.append("deterministic: repeat mode - the same layout gives the same bits")
+        lines.append(f"deterministic: {strategy.promise}")
     return "\n".join(lines)
 
 

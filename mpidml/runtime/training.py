@@ -106,20 +106,26 @@ class Training:
         loss, n_parts = 0.0, min(self.job.accumulate, rows.size)
         for part in range(n_parts):
             own = rows[rows.size * part // n_parts : rows.size * (part + 1) // n_parts]
-            step = self.net.bind(own.size, w, self.summand if part else g)
-            self.data.x.take(own, 0, step.x, "clip")
-            if self.data.targets is not None:
-                self.data.y.take(own, 0, step.targets, "clip")
-            else:
-                self.data.y.take(own, 0, step.y, "clip")
-                step.load_labels()
-            if self.net.random:
-                step.ids[:] = own
-                step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
             whole = n_parts == 1 or report is None
-            loss += step.run(scale, report if whole else self._adding(g, part, part == n_parts - 1, report))
+            progress = report if whole else self._adding(g, part, part == n_parts - 1, report)
+            loss += self._run(own, batch, w, self.summand if part else g, scale, progress)
             if part and whole:
                 self.net.backend.add(g, self.summand)
+        return loss
+
+    def _run(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
+        """Leave the gradient of `rows` in `g`; return the sum of the losses."""
+        step = self.net.bind(rows.size, w, g)
+        self.data.x.take(rows, 0, step.x, "clip")
+        if self.data.targets is not None:
+            self.data.y.take(rows, 0, step.targets, "clip")
+        else:
+            self.data.y.take(rows, 0, step.y, "clip")
+            step.load_labels()
+        if self.net.random:
+            step.ids[:] = rows
+            step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
+        loss: float = step.run(scale, report)
         return loss
 
     def _adding(self, g: Array, part: int, is_last: bool, report: Any) -> Callable[[int, int], None]:

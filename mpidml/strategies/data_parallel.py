@@ -11,7 +11,7 @@ Rajbhandari et al. 2020 (ownership).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,14 +33,17 @@ from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.rates.base import make_rates
+from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.stepping import Bucket, Part, Stepper, Votes
+from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
 from mpidml.sync.base import make_policy
 
 LOOK_SECONDS = 0.25
 START = Position()
+ORDERED = "ordered"
 IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order", "transport")
 """Flags of the parameter server, which decide nothing here."""
 
@@ -49,15 +52,13 @@ class DataParallel:
     """Cut the gradient into buckets and train a network on data (Collective on comm); `prepare` makes the `driver` that steps."""
 
     in_step, in_place, early, repeat, copies, n_gradients = True, True, True, True, 1, 0
-    worker_chain = before = load = table = None
+    worker_chain = before = load = table = loss = None
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
         job.refuse(IDLE, "--strategy data_parallel, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
-        if job.bucket < 1:
-            raise UserError(f"--bucket {job.bucket}: is no number of bytes; give one from 1 up, as 1000000")
         self.policy = make_policy("bsp")
         self.n_workers = comm.size
         job.check_workers(comm.size)
@@ -67,7 +68,14 @@ class DataParallel:
         self.endless = job.endless
         self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
-        self.collective: Collective = plugins.make(FOLDER, job.collective)
+        self.collective: Collective = plugins.make(FOLDER, ORDERED if job.deterministic and job.collective == Job.collective else job.collective)
+        self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
+        if self.ordered and job.bucket != Job.bucket:
+            raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
+        if job.bucket < 1:
+            raise UserError(f"--bucket {job.bucket}: is no number of bytes; give one from 1 up, as 1000000")
+        if self.ordered and job.accumulate > 1:
+            raise UserError(f"--accumulate {job.accumulate}: does nothing where gradients are computed block by block (ordered); leave it out, or give more blocks")
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
         self.coordinated = bool(job.target or job.seconds or job.checkpoint_every or job.patience)
@@ -84,19 +92,15 @@ class DataParallel:
         """Cut, allocate, and fill the first weights (Collective on comm); `over(now)` says on rank 0 whether the time is up."""
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
-        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
+        n_blocks = self.collective.blocks if self.ordered else 0  # type: ignore[attr-defined]
+        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed, n_blocks)
         self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
         if self.rates is not None:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
         self.collective.open(comm)
-        net.split = comm.size > 1
-        cuts = merge_parts(net.parts(), max(1, job.bucket // net.dtype.itemsize))
-        collective = self.collective.pick(min(job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = type(collective).__name__.lower() if job.collective == "auto" else job.collective
-        self.gradient = collective.allocate(net.n_params, net.dtype)
-        self.weights = collective.weights(net.n_params, net.dtype) if self.links is None else np.zeros(net.n_params, net.dtype)
-        halves = [self._halves(collective, lo, hi) for lo, hi in cuts]
+        net.split = comm.size > 1 and not self.ordered
+        task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
         self.stores: dict[int, Store] = {}
@@ -120,9 +124,7 @@ class DataParallel:
         self.rank_of += list(range(comm.size))
         self.spec = SimpleNamespace(shards=shards)
         self.coordinator = Votes(self.collective, comm.rank == 0) if self.coordinated else None
-        task = Training(self, comm.rank)
-        memory = Buffer(self.gradient.view(np.uint8))
-        task.gradients = [(memory, self.gradient, Lease(self.gradient))]
+        task.gradients = [(Buffer(np.empty(0, np.uint8)), self.total, Lease(self.total))]
         if self.links is not None:
             task.state = self.links.init(net.n_params, net.dtype)
         self.tasks = {self.worker_role: task}
@@ -131,12 +133,35 @@ class DataParallel:
         self.driver = Stepper(self, task, buckets, self.part, record, look, LOOK_SECONDS)
         comm.Barrier()  # the weights are in place before anyone reads them
 
-    def _halves(self, collective: Collective, lo: int, hi: int) -> Halves:
-        """Prepare one bucket: in halves, or where the whole gradient is needed, as a whole sum that every rank owns."""
-        gradient = self.gradient[lo:hi]
-        if self.links is None:
-            return collective.halves(gradient, self.weights[lo:hi])
-        return Halves(collective.plan(gradient), Done(), 0, hi - lo, gradient, False)
+    def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
+        """Allocate for sums of slices of one gradient; return the task that fills it, the slices, and their sums."""
+        collective = self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
+        self.picked = type(collective).__name__.lower() if self.job.collective == "auto" else self.job.collective
+        self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
+        shared = self.links is None
+        self.weights = collective.weights(net.n_params, net.dtype) if shared else np.zeros(net.n_params, net.dtype)
+        cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
+
+        def halves(lo: int, hi: int) -> Halves:
+            gradient = self.gradient[lo:hi]
+            return collective.halves(gradient, self.weights[lo:hi]) if shared else Halves(collective.plan(gradient), Done(), 0, hi - lo, gradient, False)
+
+        return Training(self, self.comm.rank), cuts, [halves(lo, hi) for lo, hi in cuts]
+
+    def _by_blocks(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
+        """Allocate for sums of blocks, as `_by_buckets` does for sums of slices; there is one sum, at the end of the pass."""
+        collective: Any = self.collective
+        self.picked = ORDERED
+        tree = collective.tree()
+        rows = np.zeros((len(tree.rows), net.n_params + N_LOSSES), net.dtype)
+        self.gradient, self.total = rows[slice(*tree.first_row[self.comm.rank :][:2])], rows[0, : net.n_params]
+        self.weights = np.zeros(net.n_params, net.dtype)
+        halves = collective.halves_of_blocks(rows, tree, self.weights, whole=self.links is not None)
+        task = BlockTraining(self, self.comm.rank, tree, rows)
+        tells = collective.owner(rows.shape[1], net.n_params) == self.comm.rank
+        losses = rows[0, net.n_params :]
+        self.loss = lambda: float(losses[0]) + float(losses[1]) if tells else 0.0
+        return task, [(0, net.n_params)], [halves]
 
     def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Any]:
         """Go to `position`, to step until the end, or until `pause_at` clocks are done (0: never); there are no roles."""
@@ -169,11 +194,17 @@ class DataParallel:
         if odd := [rank for rank, of in enumerate(found) if of != found[0]]:
             raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {', '.join(map(str, odd))} has other weights or optimizer state than rank 0")
 
+    @property
+    def promise(self) -> str:
+        """Say what is repeated."""
+        return "ordered: same bits at any number of ranks" if self.ordered else "repeat: same layout, same bits" if self.job.deterministic else AGREES
+
     def words(self) -> str:
         """Say how the ranks work together."""
-        chosen = " (chosen by measurement)" if self.job.collective == "auto" else ""
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        return f"{self.n_workers} worker(s); sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB; {owner}"
+        chosen = " (chosen by measurement)" if self.job.collective == Job.collective else ""
+        what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
+        return f"{self.n_workers} worker(s); {what}; {owner}"
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""

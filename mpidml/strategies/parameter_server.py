@@ -39,6 +39,7 @@ from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.occupancy import Occupancy
+from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
 from mpidml.sync.base import SyncPolicy, make_policy
 
@@ -241,6 +242,11 @@ class ParameterServer:
     def refresh(self) -> None:
         """Let all ranks see what was changed in the shared window (Collective on comm)."""
         self.comm.Barrier()
+
+    @property
+    def promise(self) -> str:
+        """Say what is repeated."""
+        return "repeat: same layout, same bits" if self.job.deterministic else AGREES
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -10,7 +10,7 @@ import pytest
 from mpidml.collectives import base, mpi
 from mpidml.collectives.base import Collective, make_collective
 from mpidml.collectives.gossip import GRAPHS, Gossip
-from mpidml.core import plugins
+from mpidml.core import carry, plugins
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced
 
@@ -174,7 +174,7 @@ def opened(name, ranks):
 @pytest.mark.openmpi
 @pytest.mark.parametrize("name", SUMS)
 def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
-    monkeypatch.setattr(base, "PIECE_NBYTES", 512)  # so that moves are cut
+    monkeypatch.setattr(carry, "PIECE_NBYTES", 512)  # so that moves are cut
     monkeypatch.setattr(mpi, "MOST_ELEMENTS", 300)
     collective = opened(name, ranks)
     if collective is None:
