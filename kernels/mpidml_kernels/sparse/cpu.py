@@ -35,6 +35,7 @@ def kth_magnitude(x, r, k, counts):
             digit -= 1
         settled = u64(settled << u64(width)) | u64(digit)
         high -= width
+    counts[0] = left
     return number(x.dtype.type(0), settled)
 
 

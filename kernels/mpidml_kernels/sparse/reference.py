@@ -15,9 +15,14 @@ Array = np.ndarray[Any, Any]
 
 
 def kth_magnitude(x: Array, r: Array, k: int, counts: Array) -> float:
-    """Return the k-th largest |v|, 1 <= k <= n, NaN counting as largest; x and r are left alone. counts: int64 (2048,), scratch."""
+    """Return the k-th largest |v|, 1 <= k <= n, NaN counting as largest; x and r are left alone.
+
+    counts: int64 (2048,), scratch; the first is left to say how many of the k are equal to the k-th.
+    """
     magnitudes = np.abs(x + r)
-    return float(np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k])
+    found = np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k]
+    counts[0] = k - (magnitudes > found).sum()
+    return float(found)
 
 
 def select(x: Array, r: Array, threshold: float, n_equal: int, values: Array, ids: Array) -> int:
