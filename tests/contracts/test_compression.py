@@ -57,8 +57,8 @@ def tolerance(dtype):
 
 
 def test_the_folder_holds_the_promised_codecs():
-    promised = "fp16 bf16 int8 one_bit two_bit top_k random_k ternary qsgd sign_majority low_rank".split()
-    assert set(promised) <= set(NAMES)
+    named = {"fp16", "bf16", "int8", "one_bit", "two_bit", "top_k", "random_k", "ternary", "qsgd", "sign_majority", "low_rank"}
+    assert named <= set(NAMES)
 
 
 @each
@@ -93,14 +93,13 @@ def test_a_code_has_the_size_of_the_formula_fills_it_and_is_added_as_it_is_decod
     codec = make_codec(text)
     for n in SIZES:
         for shape in ((n,), (n, 1), (4, n)):
-            itemsize = np.dtype(dtype).itemsize
             x = next(draws(1, shape, dtype))
             first, second = buffer(codec, shape, dtype), buffer(codec, shape, dtype)
             second[...] = 0xCD
             for code in (first, second):
                 codec.encode(BACKEND, x, codec.init(shape, dtype), code, 5)
             assert np.array_equal(first, second), "every byte is written, and by nothing but what was given"
-            assert x.size < 64 or first.size < x.size * itemsize or (codec.whole and min(shape) < 4)
+            assert x.size < 64 or first.size < x.nbytes or (codec.whole and first.size == x.nbytes)
             if name := next((name for name in BITS if text == name), None):
                 assert abs(first.size - x.size * BITS[name] / 8) <= 4 + 8 * (1 + x.size / 512)
             out, before = np.empty(shape, dtype), next(draws(1, shape, dtype, 7))
@@ -226,8 +225,9 @@ def z_scores(codec, x, n_draws=N_DRAWS):
 
 
 def block_of(dtype=np.float32):
-    """Return 512 values of unlike sizes and both signs."""
-    return next(draws(1, (512,), dtype))
+    """Return 512 values of unlike sizes and both signs, none so small that it is hardly ever sent."""
+    x = next(draws(1, (512,), dtype))
+    return x + dtype(0.2) * np.sign(x)
 
 
 @pytest.mark.parametrize("text", UNBIASED)
@@ -238,7 +238,6 @@ def test_unbiased_codecs_are_unbiased(text):
 
 def test_the_test_of_means_catches_rounding_to_nearest():
     codec = make_codec("int8:block=512")
-    codec.int8 = None
     z, _ = z_scores(codec, block_of(), 10_000)
     assert np.abs(z).max() > 50
 
