@@ -10,22 +10,38 @@ import functools
 import importlib
 import os
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
-from mpidml_kernels import adaptive, cache, dense, loss, norm, rows, update
+from mpidml_kernels import adaptive, cache, dense, loss, low_rank, norm, packed, rounded, rows, sparse, update
 from mpidml_kernels.kernel import Kernel
 
 __all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "is_compiled"]
 
-FAMILIES = (dense, norm, loss, update, adaptive, rows)
+AT_ONCE = (dense, norm, loss, update, adaptive, rows)
+ON_DEMAND = (rounded, packed, sparse, low_rank)
+FAMILIES = AT_ONCE + ON_DEMAND
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
 BACKENDS = {"numpy": "reference", "numba": "cpu"}
 
 
 class Backend(SimpleNamespace):
-    """Hold every kernel of one implementation as an attribute, and its `name`."""
+    """Hold every kernel of one implementation as an attribute, and its `name`; what few jobs need, the codecs' kernels, is loaded when first asked for."""
 
     name: str
+
+    def load(self, *families: ModuleType) -> None:
+        """Take in the kernels of whole families."""
+        for family in families:
+            module = importlib.import_module(f"{family.__name__}.{BACKENDS[self.name]}")
+            vars(self).update({law: getattr(module, law) for law in family.LAWS})
+
+    def __getattr__(self, kernel: str) -> Any:
+        family = next((f for f in ON_DEMAND if kernel in f.LAWS), None)
+        if family is None:
+            raise AttributeError(f"the backend has no kernel '{kernel}'", name=kernel, obj=self)
+        self.load(family)
+        return vars(self)[kernel]
 
 
 @functools.cache
@@ -35,9 +51,9 @@ def backend(name: str) -> Backend:
         raise ValueError(f"backend: there is no '{name}'; choose one of: {', '.join(BACKENDS)}")
     if name == "numba":
         cache.prepare()
-    modules = [importlib.import_module(f"{family.__name__}.{BACKENDS[name]}") for family in FAMILIES]
-    kernels = {law: getattr(module, law) for family, module in zip(FAMILIES, modules, strict=True) for law in family.LAWS}
-    return Backend(name=name, **kernels)
+    kernels = Backend(name=name)
+    kernels.load(*AT_ONCE)
+    return kernels
 
 
 def is_compiled() -> bool:

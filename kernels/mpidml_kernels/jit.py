@@ -14,6 +14,8 @@ import numba
 # Neither `nnan` nor `ninf`: a NaN in a gradient must reach the caller. `reassoc` only where a sum has to vectorise.
 ELEMENTWISE = {"contract", "arcp", "nsz"}
 REDUCTION = ELEMENTWISE | {"reassoc"}
+# Nothing: what one side subtracts must be, to the bit, what another side adds.
+EXACT: set[str] = set()
 
 
 def kernel(signature: str, fastmath: set[str] = ELEMENTWISE) -> Callable[[Callable[..., Any]], Any]:

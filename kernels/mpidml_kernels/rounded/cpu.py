@@ -1,0 +1,110 @@
+"""Compute the rounding kernels with Numba; their meaning is in reference.py. Without any fast-math: r must be what the receiver will miss, to the bit."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# The types of a compiled function stand in its signature.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mpidml_kernels.bits import magnitude, number
+from mpidml_kernels.jit import EXACT, kernel
+from mpidml_kernels.rounded.reference import LARGEST_BF16, LARGEST_FP16
+
+f32, u16, u32, i32 = np.float32, np.uint16, np.uint32, np.int32
+
+
+@njit(error_model="numpy")
+def _from_fp16(half):
+    """Return a half as float32: shifted into place; a subnormal one by a subtraction that leaves its leading zeros behind."""
+    low = u32(u32(u32(half) & u32(0x7FFF)) << u32(13))
+    normal = u32(low + u32(0x38000000))
+    subnormal = f32(u32(low + u32(0x38800000)).view(f32) - f32(2.0**-14)).view(u32)
+    bits = subnormal if low < u32(0x00800000) else normal
+    return u32(bits | u32(u32(u32(half) & u32(0x8000)) << u32(16))).view(f32)
+
+
+@kernel("b1(R1, T[::1], u2[::1])", EXACT)
+def bf16_encode(x, r, codes):
+    bad = u32(0)
+    limit = r.dtype.type(LARGEST_BF16)
+    greatest = r.dtype.type(np.finfo(r.dtype).max)
+    for i in range(codes.size):
+        v = x[i] + r[i]
+        bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
+        c = limit if v > limit else v
+        c = -limit if c < -limit else c
+        bits = f32(c).view(u32)
+        code = u32(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+        codes[i] = u16(code)
+        r[i] = v - u32(code << u32(16)).view(f32)
+    return bad == u32(0)
+
+
+@kernel("void(Array(u2,1,'C',True), T[::1])", EXACT)
+def bf16_decode_add(codes, out):
+    for i in range(out.size):
+        out[i] += u32(u32(codes[i]) << u32(16)).view(f32)
+
+
+@kernel("b1(R1, T[::1], u2[::1])", EXACT)
+def fp16_encode(x, r, codes):
+    bad = u32(0)
+    limit = r.dtype.type(LARGEST_FP16)
+    greatest = r.dtype.type(np.finfo(r.dtype).max)
+    for i in range(codes.size):
+        v = x[i] + r[i]
+        bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
+        c = limit if v > limit else v
+        c = -limit if c < -limit else c
+        bits = f32(c).view(u32)
+        low = u32(bits & u32(0x7FFFFFFF))
+        normal = u32(u32(u32(low + u32(0xFFF) + u32(u32(low >> u32(13)) & u32(1))) >> u32(13)) - u32(0x1C000))
+        subnormal = u32(f32(low.view(f32) + f32(0.5)).view(u32) - u32(0x3F000000))  # the sum rounds where a subnormal half does
+        code = u32((subnormal if low < u32(0x38800000) else normal) | u32(u32(bits >> u32(16)) & u32(0x8000)))
+        codes[i] = u16(code)
+        r[i] = v - _from_fp16(code)
+    return bad == u32(0)
+
+
+@kernel("void(Array(u2,1,'C',True), T[::1])", EXACT)
+def fp16_decode_add(codes, out):
+    for i in range(out.size):
+        out[i] += _from_fp16(codes[i])
+
+
+@kernel("b1(R1, T[::1], i8, T[::1], i1[::1])", EXACT)
+def int8_encode(x, r, block, units, codes):
+    steps, zero = r.dtype.type(127), r.dtype.type(0)
+    smallest = r.dtype.type(np.finfo(r.dtype).tiny) * r.dtype.type(128)
+    greatest = magnitude(r.dtype.type(np.finfo(r.dtype).max))
+    most = magnitude(zero)
+    for b in range(units.size):
+        xs, rs, cs = x[b * block : (b + 1) * block], r[b * block : (b + 1) * block], codes[b * block : (b + 1) * block]
+        top = magnitude(zero)
+        for i in range(rs.size):
+            v = rs[i] + xs[i]
+            rs[i] = v
+            top = max(top, magnitude(v))
+        most = max(most, top)
+        largest = number(zero, top)
+        small = largest < smallest
+        unit = zero if small else largest / steps
+        inverse = zero if small else steps / largest
+        units[b] = unit
+        for i in range(cs.size):
+            v = rs[i]
+            c = np.rint(v * inverse)
+            rs[i] = v - c * unit
+            cs[i] = np.int8(i32(c))
+    return most <= greatest
+
+
+@kernel("void(Array(i1,1,'C',True), R1, i8, T[::1])", EXACT)
+def int8_decode_add(codes, units, block, out):
+    for b in range(units.size):
+        unit = units[b]
+        cs, ys = codes[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
+        for i in range(ys.size):
+            ys[i] += out.dtype.type(cs[i]) * unit

@@ -1,0 +1,27 @@
+"""Send the upper half of a float32: its range, with 8 bits of precision (bfloat16). What rounding leaves is sent later."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mpidml.compression.base import Codec, Shape, State
+from mpidml.core.flat import Array
+
+
+class Bf16(Codec):
+    """Round to nearest, through float32; values beyond 3.39e38 are sent as that, and the rest later."""
+
+    def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
+        """Return 2 bytes a value."""
+        return 2 * prod(shape)
+
+    def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
+        """Round; `noise` is not needed."""
+        return bool(backend.bf16_encode(x.reshape(-1), state["residual"], code.view(np.uint16)))
+
+    def decode_add(self, backend: Any, code: Array, out: Array) -> None:
+        """Add the halves."""
+        backend.bf16_decode_add(code.view(np.uint16), out.reshape(-1))
