@@ -16,15 +16,18 @@ N_TIMES = 5
 class Auto(Collective):
     """A buffer is summed by what was fastest at the measured size that is nearest (by ratio); `picked` of its sum says which.
 
-    Opening costs some tens of ms. On one host buffers lie in shared memory, which every algorithm can use. `seconds[name, nbytes]`: what was measured,
+    Opening costs some tens of ms. On one host buffers lie in shared memory, unless `memory` is false. `seconds[name, nbytes]`: what was measured,
     the best of 5 of the slowest rank, alike on every rank.
     """
+
+    def __init__(self, memory: bool = True) -> None:
+        self.memory = memory
 
     def open(self, comm: Any) -> None:
         """Measure (Collective on comm)."""
         super().open(comm)
         some_share = max(comm.allgather(comm.host.size)) > 1
-        self.home = "shared" if comm.one_host else "hierarchical" if some_share else ""
+        self.home = "" if not self.memory else "shared" if comm.one_host else "hierarchical" if some_share else ""
         names = [*filter(None, [self.home]), "mpi", *(("rabenseifner", "recursive_doubling") if comm.size > 1 else ())]
         self.known = {name: make_collective(name, comm) for name in names}
         self.seconds: dict[tuple[str, int], float] = {}

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Sum, check_alike, make_collective
+from mpidml.collectives.base import FOLDER, Collective, Sum, check_alike
+from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
 from mpidml.core.segments import Segments
@@ -26,8 +27,8 @@ class Hierarchical(Collective):
             raise UserError(f"hierarchical: '{between}' cannot go between hosts; use ring, rabenseifner, recursive_doubling, tree or mpi")
         self.between = between
 
-    def open(self, comm: Any) -> None:
-        """Part the ranks by host."""
+    def open(self, comm: Any, between: Collective | None = None) -> None:
+        """Part the ranks by host; `between` is opened on the first ranks in place of the named algorithm."""
         super().open(comm)
         self.host = comm.split(comm.leader)
         leaders = comm.split(0 if comm.rank == comm.leader else -1)
@@ -35,7 +36,10 @@ class Hierarchical(Collective):
         everyone = comm.allgather((comm.leader, comm.rank))
         self.members = [rank for leader, rank in everyone if leader == comm.leader]
         self.leaders = sorted({leader for leader, _ in everyone})
-        self.outer = make_collective(str(self.between), leaders) if leaders is not None else None
+        self.outer: Collective | None = None
+        if leaders is not None:
+            self.outer = plugins.make(FOLDER, str(self.between)) if between is None else between
+            self.outer.open(leaders)
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros in this rank's segment of its host's window."""

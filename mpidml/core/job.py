@@ -86,6 +86,7 @@ class Job:
     )
     collective: str = flag("auto", "data_parallel: how gradients are summed over ranks", plugins="mpidml.collectives")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
+    compress: str = flag("", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression")
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")

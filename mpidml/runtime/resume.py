@@ -91,7 +91,7 @@ def pieces(strategy: Any) -> list[Piece]:
         found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
-    return found
+    return found + [Piece(*kept) for kept in strategy.kept()]
 
 
 def mine(strategy: Any) -> list[tuple[int, Any]]:
@@ -110,6 +110,7 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "clock": position.clock,
         "turns": list(position.turns),
         "seconds": seconds,
+        "n_keepers": strategy.n_keepers,
         "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
         "data": data_sum,
@@ -145,6 +146,7 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
                 for w, other in enumerate(others):
                     saved.read(f"worker.{w}.{name}", 0, other)
                 array[:] = np.mean(others, axis=0)
+    strategy.restore(saved.read, known["n_keepers"])
     return position
 
 

@@ -118,7 +118,7 @@ class Stepper:
 
     def _step(self) -> None:
         strategy, clock = self.strategy, self.clock
-        self.n_begun, self.away_seconds = 0, 0.0
+        self.n_begun, self.away_seconds, strategy.step.number = 0, 0.0, clock
         began = clock_now()
         _, measured = self.task.compute(self._turn(), self._report if self.comm.size > 1 else None)
         ended = clock_now()

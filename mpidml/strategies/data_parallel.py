@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective, Done, Halves
+from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.buffers import Buffer
 from mpidml.core.errors import UserError
@@ -35,6 +36,7 @@ from mpidml.ps.store import Store
 from mpidml.rates.base import make_rates
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.compressed_sum import Compressed, Step
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.stepping import Bucket, Part, Stepper, Votes
 from mpidml.runtime.summary import AGREES
@@ -44,7 +46,7 @@ from mpidml.sync.base import make_policy
 LOOK_SECONDS = 0.25
 START = Position()
 ORDERED = "ordered"
-IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order", "transport")
+IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order")
 """Flags of the parameter server, which decide nothing here."""
 
 
@@ -68,7 +70,10 @@ class DataParallel:
         self.endless = job.endless
         self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
-        self.collective: Collective = plugins.make(FOLDER, ORDERED if job.deterministic and job.collective == Job.collective else job.collective)
+        ordered = job.deterministic and job.collective == Job.collective and not job.compress
+        by_mpi = "auto:memory=false" if job.transport == "mpi" and job.collective == Job.collective else job.collective
+        self.collective: Collective = plugins.make(FOLDER, ORDERED if ordered else by_mpi)
+        self._check_transport()
         self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
         if self.ordered and job.bucket != Job.bucket:
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
@@ -79,6 +84,18 @@ class DataParallel:
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
         self.coordinated = bool(job.target or job.seconds or job.checkpoint_every or job.patience)
+
+    def _check_transport(self) -> None:
+        """Refuse sums and codes that do not go together."""
+        job, name = self.job, self.job.collective.partition(":")[0]
+        if job.transport == "mpi" and name in ("shared", "hierarchical"):
+            raise UserError(f"--transport mpi: uses no shared memory, --collective {name} does; leave one of them out")
+        if job.compress:
+            self.codec = make_codec(job.compress)
+            if name not in (Job.collective, "hierarchical"):
+                raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
+        self.compressed: Compressed | None = None
+        self.step = Step()
 
     def prepare(
         self,
@@ -99,7 +116,7 @@ class DataParallel:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
         self.collective.open(comm)
-        net.split = comm.size > 1 and not self.ordered
+        net.split = comm.size > 1 and not self.ordered and not job.compress
         task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
@@ -135,10 +152,12 @@ class DataParallel:
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient; return the task that fills it, the slices, and their sums."""
-        collective = self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = type(collective).__name__.lower() if self.job.collective == "auto" else self.job.collective
+        collective = self._compressing(net) or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
+        self.picked = type(collective).__name__.lower() if self.job.collective == Job.collective else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
-        shared = self.links is None
+        if self.compressed is not None:
+            self.compressed.look_at(self.gradient)
+        shared = self.links is None and self.compressed is None
         self.weights = collective.weights(net.n_params, net.dtype) if shared else np.zeros(net.n_params, net.dtype)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
 
@@ -147,6 +166,24 @@ class DataParallel:
             return collective.halves(gradient, self.weights[lo:hi]) if shared else Halves(collective.plan(gradient), Done(), 0, hi - lo, gradient, False)
 
         return Training(self, self.comm.rank), cuts, [halves(lo, hi) for lo, hi in cuts]
+
+    def _compressing(self, net: Network) -> Collective | None:
+        """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""
+        comm, job = self.comm, self.job
+        self.memory = job.transport == "auto" and comm.size > 1 and max(comm.allgather(comm.host.size)) > 1
+        if not job.compress or (self.memory and comm.one_host):
+            return None
+        self.compressed = Compressed(job.compress, net.params, net.dtype, net.backend, job.seed)
+        self.step = self.compressed.step
+        if not self.memory:
+            self.compressed.open(comm)
+            return self.compressed
+        hosts: Any = plugins.make(FOLDER, "hierarchical")
+        hosts.open(comm, self.compressed)
+        self.collective = hosts
+        if hosts.outer is None:  # another rank of this host encodes
+            self.compressed = None
+        return self.collective
 
     def _by_blocks(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of blocks, as `_by_buckets` does for sums of slices; there is one sum, at the end of the pass."""
@@ -169,6 +206,20 @@ class DataParallel:
         self.driver.until = min(self.n_clocks, pause_at or self.n_clocks)
         self.refresh()
         return {}
+
+    @property
+    def n_keepers(self) -> int:
+        """How many ranks keep what their codes have left."""
+        return self.compressed.comm.size if self.compressed is not None else 0
+
+    def kept(self) -> list[tuple[str, int, int, Array]]:
+        """List what is to be saved besides weights and optimizer: name, first element, elements in all, array."""
+        return self.compressed.kept() if self.compressed is not None else []
+
+    def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
+        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
+        if self.compressed is not None and n_before:
+            self.compressed.restore(read, n_before)
 
     def refresh(self) -> None:
         """Bring the weights that each rank owns to all others, where they were changed other than by a step (Collective on comm)."""
@@ -204,6 +255,9 @@ class DataParallel:
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
         chosen = " (chosen by measurement)" if self.job.collective == Job.collective else ""
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
+        if self.job.compress:
+            off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
+            what = f"{off if self.memory and self.comm.one_host else 'codes ' + self.job.compress}; {what}"
         return f"{self.n_workers} worker(s); {what}; {owner}"
 
     def free(self) -> None:

@@ -60,7 +60,7 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        job.refuse(("collective", "bucket", "check_replicas"), "--strategy parameter_server, whose servers sum")
+        job.refuse(("collective", "bucket", "compress", "check_replicas"), "--strategy parameter_server, whose servers sum")
         self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
@@ -238,6 +238,15 @@ class ParameterServer:
             found |= own
         given = next((g for *_, g in everyone if g), tuple(found[w] for w in range(self.n_workers)))
         return Position(max(clock for clock, *_ in everyone), given)
+
+    n_keepers = 0
+
+    def kept(self) -> list[Any]:
+        """Nothing is saved besides what the stores hold."""
+        return []
+
+    def restore(self, read: Any, n_before: int) -> None:
+        """Nothing was."""
 
     def refresh(self) -> None:
         """Let all ranks see what was changed in the shared window (Collective on comm)."""
