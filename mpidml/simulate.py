@@ -22,11 +22,11 @@ from mpidml import virtual_training
 from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import DATA, ONE_PROCESS, WITH_COMMAS, Variant, alone, expand, several
+from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -50,7 +50,7 @@ MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
 PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
-PAYLOAD = (*DATA, "model", "hidden", "loss", "dtype")
+PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -162,7 +162,7 @@ def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list
 def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
     """Refuse a list of what the costs of a simulation of sizes do not depend on."""
     for name, value in values.items():
-        if several(value) and name.replace("-", "_") not in (*VARIED, *WITH_COMMAS) and not scale.learn:
+        if several(value) and name.replace("-", "_") not in (*VARIED, *members("commas")) and not scale.learn:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 
 

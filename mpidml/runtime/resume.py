@@ -20,20 +20,13 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
-from mpidml.core.variants import DATA
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
-PATHS = ("data", "test_data", "labels", "test_labels")
-"""Where the data lie may change; that they are the same is seen by what is read."""
-FIXED = (
-    *(name for name in DATA if name not in PATHS), "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
-)  # fmt: skip
-"""What decides the shape and the meaning of what is saved."""
 PRINTED_ROWS = 1024
 
 
@@ -50,7 +43,7 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
         values["model"] = str(path / NET_FILE)
     job = Job().with_values(values, f"{path}/config.toml")
     found = job.with_values({"out": str(path), **changes, "resume": str(path)}, "train")
-    for name in FIXED:
+    for name in members("fixed"):
         if getattr(found, name) != getattr(job, name):
             flag, old = name.replace("_", "-"), getattr(job, name)
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
