@@ -68,8 +68,9 @@ def of_job(
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     usual = max(histogram, key=lambda s: histogram[s], default=0)
+    alone = strategy.n_workers == 1 and strategy.in_place
     # An example: each update is softened by its own staleness, without a bound by what it missed, which only the servers know.
-    tuning = strategy.policy.tuning(usual if strategy.policy.bound is not None else 1)
+    tuning = strategy.policy.tuning(usual if strategy.policy.bound is not None or alone else 1)
     return {
         "strategy": job.strategy,
         "sync": job.policy(),
@@ -141,7 +142,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     if position.turns:
         lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
-    if job.tune and bound != 0:
+    if job.tune and bound != 0 and not (n_workers == 1 and strategy.in_place):
         typical = strategy.policy.tuning(1)
         lines.append(
             f"stale updates are softened: at staleness 1 the rate is multiplied by {typical.rate:g} and momentum's memory divided by {typical.memory:g} (--no-tune: off)"
