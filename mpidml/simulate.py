@@ -48,7 +48,7 @@ FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
-PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
+PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
 PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
@@ -128,7 +128,7 @@ def _run_all(
             summary["samples_per_second"] = summary["samples"] / found.seconds
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
         if folder is not None:
-            _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own)
+            _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own, job.report)
         entries.append(comparison.entry(name, summary, metrics, target))
         if folder is not None and many:
             folder.write_json("compare.json", entries)
@@ -140,7 +140,7 @@ def _run_all(
     if many:
         comparison.tell(folder, entries, curves, target, speak)
     elif folder is not None:
-        speak(f"written: {folder.path}/ (report.png, summary.json, metrics.jsonl, cost.json)")
+        speak(f"written: {folder.path}/ ({'report.png, ' * variants[0].job.report}summary.json, metrics.jsonl, cost.json)")
     return entries
 
 
@@ -268,13 +268,14 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
     return cost
 
 
-def _write(folder: RunFolder, summary: dict[str, Any], metrics: list[dict[str, Any]], cost: CostModel) -> None:
-    from mpidml.runtime.report import draw
-
+def _write(folder: RunFolder, summary: dict[str, Any], metrics: list[dict[str, Any]], cost: CostModel, draws: bool) -> None:
     folder.create()
     for row in metrics:
         folder.append_metrics(row)
     folder.close()
     folder.write_json("cost.json", cost.mapping())
-    draw(folder.path / "report.png", summary, metrics)
+    if draws:
+        from mpidml.runtime.report import draw
+
+        draw(folder.path / "report.png", summary, metrics)
     folder.write_json("summary.json", summary)

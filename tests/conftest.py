@@ -101,6 +101,12 @@ def _min_size(item: pytest.Item) -> int:
     return max((mark.kwargs.get("min_size") or 1 for mark in item.iter_markers("mpi")), default=1)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Let each of several ranks import only the modules that have tests for ranks."""
+    leave = config.getoption("--with-mpi") and collection_path.name.startswith("test_") and "mark.mpi" not in collection_path.read_text()
+    return True if leave else None
+
+
 @pytest.fixture
 def comm() -> Any:
     """Give a communicator over all ranks that no other test uses."""

@@ -18,7 +18,7 @@ COMPARE = ("-m", "mpidml", "compare")
 def compared(tmp_path_factory):
     """Compare three policies on three ranks: (folder, what was said)."""
     out = tmp_path_factory.mktemp("compared") / "run"
-    result = mpirun(3, [*COMPARE, "--sync", "bsp,ssp:2,quorum:2", "--target", "0.9", "--epochs", "8", "--hidden", "64", "--out", out])
+    result = mpirun(3, [*COMPARE, "--sync", "bsp,ssp:2,quorum:2", "--target", "0.9", "--epochs", "8", "--hidden", "64", "--no-report", "--out", out])
     assert result.code == 0 and result.err == "", result
     return out, result.out
 
@@ -29,6 +29,7 @@ def test_the_first_row_is_one_process_and_each_variant_has_one(compared):
     assert [row["variant"] for row in rows] == ["one process", "bsp", "ssp:2", "quorum:2"]
     assert [row["ranks"] for row in rows] == [1, 3, 3, 3]
     assert all(row["seconds_to_target"] > 0 and row["samples_to_target"] > 0 for row in rows)
+    assert [p.name for p in out.rglob("*.png")] == ["compare.png"]
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     for name in ("one-process", "bsp", "ssp-2", "quorum-2"):
         summary = json.loads((out / name / "summary.json").read_text())
@@ -50,6 +51,7 @@ def test_variants_of_one_name_have_a_folder_each(tmp_path):
     result = python([*COMPARE, *words])
     assert result.code == 0, result
     assert {p.name for p in (tmp_path / "run").iterdir() if p.is_dir()} == {"one-process", "mine.py-2", "mine.py-2-2"}
+    assert len(list((tmp_path / "run").rglob("report.png"))) == 3
 
 
 def test_all_variants_start_alike_and_bsp_learns_what_one_process_learns(compared):
@@ -61,7 +63,7 @@ def test_all_variants_start_alike_and_bsp_learns_what_one_process_learns(compare
 
 
 def test_the_same_without_mpirun_and_with_an_unreachable_target(tmp_path):
-    result = python([*COMPARE, "--sync", "bsp,asp", "--target", "1.0", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--out", tmp_path / "run"])
+    result = python([*COMPARE, "--sync", "bsp,asp", "--target", "1.0", "--epochs", "1", "--hidden", "8", "--backend", "numpy", "--no-report", "--out", tmp_path / "run"])
     assert result.code == 0 and result.err == "", result
     rows = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert [row["seconds_to_target"] for row in rows] == [None] * 3

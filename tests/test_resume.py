@@ -17,7 +17,7 @@ from mpidml.runtime import checkpoint
 from mpidml.runtime.launch import mpirun_command
 from tests.ranks import ROOT, descendants, mpirun, python
 
-JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20"]
+JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20", "--no-report"]
 EVERY, STEPS = 5, 400
 LIMIT_SECONDS = 60
 

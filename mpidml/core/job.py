@@ -121,6 +121,7 @@ class Job:
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")
+    report: bool = flag(True, "draw report.png at the end, in about half a second", groups="one")
     trace: bool = flag(False, "write trace.json (opens in Perfetto)", groups="one")
     tensorboard: bool = flag(False, "write the metrics as events for TensorBoard, too", groups="one")
     resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here")

@@ -176,7 +176,7 @@ def _done(strategy: Any, position: Position) -> str:
     return f"{clocks:,} clocks ({clocks / strategy.sampler.clocks_per_epoch:.2f} epochs)"
 
 
-def closing(summary: dict[str, Any], folder: Path | None) -> str:
+def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     """Say after the run what came of it."""
     quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary.get("test_accuracy") is not None else ""
     if summary.get("test_rmse") is not None:
@@ -203,7 +203,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
-        + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
+        + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )
 
 

@@ -234,7 +234,9 @@ class Run:
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
             if not self.quiet and not self.brief:
-                summary.say(summary.closing(found, None if self.folder is None else self.folder.path))
+                summary.say(summary.closing(found, None if self.folder is None else self.folder.path, self.job.report))
+        if self.path.name:
+            comm.nap()  # while rank 0 writes and draws
         if keep is not None:
             keep["network"] = self.net
             keep["metrics"] = monitor.metrics if monitor is not None else None

@@ -91,7 +91,7 @@ def test_an_unknown_key_names_the_nearest():
         (
             "one",
             "data test_data labels test_labels label task categories unseen missing view validate hidden class_weights "
-            "epochs steps target seconds seed deterministic wait_limit trace tensorboard out",
+            "epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
         ),
         ("commas", "hidden class_weights"),
     ],
