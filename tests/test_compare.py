@@ -73,20 +73,21 @@ def test_the_same_without_mpirun_and_with_an_unreachable_target(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "says", "n"),
     [
-        ("--sync bsp,spp:2", "sync: there is no 'spp'"),
-        ("--sync bsp,quorum:4", "--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3"),
-        ("--sync bsp,asp --deterministic", "--deterministic: asp cannot repeat"),
-        ("--epochs 1,2", "compare: epochs: is the same for all that are compared"),
-        ("--data nowhere.npz --sync bsp,asp", "nowhere.npz: there is no such file"),
-        ("--target 0.9 --hold-out 0 --sync bsp,asp", "--target 0.9: there are no test rows"),
-        ("--servers 1,3", "--servers 3: 3 server(s) leave no worker on 3 ranks"),
-        ("--snyc bsp,asp", "compare: there is no option '--snyc'"),
+        ("--sync bsp,spp:2", "sync: there is no 'spp'", 1),
+        ("--sync bsp,quorum:4", "--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3", 3),
+        ("--sync bsp,asp --deterministic", "--deterministic: asp cannot repeat", 3),
+        ("--epochs 1,2", "compare: epochs: is the same for all that are compared", 1),
+        ("--data nowhere.npz --sync bsp,asp", "nowhere.npz: there is no such file", 3),
+        ("--target 0.9 --hold-out 0 --sync bsp,asp", "--target 0.9: there are no test rows", 1),
+        ("--servers 1,3", "--servers 3: 3 server(s) leave no worker on 3 ranks", 3),
+        ("--snyc bsp,asp", "compare: there is no option '--snyc'", 1),
     ],
 )
-def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, words, says):
-    result = mpirun(3, [*COMPARE, *words.split(), "--backend", "numpy", "--out", tmp_path / "run"])
+def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, words, says, n):
+    argv = [*COMPARE, *words.split(), "--backend", "numpy", "--out", tmp_path / "run"]
+    result = mpirun(n, argv) if n > 1 else python(argv)
     ours = [line for line in result.err.splitlines() if says in line]
     assert result.code == 2 and len(ours) == 1 and "Traceback" not in result.err, result
     assert result.out == "" and not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,14 +103,26 @@ def trained(folder, steps=12):
     return folder
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of 12 clocks with two checkpoints, to be copied."""
+    return trained(tmp_path_factory.mktemp("first") / "run")
+
+
+@pytest.fixture
+def ended(first, tmp_path):
+    """A copy of that run for one test alone."""
+    return Path(shutil.copytree(first, tmp_path / "run"))
+
+
 def spoil(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(tmp_path):
-    folder = trained(tmp_path / "run")
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(ended):
+    folder = ended
     assert [p.name for p in saved(folder)] == ["000000000010", "000000000012"]
     spoil(saved(folder)[-1] / "rank-0.safetensors")
     result = mpirun(2, [*JOB[:3], "--resume", folder, "--steps", 30, "--checkpoint-every", 2, "--keep-checkpoints", 50])
@@ -131,8 +144,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(tmp_path):
     ],
     ids=["data", "manifest", "empty", "missing", "none", "no run", "metrics"],
 )
-def test_what_cannot_go_on_is_one_line_and_changes_nothing(tmp_path, spoil, says):
-    folder = trained(tmp_path / "run")
+def test_what_cannot_go_on_is_one_line_and_changes_nothing(ended, spoil, says):
+    folder = ended
     spoil(folder)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     result = python([*JOB[:3], "--resume", folder, "--steps", 30])
@@ -169,9 +182,9 @@ class Full(SyncPolicy):
 """
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(ended, tmp_path):
     """A limit on the size of files, set once the run is under way, stands for the disk: what is written beyond it fails."""
-    folder = trained(tmp_path / "run")
+    folder = ended
     (tmp_path / "full.py").write_text(FULL)
     result = python([*JOB[:3], "--resume", folder, "--steps", "100", "--sync", tmp_path / "full.py"])
     assert result.code == 2 and "cannot be written" in result.err and result.err.count("\n") == 1, result

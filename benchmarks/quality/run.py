@@ -29,7 +29,7 @@ def compare(settings: list[str], out: Path) -> tuple[list[dict[str, Any]], float
     command, env = mpirun_command(N_RANKS, unhindered(os.environ))
     with Watch() as watch:
         before = os.times()
-        subprocess.run([*command, sys.executable, "-m", "mpidml", "compare", "--sync", POLICIES, *settings, "--out", str(out)], env=env, check=True)
+        subprocess.run([*command, sys.executable, "-m", "mpidml", "compare", "--sync", POLICIES, *settings, "--no-report", "--out", str(out)], env=env, check=True)
         after = os.times()
     own = after.children_user + after.children_system - before.children_user - before.children_system
     return json.loads((out / "compare.json").read_text()), watch.others(own + watch.cpu_seconds)
