@@ -375,9 +375,9 @@ def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, ser
 
 def test_a_reader_who_leaves_does_not_end_the_run(tmp_path):
     """A pipe that nobody reads any more, and a disk that is full: the run goes on, silently, and its folder is whole."""
-    command = [sys.executable, "-m", "mpidml", "train", "--steps", "2", "--backend", "numpy", "--no-report", "--out"]
-    for name, output in (("pipe", "| true"), ("disk", "> /dev/full")):
-        line = f"set -o pipefail; {shlex.join([*command, str(tmp_path / name)])} {output}"
+    words = ["train", "--steps", "2", "--backend", "numpy", "--no-report", "--out"]
+    for name, n, output in (("pipe", 1, "| true"), ("disk", 1, "> /dev/full"), ("launcher", 2, "| head -1 > /dev/null")):
+        line = f"set -o pipefail; {shlex.join([sys.executable, '-m', 'mpidml', '-n', str(n), *words, str(tmp_path / name)])} {output}"
         result = run(["bash", "-c", line], 60, os.environ)
         assert result.code == 0 and not result.err, result
         assert (tmp_path / name / "summary.json").exists()
