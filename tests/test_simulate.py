@@ -27,7 +27,7 @@ def test_costs_are_fitted_to_a_short_run_and_the_same_run_is_simulated_beside_it
     assert summary["final_loss"] is None and summary["staleness_max"] <= 2 and "loss -" in said
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost["source"] == "fitted" and len(cost["compute"]) > 50
-    again = ok(python([*SIMULATE, "--cost", tmp_path / "run" / "cost.json", "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--no-report", "--out", tmp_path / "b"]))
+    again = ok(python([*SIMULATE, "--cost", tmp_path / "run" / "cost.json", "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--out", tmp_path / "b"]))
     assert "fitting" not in again and "without effect" not in again and "samples a worker and clock" not in again
     same = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert same["seconds"] == summary["seconds"], "the same costs give the same run"

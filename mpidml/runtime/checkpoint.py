@@ -26,7 +26,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.outputs import sync
 
-FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 1
+FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 2
 READ_NBYTES = 1 << 20
 
 

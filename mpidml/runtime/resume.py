@@ -3,7 +3,7 @@
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
     weights.optimizer.<state>   likewise
     worker.<w>.<state>          of optimizers that run on the workers
-    facts                       the job, the position, the seconds, what rank 0's monitor knows
+    facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
 Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,12 @@ def pieces(strategy: Any) -> list[Piece]:
     return found
 
 
-def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str) -> dict[str, Any]:
-    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`."""
+def facts(
+    strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`, `measured` what each rank has of `summary.of_rank`."""
     updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in strategy.stores.items()])
+    ranks = comm.gather(measured)
     if updates is None:
         return {}
     data = strategy.data
@@ -101,6 +105,8 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
         "data": data_sum,
+        "roles": strategy.placement.names(),
+        "ranks": ranks,
         "monitor": monitor.state(),
         "n_metrics": len(monitor.metrics),
     }
@@ -134,6 +140,17 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
                     saved.read(f"worker.{w}.{name}", 0, other)
                 array[:] = np.mean(others, axis=0)
     return position
+
+
+def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:
+    """Return what this rank has measured before: of another layout that nobody's, but for the staleness of all reads, which rank 0 is given."""
+    rank, ranks = strategy.comm.rank, saved.facts["ranks"]
+    if saved.facts["roles"] == strategy.placement.names():
+        return dict(ranks[rank])
+    histogram = Counter[str]()
+    for each in ranks:
+        histogram.update(each["histogram"])
+    return {"histogram": histogram} if rank == 0 else {}
 
 
 def metrics(folder: Path, n: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -18,10 +19,11 @@ from mpidml.runtime.monitor import Monitor
 from mpidml.runtime.progress import show
 
 USELESS_R2 = 0.01
+WORTH_TELLING_SECONDS = 0.1
 
 
-def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
-    """Return what this rank has to say of the `seconds` of the run since `started`; `scores` are its workers' final ones."""
+def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of a run that began at `started`; `before`: what it said where the run was saved, of that part."""
     driver = strategy.driver
     busy = driver.compute_seconds + driver.serve_seconds
     histogram: dict[int, int] = {}
@@ -32,7 +34,7 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
         waits += straggler.pairs(names[number], comm.rank, worker.tally.waited, names, strategy.rank_of, started)
-    return {
+    found = {
         "seconds": seconds,
         "waits": waits,
         "compute_seconds": busy,
@@ -43,9 +45,16 @@ def of_rank(strategy: Any, comm: CountedComm, started: float, seconds: float, sc
         "bytes_window": driver.nbytes_window,
         "messages": driver.n_messages,
         "service_delay": driver.longest_delay_seconds,
+        "drain_seconds": max((worker.client.drain_seconds for worker in strategy.workers.values()), default=0.0),
         "histogram": histogram,
-        "scores": scores,
     }
+    for name, value in before.items():
+        if name == "histogram":
+            for staleness, n in value.items():
+                histogram[int(staleness)] = histogram.get(int(staleness), 0) + n
+        elif name != "drain_seconds":
+            found[name] = max(found[name], value) if name == "service_delay" else found[name] + value
+    return found
 
 
 def of_job(
@@ -64,7 +73,7 @@ def of_job(
         for staleness, n in rank["histogram"].items():
             histogram[staleness] = histogram.get(staleness, 0) + n
     last = monitor.metrics[-1]
-    tail = monitor.metrics[-max(1, min(len(monitor.metrics), strategy.sampler.clocks_per_epoch)) :]
+    tail = [row for row in monitor.metrics if row["clock"] > last["clock"] - strategy.sampler.clocks_per_epoch]
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     usual = max(histogram, key=lambda s: histogram[s], default=0)
@@ -114,6 +123,7 @@ def of_job(
         "waited_for": waits,
         "most_waited_for": straggler.find(waits, max(r["seconds"] for r in ranks), strategy.n_workers),
         "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
+        "drain_seconds": max(r["drain_seconds"] for r in ranks),
         "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in quotas],
         "staleness_max": max(histogram, default=0),
         "staleness_bound": strategy.policy.bound,
@@ -198,9 +208,12 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     if summary.get("best_epoch") is not None:
         quality = f"saved: the parameters after epoch {summary['best_epoch']:g}, validation loss {summary['best_val_loss']:.4g}. " + quality
     dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
+    drained = summary["drain_seconds"]
+    late = f"\nthe last updates took {drained:.2f} s more to go out within the budget; they count" if drained >= WORTH_TELLING_SECONDS else ""
     return (
         f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + late
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")

@@ -92,7 +92,7 @@ class Run:
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
         self.began = self.started = self.seconds = self.saving_seconds = self.saved_seconds = 0.0
-        self.position = Position()
+        self.position, self.before = Position(), dict[str, Any]()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
             agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
@@ -102,6 +102,7 @@ class Run:
         if saved is not None:
             resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
+            self.before = resume.measured(self.strategy, saved)
             agree(comm, lambda: run_files.claim(folder, job, goes_on, rows) if folder is not None else None)
             if leads and goes_on:
                 checkpoint.drop_newer(saved)
@@ -191,11 +192,14 @@ class Run:
             self.monitor.pause()
         self.position = self.strategy.position()
 
+    def _measured(self) -> dict[str, Any]:
+        return summary.of_rank(self.strategy, self.comm, self.started, self.seconds, self.before)
+
     def _save(self) -> None:
         since = time.perf_counter()
         if self.monitor is not None:
             self.monitor.flush()
-        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum)
+        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum, self._measured())
         clock = sum(self.position.turns) // self.strategy.n_workers
         pieces = resume.pieces(self.strategy)
         if self.looks is not None:
@@ -216,16 +220,15 @@ class Run:
             strategy.free()
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
-        scores = [w.result for w in strategy.workers.values()]
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
-        ranks = comm.gather(summary.of_rank(strategy, comm, self.began, self.seconds, scores))
+        ranks, scores = comm.gather(self._measured()), comm.gather([w.result for w in strategy.workers.values()])
         values = _bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
             monitor.take([row for row in rows if row[0] != ASKED])
             if self.looks is None:
-                final = self.data.judged([score for r in ranks for score in r["scores"]])
+                final = self.data.judged([score for own in scores for score in own])
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}

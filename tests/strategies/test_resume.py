@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -62,6 +63,25 @@ def test_in_repeat_mode_a_resumed_run_has_the_bits_of_one_without_checkpoints(co
     assert cut[0]["samples"] == whole[0]["samples"] and cut[0]["clocks"] == STEPS
     if comm.rank == 0:
         assert clocks(mpi_tmp_path / "cut") == clocks(mpi_tmp_path / "whole") == list(range(STEPS))
+
+
+@pytest.mark.mpi
+def test_what_a_resumed_run_shows_is_of_the_whole_run(comm, mpi_tmp_path):
+    """Reads, seconds and bytes of both parts, and of a third at another number of ranks the reads; the end of each part has read the final values, too."""
+    options = {"sync": "ssp:2", "deterministic": True}
+    whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)[0]
+    parts = [start(comm, mpi_tmp_path / "cut", 7, **options)[0], go_on(comm, mpi_tmp_path / "cut", steps=14)[0]]
+    cut = go_on(comm, mpi_tmp_path / "cut")[0]
+    more = Counter(cut["staleness_histogram"])
+    more.subtract(whole["staleness_histogram"])
+    assert dict(+more) == {"0": 2 * comm.size} and min(more.values()) >= 0
+    for key in ("rank_seconds", "compute_seconds", "bytes_sent", "messages", "bytes_window"):
+        assert all(a <= b <= c for a, b, c in zip(parts[0][key], parts[1][key], cut[key], strict=True)), key
+    assert all(seconds > before for seconds, before in zip(cut["rank_seconds"], parts[1]["rank_seconds"], strict=True))
+    alone = go_on(comm, mpi_tmp_path / "cut", 1, steps=STEPS + 5)
+    if alone is not None:
+        assert sum(alone[0]["staleness_histogram"].values()) == sum(cut["staleness_histogram"].values()) + 5 + 1
+        assert (len(alone[0]["rank_seconds"]) == 1) and (comm.size == 1 or alone[0]["rank_seconds"] < cut["rank_seconds"][:1])
 
 
 @pytest.mark.mpi
