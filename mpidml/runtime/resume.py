@@ -3,6 +3,7 @@
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
     weights.optimizer.<state>   likewise
     worker.<w>.<state>          of optimizers that run on the workers
+    learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
     facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
 Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).
@@ -29,6 +30,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
 PRINTED_ROWS = 1024
+LEARNT = "learnt."
 
 
 def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
@@ -85,6 +87,8 @@ def pieces(strategy: Any) -> list[Piece]:
         found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
+    if strategy.comm.rank == 0:  # with the coordinator and the first server, and all servers learn alike
+        found += [Piece(f"{LEARNT}{name}", 0, len(of_each), np.array(of_each)) for name, of_each in strategy.learnt.items()]
     return found
 
 
@@ -122,6 +126,9 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
     same = len(known["turns"]) == strategy.n_workers
+    for name in [n for n in saved.arrays if n.startswith(LEARNT) and same]:
+        saved.read(name, 0, of_each := np.empty(strategy.n_workers))
+        strategy.learnt[name.removeprefix(LEARNT)] = of_each.tolist()
     for number, store in strategy.stores.items():
         lo, hi, _ = strategy.spec.shards[number]
         whole = np.zeros(hi - lo, np.int64)

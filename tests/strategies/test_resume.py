@@ -8,11 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mpidml.core.clocks import TimedClocks
 from mpidml.core.errors import UserError
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
 from mpidml.strategies.base import train
+from mpidml.sync.adaptive import Epochs
 from tests.strategies.test_identities import SMALL, serial
 
 STEPS = 20
@@ -120,6 +122,29 @@ def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign)
     if comm.rank == 0:
         folders = sorted(p.name for p in (mpi_tmp_path / "run" / "checkpoints").iterdir())
         assert len(folders) == 2 and not any(name.startswith(".") for name in folders)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("sync", "learns", "name"), [("adaptive", Epochs, "free_seconds"), ("dssp", TimedClocks, "interval")])
+def test_what_a_policy_has_learnt_of_speeds_outlives_pauses_and_the_run(comm, mpi_tmp_path, monkeypatch, sync, learns, name):
+    known, know = [], learns.know
+
+    def told(self, learnt):
+        known.append(learnt.get(name))
+        know(self, learnt)
+
+    monkeypatch.setattr(learns, "know", told)
+    start(comm, mpi_tmp_path / "run", 14, sync=sync)
+    found = [value for of in comm.allgather(known) for value in of]
+    assert found.count(None) * 2 == len(found), "at the start nothing is known, after the pause at 7 it is"
+    assert all(len(value) == comm.size and min(value) > 0 for value in found if value is not None)
+    known.clear()
+    go_on(comm, mpi_tmp_path / "run")
+    assert all(value is not None and min(value) > 0 for of in comm.allgather(known) for value in of)
+    known.clear()
+    if comm.size > 1:
+        go_on(comm, mpi_tmp_path / "run", comm.size - 1, steps=STEPS + 2)
+        assert all(value is None for of in comm.allgather(known) for value in of[:1]), "of others nothing is known"
 
 
 @pytest.mark.mpi
