@@ -103,6 +103,23 @@ def trained(folder, steps=12):
     return folder
 
 
+@pytest.mark.parametrize(("n", "every"), [(1, EVERY), (2, EVERY), (1, 1_000_000)])
+def test_a_run_that_is_interrupted_says_from_where_it_can_go_on(tmp_path, n, every):
+    child = begin(n, ["--steps", 1_000_000, "--checkpoint-every", every, "--out", tmp_path / "run"])
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and clocks(tmp_path / "run") and (every > EVERY or saved(tmp_path / "run")))
+        os.kill(child.pid, signal.SIGINT)
+        out, _ = child.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        child.kill()
+    assert child.returncode != 0 and "Traceback" not in out, out
+    if every > EVERY:
+        assert "interrupted: nothing is saved yet\n" in out
+    else:
+        newest = int(saved(tmp_path / "run")[-1].name)
+        assert f"interrupted: go on from clock {newest:,}, the last that is saved, with: python -m mpidml train --resume {tmp_path / 'run'}\n" in out, out
+
+
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A run of 12 clocks with two checkpoints, to be copied."""

@@ -78,6 +78,11 @@ def newest(comm: CountedComm, run: Path) -> tuple[Checkpoint, str]:
     raise UserError(f"--resume {run}: no checkpoint is whole: {', '.join(told) or 'there is none'}; start the run anew")
 
 
+def last(run: Path) -> int | None:
+    """Return the clock of the newest checkpoint below `run`, None where there is none; whether it is whole is not looked at."""
+    return next(map(int, _list(run)), None)
+
+
 def drop_newer(found: Checkpoint) -> None:
     """Remove the damaged ones that are newer than the one with which a run goes on: it will come by their clocks again."""
     run = found.path.parent.parent

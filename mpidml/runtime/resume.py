@@ -15,7 +15,8 @@ import hashlib
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
+from mpidml.runtime.abort import Terminated, asked_to_end
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
 PRINTED_ROWS = 1024
 LEARNT = "learnt."
+TELL_SECONDS = 0.5
 
 
 def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
@@ -52,6 +55,20 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
             raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
     return found
+
+
+@contextmanager
+def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[], int]]:
+    """Let signals ask where the run can be saved, end it as ever where it cannot; `interrupted` is called where one ends a run that saves."""
+    if not saves:
+        yield lambda: 0
+        return
+    try:
+        with asked_to_end() as asked:
+            yield asked
+    except Terminated:
+        interrupted()
+        raise
 
 
 def check(job: Job, strategy: Any, saved: Checkpoint) -> None:

@@ -181,6 +181,13 @@ def paused(signal: int, strategy: Any, position: Position, folder: Path) -> str:
     return f"stopped by {Signals(signal).name}: {_done(strategy, position)} are done and saved; go on with: python -m mpidml train --resume {folder}"
 
 
+def interrupted(clock: int | None, folder: Path) -> str:
+    """Say from where a run can go on that was ended at once."""
+    if clock is None:
+        return "interrupted: nothing is saved yet"
+    return f"interrupted: go on from clock {clock:,}, the last that is saved, with: python -m mpidml train --resume {folder}"
+
+
 def _done(strategy: Any, position: Position) -> str:
     clocks = sum(position.turns) // strategy.n_workers
     return f"{clocks:,} clocks ({clocks / strategy.sampler.clocks_per_epoch:.2f} epochs)"

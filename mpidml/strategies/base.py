@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
 from mpidml.runtime import checkpoint, events, resume, run_files, summary
-from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
@@ -157,7 +155,7 @@ class Run:
         self.started = self.began - self.saved_seconds
         saves = bool(job.checkpoint_every) and bool(self.path.name)
         self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
-        with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
+        with np.errstate(all="ignore"), resume.asking(saves, self._interrupted) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
                 since = time.perf_counter()
                 strategy.driver.roles = strategy.roles(self.position, self._next_pause(saves))
@@ -176,6 +174,15 @@ class Run:
                 if number := max(comm.allgather(self.asked())):
                     self.paused_by = number
                     return
+
+    def _interrupted(self) -> None:
+        """Say from where the run can go on that a signal ends at once; the other ranks, whose end takes rank 0 along, wait for that."""
+        if not self.leads:
+            time.sleep(resume.TELL_SECONDS)
+        elif self.monitor is not None and not self.quiet:
+            if self.monitor.progress is not None:
+                self.monitor.progress.close()
+            summary.say(summary.interrupted(checkpoint.last(self.path), self.path))
 
     def _next_pause(self, saves: bool) -> int:
         """Return the turns of each worker after which the run pauses next, 0 for never; the last clock is its end, no pause."""
@@ -249,16 +256,6 @@ class Run:
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
-
-
-@contextmanager
-def _asking(saves: bool) -> Iterator[Callable[[], int]]:
-    """Let signals ask where the run can be saved, end it as ever where it cannot."""
-    if saves:
-        with asked_to_end() as asked:
-            yield asked
-    else:
-        yield lambda: 0
 
 
 def compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
