@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import mpidml
 from mpidml.core.job import Job
 from mpidml.nn.models import build
+from mpidml.runtime import monitor
 from tests.ranks import mpirun, python, run
 
 TRAIN = ("-m", "mpidml", "train")
@@ -406,3 +407,12 @@ def test_ranks_of_a_host_compile_each_kernel_once(tmp_path):
     assert len(saved) == len(set(saved)) > 30
     assert sorted(loaded) == sorted(2 * saved)
     assert result.out.count("compiling kernels") == 1
+
+
+def test_the_final_loss_is_that_of_the_last_epoch_also_where_rows_sum_up_clocks(monkeypatch):
+    job = mpidml.Job(steps=100, hidden=(8,), backend="numpy")  # 25 clocks an epoch
+    every, rows = mpidml.train(job, quiet=True, write=False), {}
+    monkeypatch.setattr(monitor, "MOST_ROWS", 20)
+    few = mpidml.train(job, quiet=True, write=False, keep=rows)
+    assert len(rows["metrics"]) < 30 and few["final_loss"] == pytest.approx(every["final_loss"], rel=0.1), "a row at the border sums up clocks before it, too"
+    assert few["final_loss"] < 0.5 * np.mean([row["loss"] for row in rows["metrics"]]), "not the mean of 25 rows"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -73,7 +74,9 @@ def of_job(
         for staleness, n in rank["histogram"].items():
             histogram[staleness] = histogram.get(staleness, 0) + n
     last = monitor.metrics[-1]
-    tail = [row for row in monitor.metrics if row["clock"] > last["clock"] - strategy.sampler.clocks_per_epoch]
+    # The last epoch's rows, and of how many clocks each is the mean.
+    rows, first = pairwise([{"clock": -1}, *monitor.metrics]), last["clock"] - strategy.sampler.clocks_per_epoch
+    tail = [(row["loss"], row["clock"] - before["clock"]) for before, row in rows if row["clock"] > first]
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     usual = max(histogram, key=lambda s: histogram[s], default=0)
@@ -110,7 +113,7 @@ def of_job(
         "wall_seconds": max(r["seconds"] for r in ranks),
         "rank_seconds": [r["seconds"] for r in ranks],
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
-        "final_loss": sum(r["loss"] for r in tail) / len(tail),
+        "final_loss": sum(loss * n for loss, n in tail) / sum(n for _, n in tail),
         "diverged_at_clock": monitor.diverged_at,
         **final,
         "bytes_sent": [r["bytes_sent"] for r in ranks],
