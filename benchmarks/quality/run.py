@@ -21,7 +21,7 @@ from mpidml.runtime.launch import mpirun_command
 N_RANKS = 4
 POLICIES = "bsp,ssp:1,ssp:3,asp,warmup:100:3,dssp:1:8,adaptive:1:8,quorum:3"
 SETTINGS = ["--scale", "minmax", "--hidden", "256,128", "--batch", "128", "--lr", "0.05", "--no-tune", "--epochs", "20", "--target", "0.98"]
-SMALL = ["--data", "digits", "--hidden", "16", "--epochs", "2", "--target", "0.3"]
+SMALL = ["--data", "digits", "--hidden", "16", "--epochs", "2", "--target", "0.3", "--backend", "numpy"]
 
 
 def compare(settings: list[str], out: Path) -> tuple[list[dict[str, Any]], float]:
