@@ -17,10 +17,12 @@ With CI=true whatever would be skipped for a missing tool is a failure. Tests ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +35,7 @@ from pathlib import Path
 
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import mpirun_command, without_launcher
-from tests.ranks import LACKING, ROOT, Result, run
+from tests.ranks import LACKING, ROOT, Result, descendants, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi")
 SIZES = (1, 2, 3, 5)
@@ -96,10 +98,17 @@ def main() -> int:
                 ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi")),
             ),
         ]
-        for lane in lanes:
-            lane.result()
-        go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi", n)) for n in SIZES[1:]))
-        go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi", n)) for n in OPENMPI_SIZES))
+        try:
+            for lane in lanes:
+                lane.result()
+            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi", n)) for n in SIZES[1:]))
+            go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi", n)) for n in OPENMPI_SIZES))
+        except KeyboardInterrupt:
+            wanted.clear()  # nothing more begins, and what runs has sessions of its own, which Ctrl-C does not reach
+            for child in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+            raise
     return tally.finish()
 
 
