@@ -22,11 +22,11 @@ from mpidml import virtual_training
 from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
-from mpidml.core.variants import DATA, ONE_PROCESS, WITH_COMMAS, Variant, alone, expand, several
+from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -48,9 +48,9 @@ FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
-PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "out")
+PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
-PAYLOAD = (*DATA, "model", "hidden", "loss", "dtype")
+PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype")
 VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -128,7 +128,7 @@ def _run_all(
             summary["samples_per_second"] = summary["samples"] / found.seconds
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
         if folder is not None:
-            _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own)
+            _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own, job.report)
         entries.append(comparison.entry(name, summary, metrics, target))
         if folder is not None and many:
             folder.write_json("compare.json", entries)
@@ -140,7 +140,7 @@ def _run_all(
     if many:
         comparison.tell(folder, entries, curves, target, speak)
     elif folder is not None:
-        speak(f"written: {folder.path}/ (report.png, summary.json, metrics.jsonl, cost.json)")
+        speak(f"written: {folder.path}/ ({'report.png, ' * variants[0].job.report}summary.json, metrics.jsonl, cost.json)")
     return entries
 
 
@@ -162,7 +162,7 @@ def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list
 def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
     """Refuse a list of what the costs of a simulation of sizes do not depend on."""
     for name, value in values.items():
-        if several(value) and name.replace("-", "_") not in (*VARIED, *WITH_COMMAS) and not scale.learn:
+        if several(value) and name.replace("-", "_") not in (*VARIED, *members("commas")) and not scale.learn:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 
 
@@ -270,13 +270,14 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
     return cost
 
 
-def _write(folder: RunFolder, summary: dict[str, Any], metrics: list[dict[str, Any]], cost: CostModel) -> None:
-    from mpidml.runtime.report import draw
-
+def _write(folder: RunFolder, summary: dict[str, Any], metrics: list[dict[str, Any]], cost: CostModel, draws: bool) -> None:
     folder.create()
     for row in metrics:
         folder.append_metrics(row)
     folder.close()
     folder.write_json("cost.json", cost.mapping())
-    draw(folder.path / "report.png", summary, metrics)
+    if draws:
+        from mpidml.runtime.report import draw
+
+        draw(folder.path / "report.png", summary, metrics)
     folder.write_json("summary.json", summary)

@@ -3,6 +3,13 @@
     python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`.
+Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
+
+    lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
+                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3
+
+Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
+
 With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with packages that the extra `bench` brings
 (PyTorch, scikit-learn ...); without them they are left out, and the end says so.
 """
@@ -10,25 +17,30 @@ With CI=true whatever would be skipped for a missing tool is a failure. Tests ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import mpirun_command, without_launcher
-from tests.ranks import LACKING, ROOT, Result, run
+from tests.ranks import LACKING, ROOT, Result, descendants, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi")
 SIZES = (1, 2, 3, 5)
 OPENMPI_SIZES = (2, 3)
+OPENMPI = ROOT / ".venv-openmpi"
 RUNNER_FRAMES = re.compile(r'^  File "[^"]*(/_?pytest/|/pluggy/|<frozen )[^"]*", line .*\n?', re.MULTILINE)
 
 
@@ -42,7 +54,7 @@ class Tally:
     def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
         self.counts.update(counts)
         shown = ", ".join(f"{word} {counts.get(word, 0)}" for word in ("passed", "failed", "skipped"))
-        print(f"{part:<16} {seconds:7.1f} s   {shown}", flush=True)
+        print(f"{part:<20} {seconds:7.1f} s   {shown}", flush=True)
 
     def finish(self) -> int:
         """Print reasons and total; return the exit code: nothing failed, and something ran."""
@@ -60,19 +72,43 @@ def main() -> int:
     parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
     parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="end a part after this time and show its stacks (900)")
     given = parser.parse_args()
-    tally = Tally()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
-    if "lint" in wanted:
-        for tool in (["ruff", "check", "."], ["mypy"]):
-            lint(tally, tool, given.limit)
-    environment = dict(os.environ)
-    if "serial" in wanted:
-        suite(tally, "serial", sys.executable, "not mpi", None, given.k, given.limit, environment)
-    if "mpi" in wanted:
-        for n in SIZES:
-            suite(tally, f"mpi, {n} rank(s)", sys.executable, "mpi", n, given.k, given.limit, environment)
-    if "openmpi" in wanted:
-        openmpi(tally, given.k, given.limit)
+    tally = Tally()
+    here = partial(suite, tally, sys.executable, os.environ, given.k, given.limit)
+    other = partial(suite, tally, str(OPENMPI / "bin/python"), {**os.environ, "MPIDML_MPIRUN": str(OPENMPI / "bin/mpirun")}, given.k, given.limit)
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit(openmpi, tally, given.limit) if "openmpi" in wanted else None
+
+        def go(*parts: tuple[str, Callable[[], None]]) -> None:
+            for name, part in parts:
+                if name in wanted and (name != "openmpi" or made.result()):  # type: ignore[union-attr]
+                    part()
+
+        lanes = [
+            threads.submit(
+                go,
+                ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
+                ("lint", lambda: lint(tally, ["mypy"], given.limit)),
+                ("serial", lambda: here("serial, one process", "not mpi and not programs")),
+                ("mpi", lambda: here("mpi, 1 rank", "mpi", 1)),
+            ),
+            threads.submit(
+                go,
+                ("serial", lambda: here("serial, programs", "not mpi and programs")),
+                ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi")),
+            ),
+        ]
+        try:
+            for lane in lanes:
+                lane.result()
+            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi", n)) for n in SIZES[1:]))
+            go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi", n)) for n in OPENMPI_SIZES))
+        except KeyboardInterrupt:
+            wanted.clear()  # nothing more begins, and what runs has sessions of its own, which Ctrl-C does not reach
+            for child in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+            raise
     return tally.finish()
 
 
@@ -85,7 +121,9 @@ def lint(tally: Tally, words: Sequence[str], limit: float) -> None:
     tally.add(words[0], time.monotonic() - start, {"failed" if result.code else "passed": 1})
 
 
-def suite(tally: Tally, part: str, python: str, marks: str, n: int | None, keyword: str | None, limit: float, environment: Mapping[str, str]) -> None:
+def suite(
+    tally: Tally, python: str, environment: Mapping[str, str], keyword: str | None, limit: float, part: str, marks: str, n: int | None = None
+) -> None:
     """Run the tests with `marks` under pytest, on n ranks where n is given, and count what their result file says."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -129,11 +167,10 @@ def read(results: Path, part: str) -> tuple[Counter[str], Counter[str]]:
     return Counter(worst.values()), reasons
 
 
-def openmpi(tally: Tally, keyword: str | None, limit: float) -> None:
-    """Run the tests marked openmpi in an environment of their own, since one environment holds one MPI."""
+def openmpi(tally: Tally, limit: float) -> bool:
+    """Make the environment for Open MPI; return whether its tests can run, else that is what is counted."""
     start = time.monotonic()
-    home = ROOT / ".venv-openmpi"
-    if problem := install(home, limit):
+    if problem := install(OPENMPI, limit):
         problem = f"the environment for Open MPI could not be made: {problem}"
         failed = os.environ.get("CI") == "true"
         if failed:
@@ -141,12 +178,9 @@ def openmpi(tally: Tally, keyword: str | None, limit: float) -> None:
         else:
             tally.reasons[problem] += 1
         tally.add("openmpi", time.monotonic() - start, {"failed" if failed else "skipped": 1})
-        return
-    print(f"{'openmpi, install':<16} {time.monotonic() - start:7.1f} s", flush=True)
-    environment = {**os.environ, "MPIDML_MPIRUN": str(home / "bin/mpirun")}
-    suite(tally, "openmpi, serial", str(home / "bin/python"), "openmpi and not mpi", None, keyword, limit, environment)
-    for n in OPENMPI_SIZES:
-        suite(tally, f"openmpi, {n} ranks", str(home / "bin/python"), "openmpi and mpi", n, keyword, limit, environment)
+        return False
+    print(f"{'openmpi, install':<20} {time.monotonic() - start:7.1f} s", flush=True)
+    return True
 
 
 def install(home: Path, limit: float) -> str:

@@ -33,6 +33,7 @@ budget_threads(os.environ)
 GRACE_SECONDS = float(os.environ.get("MPIDML_TEST_GRACE", "10"))
 LIMIT_SECONDS = float(os.environ.get("MPIDML_TEST_LIMIT", "60"))
 VERDICTS = ("passed", "failed", "skipped")
+STARTERS = {"mpirun", "python", "subprocess"}
 N_LEFT_OUT = pytest.StashKey[int]()
 
 # Every rank must draw the same examples, and a busy machine must not fail a test.
@@ -46,6 +47,7 @@ hypothesis.settings.load_profile("mpidml")
 def pytest_configure(config: pytest.Config) -> None:
     """Register marks, stacks on SIGUSR2, the result file of `python -m tests` and, with --with-mpi, the vote."""
     config.addinivalue_line("markers", "openmpi(only=False): run with Open MPI too; with only=True nowhere else")
+    config.addinivalue_line("markers", "programs: of a module that starts programs; set on every test whose module knows one of tests.ranks' starters")
     config.addinivalue_line("markers", "bench(package=torch, ...): compares with packages of the extra `bench`; left out where one is not installed")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         stderr = os.dup(2)  # what is said in the last moment must not end in pytest's capture file
@@ -58,6 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.unregister(name="terminalreporter")
     if (path := os.environ.get("MPIDML_TEST_RESULTS")) and (voting is None or voting.world.rank == 0):
         config.pluginmanager.register(Results(Path(path)), "mpidml-results")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of modules that start programs."""
+    if STARTERS & vars(item.getparent(pytest.Module).obj).keys():  # type: ignore[union-attr]
+        item.add_marker("programs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -91,6 +99,12 @@ def _is_openmpi() -> bool:
 
 def _min_size(item: pytest.Item) -> int:
     return max((mark.kwargs.get("min_size") or 1 for mark in item.iter_markers("mpi")), default=1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Let each of several ranks import only the modules that have tests for ranks."""
+    leave = config.getoption("--with-mpi") and collection_path.name.startswith("test_") and "mark.mpi" not in collection_path.read_text()
+    return True if leave else None
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 from tests.ranks import mpirun, python
 
-SMALL = Job(hidden=(24,), epochs=2, backend="numpy")
+SMALL = Job(hidden=(24,), epochs=2, backend="numpy", report=False)
 N_NEW = 2 * CHUNK + 77
 """Rows of several chunks, the last of which is short."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mpidml.runtime import checkpoint
 from mpidml.runtime.launch import mpirun_command
 from tests.ranks import ROOT, descendants, mpirun, python
 
-JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20"]
+JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20", "--no-report"]
 EVERY, STEPS = 5, 400
 LIMIT_SECONDS = 60
 
@@ -102,14 +103,43 @@ def trained(folder, steps=12):
     return folder
 
 
+@pytest.mark.parametrize(("n", "every"), [(1, EVERY), (2, EVERY), (1, 1_000_000)])
+def test_a_run_that_is_interrupted_says_from_where_it_can_go_on(tmp_path, n, every):
+    child = begin(n, ["--steps", 1_000_000, "--checkpoint-every", every, "--out", tmp_path / "run"])
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and clocks(tmp_path / "run") and (every > EVERY or saved(tmp_path / "run")))
+        os.kill(child.pid, signal.SIGINT)
+        out, _ = child.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        child.kill()
+    assert child.returncode != 0 and "Traceback" not in out, out
+    if every > EVERY:
+        assert "interrupted: nothing is saved yet\n" in out
+    else:
+        newest = int(saved(tmp_path / "run")[-1].name)
+        assert f"interrupted: go on from clock {newest:,}, the last that is saved, with: python -m mpidml train --resume {tmp_path / 'run'}\n" in out, out
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of 12 clocks with two checkpoints, to be copied."""
+    return trained(tmp_path_factory.mktemp("first") / "run")
+
+
+@pytest.fixture
+def ended(first, tmp_path):
+    """A copy of that run for one test alone."""
+    return Path(shutil.copytree(first, tmp_path / "run"))
+
+
 def spoil(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(tmp_path):
-    folder = trained(tmp_path / "run")
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(ended):
+    folder = ended
     assert [p.name for p in saved(folder)] == ["000000000010", "000000000012"]
     spoil(saved(folder)[-1] / "rank-0.safetensors")
     result = mpirun(2, [*JOB[:3], "--resume", folder, "--steps", 30, "--checkpoint-every", 2, "--keep-checkpoints", 50])
@@ -131,8 +161,8 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(tmp_path):
     ],
     ids=["data", "manifest", "empty", "missing", "none", "no run", "metrics"],
 )
-def test_what_cannot_go_on_is_one_line_and_changes_nothing(tmp_path, spoil, says):
-    folder = trained(tmp_path / "run")
+def test_what_cannot_go_on_is_one_line_and_changes_nothing(ended, spoil, says):
+    folder = ended
     spoil(folder)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     result = python([*JOB[:3], "--resume", folder, "--steps", 30])
@@ -169,9 +199,9 @@ class Full(SyncPolicy):
 """
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_stays(ended, tmp_path):
     """A limit on the size of files, set once the run is under way, stands for the disk: what is written beyond it fails."""
-    folder = trained(tmp_path / "run")
+    folder = ended
     (tmp_path / "full.py").write_text(FULL)
     result = python([*JOB[:3], "--resume", folder, "--steps", "100", "--sync", tmp_path / "full.py"])
     assert result.code == 2 and "cannot be written" in result.err and result.err.count("\n") == 1, result

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 import mpidml
 from mpidml.core.job import Job
 from mpidml.nn.models import build
+from mpidml.runtime import monitor
 from tests.ranks import mpirun, python, run
 
 TRAIN = ("-m", "mpidml", "train")
-SMALL = ("--epochs", "1", "--hidden", "16", "--backend", "numpy")  # no compiler to load
+SMALL = ("--epochs", "1", "--hidden", "16", "--backend", "numpy", "--no-report")  # no compiler to load, nothing to draw
 KEYS = {
     *("strategy", "sync", "ranks", "roles", "seed", "epochs", "samples", "seconds", "samples_per_second", "final_loss", "test_accuracy"),
     *("bytes_sent", "compute_seconds", "wait_seconds", "comm_seconds", "staleness_max", "staleness_histogram", "model_sha256"),
@@ -204,7 +205,7 @@ def test_flags_win_over_the_file_and_another_seed_is_another_model(repeated, tmp
 
 
 def test_a_file_written_by_hand_gives_the_job_that_the_flags_give(repeated, tmp_path):
-    text = f'deterministic = true\nsync = "ssp"\nstaleness = 1\nepochs = 1\nhidden = [16]\nbackend = "numpy"\nseed = 7\nout = "{tmp_path}/run"\n'
+    text = f'deterministic = true\nsync = "ssp"\nstaleness = 1\nepochs = 1\nhidden = [16]\nbackend = "numpy"\nreport = false\nseed = 7\nout = "{tmp_path}/run"\n'
     (tmp_path / "mine.toml").write_text(text)
     ok(mpirun(3, [*TRAIN, "--config", tmp_path / "mine.toml"]))
     assert summary(tmp_path / "run")["model_sha256"] == summary(repeated)["model_sha256"]
@@ -220,7 +221,8 @@ def test_without_mpirun_it_starts_its_ranks_itself(tmp_path):
 
 
 def test_one_process_does_the_same_job_alone(tmp_path):
-    said = ok(python([*TRAIN, "--epochs", "1", "--hidden", "16", "--out", tmp_path / "run"]))
+    said = ok(python([*TRAIN, "--epochs", "1", "--hidden", "16", "--no-report", "--out", tmp_path / "run"]))
+    assert "/ (summary.json, " in said and not (tmp_path / "run" / "report.png").exists()
     found = summary(tmp_path / "run")
     assert "on 1 rank:" in said and found["roles"] == [["server 0", "worker 0"]]
     assert found["staleness_max"] == 0 and found["samples"] == 1600 and found["test_accuracy"] > 0.7
@@ -250,7 +252,7 @@ def test_a_run_of_a_net_file_holds_it_and_can_be_repeated_without_the_original(t
     code = random.integers(0, 6, 400)
     np.savez(tmp_path / "good.npz", x=np.column_stack([random.normal(size=(400, 2)), code]), y=code % 2)
     (tmp_path / "mine.toml").write_text(NET)
-    words = ["--model", tmp_path / "mine.toml", "--epochs", "15", "--deterministic", "--backend", "numpy", "--class-weights", "balanced"]
+    words = ["--model", tmp_path / "mine.toml", "--epochs", "15", "--deterministic", "--backend", "numpy", "--no-report", "--class-weights", "balanced"]
     out, again = tmp_path / "run", tmp_path / "again"
     ok(mpirun(2, [*TRAIN, *words, "--data", tmp_path / "good.npz", "--out", out]))
     assert (out / "net.toml").read_text() == NET
@@ -288,7 +290,7 @@ def test_files_of_ones_own_train_and_test_data_are_used(blobs, tmp_path, form):
             text = "kind,a,b\n" + "".join(f"{words[k]},{a},{b}\n" for k, (a, b) in zip(y[part], x[part], strict=True))
             file.write_bytes(gzip.compress(text.encode()) if form == "csv.gz" else text.encode())
             more = ["--test-data", test, "--label", "kind"]
-    words = ["--data", path, *more, "--model", "softmax", "--epochs", "10", "--lr", "0.1", "--backend", "numpy", "--out", tmp_path / "run"]
+    words = ["--data", path, *more, "--model", "softmax", "--epochs", "10", "--lr", "0.1", "--backend", "numpy", "--no-report", "--out", tmp_path / "run"]
     said = ok(python([*TRAIN, *words]))
     assert f"180 training and {n_test} test rows x 2 features, 3 classes" in said
     assert summary(tmp_path / "run")["test_accuracy"] > 0.95
@@ -374,9 +376,9 @@ def test_a_script_uses_tables_and_trains_on_any_number_of_ranks(tmp_path, n, ser
 
 def test_a_reader_who_leaves_does_not_end_the_run(tmp_path):
     """A pipe that nobody reads any more, and a disk that is full: the run goes on, silently, and its folder is whole."""
-    command = [sys.executable, "-m", "mpidml", "train", "--steps", "2", "--backend", "numpy", "--out"]
-    for name, output in (("pipe", "| true"), ("disk", "> /dev/full")):
-        line = f"set -o pipefail; {shlex.join([*command, str(tmp_path / name)])} {output}"
+    words = ["train", "--steps", "2", "--backend", "numpy", "--no-report", "--out"]
+    for name, n, output in (("pipe", 1, "| true"), ("disk", 1, "> /dev/full"), ("launcher", 2, "| head -1 > /dev/null")):
+        line = f"set -o pipefail; {shlex.join([sys.executable, '-m', 'mpidml', '-n', str(n), *words, str(tmp_path / name)])} {output}"
         result = run(["bash", "-c", line], 60, os.environ)
         assert result.code == 0 and not result.err, result
         assert (tmp_path / name / "summary.json").exists()
@@ -398,10 +400,19 @@ def test_a_batch_above_the_rows_is_told_as_what_it_is(tmp_path):
 def test_ranks_of_a_host_compile_each_kernel_once(tmp_path):
     """With an empty cache: one rank compiles and saves, the others load what it saved."""
     env = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": "", "NUMBA_DEBUG_CACHE": "1"}
-    result = mpirun(3, ["-m", "mpidml", "train", "--steps", "2", "--out", tmp_path / "run"], timeout=240, env=env)
+    result = mpirun(3, ["-m", "mpidml", "train", "--steps", "2", "--no-report", "--out", tmp_path / "run"], timeout=240, env=env)
     assert result.code == 0, result
     saved = re.findall(r"data saved to '([^']*)'", result.out)
     loaded = re.findall(r"data loaded from '([^']*)'", result.out)
     assert len(saved) == len(set(saved)) > 30
     assert sorted(loaded) == sorted(2 * saved)
     assert result.out.count("compiling kernels") == 1
+
+
+def test_the_final_loss_is_that_of_the_last_epoch_also_where_rows_sum_up_clocks(monkeypatch):
+    job = mpidml.Job(steps=100, hidden=(8,), backend="numpy")  # 25 clocks an epoch
+    every, rows = mpidml.train(job, quiet=True, write=False), {}
+    monkeypatch.setattr(monitor, "MOST_ROWS", 20)
+    few = mpidml.train(job, quiet=True, write=False, keep=rows)
+    assert len(rows["metrics"]) < 30 and few["final_loss"] == pytest.approx(every["final_loss"], rel=0.1), "a row at the border sums up clocks before it, too"
+    assert few["final_loss"] < 0.5 * np.mean([row["loss"] for row in rows["metrics"]]), "not the mean of 25 rows"

@@ -58,7 +58,7 @@ def main() -> None:
         names = ("--rounds", "--seconds", "--half-period", "--hidden", "--share")
         start(n_ranks, "hogged.py", *(word for pair in zip(names, sizes, strict=True) for word in pair), "--hogged", options.hogged, *patient)
     if "simulated" in options.what:
-        for n_workers in (2, 3, 4):
+        for n_workers in (2,) if options.smoke else (2, 3, 4):
             start(1 + n_workers, "sleeping.py", *sleeps, "--mean", mean, "simulated")
 
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 ENDED = 1 << 60
 
@@ -83,6 +83,13 @@ class Clocks:
     def start(self, now: float) -> None:
         """Learn when the first clock began; what counts no times ignores it."""
 
+    def learnt(self) -> dict[str, list[float]]:
+        """Return what is known of each worker besides its clock; what counts no times knows nothing."""
+        return {}
+
+    def know(self, learnt: Mapping[str, list[float]]) -> None:
+        """Begin with what the clocks before a pause have learnt."""
+
     def slowest(self) -> list[int]:
         """List the workers that are furthest behind."""
         least = min(self.completed[w] for w in self.workers)
@@ -121,6 +128,15 @@ class TimedClocks(Clocks):
         moved = super().end(worker)
         self._place(worker, old)
         return moved
+
+    def learnt(self) -> dict[str, list[float]]:
+        """Return how long each worker's last clock took."""
+        return {"interval": [self.interval[w] for w in self.workers]}
+
+    def know(self, learnt: Mapping[str, list[float]]) -> None:
+        """Begin with each worker's interval."""
+        for worker, seconds in zip(self.workers, learnt.get("interval", ()), strict=False):
+            self.interval[worker] = seconds
 
     def one_of_the_slowest(self) -> int:
         """Return a worker at the minimum of all that have not ended."""

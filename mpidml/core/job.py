@@ -19,9 +19,15 @@ NO_END = 1 << 40
 """Clocks of a run that ends at a time."""
 
 
-def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "") -> Any:
-    """Return a field that is a flag of the command line: its default, its help, its choices or the folder of plug-ins that are."""
-    return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins})
+def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "", groups: str = "") -> Any:
+    """Return a field that is a flag of the command line: its default, its help, its choices or the folder of plug-ins that are, and its `groups`.
+
+    data      says what is read; where it lies may change, so that is not `fixed`
+    fixed     what a run has saved fits this value alone
+    one       the same for all that are compared
+    commas    one value may hold commas
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins, "groups": groups.split()})
 
 
 @dataclass(frozen=True)
@@ -31,29 +37,46 @@ class Job:
     data: str = flag(
         "digits",
         "training data: 'digits' (shipped), a file (.npz, .npy, .csv, .parquet, .h5, .svm, IDX; x,y or x_train,y_train,x_test,y_test), a glob 'part-*.csv', or a folder",
+        groups="data one",
     )
-    test_data: str = flag("", "test data in a file (glob, folder) of its own")
-    labels: str = flag("", "IDX, npy: file of the labels (default: beside the data, by its standard name)")
-    test_labels: str = flag("", "the same for --test-data")
-    label: str = flag("", "CSV, Parquet: name of the label's column (default: the last)")
-    task: str = flag("auto", "what the labels are: names of classes, or amounts (auto: amounts where a number is not whole)", ("auto", "classify", "regress"))
-    categories: str = flag("onehot", "CSV, Parquet: a column of words becomes a feature for each word, or one feature, its code", ("onehot", "codes"))
-    unseen: str = flag("refuse", "a word of --test-data that training never saw (ignore: zero in all features of the column)", ("refuse", "ignore"))
+    test_data: str = flag("", "test data in a file (glob, folder) of its own", groups="data one")
+    labels: str = flag("", "IDX, npy: file of the labels (default: beside the data, by its standard name)", groups="data one")
+    test_labels: str = flag("", "the same for --test-data", groups="data one")
+    label: str = flag("", "CSV, Parquet: name of the label's column (default: the last)", groups="data fixed one")
+    task: str = flag(
+        "auto", "what the labels are: names of classes, or amounts (auto: amounts where a number is not whole)", ("auto", "classify", "regress"),
+        groups="data fixed one",
+    )
+    categories: str = flag(
+        "onehot", "CSV, Parquet: a column of words becomes a feature for each word, or one feature, its code", ("onehot", "codes"),
+        groups="data fixed one",
+    )
+    unseen: str = flag(
+        "refuse", "a word of --test-data that training never saw (ignore: zero in all features of the column)", ("refuse", "ignore"),
+        groups="data fixed one",
+    )
     missing: str = flag(
-        "refuse", "CSV, Parquet: a cell that is empty, NA, NaN or ? (impute: the mean, or the commonest word, of the training rows)", ("refuse", "impute")
+        "refuse", "CSV, Parquet: a cell that is empty, NA, NaN or ? (impute: the mean, or the commonest word, of the training rows)", ("refuse", "impute"),
+        groups="data fixed one",
     )
-    view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
-    hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
-    validate: float = flag(0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)")
-    scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
-    model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml")
-    hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
-    activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"))
+    view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)", groups="data fixed one")
+    hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)", groups="data fixed")
+    validate: float = flag(
+        0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)", groups="data fixed one"
+    )
+    scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"), groups="fixed")
+    model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml", groups="fixed")
+    hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512", groups="fixed one commas")
+    activation: str = flag(
+        "relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"), groups="fixed"
+    )
     dropout: float = flag(0.0, "mlp: share of hidden units dropped in training")
-    loss: str = flag("cross_entropy", "the loss, with its argument as in huber:1.0", plugins="mpidml.nn.losses")
-    class_weights: str = flag("", "factor of each class in the loss: balanced (the rarer a class, the larger) or a list as 1,2.5,1")
+    loss: str = flag("cross_entropy", "the loss, with its argument as in huber:1.0", plugins="mpidml.nn.losses", groups="fixed")
+    class_weights: str = flag(
+        "", "factor of each class in the loss: balanced (the rarer a class, the larger) or a list as 1,2.5,1", groups="one commas"
+    )
     label_smoothing: float = flag(0.0, "cross_entropy: share of each label that is spread over all classes")
-    dtype: str = flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))
+    dtype: str = flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"), groups="fixed")
     strategy: str = flag("parameter_server", "how the model is trained over ranks", plugins="mpidml.strategies")
     sync: str = flag("bsp", "consistency policy, with its argument as in ssp:3, or a path to a file of your own", plugins="mpidml.sync")
     staleness: str = flag("", "the policy's staleness: --sync ssp --staleness 3 is --sync ssp:3")
@@ -68,9 +91,10 @@ class Job:
         ("static", "dynamic"),
     )
     servers: str = flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
-    optimizer: str = flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim")
+    optimizer: str = flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim", groups="fixed")
     optimize: str = flag(
-        "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
+        "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers"),
+        groups="fixed",
     )
     lr: float = flag(0.05, "learning rate")
     lr_policy: str = flag(
@@ -86,27 +110,31 @@ class Job:
     )
     collective: str = flag("auto", "data_parallel: how gradients are summed over ranks", plugins="mpidml.collectives")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
-    compress: str = flag("", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression")
+    compress: str = flag(
+        "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
+        groups="fixed",
+    )
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
-    epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")
-    steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
-    target: str = flag("", "end at a test (with --validate: validation) accuracy such as 0.97, or at loss:0.1; looked at once an epoch")
+    epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)", groups="one")
+    steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)", groups="one")
+    target: str = flag("", "end at a test (with --validate: validation) accuracy such as 0.97, or at loss:0.1; looked at once an epoch", groups="one")
     patience: int = flag(0, "end when the validation loss was no less than before for so many epochs, and save the best parameters (0: off)")
-    seconds: float = flag(0.0, "end after this many seconds of training (0: no limit)")
-    batch: int = flag(64, "global batch: samples per clock over all workers")
+    seconds: float = flag(0.0, "end after this many seconds of training (0: no limit)", groups="one")
+    batch: int = flag(64, "global batch: samples per clock over all workers", groups="fixed")
     accumulate: int = flag(1, "parts in which a worker computes its share of a batch, summing the gradient: activations take so much less memory")
-    seed: int = flag(0, "decides weights, order of samples and noise")
-    deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)")
+    seed: int = flag(0, "decides weights, order of samples and noise", groups="fixed one")
+    deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)", groups="one")
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
     slowdown: str = flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
-    wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report")
+    wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")
-    trace: bool = flag(False, "write trace.json (opens in Perfetto)")
-    tensorboard: bool = flag(False, "write the metrics as events for TensorBoard, too")
+    report: bool = flag(True, "draw report.png at the end, in about half a second", groups="one")
+    trace: bool = flag(False, "write trace.json (opens in Perfetto)", groups="one")
+    tensorboard: bool = flag(False, "write the metrics as events for TensorBoard, too", groups="one")
     resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here")
-    out: str = flag("", "folder of the run (default: runs/<time>, or that of --resume)")
+    out: str = flag("", "folder of the run (default: runs/<time>, or that of --resume)", groups="one")
 
     def policy(self) -> str:
         """Return the policy's specification with its staleness."""
@@ -231,6 +259,11 @@ class Job:
     def mapping(self) -> dict[str, Any]:
         """Return all fields as plain values."""
         return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+
+def members(group: str) -> tuple[str, ...]:
+    """Name the fields of a job that say of themselves that they are in `group`."""
+    return tuple(f.name for f in fields(Job) if group in f.metadata["groups"])
 
 
 def _whole(value: Any) -> int:

@@ -11,17 +11,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 
-WITH_COMMAS = ("hidden", "class_weights")
-"""Fields of which one value may hold commas."""
-DATA = ("data", "test_data", "labels", "test_labels", "label", "task", "categories", "unseen", "missing", "view", "hold_out", "validate")
-"""Fields that say what is read."""
-RECORDS = ("out", "trace", "tensorboard")
-"""Fields that say what is written."""
-ONE_VALUE = (*(name for name in DATA if name != "hold_out"), *WITH_COMMAS, "target", "seconds", "epochs", "steps", "seed", *RECORDS, "deterministic", "wait_limit")
-"""Fields whose value is the same for all variants: what is learnt, for how long, and what holds commas itself."""
-LISTED = tuple(f.name for f in fields(Job) if f.name not in ONE_VALUE)
+LISTED = tuple(f.name for f in fields(Job) if "one" not in f.metadata["groups"])
 MOST_VARIANTS = 64
 ONE_PROCESS = "one process"
 """The name of the variant that `alone` makes."""
@@ -55,7 +47,7 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         if name == "patience" and where == "simulate":
             raise UserError(f"{where}: {raw}: a simulation does not pause to look; leave it out")
         found = several(value)
-        if found is None or name in WITH_COMMAS:
+        if found is None or name in members("commas"):
             single[name] = value
             continue
         if name not in LISTED and name in {f.name for f in fields(Job)}:

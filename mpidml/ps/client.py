@@ -65,7 +65,7 @@ class Client:
         self.next_ticket = 0
         self.riding = -1
         self.leaving: set[int] = NOBODY
-        self.left_at = 0.0
+        self.left_at = self.drain_seconds = 0.0  # `drain_seconds`: from the last write until all of it was sent
 
     def pull(
         self,

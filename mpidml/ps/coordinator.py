@@ -101,7 +101,7 @@ class Coordinator(Passive):
             role = self.workers[worker]
             by = self.workers[freed_by] if freed_by >= 0 else -1
             self.n_sent[worker] += 1
-            message = Message(GRANT, self.clock + clock, by, self.n_sent[worker], staleness, block, round(weight * WEIGHT_UNITS), ends=counts)
+            message = Message(GRANT, self.clock + clock, by, self.n_sent[worker], staleness if block >= 0 else -1, block, round(weight * WEIGHT_UNITS), ends=counts)
             effects.append(Send(role, message))
             if block < 0:
                 self.active.discard(worker)

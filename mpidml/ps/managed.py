@@ -50,7 +50,7 @@ class ManagedClient(CachingClient):
             piece_rows = max(1, self.bucket.piece_nbytes // (row_nbytes + ROW_NUMBER_NBYTES * exact))
             self.backlogs.append(Backlog(spec.n_rows, spec.width, spec.dtype, min(piece_rows, spec.n_rows), order, seed, exact))
         self.untold: deque[tuple[Message, int]] = deque()
-        self.alarm = self.sent_at = -np.inf
+        self.alarm = self.sent_at = self.last_at = -np.inf
         self.refused_nbytes = 0
 
     def push(
@@ -104,6 +104,7 @@ class ManagedClient(CachingClient):
 
     def last(self, now: float) -> list[Effect]:
         """Write no more, once all is sent."""
+        self.last_at = now
         self.untold.append((Message(LAST), NEVER))
         return self.flush(now)
 
@@ -121,7 +122,7 @@ class ManagedClient(CachingClient):
         """Send pieces as long as the bucket grants them, tell what is complete, and ask to be woken for the rest."""
         effects: list[Effect] = []
         while True:
-            self._tell(effects)
+            self._tell(now, effects)
             table = min(range(len(self.backlogs)), key=self._oldest)
             if self._oldest(table) == NEVER:
                 return effects
@@ -143,13 +144,15 @@ class ManagedClient(CachingClient):
         oldest = self.backlogs[table].oldest_clock()
         return NEVER if oldest is None else oldest
 
-    def _tell(self, effects: list[Effect]) -> None:
+    def _tell(self, now: float, effects: list[Effect]) -> None:
         """Tell the ends of clocks of which nothing is unsent, and the end of all once nothing is."""
         while self.untold:
             message, complete = self.untold[0]
             if any(self._oldest(table) < complete for table in range(len(self.backlogs))):
                 return
             self.untold.popleft()
+            if message.kind == LAST:
+                self.drain_seconds = now - self.last_at
             effects += [self._numbered(role, message) for role in self.routing.shard_of]
 
     def _send(self, table: int, piece: Unsent) -> list[Effect]:

@@ -139,11 +139,9 @@ class Worker:
         return effects
 
     def _ask_turn(self, now: float, clock: int) -> Send:
-        load = 0
         if self.load is not None and self.watch_seconds:
             self.load_told = self.load(now)
-            load = round(self.load_told * LOAD_UNITS)
-        return Send(self.coordinator, Message(NEXT, clock, lo=load))
+        return Send(self.coordinator, Message(NEXT, clock, lo=round(self.load_told * LOAD_UNITS)))
 
     def _ask(self, now: float, clock: int, step: int = -1, at_least: int = 0) -> list[Effect]:
         self.coming, self.asked_at = [], now
@@ -207,9 +205,10 @@ class Worker:
         return effects
 
     def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
-        """Compute from the values that are there now: they may be newer than when the read was allowed."""
-        if self.staleness < 0 and turn.staleness and (staleness := max(turn.clock - self.seen(), 0)) < turn.staleness:  # type: ignore[misc]
-            self.turn = turn = turn._replace(staleness=staleness)
+        """Compute from the values that are there now: perhaps newer than when the read was allowed, and all there are where nobody else writes."""
+        if turn.staleness and (self.staleness < 0 or self.n_workers == 1):
+            missed = max(turn.clock - self.seen(), 0) if self.n_workers > 1 else 0  # type: ignore[misc]
+            self.turn = turn = turn._replace(staleness=min(missed, turn.staleness))
         return self.task.compute(turn, report)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:

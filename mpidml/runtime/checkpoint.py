@@ -26,7 +26,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.outputs import sync
 
-FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 1
+FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 2
 READ_NBYTES = 1 << 20
 
 
@@ -76,6 +76,11 @@ def newest(comm: CountedComm, run: Path) -> tuple[Checkpoint, str]:
             return found, "".join(f"checkpoint {what}: the one before is taken\n" for what in told)
         told.append(f"{path} is damaged ({wrongs[0]})")
     raise UserError(f"--resume {run}: no checkpoint is whole: {', '.join(told) or 'there is none'}; start the run anew")
+
+
+def last(run: Path) -> int | None:
+    """Return the clock of the newest checkpoint below `run`, None where there is none; whether it is whole is not looked at."""
+    return next(map(int, _list(run)), None)
 
 
 def drop_newer(found: Checkpoint) -> None:

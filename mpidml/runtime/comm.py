@@ -17,6 +17,8 @@ launch.refuse(_world, launch.foreign(_world))
 if _world.launcher is None:
     # Alone, nobody has told Open MPI to leave out what does not work here; other MPIs do not read these.
     os.environ.update(launch.openmpi_environment(os.environ, 1))
+else:
+    os.environ.update(launch.mpich_environment(os.environ, _world.local_size))
 
 from mpi4py import MPI  # noqa: E402 - the lines above must come first
 

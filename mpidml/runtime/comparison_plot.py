@@ -117,7 +117,7 @@ def _curve(each: Row, rows: Sequence[Row], key: str) -> Curve:
     end = each["diverged_at_clock"] if _diverged(each) else math.inf
     rows = list(takewhile(lambda row: row["clock"] < end, rows))
     if key == "loss":
-        points = np.stack([column(rows, "seconds"), column(rows, "samples"), smoothed(column(rows, key))])
+        points = np.stack([column(rows, "seconds"), column(rows, "samples"), smoothed(column(rows, key), column(rows, "clock"))])
     else:
         scored = rows if _diverged(each) else with_ending(each, rows)
         found = [(row["seconds"], row["samples"], value) for row in scored for value in scores(row, key)]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TextIO
 
@@ -96,6 +98,8 @@ class Progress:
 def show(stream: TextIO, text: str) -> None:
     """Write and flush; where nobody reads any more (a closed pipe, a full disk) stop showing instead of ending the run."""
     try:
+        if stream is sys.stdout and any(map(nobody_reads, launchers(Path("/proc")))):
+            raise BrokenPipeError  # a launcher that writes to it would end all ranks
         stream.write(text)
         stream.flush()
     except OSError:
@@ -109,24 +113,46 @@ def launcher_terminal(proc: Path = Path("/proc"), stdout: TextIO | None = None) 
 
     A launcher reads its ranks through pipes or terminals of its own, so the outputs of ancestors are looked up in `proc`, where that can be read.
     """
-    pid = os.getpid()
-    launched = False
+    outputs = launchers(proc)
+    return any(map(_is_terminal, outputs)) if outputs else (stdout or sys.stdout).isatty()
+
+
+@cache
+def launchers(proc: Path) -> list[Path]:
+    """List the outputs of the launchers that started this process, as far as `proc` shows them."""
+    pid, found = os.getpid(), []
     try:
         while pid > 1:
             # "pid (name) state parent ...": the name may itself hold blanks and brackets
             before, _, after = (proc / str(pid) / "stat").read_text().rpartition(")")
             if before.partition("(")[2].startswith(_LAUNCHERS):
-                launched = True
-                if _is_terminal(os.readlink(proc / str(pid) / "fd" / "1")):
-                    return True
+                found.append(proc / str(pid) / "fd" / "1")
             pid = int(after.split()[1])
     except (OSError, ValueError, IndexError):
         pass
-    return not launched and (stdout or sys.stdout).isatty()
+    return found
 
 
-def _is_terminal(target: str) -> bool:
-    return target.startswith(("/dev/pts/", "/dev/tty", "/dev/console"))
+def nobody_reads(output: Path) -> bool:
+    """Tell whether `output`, that of another process, is a pipe whose reader has left."""
+    try:
+        if not os.readlink(output).startswith("pipe:"):
+            return False
+        end = os.open(output, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    asked = select.poll()
+    asked.register(end, select.POLLOUT)
+    found = any(event & select.POLLERR for _, event in asked.poll(0))
+    os.close(end)
+    return found
+
+
+def _is_terminal(output: Path) -> bool:
+    try:
+        return os.readlink(output).startswith(("/dev/pts/", "/dev/tty", "/dev/console"))
+    except OSError:
+        return False
 
 
 def _bar(done: float, width: int) -> str:

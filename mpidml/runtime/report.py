@@ -109,7 +109,7 @@ def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Ma
     """Draw the training loss, and the accuracy or else the loss of the rows that were looked at, where it was measured."""
     seconds, loss = column(metrics, "seconds"), column(metrics, "loss")
     axes.set_xlabel("seconds")
-    _loss_lines(axes, seconds, loss)
+    _loss_lines(axes, seconds, loss, column(metrics, "clock"))
     of, words = ("val", "validation") if any("val_loss" in row for row in metrics) else ("test", "test")
     accuracy, looked = column(metrics, f"{of}_accuracy"), column(metrics, f"{of}_loss")
     measured = np.isfinite(accuracy)
@@ -142,12 +142,12 @@ def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Ma
 
 def _loss_over_samples(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Draw the training loss over samples: what a sample taught, whatever it cost."""
-    samples, loss = column(metrics, "samples"), column(metrics, "loss")
+    samples, loss, clocks = (column(metrics, key) for key in ("samples", "loss", "clock"))
     axes.set_xlabel("samples")
     axes.xaxis.set_major_formatter(lambda value, _: count(value))
-    _loss_lines(axes, samples, loss)
+    _loss_lines(axes, samples, loss, clocks)
     legend(axes)
-    smooth = smoothed(loss)
+    smooth = smoothed(loss, clocks)
     reached = np.flatnonzero(smooth <= smooth[np.isfinite(smooth)][0] / 2) if np.isfinite(smooth).any() else np.empty(0, int)
     n = f"{samples[-1]:,.0f}"
     if len(loss) < 2 or not np.isfinite(smooth).any():
@@ -159,7 +159,7 @@ def _loss_over_samples(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None
         axes.set_title(f"The loss did not halve within {n} samples")
 
 
-def _loss_lines(axes: Axes, x: Array, loss: Array) -> None:
+def _loss_lines(axes: Axes, x: Array, loss: Array, clocks: Array) -> None:
     finite = np.isfinite(loss)
     axes.set_ylabel("training loss")
     if not finite.any():
@@ -171,7 +171,7 @@ def _loss_lines(axes: Axes, x: Array, loss: Array) -> None:
         axes.plot(x, loss, "o-", color=BLUE, linewidth=1.8, markersize=4.5, label="training loss")
     else:
         axes.plot(x, loss, color=SKY, linewidth=0.7, alpha=0.6, label="training loss, each clock")
-        axes.plot(x, smoothed(loss), color=BLUE, linewidth=2, label="training loss, smoothed")
+        axes.plot(x, smoothed(loss, clocks), color=BLUE, linewidth=2, label="training loss, smoothed")
     if loss[finite].min() > 0 and loss[finite].max() > 20 * loss[finite].min():
         from matplotlib.ticker import LogLocator
 
@@ -185,7 +185,7 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     """Draw a bar a rank: busy, waiting, communicating, and what is left of the run; thin and sparsely labelled where ranks are many."""
     parts = np.array([[value or 0.0 for value in summary[key]] for key in ("compute_seconds", "wait_seconds", "comm_seconds")], dtype=float)
     n = parts.shape[1]
-    own = max(summary.get("rank_seconds") or [summary["seconds"] or 0.0])  # of a run that has gone on, the ranks know this part
+    own = max(summary.get("rank_seconds") or [summary["seconds"] or 0.0])  # of a run that goes on in another layout, the ranks know this part
     whole = np.maximum(parts.sum(axis=0), own)
     share = 100 * parts / np.where(whole > 0, whole, 1)
     left = np.zeros(n)
@@ -275,13 +275,15 @@ def column(metrics: Sequence[Mapping[str, Any]], key: str) -> Array:
     return np.array([math.nan if row.get(key) is None else row[key] for row in metrics], dtype=float)
 
 
-def smoothed(values: Array) -> Array:
-    """Return the mean of the finite values in a centred window of 5% of the rows; NaN where the value is."""
-    half = len(values) // 40
-    finite = np.isfinite(values)
-    sums, counts = np.cumsum([0.0, *np.where(finite, values, 0)]), np.cumsum([0, *finite])
-    at = np.arange(len(values))
-    lo, hi = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+def smoothed(values: Array, clocks: Array) -> Array:
+    """Return the mean of the finite values in a centred window of 5% of the clocks; NaN where the value is.
+
+    A row counts for as many clocks as it sums up, those from the row before to its own of `clocks`: of a run that has gone on they are not alike.
+    """
+    finite, spans = np.isfinite(values), np.diff(clocks, prepend=-1.0)
+    half = (clocks[-1] + 1) // 40 if clocks.size else 0
+    sums, counts = np.cumsum([0.0, *np.where(finite, values * spans, 0)]), np.cumsum([0.0, *(finite * spans)])
+    lo, hi = np.searchsorted(clocks, clocks - half), np.searchsorted(clocks, clocks + half, "right")
     return np.where(finite, (sums[hi] - sums[lo]) / np.maximum(counts[hi] - counts[lo], 1), math.nan)
 
 

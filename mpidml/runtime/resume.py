@@ -3,7 +3,8 @@
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
     weights.optimizer.<state>   likewise
     worker.<w>.<state>          of optimizers that run on the workers
-    facts                       the job, the position, the seconds, what rank 0's monitor knows
+    learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
+    facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
 Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).
 """
@@ -13,28 +14,26 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
-from mpidml.core.variants import DATA
+from mpidml.runtime.abort import Terminated, asked_to_end
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE
 
-PATHS = ("data", "test_data", "labels", "test_labels")
-"""Where the data lie may change; that they are the same is seen by what is read."""
-FIXED = (
-    *(name for name in DATA if name not in PATHS), "scale", "model", "hidden", "activation", "loss", "dtype", "optimizer", "optimize", "batch", "seed"
-)  # fmt: skip
-"""What decides the shape and the meaning of what is saved."""
 PRINTED_ROWS = 1024
+LEARNT = "learnt."
+TELL_SECONDS = 0.5
 
 
 def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
@@ -50,12 +49,26 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
         values["model"] = str(path / NET_FILE)
     job = Job().with_values(values, f"{path}/config.toml")
     found = job.with_values({"out": str(path), **changes, "resume": str(path)}, "train")
-    for name in FIXED:
+    for name in members("fixed"):
         if getattr(found, name) != getattr(job, name):
             flag, old = name.replace("_", "-"), getattr(job, name)
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
             raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
     return found
+
+
+@contextmanager
+def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[], int]]:
+    """Let signals ask where the run can be saved, end it as ever where it cannot; `interrupted` is called where one ends a run that saves."""
+    if not saves:
+        yield lambda: 0
+        return
+    try:
+        with asked_to_end() as asked:
+            yield asked
+    except Terminated:
+        interrupted()
+        raise
 
 
 def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
@@ -91,6 +104,8 @@ def pieces(strategy: Any) -> list[Piece]:
         found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
+    if strategy.comm.rank == 0:  # with the coordinator and the first server, and all servers learn alike
+        found += [Piece(f"{LEARNT}{name}", 0, len(of_each), np.array(of_each)) for name, of_each in strategy.learnt.items()]
     return found + [Piece(*kept) for kept in strategy.kept()]
 
 
@@ -99,9 +114,12 @@ def mine(strategy: Any) -> list[tuple[int, Any]]:
     return [(number, store) for number, store in strategy.stores.items() if strategy.rank_of[number] == strategy.comm.rank]
 
 
-def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str) -> dict[str, Any]:
-    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`."""
+def facts(
+    strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`, `measured` what each rank has of `summary.of_rank`."""
     updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in mine(strategy)])
+    ranks = comm.gather(measured)
     if updates is None:
         return {}
     data = strategy.data
@@ -114,6 +132,8 @@ def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, 
         "n_updates": sorted(of_shard for of in updates for of_shard in of),
         "rows": [*data.x.shape, len(data.test_x)],
         "data": data_sum,
+        "roles": strategy.placement.names(),
+        "ranks": ranks,
         "monitor": monitor.state(),
         "n_metrics": len(monitor.metrics),
     }
@@ -129,6 +149,9 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
     same = len(known["turns"]) == strategy.n_workers
+    for name in [n for n in saved.arrays if n.startswith(LEARNT) and same]:
+        saved.read(name, 0, of_each := np.empty(strategy.n_workers))
+        strategy.learnt[name.removeprefix(LEARNT)] = of_each.tolist()
     for number, store in strategy.stores.items():
         lo, hi, _ = strategy.spec.shards[number]
         whole = np.zeros(hi - lo, np.int64)
@@ -148,6 +171,17 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
                 array[:] = np.mean(others, axis=0)
     strategy.restore(saved.read, known["n_keepers"])
     return position
+
+
+def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:
+    """Return what this rank has measured before: of another layout that nobody's, but for the staleness of all reads, which rank 0 is given."""
+    rank, ranks = strategy.comm.rank, saved.facts["ranks"]
+    if saved.facts["roles"] == strategy.placement.names():
+        return dict(ranks[rank])
+    histogram = Counter[str]()
+    for each in ranks:
+        histogram.update(each["histogram"])
+    return {"histogram": histogram} if rank == 0 else {}
 
 
 def metrics(folder: Path, n: int) -> list[dict[str, Any]]:

@@ -71,8 +71,6 @@ def write(
     folder: RunFolder, strategy: Any, data: Any, found: dict[str, Any], metrics: list[dict[str, Any]], values: Array | None, traces: Any
 ) -> None:
     """Write what came of a run: the model, its trace, its picture and, last, its summary."""
-    from mpidml.runtime.report import draw
-
     assert values is not None
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
     if data.targets is not None:
@@ -89,7 +87,10 @@ def write(
             "trace.json", to_chrome([(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))])
         )
     folder.close()
-    draw(folder.path / "report.png", found, metrics)
+    if strategy.job.report:
+        from mpidml.runtime.report import draw
+
+        draw(folder.path / "report.png", found, metrics)
     folder.write_json("summary.json", found)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -20,10 +22,14 @@ from mpidml.runtime.progress import show
 USELESS_R2 = 0.01
 AGREES = "agrees within rounding"
 """What every strategy promises."""
+WORTH_TELLING_SECONDS = 0.1
 
 
-def of_rank(strategy: Any, sent: int, started: float, seconds: float, scores: list[Any]) -> dict[str, Any]:
-    """Return what this rank has to say of the `seconds` of the run since `started`, and the bytes `sent`; `scores` are its workers' final ones."""
+def of_rank(strategy: Any, sent: int, started: float, seconds: float, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of a run that began at `started`, and the bytes `sent`.
+
+    `before`: what it said where the run was saved, of that part.
+    """
     driver, rank = strategy.driver, strategy.comm.rank
     busy = driver.compute_seconds + driver.serve_seconds
     histogram: dict[int, int] = {}
@@ -34,7 +40,7 @@ def of_rank(strategy: Any, sent: int, started: float, seconds: float, scores: li
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
         waits += straggler.pairs(names[number], rank, worker.tally.waited, names, strategy.rank_of, started)
-    return {
+    found = {
         "seconds": seconds,
         "waits": waits,
         "compute_seconds": busy,
@@ -45,9 +51,16 @@ def of_rank(strategy: Any, sent: int, started: float, seconds: float, scores: li
         "bytes_window": driver.nbytes_window,
         "messages": driver.n_messages,
         "service_delay": driver.longest_delay_seconds,
+        "drain_seconds": strategy.drain_seconds,
         "histogram": histogram,
-        "scores": scores,
     }
+    for name, value in before.items():
+        if name == "histogram":
+            for staleness, n in value.items():
+                histogram[int(staleness)] = histogram.get(int(staleness), 0) + n
+        elif name != "drain_seconds":
+            found[name] = max(found[name], value) if name == "service_delay" else found[name] + value
+    return found
 
 
 def of_job(
@@ -66,12 +79,15 @@ def of_job(
         for staleness, n in rank["histogram"].items():
             histogram[staleness] = histogram.get(staleness, 0) + n
     last = monitor.metrics[-1]
-    tail = monitor.metrics[-max(1, min(len(monitor.metrics), strategy.sampler.clocks_per_epoch)) :]
+    # The last epoch's rows, and of how many clocks each is the mean.
+    rows, first = pairwise([{"clock": -1}, *monitor.metrics]), last["clock"] - strategy.sampler.clocks_per_epoch
+    tail = [(row["loss"], row["clock"] - before["clock"]) for before, row in rows if row["clock"] > first]
     waits = sorted((row for r in ranks for row in r["waits"]), key=lambda row: -row["seconds"])
     assert values is not None
     usual = max(histogram, key=lambda s: histogram[s], default=0)
+    alone = strategy.n_workers == 1 and strategy.in_place
     # An example: each update is softened by its own staleness, without a bound by what it missed, which only the servers know.
-    tuning = strategy.policy.tuning(usual if strategy.policy.bound is not None else 1)
+    tuning = strategy.policy.tuning(usual if strategy.policy.bound is not None or alone else 1)
     return {
         "strategy": job.strategy,
         "sync": job.policy(),
@@ -102,7 +118,7 @@ def of_job(
         "wall_seconds": max(r["seconds"] for r in ranks),
         "rank_seconds": [r["seconds"] for r in ranks],
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
-        "final_loss": sum(r["loss"] for r in tail) / len(tail),
+        "final_loss": sum(loss * n for loss, n in tail) / sum(n for _, n in tail),
         "diverged_at_clock": monitor.diverged_at,
         **final,
         "bytes_sent": [r["bytes_sent"] for r in ranks],
@@ -115,6 +131,7 @@ def of_job(
         "waited_for": waits,
         "most_waited_for": straggler.find(waits, max(r["seconds"] for r in ranks), strategy.n_workers),
         "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
+        "drain_seconds": max(r["drain_seconds"] for r in ranks),
         "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in quotas],
         "staleness_max": max(histogram, default=0),
         "staleness_bound": strategy.policy.bound,
@@ -140,7 +157,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     if position.turns:
         lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
-    if job.tune and bound != 0:
+    if job.tune and bound != 0 and not (strategy.n_workers == 1 and strategy.in_place):
         typical = strategy.policy.tuning(1)
         lines.append(
             f"stale updates are softened: at staleness 1 the rate is multiplied by {typical.rate:g} and momentum's memory divided by {typical.memory:g} (--no-tune: off)"
@@ -169,12 +186,19 @@ def paused(signal: int, strategy: Any, position: Position, folder: Path) -> str:
     return f"stopped by {Signals(signal).name}: {_done(strategy, position)} are done and saved; go on with: python -m mpidml train --resume {folder}"
 
 
+def interrupted(clock: int | None, folder: Path) -> str:
+    """Say from where a run can go on that was ended at once."""
+    if clock is None:
+        return "interrupted: nothing is saved yet"
+    return f"interrupted: go on from clock {clock:,}, the last that is saved, with: python -m mpidml train --resume {folder}"
+
+
 def _done(strategy: Any, position: Position) -> str:
     clocks = sum(position.turns) // strategy.n_workers
     return f"{clocks:,} clocks ({clocks / strategy.sampler.clocks_per_epoch:.2f} epochs)"
 
 
-def closing(summary: dict[str, Any], folder: Path | None) -> str:
+def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     """Say after the run what came of it."""
     quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary.get("test_accuracy") is not None else ""
     if summary.get("test_rmse") is not None:
@@ -196,12 +220,15 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     if summary.get("best_epoch") is not None:
         quality = f"saved: the parameters after epoch {summary['best_epoch']:g}, validation loss {summary['best_val_loss']:.4g}. " + quality
     dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
+    drained = summary["drain_seconds"]
+    late = f"\nthe last updates took {drained:.2f} s more to go out within the budget; they count" if drained >= WORTH_TELLING_SECONDS else ""
     return (
         f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + late
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
-        + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
+        + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
 from mpidml.runtime import checkpoint, events, resume, run_files, summary
-from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
@@ -92,7 +90,7 @@ class Run:
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
         self.began = self.started = self.seconds = self.saving_seconds = self.saved_seconds = 0.0
-        self.position = Position()
+        self.position, self.before = Position(), dict[str, Any]()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
             agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
@@ -102,6 +100,7 @@ class Run:
         if saved is not None:
             resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
+            self.before = resume.measured(self.strategy, saved)
             agree(comm, lambda: run_files.claim(folder, job, goes_on, rows) if folder is not None else None)
             if leads and goes_on:
                 checkpoint.drop_newer(saved)
@@ -157,7 +156,7 @@ class Run:
         self.started = self.began - self.saved_seconds
         saves = bool(job.checkpoint_every) and bool(self.path.name)
         self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
-        with np.errstate(all="ignore"), _asking(saves) as self.asked:  # a loss that is no longer a number is told once, at the end
+        with np.errstate(all="ignore"), resume.asking(saves, self._interrupted) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
                 since = time.perf_counter()
                 strategy.driver.roles = strategy.roles(self.position, self._next_pause(saves))
@@ -177,6 +176,15 @@ class Run:
                     self.paused_by = number
                     return
 
+    def _interrupted(self) -> None:
+        """Say from where the run can go on that a signal ends at once; the other ranks, whose end takes rank 0 along, wait for that."""
+        if not self.leads:
+            time.sleep(resume.TELL_SECONDS)
+        elif self.monitor is not None and not self.quiet:
+            if self.monitor.progress is not None:
+                self.monitor.progress.close()
+            summary.say(summary.interrupted(checkpoint.last(self.path), self.path))
+
     def _next_pause(self, saves: bool) -> int:
         """Return the turns of each worker after which the run pauses next, 0 for never; the last clock is its end, no pause."""
         done = sum(self.position.turns) // self.strategy.n_workers
@@ -192,11 +200,14 @@ class Run:
             self.monitor.pause()
         self.position = self.strategy.position()
 
+    def _measured(self) -> dict[str, Any]:
+        return summary.of_rank(self.strategy, self.comm.nbytes_sent - self.sent_before, self.started, self.seconds, self.before)
+
     def _save(self) -> None:
         since = time.perf_counter()
         if self.monitor is not None:
             self.monitor.flush()
-        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum)
+        facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum, self._measured())
         clock = sum(self.position.turns) // self.strategy.n_workers
         pieces = resume.pieces(self.strategy)
         if self.looks is not None:
@@ -217,16 +228,15 @@ class Run:
             strategy.free()
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
-        scores = [w.result for w in strategy.workers.values()]
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
-        ranks = comm.gather(summary.of_rank(strategy, comm.nbytes_sent - self.sent_before, self.began, self.seconds, scores))
+        ranks, scores = comm.gather(self._measured()), comm.gather([w.result for w in strategy.workers.values()])
         values = _bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
             monitor.take([row for row in rows if row[0] != ASKED])
             if self.looks is None:
-                final = self.data.judged([score for r in ranks for score in r["scores"]])
+                final = self.data.judged([score for own in scores for score in own])
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds}
@@ -235,7 +245,9 @@ class Run:
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
             if not self.quiet and not self.brief:
-                summary.say(summary.closing(found, None if self.folder is None else self.folder.path))
+                summary.say(summary.closing(found, None if self.folder is None else self.folder.path, self.job.report))
+        if self.path.name:
+            comm.nap()  # while rank 0 writes and draws
         if keep is not None:
             keep["network"] = self.net
             keep["metrics"] = monitor.metrics if monitor is not None else None
@@ -245,16 +257,6 @@ class Run:
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
-
-
-@contextmanager
-def _asking(saves: bool) -> Iterator[Callable[[], int]]:
-    """Let signals ask where the run can be saved, end it as ever where it cannot."""
-    if saves:
-        with asked_to_end() as asked:
-            yield asked
-    else:
-        yield lambda: 0
 
 
 def compiled(name: str, comm: CountedComm, quiet: bool) -> Any:

@@ -55,10 +55,12 @@ class DataParallel:
 
     in_step, in_place, early, repeat, copies, n_gradients = True, True, True, True, 1, 0
     worker_chain = before = load = table = loss = None
+    drain_seconds = 0.0
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
+        self.learnt: dict[str, list[float]] = {}
         job.refuse(IDLE, "--strategy data_parallel, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
         self.policy = make_policy("bsp")

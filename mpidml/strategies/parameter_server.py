@@ -53,7 +53,8 @@ START = Position()
 class ParameterServer:
     """Place roles on ranks and train a network on data (Collective on comm).
 
-    `prepare` makes this rank's roles and the `driver` that runs them; where the run has paused, `go_on` makes roles anew. `views[version % copies]`:
+    `prepare` makes what this rank's `roles` need and the `driver` that runs them; where the run has paused, they are made anew, with what the policy
+    has `learnt` of the workers. `views[version % copies]`:
     the shared parameters where workers read in place.
     """
 
@@ -102,6 +103,7 @@ class ParameterServer:
         self.stores: dict[int, Store] = {}
         self.tasks: dict[int, Training] = {}
         self.workers: dict[int, Worker] = {}
+        self.learnt: dict[str, list[float]] = {}
 
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
@@ -183,7 +185,7 @@ class ParameterServer:
                 store.begin(position.clock)
             if shown is not None:
                 shown[number] = position.clock
-            roles[number] = Shard(
+            roles[number] = shard = Shard(
                 "weights",
                 self.worker_roles,
                 self.policy,
@@ -197,6 +199,7 @@ class ParameterServer:
                 rate=self.rates,
                 clock=position.clock,
             )
+            shard.clocks.know(self.learnt)
         for number, task in self.tasks.items():
             client = self._client(task.worker)
             client.clock = position.clock
@@ -217,6 +220,8 @@ class ParameterServer:
         if self.coordinated and self.comm.hosts(0):
             dynamic = self.job.assign == "dynamic"
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
+            if gate is not None:
+                gate.know(self.learnt)
             level = gate is None and self.policy.bound is not None
             where: dict[str, Any] = {"given": turns, "clock": position.clock, "pause_at": pause_at, "by_clock": self.policy.gate_at == "push"}
             self.coordinator = Coordinator(self.worker_roles, self.n_clocks, dynamic, gate, level, self.over, **where)
@@ -229,7 +234,12 @@ class ParameterServer:
         return make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
 
     def position(self) -> Position:
-        """Return where the run stands once its roles have stopped (Collective on comm)."""
+        """Return where the run stands once its roles have stopped, and keep what they have learnt for those that go on (Collective on comm)."""
+        for role in self.driver.roles.values():
+            if isinstance(role, Shard):
+                self.learnt |= role.clocks.learnt()
+            elif isinstance(role, Coordinator) and role.gate is not None:
+                self.learnt |= role.gate.learnt()
         clock = max((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), default=0)
         turns = {task.worker: self.workers[number].step for number, task in self.tasks.items()}
         everyone = self.comm.allgather((clock, turns, self.coordinator.turns_done() if self.coordinator is not None else ()))
@@ -240,6 +250,11 @@ class ParameterServer:
         return Position(max(clock for clock, *_ in everyone), given)
 
     n_keepers = 0
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a worker of this rank went on sending what a budget had kept back, at the end."""
+        return max((worker.client.drain_seconds for worker in self.workers.values()), default=0.0)
 
     def kept(self) -> list[Any]:
         """Nothing is saved besides what the stores hold."""

@@ -13,7 +13,7 @@ Inside an epoch a worker starts another execution while it has not used its quot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mpidml.core.clocks import Clocks
 from mpidml.sync.base import Start, SyncPolicy, whole
@@ -143,6 +143,15 @@ class Epochs:
         """Say who owes executions, or who still computes."""
         late = sorted(self.owing or (w for w in self.active if self.granted[w]))
         return f"epoch {self.epoch} waits for worker(s) {', '.join(map(str, late[:5]))}"
+
+    def learnt(self) -> dict[str, list[float]]:
+        """Return each worker's seconds, from which the first quotas follow, and the weight that it is still to be given."""
+        return {"free_seconds": list(self.free_seconds), "credit": list(self.credit)}
+
+    def know(self, learnt: Mapping[str, list[float]]) -> None:
+        """Begin with the seconds and the weights of the gate before."""
+        self.free_seconds = list(learnt.get("free_seconds", self.free_seconds))
+        self.credit = list(learnt.get("credit", self.credit))
 
     def _begins(self, now: float, worker: int) -> None:
         self.began[worker], self.load_seconds[worker], self.load_since[worker] = now, 0.0, now

@@ -12,7 +12,7 @@ holds back. Such a rule stands at one place for all of them, the coordinator's `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from mpidml.core import plugins
@@ -63,6 +63,12 @@ class Gate(Protocol):
 
     def waiting(self) -> str:
         """Say who is waited for."""
+
+    def learnt(self) -> dict[str, list[float]]:
+        """Return what it has learnt of the workers, a number of each by name."""
+
+    def know(self, learnt: Mapping[str, list[float]]) -> None:
+        """Begin with what the gate before a pause has learnt, as far as it is there."""
 
 
 class SyncPolicy:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import Job, members
 
 OF_TYPE = {
     str: st.text(max_size=8),
@@ -81,6 +81,28 @@ def test_a_value_that_says_the_same_is_taken(name, value, wanted):
 def test_an_unknown_key_names_the_nearest():
     with pytest.raises(UserError, match=r"job.toml: there is no option 'epoch'; known: .*; did you mean 'epochs'\?"):
         Job().with_values({"epoch": 3}, "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("group", "names"),
+    [
+        ("data", "data test_data labels test_labels label task categories unseen missing view hold_out validate"),
+        ("fixed", "label task categories unseen missing view hold_out validate scale model hidden activation loss dtype optimizer optimize compress batch seed"),
+        (
+            "one",
+            "data test_data labels test_labels label task categories unseen missing view validate hidden class_weights "
+            "epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
+        ),
+        ("commas", "hidden class_weights"),
+    ],
+)
+def test_fields_say_themselves_in_which_groups_they_are(group, names):
+    assert members(group) == tuple(f.name for f in fields(Job) if f.name in names.split())
+
+
+def test_no_field_is_in_a_group_that_nobody_asks_for():
+    """A group that is misspelt would change nothing."""
+    assert {group for f in fields(Job) for group in f.metadata["groups"]} == {"data", "fixed", "one", "commas"}
 
 
 IMPOSSIBLE = [

@@ -108,7 +108,7 @@ def test_the_windows_catch_a_client_without_a_bucket():
 class TicksAtOnce(ManagedClient):
     """Tells the end of a clock before all of it is sent."""
 
-    def _tell(self, effects):
+    def _tell(self, now, effects):
         while self.untold:
             effects += [self._numbered(role, self.untold[0][0]) for role in self.routing.shard_of]
             self.untold.popleft()

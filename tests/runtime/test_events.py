@@ -16,7 +16,7 @@ from mpidml.core.job import Job
 from mpidml.runtime.resume import resumed
 
 needs = pytest.mark.bench("tensorboardX")
-SMALL = Job(hidden=(8,), steps=60, batch=64, tensorboard=True)
+SMALL = Job(hidden=(8,), steps=60, batch=64, tensorboard=True, report=False)
 
 
 def shown(folder: Path) -> dict[tuple[str, int], float]:

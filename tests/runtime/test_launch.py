@@ -10,7 +10,7 @@ import pytest
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 from mpidml.runtime.launch import World
-from tests.ranks import ROOT, mpirun, python
+from tests.ranks import ROOT, mpirun, python, run
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,27 @@ def test_open_mpi_gets_what_it_lacks_and_what_the_user_set_stays():
     assert added["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"
     assert "PRTE_MCA_rmaps_default_mapping_policy" not in launch.openmpi_environment({"HOME": "/h"}, 1)
     assert not any(name.startswith("OMPI_MCA") for name in launch.openmpi_environment({"HOME": "/h", "SLURM_JOB_NUM_NODES": "2"}, n_many))
+
+
+def test_more_ranks_than_cores_sleep_while_they_wait_and_what_the_user_set_stays():
+    name, n_cores = "MPIR_CVAR_ENABLE_HEAVY_YIELD", len(os.sched_getaffinity(0))
+    assert launch.mpich_environment({}, n_cores) == {} == launch.mpich_environment({name: "0"}, n_cores + 1)
+    assert launch.mpich_environment({}, n_cores + 1) == {name: "1"}
+    if launch.flavour(launch.find_mpirun(os.environ)) == "mpich":
+        clean = {key: value for key, value in os.environ.items() if key != name}
+        assert name not in launch.mpirun_command(n_cores, clean)[1]
+        assert launch.mpirun_command(n_cores + 1, clean)[1][name] == "1"
+        assert name not in launch.mpirun_command(n_cores + 1, clean | {"SLURM_JOB_NUM_NODES": "2"})[1]
+
+
+def test_a_launcher_started_by_hand_is_no_other(tmp_path):
+    """Ranks see for themselves, before MPI starts, how many share their cores."""
+    (tmp_path / "told.py").write_text("import os, mpidml.runtime.comm\nprint(os.environ.get('MPIR_CVAR_ENABLE_HEAVY_YIELD') + '\\n', end='', flush=True)\n")
+    words, env = launch.mpirun_command(n := len(os.sched_getaffinity(0)) + 1, os.environ)
+    if launch.flavour(words[0]) == "mpich":
+        del env["MPIR_CVAR_ENABLE_HEAVY_YIELD"]
+        result = run([*words, sys.executable, str(tmp_path / "told.py")], 60, env)
+        assert result.code == 0 and result.out.split() == ["1"] * n, result
 
 
 def test_the_export_line_survives_a_shell():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpidml.runtime.progress import Progress, launcher_terminal
+from mpidml.runtime.progress import Progress, launcher_terminal, nobody_reads
 
 
 class Clock:
@@ -119,6 +119,18 @@ def test_without_a_process_table_there_is_no_terminal(tmp_path: Path) -> None:
     (tmp_path / str(os.getpid())).mkdir()
     (tmp_path / str(os.getpid()) / "stat").write_text("odd")
     assert launcher_terminal(tmp_path, io.StringIO()) is False
+
+
+def test_a_pipe_is_left_once_its_last_reader_has_closed_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    output = Path(f"/proc/self/fd/{writer}")
+    assert not nobody_reads(output)
+    os.close(reader)
+    assert nobody_reads(output)
+    os.close(writer)
+    assert not nobody_reads(output), "it is gone, which says nothing"
+    with (tmp_path / "file").open("w") as file:
+        assert not nobody_reads(Path(f"/proc/self/fd/{file.fileno()}"))
 
 
 def test_a_stdout_that_is_a_terminal_is_enough(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpidml.runtime.report import draw, page
+from mpidml.runtime.report import draw, page, smoothed
 
 Summary = dict[str, Any]
 Metrics = list[dict[str, Any]]
@@ -157,3 +157,13 @@ def test_the_shares_of_a_rank_fill_its_bar() -> None:
 def test_the_report_is_a_png(tmp_path: Path) -> None:
     draw(tmp_path / "report.png", *RUNS["accuracy"])
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_smooth_line_is_the_same_however_many_clocks_a_row_sums_up():
+    """A run of 2,000 clocks that goes on for 18,000 has a row for each clock at first, then one for ten."""
+    loss = 1 / (1 + np.arange(20_000) / 500)
+    ends = np.concatenate([np.arange(2000), np.arange(2009, 20_000, 10)])
+    rows = np.concatenate([loss[:2000], loss[2000:].reshape(-1, 10).mean(axis=1)])
+    wanted = smoothed(loss, np.arange(20_000.0))[ends]
+    assert smoothed(rows, ends.astype(float)) == pytest.approx(wanted, rel=0.02)
+    assert smoothed(rows, np.arange(float(len(rows)))) != pytest.approx(wanted, rel=0.02), "the broken variant: a row is a row"

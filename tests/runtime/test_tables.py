@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_pushes(comm):
 
     def main(tables):
         session = tables._session
-        for step in range(2000):
+        for step in range(1000):
             tables["w"].push(np.ones((2, 4)), [step % 100, 7])
             tables["v"].push(np.ones((9, 1))).wait()
             tables.clock()

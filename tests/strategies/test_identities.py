@@ -17,7 +17,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.training import Training
 from mpidml.strategies.base import train
 
-SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3)
+SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3, report=False)
 
 
 def run(comm, n_ranks=None, ranks_per_host=0, **changes):

@@ -19,7 +19,7 @@ from mpidml.simulate import simulate
 from mpidml.strategies.base import train
 
 N, N_FEATURES, N_CLASSES = 300, 20, 3
-JOB = Job(hidden=(24,), epochs=12, batch=30, dtype="float64", backend="numpy", seed=3, lr=0.1, validate=0.25, patience=4, wait_limit=20.0)
+JOB = Job(hidden=(24,), epochs=12, batch=30, dtype="float64", backend="numpy", seed=3, lr=0.1, validate=0.25, patience=4, wait_limit=20.0, report=False)
 """Six clocks an epoch; half of the labels are drawn by chance, so that the validation loss soon rises while the training loss falls."""
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from mpidml.core.clocks import TimedClocks
 from mpidml.core.errors import UserError
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
 from mpidml.strategies.base import train
+from mpidml.sync.adaptive import Epochs
 from tests.strategies.test_identities import SMALL, serial
 
 STEPS = 20
@@ -65,6 +68,25 @@ def test_in_repeat_mode_a_resumed_run_has_the_bits_of_one_without_checkpoints(co
 
 
 @pytest.mark.mpi
+def test_what_a_resumed_run_shows_is_of_the_whole_run(comm, mpi_tmp_path):
+    """Reads, seconds and bytes of both parts, and of a third at another number of ranks the reads; the end of each part has read the final values, too."""
+    options = {"sync": "ssp:2", "deterministic": True}
+    whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)[0]
+    parts = [start(comm, mpi_tmp_path / "cut", 7, **options)[0], go_on(comm, mpi_tmp_path / "cut", steps=14)[0]]
+    cut = go_on(comm, mpi_tmp_path / "cut")[0]
+    more = Counter(cut["staleness_histogram"])
+    more.subtract(whole["staleness_histogram"])
+    assert dict(+more) == {"0": 2 * comm.size} and min(more.values()) >= 0
+    for key in ("rank_seconds", "compute_seconds", "bytes_sent", "messages", "bytes_window"):
+        assert all(a <= b <= c for a, b, c in zip(parts[0][key], parts[1][key], cut[key], strict=True)), key
+    assert all(seconds > before for seconds, before in zip(cut["rank_seconds"], parts[1]["rank_seconds"], strict=True))
+    alone = go_on(comm, mpi_tmp_path / "cut", 1, steps=STEPS + 5)
+    if alone is not None:
+        assert sum(alone[0]["staleness_histogram"].values()) == sum(cut["staleness_histogram"].values()) + 5 + 1
+        assert (len(alone[0]["rank_seconds"]) == 1) and (comm.size == 1 or alone[0]["rank_seconds"] < cut["rank_seconds"][:1])
+
+
+@pytest.mark.mpi
 def test_the_bits_catch_older_versions_that_are_not_saved(comm, mpi_tmp_path, monkeypatch):
     if comm.size < 2:
         return
@@ -100,6 +122,29 @@ def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign)
     if comm.rank == 0:
         folders = sorted(p.name for p in (mpi_tmp_path / "run" / "checkpoints").iterdir())
         assert len(folders) == 2 and not any(name.startswith(".") for name in folders)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("sync", "learns", "name"), [("adaptive", Epochs, "free_seconds"), ("dssp", TimedClocks, "interval")])
+def test_what_a_policy_has_learnt_of_speeds_outlives_pauses_and_the_run(comm, mpi_tmp_path, monkeypatch, sync, learns, name):
+    known, know = [], learns.know
+
+    def told(self, learnt):
+        known.append(learnt.get(name))
+        know(self, learnt)
+
+    monkeypatch.setattr(learns, "know", told)
+    start(comm, mpi_tmp_path / "run", 14, sync=sync)
+    found = [value for of in comm.allgather(known) for value in of]
+    assert found.count(None) * 2 == len(found), "at the start nothing is known, after the pause at 7 it is"
+    assert all(len(value) == comm.size and min(value) > 0 for value in found if value is not None)
+    known.clear()
+    go_on(comm, mpi_tmp_path / "run")
+    assert all(value is not None and min(value) > 0 for of in comm.allgather(known) for value in of)
+    known.clear()
+    if comm.size > 1:
+        go_on(comm, mpi_tmp_path / "run", comm.size - 1, steps=STEPS + 2)
+        assert all(value is None for of in comm.allgather(known) for value in of[:1]), "of others nothing is known"
 
 
 @pytest.mark.mpi

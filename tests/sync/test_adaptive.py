@@ -110,6 +110,26 @@ def test_quotas_follow_a_hog_within_three_periods_and_rest_when_nothing_happens(
     assert all(quota == 1 for now, quota in other if not begin <= now <= fall), "moves although nothing happens"
 
 
+def test_a_gate_that_goes_on_begins_with_the_quotas_and_the_weights_of_the_one_before():
+    """Otherwise each pause would give everybody the least quota, and the weight that a cut quota left over would be lost."""
+    scenario = Scenario(Adaptive(2, 8), 2, 1, 37)
+    virtual.run(scenario.roles(), lambda role, step, now: 4.0 if role == scenario.worker_roles[0] else 1.0, 1e-5)
+    before = scenario.coordinator.gate
+    assert before.credit[1] != 0
+
+    def first_quotas(learnt):
+        gate = Epochs(2, 2, 8, True, True)
+        gate.know(learnt)
+        for worker in (0, 1):
+            gate.ready(0.0, worker, -1, 0.0)
+        weights = [start.weight for start in gate.starts(0.0)]
+        return gate.quota, weights
+
+    quotas, weights = first_quotas(before.learnt())
+    assert quotas == [2, 8] and weights[-1] == pytest.approx((2 + before.credit[1]) / 8)
+    assert first_quotas({}) == ([2, 2], [1.0] * 4), "the broken variant: nothing is carried over"
+
+
 @pytest.mark.parametrize("loads", [(0.0, LOAD_STEP), (0.3, 0.3 + LOAD_STEP)])
 def test_a_load_that_moves_by_less_than_the_step_moves_no_quota(loads):
     gate = Epochs(2, 1, 8, False, False)

@@ -35,6 +35,18 @@ def test_it_stops_where_the_next_end_of_the_slowest_is_nearest(fast, slow):
     assert more_clocks(clock, 0, clocks, 8) == int(np.argmin(np.round(gaps, 9)))
 
 
+def test_clocks_that_go_on_allow_at_once_what_their_times_allow():
+    """Otherwise the fastest waits at the lower bound after each pause, until everybody has ended a clock."""
+    before, policy = view(1.0, 4.0, 8, 2), Dssp(0, 8)
+    for learnt, readable in ((before.learnt(), 10), ({}, 11)):
+        clocks = TimedClocks(range(2))
+        clocks.begin(10)
+        clocks.know(learnt)
+        clocks.start(20.0)
+        clocks.completed[0] = clocks.highest = 11
+        assert policy.oldest_readable(11, 0, clocks) == readable
+
+
 def test_others_than_the_fastest_wait_at_the_lower_bound():
     clocks = TimedClocks(range(3))
     for now, worker in enumerate([0, 1, 2, 0, 1, 2, 0, 0, 1, 0, 0, 1], 1):
