@@ -49,10 +49,9 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
     n, chunks = len(rows.x), _chunks(saved, rows.x, comm)
     names = saved.known.classes
     if leads:
-        kind = None if names else saved.net.n_outputs
         has_probabilities = bool(names) and saved.net.loss.probabilities(np.zeros((1, saved.net.n_outputs), saved.net.dtype)) is not None
-        table = prediction_files.Table(n, names, has_probabilities, kind, saved.net.dtype)
-        prediction_files.write(asked.out, table, (_said(saved, outputs) for outputs in chunks))
+        told = prediction_files.Told(names, [] if names else saved.known.target_names, has_probabilities, saved.net.dtype)
+        prediction_files.write(asked.out, n, told, (_said(saved, outputs) for outputs in chunks))
         if not quiet:
             what = f"{len(names)} classes" if names else f"{saved.net.n_outputs} target(s)"
             say(f"{asked.run}: {n:,} rows of {asked.data}, {what}\nwritten: {asked.out}")

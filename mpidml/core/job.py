@@ -33,7 +33,7 @@ class Job:
     test_data: str = flag("", "test data in a file (glob, folder) of its own")
     labels: str = flag("", "IDX, npy: file of the labels (default: beside the data, by its standard name)")
     test_labels: str = flag("", "the same for --test-data")
-    label: str = flag("", "CSV, Parquet: name of the label's column (default: the last)")
+    label: str = flag("", "CSV, Parquet: name of the label's column, or of several, the targets of one regression, as a,b,c (default: the last)")
     task: str = flag("auto", "what the labels are: names of classes, or amounts (auto: amounts where a number is not whole)", ("auto", "classify", "regress"))
     categories: str = flag("onehot", "CSV, Parquet: a column of words becomes a feature for each word, or one feature, its code", ("onehot", "codes"))
     unseen: str = flag("refuse", "a word of --test-data that training never saw (ignore: zero in all features of the column)", ("refuse", "ignore"))

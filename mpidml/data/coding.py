@@ -16,7 +16,7 @@ from mpidml.data.arrays import Arrays
 from mpidml.data.raw import Array, Reading, check_part
 from mpidml.data.readers import answers, load, same_kind
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Known(NamedTuple):
@@ -37,8 +37,14 @@ class Known(NamedTuple):
     @property
     def classes(self) -> list[str]:
         """Return the classes' names: their words, or their numbers; in a regression none."""
-        words = self.coding.classes if isinstance(self.coding, table.Coding) else None
+        words = self.coding.classes[0] if isinstance(self.coding, table.Coding) else None
         return [] if self.task == "regress" else words or [str(i) for i in range(self.n_outputs)]
+
+    @property
+    def target_names(self) -> list[str]:
+        """Return the names of a regression's targets: of several columns of a table theirs, else target, or target_0, target_1."""
+        named = self.coding.labels if isinstance(self.coding, table.Coding) else ()
+        return ["target"] if self.n_outputs == 1 else list(named) or [f"target_{j}" for j in range(self.n_outputs)]
 
     def mapping(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
@@ -55,7 +61,7 @@ class Known(NamedTuple):
         if isinstance(self.coding, table.Coding):
             kept = self.coding
             columns = [{"name": c.name, "categories": c.categories, "missing": c.missing} for c in kept.columns]
-            found["table"] = {"columns": columns, "classes": kept.classes, "names": kept.names, "label": kept.label, "at": kept.at}
+            found["table"] = {"columns": columns, "classes": kept.classes, "names": kept.names, "labels": kept.labels, "at": kept.at}
         elif self.coding is not None:
             found["sparse"] = {"base": self.coding.base, "signs": self.coding.signs}
         return found
@@ -68,7 +74,8 @@ class Known(NamedTuple):
         reading, coding = Reading(**found["reading"]), None
         if kept := found.get("table"):
             columns = tuple(table.Filling(c["name"], None if (of := c["categories"]) is None else tuple(of), c["missing"]) for c in kept["columns"])
-            coding = table.Coding(found["source"], columns, kept["classes"], reading, tuple(kept["names"]), kept["label"], kept["at"])
+            names, labels, at = (tuple(kept[name]) for name in ("names", "labels", "at"))
+            coding = table.Coding(found["source"], columns, tuple(kept["classes"]), reading, names, labels, at)
         elif kept := found.get("sparse"):
             coding = sparse.Coding(kept["base"], found["n_features"], kept["signs"], found["source"])  # type: ignore[assignment]
         weights = found["class_weights"]
@@ -84,10 +91,11 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     """
     reading = known.reading._replace(unseen=unseen or known.reading.unseen)
     _refuse_unseen(known, unseen)
-    of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), "", known.n_features, known.n_features)
+    n, k = known.n_features, known.n_outputs if known.task == "regress" else 1
+    of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), (), tuple(range(n, n + k)), n)
     own = Reading(reading.view if source == "digits" else Reading().view, task=reading.task, unseen=unseen or Reading().unseen)
     contents: Any = load(source, own, labels, of_table)
-    has_labels = contents.y is not None if isinstance(contents, Arrays) else not isinstance(contents, table.Table) or contents.at >= 0
+    has_labels = contents.y is not None if isinstance(contents, Arrays) else not isinstance(contents, table.Table) or bool(contents.at)
     if wants_labels and not has_labels:
         raise UserError(f"{source}: its rows have no labels to compare with; give them, or use predict, which needs none")
     coding = _coding(contents, known, reading)
@@ -102,7 +110,7 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     if not wants_labels:
         check_part(source, "x", x, "y", np.zeros(len(x) if isinstance(x, np.ndarray) else x.shape[0], np.int64))
         return x, None
-    same_kind(coding.classes if isinstance(coding, table.Coding) else None, contents.classes, known.source, source)
+    same_kind(coding.classes if isinstance(coding, table.Coding) else (None,), contents.classes, known.source, source)
     y = contents.answers(coding) if isinstance(contents, table.Table) else contents.rows(coding)[1]
     y, _ = answers(y, known.task, f"{source}, y")
     check_part(source, "x", x, "y", y)
@@ -120,7 +128,7 @@ def _coding(contents: Any, known: Known, reading: Reading) -> Any:
         if isinstance(known.coding, table.Coding):
             return known.coding._replace(reading=reading)
         numbers = tuple(table.Filling(str(j), None, 0.0) for j in range(known.n_features))
-        return table.Coding(known.source, numbers, None, reading)
+        return table.Coding(known.source, numbers, (None,) * len(contents.at), reading)
     if isinstance(contents, sparse.SparseRows):
         own = contents.coding(reading)
         return known.coding if isinstance(known.coding, sparse.Coding) else own._replace(n_features=known.n_features, file=known.source)
@@ -138,7 +146,7 @@ def _refuse_unseen(known: Known, unseen: str) -> None:
 
 def _refuse_missing(contents: table.Table, coding: table.Coding) -> None:
     """Refuse missing cells where the run learnt nothing that could stand in for them."""
-    found = [(column.name, column.missing) for j, column in enumerate(contents.columns) if j != contents.at and column.missing is not None]
+    found = [(column.name, column.missing) for j, column in enumerate(contents.columns) if j not in contents.at and column.missing is not None]
     if coding.reading.missing == "refuse" and found:
         name, cell = found[0]
         raise UserError(

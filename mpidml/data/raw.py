@@ -13,6 +13,8 @@ import numpy as np
 from mpidml.core.errors import UserError
 
 Array = np.ndarray[Any, Any]
+Label = str | tuple[str | int, ...] | None
+"""The column(s) of the labels: of a table a name, or several with commas; one by one the names, or the numbers of the columns of y."""
 _ROWS_AT_ONCE = 4096
 
 
@@ -33,13 +35,13 @@ class RawData(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a data set is to be read; the fields are the flags of their names, `label` a column's name.
+    """How a data set is to be read; the fields are the flags of their names.
 
     `train_rows(n)` returns those of n rows that are trained on, to which imputed values are fitted (None: all).
     """
 
     view: str = "pix"
-    label: str | None = None
+    label: Label = None
     task: str = "classify"
     categories: str = "onehot"
     unseen: str = "refuse"

@@ -18,7 +18,7 @@ import numpy as np
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
-from mpidml.data.formats.base import Contents, Format, Known
+from mpidml.data.formats.base import Contents, Format, Known, Label
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
 from mpidml.data.table import Table, check_names
 
@@ -33,17 +33,17 @@ _FOLDER = "mpidml.data.formats"
 MANY_CLASSES = 100
 
 
-def read(source: str, view: str = "pix", label: str | None = None, labels: str | None = None, **how: Any) -> RawData:
+def read(source: str, view: str = "pix", label: Label = None, labels: str | None = None, **how: Any) -> RawData:
     """Read and check one data set: "digits" (in one `view`), a file of a known format, a glob such as 'part-*.csv', or a folder of one format.
 
-    `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column of the labels, for tables. `how`: see `Reading`.
+    `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column(s) of the labels, for tables. `how`: see `Reading`.
     x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order.
     """
     return _checked(source, None, labels, None, Reading(view, label, **how))
 
 
 def read_pair(
-    source: str, test_source: str, view: str = "pix", label: str | None = None, labels: str | None = None, test_labels: str | None = None, **how: Any
+    source: str, test_source: str, view: str = "pix", label: Label = None, labels: str | None = None, test_labels: str | None = None, **how: Any
 ) -> RawData:
     """Read training data and its test data from two sources, with one coding of labels and words (that of the training data).
 
@@ -68,13 +68,10 @@ def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
 
 def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
     train: Any = load(source, reading, labels)
-    if reading.task == "regress" and train.classes is not None:
-        raise UserError(
-            f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
-        )
+    task = _task(source, train, reading)
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
-    y, note = answers(y, reading.task, f"{source}, y")
+    y, note = answers(y, task, f"{source}, y")
     notes = (*train.notes(coding), *note)
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
@@ -101,6 +98,20 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
     return raw
 
 
+def _task(source: str, train: Any, reading: Reading) -> str:
+    """Return what the labels are to be taken as; UserError for words that are to be amounts. Several columns of a table are amounts."""
+    several = isinstance(train, Table) and len(train.at) > 1
+    if several and reading.task == "classify":
+        raise UserError(f"--task classify: {len(train.at)} label columns are the amounts of one regression; name one, or give a net file with a [[head]] for each")
+    words = next(((i, of[0]) for i, of in enumerate(train.classes) if of is not None), None)
+    if words is not None and several:
+        remedy = "name columns of numbers, or give a net file with a [[head]] for each"
+        raise UserError(f"--label {reading.label}: several columns are the amounts of one regression, and {train.labels[words[0]]} holds words ('{words[1]}'); {remedy}")
+    if words is not None and reading.task == "regress":
+        raise UserError(f"--task regress: the labels are words ('{words[1]}') in {source}; name a column of numbers by --label, or leave it out")
+    return "regress" if several else reading.task
+
+
 def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
     """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets."""
     if task == "regress":
@@ -114,11 +125,12 @@ def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
     return coded, ()
 
 
-def same_kind(train: list[str] | None, test: list[str] | None, source: str, test_source: str) -> None:
+def same_kind(train: Sequence[list[str] | None], test: Sequence[list[str] | None], source: str, test_source: str) -> None:
     """Refuse labels that are words in one source and numbers in the other."""
-    if (train is None) != (test is None):
-        here, there = ("numbers" if of is None else f"words ('{of[0]}')" for of in (test, train))
-        raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
+    for ours, theirs in zip(train, test, strict=False):
+        if (ours is None) != (theirs is None):
+            here, there = ("numbers" if of is None else f"words ('{of[0]}')" for of in (theirs, ours))
+            raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
 
 
 def load(source: str, reading: Reading, labels: str | None, known: Known | None = None) -> Contents:

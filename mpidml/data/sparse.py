@@ -45,9 +45,9 @@ class SparseRows(NamedTuple):
     highest: Line
 
     @property
-    def classes(self) -> list[str] | None:
+    def classes(self) -> tuple[None, ...]:
         """Labels of this kind are numbers."""
-        return None
+        return (None,)
 
     @classmethod
     def joined(cls, name: str, parts: Sequence[SparseRows]) -> SparseRows:

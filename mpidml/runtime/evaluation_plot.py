@@ -51,7 +51,7 @@ def of_amounts(found: Mapping[str, Any], true: Array, predicted: Array) -> bytes
         figure, panels = _page(found, f"RMSE {found['rmse']:.4g}   |   MAE {found['mae']:.4g}{r2}", (1,) * max(n, 2))
         step = max(1, len(true) // MOST_DOTS)
         for j in range(n):
-            _amounts(panels[j], true[::step, j], predicted[::step, j], "" if true.shape[1] == 1 else f"target {j}: ")
+            _amounts(panels[j], true[::step, j], predicted[::step, j], "" if true.shape[1] == 1 else f"Predictions of {short(found['each'][j]['target'])}")
         if n == 1:
             _errors(panels[1], predicted[:, 0] - true[:, 0])
         return _png(figure)
@@ -165,8 +165,8 @@ def _amounts(axes: Axes, true: Array, predicted: Array, name: str) -> None:
     axes.set_ylabel("predicted")
     bias = float((predicted - true).mean())
     rmse = float(np.sqrt(np.square(predicted - true).mean()))
-    axes.set_title(f"{name}predictions are {abs(bias):.3g} too {'high' if bias > 0 else 'low'} on average".capitalize() if abs(bias) > 0.1 * rmse else
-                   f"{name}predictions are neither too high nor too low on average".capitalize())  # fmt: skip
+    how = f"{abs(bias):.3g} too {'high' if bias > 0 else 'low'}" if abs(bias) > 0.1 * rmse else "neither too high nor too low"
+    axes.set_title(f"{name or 'Predictions'} are {how} on average")
 
 
 def _errors(axes: Axes, off: Array) -> None:

@@ -15,7 +15,7 @@ def report(found: Mapping[str, Any]) -> str:
     lines = [headline(found)]
     if found["task"] == "regress":
         r2 = "" if found["r2"] is None else f"   R2 {found['r2']:.4f}"
-        return "\n".join([*lines, f"loss {found['loss']:.6g}   RMSE {found['rmse']:.6g}   MAE {found['mae']:.6g}{r2}"])
+        return "\n".join([*lines, f"loss {found['loss']:.6g}   RMSE {found['rmse']:.6g}   MAE {found['mae']:.6g}{r2}", *_targets(found.get("each", ()))])
     auc = "" if found["roc_auc"] is None else f"   ROC AUC {found['roc_auc']:.4f}"
     auc += " (mean of one class against the others)" if auc and len(found["classes"]) > 2 else ""
     lines.append(f"loss {found['loss']:.6g}   accuracy {found['accuracy']:.2%} ({found['right']:,} right){auc}")
@@ -32,6 +32,18 @@ def headline(found: Mapping[str, Any]) -> str:
 def short(name: str, width: int = NAME_WIDTH) -> str:
     """Return a name that fits a column."""
     return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def _targets(each: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the targets of a regression that has several."""
+    if not each:
+        return []
+    left = max(len("target"), *(len(short(of["target"])) for of in each))
+    lines = ["", f"{'target':{left}}         RMSE          MAE       R2"]
+    for of in each:
+        r2 = "       -" if of["r2"] is None else f"{of['r2']:8.4f}"
+        lines.append(f"{short(of['target']):{left}} {of['rmse']:12.6g} {of['mae']:12.6g} {r2}")
+    return lines
 
 
 def _table(counts: Sequence[Sequence[int]], names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Write predictions chunk by chunk, as a table of text or as arrays; the file takes its name when it is whole. Used by rank 0 alone.
 
-    .csv    class,p_cat,p_dog     (score_... where the loss makes no probabilities)         a regression: target, or target_0,target_1
+    .csv    class,p_cat,p_dog     (score_... where the loss makes no probabilities)         a regression: target, or the names of several
     .npz    labels int64 (n,), classes (k,) text, probabilities or scores (n, k)            a regression: targets float64 (n, k)
 """
 
@@ -19,13 +19,12 @@ from mpidml.core.errors import UserError
 from mpidml.core.role import Array
 
 
-class Table(NamedTuple):
-    """What is written: rows, classes' names (none: a regression of `n_targets`), whether values are probabilities, the dtype of the values of classes."""
+class Told(NamedTuple):
+    """What is written of a row: classes' names, whether their values are probabilities and of which dtype, or in a regression the targets' names."""
 
-    n: int
-    names: list[str]
+    classes: list[str]
+    targets: list[str]
     has_probabilities: bool
-    n_targets: int | None
     dtype: Any
 
 
@@ -47,13 +46,13 @@ def check(out: str) -> None:
         raise UserError(f"--out {out}: no permission to write to {path.parent}; choose another --out")
 
 
-def write(out: str, table: Table, chunks: Iterable[Chunk]) -> None:
-    """Write all chunks to `out`; after an error nothing is left of it."""
+def write(out: str, n: int, told: Told, chunks: Iterable[Chunk]) -> None:
+    """Write all chunks, `n` rows, to `out`; after an error nothing is left of it."""
     path = Path(out)
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            (_write_csv if out.endswith(".csv") else _write_npz)(file, table, chunks)
+            (_write_csv if out.endswith(".csv") else _write_npz)(file, n, told, chunks)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -61,34 +60,32 @@ def write(out: str, table: Table, chunks: Iterable[Chunk]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write_csv(file: IO[bytes], table: Table, chunks: Iterable[Chunk]) -> None:
+def _write_csv(file: IO[bytes], n: int, told: Told, chunks: Iterable[Chunk]) -> None:
     """Numbers are the shortest that read back to the same bits."""
     import io
 
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text, lineterminator="\n")
-    kind = "p" if table.has_probabilities else "score"
-    several = [f"target_{j}" for j in range(table.n_targets or 0)]
-    rows.writerow(["class", *(f"{kind}_{name}" for name in table.names)] if table.names else several if len(several) > 1 else ["target"])
+    kind = "p" if told.has_probabilities else "score"
+    rows.writerow(["class", *(f"{kind}_{name}" for name in told.classes)] if told.classes else told.targets)
     for labels, values in chunks:
-        told = values.astype(str).tolist()
-        rows.writerows(told if labels is None else ([table.names[c], *of] for c, of in zip(labels.tolist(), told, strict=True)))
+        cells = values.astype(str).tolist()
+        rows.writerows(cells if labels is None else ([told.classes[c], *of] for c, of in zip(labels.tolist(), cells, strict=True)))
     text.detach()
 
 
-def _write_npz(file: IO[bytes], table: Table, chunks: Iterable[Chunk]) -> None:
+def _write_npz(file: IO[bytes], n: int, told: Told, chunks: Iterable[Chunk]) -> None:
     """The values go straight to the archive; only a number a row is kept to its end."""
-    name, dtype = ("probabilities" if table.has_probabilities else "scores", table.dtype) if table.names else ("targets", np.dtype(np.float64))
-    width = len(table.names) if table.names else table.n_targets
+    name, dtype = ("probabilities" if told.has_probabilities else "scores", told.dtype) if told.classes else ("targets", np.dtype(np.float64))
     labels: list[Array] = []
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as to:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (table.n, width)}
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, len(told.classes or told.targets))}
             np.lib.format.write_array_header_1_0(to, header)
             for some, values in chunks:
                 to.write(np.ascontiguousarray(values, dtype).tobytes())
                 labels += [] if some is None else [some]
-        if table.names:
-            for other, array in (("labels", np.concatenate(labels)), ("classes", np.array(table.names))):
+        if told.classes:
+            for other, array in (("labels", np.concatenate(labels)), ("classes", np.array(told.classes))):
                 with archive.open(zipfile.ZipInfo(f"{other}.npy"), "w", force_zip64=True) as to:
                     np.lib.format.write_array(to, array, allow_pickle=False)

@@ -15,7 +15,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.csv_rows import line_blocks
 from mpidml.data.decimals import parse
-from mpidml.data.formats.base import Format, Known, opened
+from mpidml.data.formats.base import Format, Known, Label, opened
 from mpidml.data.raw import Array
 from mpidml.data.sparse import Line, SparseRows
 
@@ -40,7 +40,7 @@ class Svmlight(Format):
 
     endings = tuple(f".{name}{packed}" for name in ("svm", "svmlight", "libsvm") for packed in ("", ".gz"))
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> SparseRows:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> SparseRows:
         file, line = str(path), 1
         blocks: list[Rows] = []
         lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
