@@ -14,15 +14,13 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.core.evaluation import Evaluation
-from mpidml.core.quality import roc
-from mpidml.core.role import Array
-from mpidml.runtime import judging, scoring
+from mpidml.runtime import evaluation_plot, judging, scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.evaluation_text import report
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.ranks import given_or_all
-from mpidml.runtime.saved import Rows, Saved, open_run
+from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
 from mpidml.strategies.base import compiled
@@ -50,25 +48,28 @@ def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) ->
     lo, hi = scoring.share(n, comm.rank, comm.size)
     outputs = np.empty((hi - lo, saved.net.n_outputs), saved.net.dtype)
     with np.errstate(all="ignore"):
-        scores = scoring.score(saved.net, saved.w, rows.x[lo:hi], rows.y[lo:hi], rows.targets, outputs)
+        scores = scoring.score(saved.net, saved.w, rows.x[lo:hi], rows.y[lo:hi], rows.targets, outputs, rows.heads)
     found = comm.gather((scores, outputs))
     result: dict[str, Any] | None = None
     if found is not None:
         whole = np.concatenate([part for _, part in found])
         loss, score, _ = scoring.total(of for of, _ in found)
-        common = {"run": str(asked.run), "data": rows.name, "own_test_rows": not asked.data, "rows": n, "loss": loss / n}
-        names = saved.known
-        if rows.targets is None:
-            result = common | judging.classified(saved.net.loss, names.classes, rows.y, whole, int(score))
+        common = {"run": str(asked.run), "data": rows.name, "own_test_rows": not asked.data, "rows": n}
+        each = judging.things(saved, rows.y, rows.targets, rows.heads, whole)
+        told = [thing.judged(*of) for thing, of in zip(each, scoring.pairs(scoring.of_heads(of for of, _ in found)) or [(loss, score)], strict=True)]
+        result = common | {"loss": loss / n}
+        if rows.heads:
+            weights = [{"weight": head.weight} for head in saved.net.heads]
+            result |= {"task": "heads", "heads": {thing.name: weight | of for thing, weight, of in zip(each, weights, told, strict=True)}}
         else:
-            result = common | judging.regressed(rows.targets, names.target_names, rows.y, whole, score)
+            result |= told[0]
+        drawn = [f"evaluation{'.' * bool(thing.name)}{thing.name}.png" for thing in each] if asked.plot and write else []
         if write:
             folder.create()
-            if asked.plot:
-                _draw(folder, result, saved, rows, whole)
+            for thing, of, name in zip(each, told, drawn, strict=False):
+                folder.write_bytes(name, evaluation_plot.draw(common | of, thing))
             folder.write_json("evaluation.json", result)
         if not quiet:
-            drawn = ["evaluation.png"] * asked.plot
             say(report(result) + (f"\nwritten: {folder.path}/ ({', '.join(['evaluation.json', *drawn])})" if write else ""))
     found_by_all: dict[str, Any] = comm.bcast(result)
     return found_by_all
@@ -83,16 +84,3 @@ def _check_out(out: str) -> None:
         raise UserError(f"--out {out}: the folder holds another evaluation; choose another --out or remove it")
     if not path.exists():
         RunFolder.prepare(path)
-
-
-def _draw(folder: RunFolder, result: dict[str, Any], saved: Saved, rows: Rows, outputs: Array) -> None:
-    from mpidml.runtime import evaluation_plot
-
-    assert rows.y is not None
-    if rows.targets is None:
-        margins = saved.net.loss.margins(outputs)
-        curves = [roc(rows.y == c, margins[:, c]) for c in judging.drawn(result)]
-        png = evaluation_plot.of_classes(result, dict(zip(judging.drawn(result), curves, strict=True)))
-    else:
-        png = evaluation_plot.of_amounts(result, rows.targets.unscaled(rows.y), rows.targets.unscaled(outputs))
-    folder.write_bytes("evaluation.png", png)

@@ -48,7 +48,7 @@ class Job:
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
     activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"))
     dropout: float = flag(0.0, "mlp: share of hidden units dropped in training")
-    loss: str = flag("cross_entropy", "the loss, with its argument as in huber:1.0", plugins="mpidml.nn.losses")
+    loss: str = flag("auto", "the loss, with its argument as in huber:1.0 (auto: cross_entropy, of amounts squared_error)", plugins="mpidml.nn.losses")
     class_weights: str = flag("", "factor of each class in the loss: balanced (the rarer a class, the larger) or a list as 1,2.5,1")
     label_smoothing: float = flag(0.0, "cross_entropy: share of each label that is spread over all classes")
     dtype: str = flag("float32", "floating-point type of parameters and arithmetic", ("float32", "float64"))

@@ -13,6 +13,8 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data import sparse, table
 from mpidml.data.arrays import Arrays
+from mpidml.data.learnt import Learnt, picked
+from mpidml.data.learnt import check as check_heads
 from mpidml.data.raw import Array, Reading, check_part
 from mpidml.data.readers import answers, load, same_kind
 
@@ -23,6 +25,7 @@ class Known(NamedTuple):
     """What a run knows of its data: the source, the sizes after coding, how tables (`coding`) or sparse rows were coded, and the reading.
 
     `n_outputs`: classes, or in a regression targets. `largest`: of columns that hold codes the largest one. `class_weights`: those of the loss.
+    `heads`: what each of several learns, where the task is "heads".
     """
 
     source: str
@@ -33,6 +36,7 @@ class Known(NamedTuple):
     coding: table.Coding | sparse.Coding | None = None
     largest: Mapping[int, float] = {}
     class_weights: Array | None = None
+    heads: tuple[Learnt, ...] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -57,6 +61,7 @@ class Known(NamedTuple):
             "reading": {name: getattr(self.reading, name) for name in Reading._fields if name != "train_rows"},
             "largest_codes": {str(column): value for column, value in self.largest.items()},
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
+            "heads": [of.mapping() for of in self.heads],
         }
         if isinstance(self.coding, table.Coding):
             kept = self.coding
@@ -72,6 +77,8 @@ class Known(NamedTuple):
         if found["format"] != FORMAT:
             raise ValueError(f"it is of format {found['format']}, this program reads {FORMAT}")
         reading, coding = Reading(**found["reading"]), None
+        if isinstance(reading.label, list):
+            reading = reading._replace(label=tuple(reading.label))
         if kept := found.get("table"):
             columns = tuple(table.Filling(c["name"], None if (of := c["categories"]) is None else tuple(of), c["missing"]) for c in kept["columns"])
             names, labels, at = (tuple(kept[name]) for name in ("names", "labels", "at"))
@@ -81,7 +88,8 @@ class Known(NamedTuple):
         weights = found["class_weights"]
         largest = {int(column): float(value) for column, value in found["largest_codes"].items()}
         weighed = None if weights is None else np.array(weights, np.float64)
-        return cls(found["source"], found["task"], found["n_features"], found["n_outputs"], reading, coding, largest, weighed)
+        heads = tuple(map(Learnt.from_mapping, found["heads"]))
+        return cls(found["source"], found["task"], found["n_features"], found["n_outputs"], reading, coding, largest, weighed, heads)
 
 
 def read_later(source: str, labels: str | None, known: Known, wants_labels: bool, unseen: str = "") -> tuple[Any, Array | None]:
@@ -91,7 +99,7 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     """
     reading = known.reading._replace(unseen=unseen or known.reading.unseen)
     _refuse_unseen(known, unseen)
-    n, k = known.n_features, known.n_outputs if known.task == "regress" else 1
+    n, k = known.n_features, known.n_outputs if known.task == "regress" else sum(len(of.columns) for of in known.heads) or 1
     of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), (), tuple(range(n, n + k)), n)
     own = Reading(reading.view if source == "digits" else Reading().view, task=reading.task, unseen=unseen or Reading().unseen)
     contents: Any = load(source, own, labels, of_table)
@@ -112,8 +120,11 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
         return x, None
     same_kind(coding.classes if isinstance(coding, table.Coding) else (None,), contents.classes, known.source, source)
     y = contents.answers(coding) if isinstance(contents, table.Table) else contents.rows(coding)[1]
-    y, _ = answers(y, known.task, f"{source}, y")
+    y, _ = answers(y if isinstance(contents, table.Table) else picked(y, known.reading.label, f"{source}: y"), known.task, f"{source}, y")
     check_part(source, "x", x, "y", y)
+    if known.heads:
+        check_heads(y, known.heads, source)
+        return x, y
     if known.task == "regress" and y.shape[1] != known.n_outputs:
         raise UserError(f"{source}: its rows have {y.shape[1]} targets, those of {known.source} had {known.n_outputs}; give the same targets")
     if known.task != "regress" and (y >= known.n_outputs).any():

@@ -19,6 +19,7 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known, Label
+from mpidml.data.learnt import picked
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
 from mpidml.data.table import Table, check_names
 
@@ -31,6 +32,8 @@ VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 _DIGITS = Path(__file__).parent / "digits" / "digits.npz"
 _FOLDER = "mpidml.data.formats"
 MANY_CLASSES = 100
+HEADS = "heads"
+"""In place of a task: several heads learn columns of y, each its own."""
 
 
 def read(source: str, view: str = "pix", label: Label = None, labels: str | None = None, **how: Any) -> RawData:
@@ -52,15 +55,15 @@ def read_pair(
     return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
 
 
-def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
+def given(name: str, arrays: Sequence[Any], task: str, label: Label = None) -> RawData:
     """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR."""
     if len(arrays) not in (2, 4):
         raise UserError(f"{name}: are {len(arrays)}; give x, y or x, y, test_x, test_y")
     x, y, test_x, test_y = (*arrays, None, None)[:4]
     x, test_x = (part if part is None or hasattr(part, "indptr") else as_matrix(np.asarray(part), f"{name}: x") for part in (x, test_x))
-    y, note = answers(np.asarray(y), task, f"{name}, y")
+    y, note = answers(picked(np.asarray(y), label, f"{name}: y"), task, f"{name}, y")
     if test_x is not None:
-        test_y, _ = answers(np.asarray(test_y), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
+        test_y, _ = answers(picked(np.asarray(test_y), label, f"{name}: test_y"), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
     raw = RawData(name, x, y, test_x, test_y, note)
     check(raw, (name, "test_x", "test_y"))
     return raw
@@ -71,7 +74,8 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
     task = _task(source, train, reading)
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
-    y, note = answers(y, task, f"{source}, y")
+    label = reading.label if not isinstance(train, Table) else None
+    y, note = answers(picked(y, label, f"{source}: y"), task, f"{source}, y")
     notes = (*train.notes(coding), *note)
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
@@ -92,7 +96,7 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
         check(raw)
         return raw
     assert at is not None
-    test_y, _ = answers(test_y, task, f"{at[0]}, {at[2]}")
+    test_y, _ = answers(picked(test_y, label, f"{at[0]}: {at[2]}"), task, f"{at[0]}, {at[2]}")
     raw = RawData(name, x, y, test_x, test_y, notes, coding)
     check(raw, at)
     return raw
@@ -100,6 +104,8 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
 
 def _task(source: str, train: Any, reading: Reading) -> str:
     """Return what the labels are to be taken as; UserError for words that are to be amounts. Several columns of a table are amounts."""
+    if reading.task == HEADS:
+        return HEADS
     several = isinstance(train, Table) and len(train.at) > 1
     if several and reading.task == "classify":
         raise UserError(f"--task classify: {len(train.at)} label columns are the amounts of one regression; name one, or give a net file with a [[head]] for each")
@@ -113,8 +119,11 @@ def _task(source: str, train: Any, reading: Reading) -> str:
 
 
 def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
-    """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets."""
-    if task == "regress":
+    """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets.
+
+    Of several heads all columns, float64 (n, k), whatever they are.
+    """
+    if task in ("regress", HEADS):
         return targets_of(y, where), ()
     if task == "auto" and is_amount(y):
         row, *column = np.argwhere(y != np.floor(y))[0].tolist()
@@ -207,8 +216,12 @@ def _label_files(labels: str, n: int) -> list[Path | None]:
 def _idle(source: str, reading: Reading, labels: str | None, form: Format) -> None:
     """Refuse what was asked for and has no part in this format."""
     default = Reading()
-    if reading.label is not None and not form.is_table:
-        raise UserError(f"{source}: column '{reading.label}' was named, but only tables (.csv, .csv.gz, .parquet) have named columns; drop it")
+    listed = reading.label if isinstance(reading.label, tuple) else (reading.label,)
+    if named := [label for label in listed if isinstance(label, str) and not form.is_table]:
+        remedy = "drop it" if reading.label is named[0] else "give the number of a column of y, as label = 0"
+        raise UserError(f"{source}: column '{named[0]}' was named, but only tables (.csv, .csv.gz, .parquet) have named columns; {remedy}")
+    if numbers := [label for label in listed if isinstance(label, int) and form.is_table]:
+        raise UserError(f"{source}: label = {numbers[0]}: the columns of a table have names; give that of the label's column")
     if labels is not None and not form.takes_labels:
         raise UserError(f"--labels {labels}: does nothing, {source} holds its labels itself; leave it out")
     for name in ("categories", "unseen", "missing"):

@@ -46,7 +46,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     activation: str = Job.activation
     dropout: float = Job.dropout
     model: str = Job.model
-    loss: str = Job.loss
+    loss: str = "cross_entropy"
     optimizer: str = Job.optimizer
     lr: float = Job.lr
     lr_policy: str = Job.lr_policy

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core import quality
 from mpidml.core.role import Array
+from mpidml.data.learnt import Learnt
 from mpidml.data.targets import Targets
 from mpidml.runtime.scoring import BLOCK, exact
 
 MOST_CLASSES = 100
 """A table of confusion of more classes is not written, only its largest entries."""
 N_CONFUSED = 20
+
+
+class Thing(NamedTuple):
+    """One thing that a network has learnt, and what it says of some rows: `name` is that of a head, "" where it is the only thing.
+
+    loss: the loss object; names: those of classes, or of targets; y: labels int64 (n,), or scaled targets (n, k), whose scaling is `targets`.
+    """
+
+    name: str
+    loss: Any
+    names: Sequence[str]
+    y: Array
+    outputs: Array
+    targets: Targets | None
+
+    def judged(self, loss: float, score: float) -> dict[str, Any]:
+        """Return what evaluation.json holds of it; `loss` and `score` as summed up by `scoring`."""
+        if self.targets is None:
+            return {"loss": loss / len(self.y)} | classified(self.loss, self.names, self.y, self.outputs, int(score))
+        return {"loss": loss / len(self.y)} | regressed(self.targets, self.names, self.y, self.outputs, score)
+
+
+def things(saved: Any, y: Array, targets: Targets | None, heads: Sequence[Learnt], outputs: Array) -> list[Thing]:
+    """Return what a saved run has learnt, with y and outputs (n, n_outputs) of rows."""
+    if not heads:
+        return [Thing("", saved.net.loss, saved.known.classes or saved.known.target_names, y, outputs, targets)]
+    return [
+        Thing(of.name, head.loss, of.classes or of.target_names, of.answers(y, saved.net.dtype), head.cut(outputs), of.targets)
+        for head, of in zip(saved.net.heads, heads, strict=True)
+    ]
 
 
 def classified(loss: Any, names: Sequence[str], y: Array, outputs: Array, n_right: int) -> dict[str, Any]:

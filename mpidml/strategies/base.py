@@ -24,14 +24,14 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, events, resume, run_files, summary
+from mpidml.runtime import checkpoint, events, resume, run_files, scoring, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
 from mpidml.runtime.looks import Looks
 from mpidml.runtime.model import Model
-from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.monitor import N_COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import Progress, launcher_terminal
@@ -41,7 +41,6 @@ from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
 VALUES_TAG = 9
-NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 ASKED = -1.0
 """In place of a worker's number: a signal asks this rank to end."""
 
@@ -87,7 +86,8 @@ class Run:
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
-        self.telemetry = Telemetry(comm, len(COLUMNS))
+        width = N_COLUMNS + scoring.n_of_heads(self.net)
+        self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
@@ -121,7 +121,7 @@ class Run:
         if name == "clock":
             self.telemetry.add((worker, now - self.started, *value))
         elif name == "left":
-            self.telemetry.add((worker, now - self.started, -1.0, *NOTHING_MEASURED))
+            self.telemetry.add((worker, now - self.started, -1.0, *self.nothing_measured))
         elif name == "quota":
             self.quotas.append((now - self.started, *value))
         elif self.trace is not None:
@@ -130,7 +130,7 @@ class Run:
     def _look(self, now: float) -> None:
         """Pass news on to rank 0; there, end the run when its target is reached or a signal asks for it."""
         if self.asked():
-            self.telemetry.add((ASKED, now - self.started, 0.0, *NOTHING_MEASURED))
+            self.telemetry.add((ASKED, now - self.started, 0.0, *self.nothing_measured))
         if self.monitor is None:
             self.telemetry.send()
             return
@@ -240,7 +240,7 @@ class Run:
             keep["metrics"] = monitor.metrics if monitor is not None else None
             keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
             keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
-            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets)
+            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets, self.data.heads)
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
@@ -275,7 +275,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
     n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
-    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step)
+    rows = sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step
+    return Monitor(strategy.n_workers, n_clocks, *rows, scoring.n_of_heads(strategy.net))
 
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:
