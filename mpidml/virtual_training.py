@@ -14,6 +14,7 @@ from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.progress import Progress
 from mpidml.runtime.scoring import n_of_heads
+from mpidml.runtime.summary import by_head
 from mpidml.sim.parameter_server import Plan, Simulated, drive
 from mpidml.sim.ranks import VirtualRanks
 
@@ -71,7 +72,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "epochs": monitor.n_groups / sampler.clocks_per_epoch,
         "final_loss": sum(row["loss"] for row in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
-        **final,
+        **by_head(strategy, final),
         "target": job.target or None,
         "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
         "target_samples": monitor.reached["samples"] if monitor.reached else None,

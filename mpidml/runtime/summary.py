@@ -103,8 +103,7 @@ def of_job(
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
         "final_loss": sum(r["loss"] for r in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
-        **{name: value for name, value in final.items() if "." not in name},
-        **of_heads(strategy, final),
+        **by_head(strategy, final),
         "bytes_sent": [r["bytes_sent"] for r in ranks],
         "bytes_window": [r["bytes_window"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
@@ -123,13 +122,13 @@ def of_job(
     }
 
 
-def of_heads(strategy: Any, final: dict[str, float | None]) -> dict[str, Any]:
-    """Return `heads` of summary.json, where there are several: of each its loss, its weight, and how good it is."""
+def by_head(strategy: Any, final: dict[str, float | None]) -> dict[str, Any]:
+    """Return the scores of the parameters that are saved as summary.json holds them: those of several heads below `heads`, by their names."""
     found: dict[str, dict[str, Any]] = {}
     for head, of in zip(strategy.net.heads, strategy.data.heads, strict=False):
         measures = {name.partition(".")[0]: value for name, value in final.items() if name.partition(".")[2] == head.name}
         found[head.name] = {"task": "classify" if of.is_labels else "regress", "weight": head.weight, "columns": of.names, **measures}
-    return {"heads": found} if found else {}
+    return {name: value for name, value in final.items() if "." not in name} | ({"heads": found} if found else {})
 
 
 def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:

@@ -205,18 +205,17 @@ def test_ranges_tile_the_gradient_from_the_end_and_are_final_when_reported() -> 
     net, given = net_of(*names), data(*names)
     step = step_of(net, given, moved(net))
     assert_final_when_reported(net, step, step.run)
-    assert list(net.params.shapes)[-1].startswith("heads.odd.") and list(net.params.shapes)[0] == "layers.0.weight"
+    assert list(net.params.shapes)[-1].startswith("heads.odd.") and next(iter(net.params.shapes)) == "layers.0.weight"
 
     def before_the_other_heads(scale: float, progress: Any) -> None:
         """Go from the last head straight to the trunk, then to the others, as if their gradients were not added to it."""
-        n_last = len(list(net.layers[-len(net.heads[-1].layers) :]))
+        n_last, end = len(net.heads[-1].layers), net.params.slices["heads.kind.0.weight"].start
         for group in step.forward:
             for function, arguments in group.thunks:
                 function(*arguments)
         step.lose(scale)
-        first = [group for group in step.backward if 0 < group.hi <= net.params.slices["heads.kind.0.weight"].start]
-        order = [*step.backward[:n_last], *first, *(group for group in step.backward[n_last:] if group not in first)]
-        for group in order:
+        rest = step.backward[n_last:]
+        for group in [*step.backward[:n_last], *(of for of in rest if 0 < of.hi <= end), *(of for of in rest if not 0 < of.hi <= end)]:
             for function, arguments in group.thunks:
                 function(*arguments)
             progress(group.lo, group.hi)
