@@ -55,8 +55,11 @@ def read_pair(
     return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
 
 
-def given(name: str, arrays: Sequence[Any], task: str, label: Label = None) -> RawData:
-    """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR."""
+def given(name: str, arrays: Sequence[Any], task: str, label: Label = None, n_classes: int = 0) -> RawData:
+    """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR.
+
+    `n_classes`: how many classes there are, where the rows may lack some.
+    """
     if len(arrays) not in (2, 4):
         raise UserError(f"{name}: are {len(arrays)}; give x, y or x, y, test_x, test_y")
     x, y, test_x, test_y = (*arrays, None, None)[:4]
@@ -65,7 +68,7 @@ def given(name: str, arrays: Sequence[Any], task: str, label: Label = None) -> R
     if test_x is not None:
         test_y, _ = answers(picked(np.asarray(test_y), label, f"{name}: test_y"), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
     raw = RawData(name, x, y, test_x, test_y, note)
-    check(raw, (name, "test_x", "test_y"))
+    check(raw, (name, "test_x", "test_y"), n_classes)
     return raw
 
 

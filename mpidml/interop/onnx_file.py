@@ -66,6 +66,8 @@ class _Graph:
             after[i] = after[source] if layer.training_only else self.layer(layer, net.layer_views(i, model.values), after[source])
         outputs = []
         for head, end, targets in zip(net.heads, net.ends, [of.targets for of in model.heads] or [model.targets], strict=True):
+            if head.name == "x":
+                raise UserError("to_onnx: a head is named 'x', as what goes in is; give it another name")
             at, kind, name = after[end], kinds[str(self.dtype)], head.name or "outputs"
             if targets is not None:
                 scaled = self.node("Mul", self.cast(at, "float64"), self.constant(np.float64(targets.scale)))

@@ -113,13 +113,15 @@ def on_arrays(job: Job) -> Job:
     return replace(job, data=ARRAYS)
 
 
-def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Dataset:
+def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None, start: Any = None) -> Dataset:
     """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
 
     `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    `start`: a `Start`, whose number of classes counts, and whose model scales rows and targets as it did before.
     """
     leads = comm.host.rank == 0
-    parts = agree(comm, lambda: _split(job, arrays) if leads else None)
+    before = start.kept.model if start is not None and start.kept is not None else None
+    parts = agree(comm, lambda: _split(job, arrays, start) if leads else None)
     about = None if parts is None else _about(parts)
     name, sizes, n_features, n_outputs, dtypes, targets, notes, heads = comm.host.bcast(about, 0)
     n = sizes[0]
@@ -137,6 +139,7 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
     mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
+    scaler = scaler if before is None else before.scaler
     scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None or heads:
         answers = [y.reshape(-1, width) for y in answers]
@@ -189,14 +192,14 @@ class _Parts(NamedTuple):
     heads: tuple[learnt.Learnt, ...] = ()
 
 
-def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
+def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
     """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
     label, task, asked = labels(job)
     how |= {"label": label, "labels": job.labels or None, "task": task}
     how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
     if arrays is not None:
-        raw = given(job.data, arrays, task, label)
+        raw = given(job.data, arrays, task, label, start.n_classes if start is not None else 0)
     elif job.test_data:
         raw = read_pair(job.data, job.test_data, test_labels=job.test_labels or None, **how)
     else:
@@ -220,8 +223,10 @@ def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
         learnt.check(test.y, heads, job.test_data or raw.name)
         return _Parts(raw.name, rows, sum(head.n_outputs for head in heads), None, raw.notes, raw.coding, heads)
     if raw.y.dtype.kind == "f":
-        return _Parts(raw.name, rows, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
-    return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
+        before = start.kept.model.targets if start is not None and start.kept is not None else None
+        return _Parts(raw.name, rows, raw.y.shape[1], before or Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+    n_classes = max(int(raw.y.max()) + 1, start.n_classes if start is not None else 0)
+    return _Parts(raw.name, rows, n_classes, None, raw.notes, raw.coding)
 
 
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:

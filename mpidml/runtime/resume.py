@@ -122,6 +122,15 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     if known["data"] != fingerprint(data):
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
+    fill(strategy, saved, position)
+    for task in strategy.tasks.values():
+        task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
+    return position
+
+
+def fill(strategy: Any, saved: Any, position: Position) -> None:
+    """Fill parameters and optimizers with what is saved, a `Checkpoint` or the like, to go on from `position`."""
+    known = saved.facts
     same = len(known["turns"]) == strategy.n_workers
     for number, store in strategy.stores.items():
         lo, hi, _ = strategy.spec.shards[number]
@@ -131,7 +140,6 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
         store.restore(position.clock, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
         store.count(whole, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
     for task in strategy.tasks.values():
-        task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
         for name, array in (task.state or {}).items():
             if same:
                 saved.read(f"worker.{task.worker}.{name}", 0, array)
@@ -140,7 +148,6 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
                 for w, other in enumerate(others):
                     saved.read(f"worker.{w}.{name}", 0, other)
                 array[:] = np.mean(others, axis=0)
-    return position
 
 
 def metrics(folder: Path, n: int) -> list[dict[str, Any]]:
