@@ -41,7 +41,7 @@ class Known(NamedTuple):
     @property
     def classes(self) -> list[str]:
         """Return the classes' names: their words, or their numbers; in a regression none."""
-        words = self.coding.classes[0] if isinstance(self.coding, table.Coding) else None
+        words = self.coding.classes[0] if isinstance(self.coding, table.Coding) else self.coding.classes if self.coding is not None else None
         return [] if self.task == "regress" else words or [str(i) for i in range(self.n_outputs)]
 
     @property
@@ -68,7 +68,7 @@ class Known(NamedTuple):
             columns = [{"name": c.name, "categories": c.categories, "missing": c.missing} for c in kept.columns]
             found["table"] = {"columns": columns, "classes": kept.classes, "names": kept.names, "labels": kept.labels, "at": kept.at}
         elif self.coding is not None:
-            found["sparse"] = {"base": self.coding.base, "signs": self.coding.signs}
+            found["sparse"] = {"base": self.coding.base, "signs": self.coding.signs, "plus": self.coding.plus}
         return found
 
     @classmethod
@@ -84,7 +84,7 @@ class Known(NamedTuple):
             names, labels, at = (tuple(kept[name]) for name in ("names", "labels", "at"))
             coding = table.Coding(found["source"], columns, tuple(kept["classes"]), reading, names, labels, at)
         elif kept := found.get("sparse"):
-            coding = sparse.Coding(kept["base"], found["n_features"], kept["signs"], found["source"])  # type: ignore[assignment]
+            coding = sparse.Coding(kept["base"], found["n_features"], kept["signs"], found["source"], kept["plus"])  # type: ignore[assignment]
         weights = found["class_weights"]
         largest = {int(column): float(value) for column, value in found["largest_codes"].items()}
         weighed = None if weights is None else np.array(weights, np.float64)

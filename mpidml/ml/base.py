@@ -16,8 +16,9 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
+from mpidml.nn.models import layers_of
 from mpidml.rates.base import make_rates
-from mpidml.runtime.net import labels
+from mpidml.runtime.net import net_text
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.start import Kept, Start
 from mpidml.strategies.base import train
@@ -96,7 +97,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
                     seed = ranks.bcast(check_random_state(seed).randint(2**31) if ranks.rank == 0 else None)
                 job = Job().with_values(values | {"seed": int(seed)}, name)
-                if labels(job)[2]:
+                if len(layers_of(job, net_text(job)).heads) > 1:
                     raise UserError(f"{name}: model {job.model} has several heads, and an estimator learns one thing; use mpidml.train, or a net without them")
                 if kept_before is not None:
                     job = job.with_values({"epochs": kept_before.epochs + 1, "dtype": str(kept_before.model.network.dtype)}, name)

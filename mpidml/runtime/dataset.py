@@ -218,7 +218,7 @@ def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
     rows = (train, test, Part(raw.x, raw.y, apart))
     check_room(job.data, job.dtype, *rows)
     if asked:
-        words = getattr(raw.coding, "classes", ())
+        words = getattr(raw.coding, "classes", None) or ()
         heads = learnt.fit(raw.name, asked, words, raw.y, train.y, test.y)
         learnt.check(test.y, heads, job.test_data or raw.name)
         return _Parts(raw.name, rows, sum(head.n_outputs for head in heads), None, raw.notes, raw.coding, heads)

@@ -151,7 +151,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     if position.turns:
         lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
-    if job.tune and bound != 0:
+    if job.tune and bound != 0 and strategy.comm.size > 1:  # a single process is never stale
         typical = strategy.policy.tuning(1)
         lines.append(
             f"stale updates are softened: at staleness 1 the rate is multiplied by {typical.rate:g} and momentum's memory divided by {typical.memory:g} (--no-tune: off)"
