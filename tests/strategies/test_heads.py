@@ -202,6 +202,9 @@ def test_columns_of_an_array_are_learnt_by_their_numbers(tmp_path: Path) -> None
     from_file = train(job, quiet=True)
     from_arrays = train(SMALL.with_values({"model": job.model, "epochs": 20}, "test"), quiet=True, write=False, data=(x, y))
     assert from_file["model_sha256"] == from_arrays["model_sha256"] and from_file["heads"]["amounts"]["test_r2"] > 0.5
+    other = train(SMALL.with_values({"model": job.model, "epochs": 20}, "test"), quiet=True, write=False, data=(x, y * [4, 1, 1]))
+    assert other["model_sha256"] == from_file["model_sha256"], "the unit of amounts changes no bit of the model"
+    assert other["heads"]["amounts"]["test_rmse"] == 4 * from_file["heads"]["amounts"]["test_rmse"]
     found = evaluate(job.out, data=str(tmp_path / "t.npz"), quiet=True, write=False)
     assert found["heads"]["kind"]["accuracy"] > 0.8 and found["heads"]["amounts"]["r2"] > 0.5
     (tmp_path / "net.toml").write_text(numbers.replace("label = 0", "label = 3"))
