@@ -7,30 +7,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mpidml.core import quality
 from mpidml.core.errors import UserError
 from mpidml.core.evaluation import Evaluation
-from mpidml.core.role import Array
-from mpidml.runtime import scoring
+from mpidml.runtime import evaluation_plot, judging, scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.evaluation_text import report
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.ranks import given_or_all
-from mpidml.runtime.saved import Rows, Saved, open_run
+from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
 from mpidml.strategies.base import compiled
-
-MOST_CLASSES = 100
-"""A table of confusion of more classes is not written, only its largest entries."""
-N_CONFUSED = 20
 
 
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:
@@ -55,21 +48,28 @@ def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) ->
     lo, hi = scoring.share(n, comm.rank, comm.size)
     outputs = np.empty((hi - lo, saved.net.n_outputs), saved.net.dtype)
     with np.errstate(all="ignore"):
-        scores = scoring.score(saved.net, saved.w, rows.x[lo:hi], rows.y[lo:hi], rows.targets, outputs)
+        scores = scoring.score(saved.net, saved.w, rows.x[lo:hi], rows.y[lo:hi], rows.targets, outputs, rows.heads)
     found = comm.gather((scores, outputs))
     result: dict[str, Any] | None = None
     if found is not None:
         whole = np.concatenate([part for _, part in found])
         loss, score, _ = scoring.total(of for of, _ in found)
-        common = {"run": str(asked.run), "data": rows.name, "own_test_rows": not asked.data, "rows": n, "loss": loss / n}
-        result = common | (_classified(saved, rows.y, whole, int(score)) if rows.targets is None else _regressed(rows, whole, score))
+        common = {"run": str(asked.run), "data": rows.name, "own_test_rows": not asked.data, "rows": n}
+        each = judging.things(saved, rows.y, rows.targets, rows.heads, whole)
+        told = [thing.judged(*of) for thing, of in zip(each, scoring.pairs(scoring.of_heads(of for of, _ in found)) or [(loss, score)], strict=True)]
+        result = common | {"loss": loss / n}
+        if rows.heads:
+            weights = [{"weight": head.weight} for head in saved.net.heads]
+            result |= {"task": "heads", "heads": {thing.name: weight | of for thing, weight, of in zip(each, weights, told, strict=True)}}
+        else:
+            result |= told[0]
+        drawn = [f"evaluation{'.' * bool(thing.name)}{thing.name}.png" for thing in each] if asked.plot and write else []
         if write:
             folder.create()
-            if asked.plot:
-                _draw(folder, result, saved, rows, whole)
+            for thing, of, name in zip(each, told, drawn, strict=False):
+                folder.write_bytes(name, evaluation_plot.draw(common | of, thing))
             folder.write_json("evaluation.json", result)
         if not quiet:
-            drawn = ["evaluation.png"] * asked.plot
             say(report(result) + (f"\nwritten: {folder.path}/ ({', '.join(['evaluation.json', *drawn])})" if write else ""))
     found_by_all: dict[str, Any] = comm.bcast(result)
     return found_by_all
@@ -84,55 +84,3 @@ def _check_out(out: str) -> None:
         raise UserError(f"--out {out}: the folder holds another evaluation; choose another --out or remove it")
     if not path.exists():
         RunFolder.prepare(path)
-
-
-def _classified(saved: Saved, y: Array, outputs: Array, n_right: int) -> dict[str, Any]:
-    """Return what is told of a model that names classes."""
-    names, loss = saved.known.classes, saved.net.loss
-    called, margins = loss.decide(outputs), loss.margins(outputs)
-    aucs = [quality.auc(y == c, margins[:, c]) for c in range(len(names))]
-    classes = quality.of_classes(y, called, names, aucs)
-    known = [auc for auc in aucs if auc is not None]
-    worst = [{"class": names[i], "called": names[j], "rows": count} for i, j, count in quality.confused(y, called, N_CONFUSED)]
-    return {
-        "task": "classify",
-        "right": n_right,
-        "accuracy": n_right / len(y),
-        "roc_auc": (aucs[1] if len(names) == 2 else sum(known) / len(known)) if known else None,
-        **quality.means(classes),
-        "classes": [of._asdict() for of in classes],
-        "confusion": quality.confusion(y, called, len(names)).tolist() if len(names) <= MOST_CLASSES else None,
-        "most_confused": worst,
-    }
-
-
-def _regressed(rows: Rows, outputs: Array, squared_errors: float) -> dict[str, Any]:
-    """Return what is told of a model that foretells amounts, in the targets' own unit."""
-    assert rows.targets is not None and rows.y is not None
-    found = rows.targets.quality(squared_errors, len(rows.x))
-    off = np.abs(np.subtract(outputs, rows.y, dtype=np.float64)) * rows.targets.scale
-    mae = scoring.exact(off[lo : lo + scoring.BLOCK].sum() for lo in range(0, len(off), scoring.BLOCK)) / off.size
-    return {"task": "regress", "targets": outputs.shape[1], "rmse": found["test_rmse"], "mae": mae, "r2": found["test_r2"]}
-
-
-def _draw(folder: RunFolder, result: dict[str, Any], saved: Saved, rows: Rows, outputs: Array) -> None:
-    from mpidml.runtime import evaluation_plot
-
-    assert rows.y is not None
-    if rows.targets is None:
-        margins = saved.net.loss.margins(outputs)
-        curves = [quality.roc(rows.y == c, margins[:, c]) for c in _drawn(result)]
-        png = evaluation_plot.of_classes(result, dict(zip(_drawn(result), curves, strict=True)))
-    else:
-        png = evaluation_plot.of_amounts(result, rows.targets.unscaled(rows.y), rows.targets.unscaled(outputs))
-    folder.write_bytes("evaluation.png", png)
-
-
-def _drawn(result: dict[str, Any]) -> Sequence[int]:
-    """Choose the classes whose ROC curves are drawn: of two the second, of more those whose curve is lowest."""
-    aucs = {c: of["roc_auc"] for c, of in enumerate(result["classes"]) if of["roc_auc"] is not None}
-    if len(result["classes"]) == 2:
-        return [1] if 1 in aucs else []
-    return sorted(aucs, key=lambda c: aucs[c])[:5]
-
-

@@ -49,13 +49,11 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
     n, chunks = len(rows.x), _chunks(saved, rows.x, comm)
     names = saved.known.classes
     if leads:
-        kind = None if names else saved.net.n_outputs
-        has_probabilities = bool(names) and saved.net.loss.probabilities(np.zeros((1, saved.net.n_outputs), saved.net.dtype)) is not None
-        table = prediction_files.Table(n, names, has_probabilities, kind, saved.net.dtype)
-        prediction_files.write(asked.out, table, (_said(saved, outputs) for outputs in chunks))
+        told = _told(saved)
+        prediction_files.write(asked.out, n, told, (_said(saved, outputs) for outputs in chunks))
         if not quiet:
-            what = f"{len(names)} classes" if names else f"{saved.net.n_outputs} target(s)"
-            say(f"{asked.run}: {n:,} rows of {asked.data}, {what}\nwritten: {asked.out}")
+            what = [(f"{of.head}: " if of.head else "") + (f"{len(of.classes)} classes" if of.classes else f"{len(of.targets)} target(s)") for of in told]
+            say(f"{asked.run}: {n:,} rows of {asked.data}, {'; '.join(what)}\nwritten: {asked.out}")
     else:
         for _ in chunks:
             pass
@@ -86,10 +84,25 @@ def _chunks(saved: Saved, x: Array, comm: CountedComm) -> Iterator[Array]:
         request.Wait()
 
 
-def _said(saved: Saved, outputs: Array) -> prediction_files.Chunk:
+def _told(saved: Saved) -> list[prediction_files.Told]:
+    """Return what is written of each thing that was learnt."""
+    known, found = saved.known, []
+    things: Any = known.heads or (known,)
+    for head, of in zip(saved.net.heads, things, strict=True):
+        zeros = np.zeros((1, head.n_outputs), saved.net.dtype)
+        has_probabilities = bool(of.classes) and head.loss.probabilities(zeros) is not None
+        found.append(prediction_files.Told(of.classes, [] if of.classes else of.target_names, has_probabilities, saved.net.dtype, head.name))
+    return found
+
+
+def _said(saved: Saved, outputs: Array) -> list[prediction_files.Chunk]:
     """Return what is written of some rows: classes and their probabilities (or what the loss has in their place), or amounts in their own unit."""
-    if saved.targets is not None:
-        return prediction_files.Chunk(None, saved.targets.unscaled(outputs))
-    loss = saved.net.loss
-    probabilities = loss.probabilities(outputs)
-    return prediction_files.Chunk(loss.decide(outputs), (outputs if probabilities is None else probabilities).astype(saved.net.dtype))
+    found = []
+    for head, targets in zip(saved.net.heads, [of.targets for of in saved.known.heads] or [saved.targets], strict=True):
+        own = head.cut(outputs)
+        if targets is not None:
+            found.append(prediction_files.Chunk(None, targets.unscaled(own)))
+            continue
+        probabilities = head.loss.probabilities(own)
+        found.append(prediction_files.Chunk(head.loss.decide(own), (own if probabilities is None else probabilities).astype(saved.net.dtype)))
+    return found

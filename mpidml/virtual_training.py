@@ -13,6 +13,8 @@ from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.progress import Progress
+from mpidml.runtime.scoring import n_of_heads
+from mpidml.runtime.summary import by_head
 from mpidml.sim.parameter_server import Plan, Simulated, drive
 from mpidml.sim.ranks import VirtualRanks
 
@@ -38,7 +40,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     of, n_looked_at = job.looks_at, len(data.rows(job.looks_at)[0])
     epoch, judge, target, write = sampler.clocks_per_epoch, data.quality, strategy.target, lambda row: None
     monitor = Monitor(
-        plan.n_workers, strategy.n_clocks, epoch, progress, write, judge, n_looked_at, target, limit, of, by_clock=strategy.in_step
+        plan.n_workers, strategy.n_clocks, epoch, progress, write, judge, n_looked_at, target, limit, of, by_clock=strategy.in_step, n_of_heads=n_of_heads(net)
     )
     reports: list[tuple[float, ...]] = []
 
@@ -48,7 +50,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
             row[EVALUATION_SECONDS] = 0.0  # scoring takes no virtual time
             reports.append(tuple(row))
         elif name == "left":
-            reports.append((float(role - n_servers), now, -1.0, *(0.0,) * (len(COLUMNS) - 3)))
+            reports.append((float(role - n_servers), now, -1.0, *(0.0,) * (monitor.width - 3)))
         if len(reports) >= plan.n_workers:  # one of each, in the mean
             monitor.take(reports)
             reports.clear()
@@ -70,7 +72,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "epochs": monitor.n_groups / sampler.clocks_per_epoch,
         "final_loss": sum(row["loss"] for row in tail) / len(tail),
         "diverged_at_clock": monitor.diverged_at,
-        **final,
+        **by_head(strategy, final),
         "target": job.target or None,
         "target_seconds": monitor.reached["seconds"] if monitor.reached else None,
         "target_samples": monitor.reached["samples"] if monitor.reached else None,

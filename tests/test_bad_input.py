@@ -160,7 +160,7 @@ CASES = {
     "missing net file": Case("--model {}/nowhere.net.toml", ("/nowhere.net.toml: there is no such file", "give the path of a net file")),
     "empty net file": Case("--model {}/empty.net.toml", ("/empty.net.toml: the file is empty", "list layers")),
     "broken net file": Case("--model {}/broken.toml", ("/broken.toml: cannot be read as TOML", "correct the file")),
-    "a net file without layers": Case("--model {}/batch.toml", ("/batch.toml: there is no key 'batch'", "known: layer")),
+    "a net file without layers": Case("--model {}/batch.toml", ("/batch.toml: there is no key 'batch'", "known: head, layer")),
     "unknown layer": Case("--model {}/layer.net.toml", ("/layer.net.toml: layer 1: there is no type 'dens'", "did you mean 'dense'?")),
     "unknown key of a layer": Case("--model {}/key.net.toml", ("/key.net.toml: layer 1 (dense): there is no key 'unit'", "did you mean 'units'?")),
     "codes that are none": Case("--data {}/own_test.npz --model {}/codes.net.toml", ("(embedding): column 2 holds 6 in row 1", "from 0 to 5; correct")),

@@ -309,3 +309,15 @@ def test_predictions_are_whole_or_not_there(trained: Any, tmp_path: Path, monkey
     with pytest.raises(OSError, match="no room"):
         predict(trained[0] / "words", str(trained[0] / "bare.csv"), str(tmp_path / "p.csv"), quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("lines", "names"), [(("+1 1:2", "-1 2:3"), ["-1", "+1"]), (("1 1:2", "-1 2:3"), ["-1", "1"]), (("1 1:2", "0 2:3"), ["0", "1"])])
+def test_predictions_have_the_signs_that_stand_in_the_training_file(tmp_path: Path, lines: tuple[str, str], names: list[str]) -> None:
+    (tmp_path / "t.svm").write_text("\n".join(lines * 40) + "\n")
+    job = Job(data=str(tmp_path / "t.svm"), model="softmax", epochs=5, backend="numpy", out=str(tmp_path / "run"))
+    train(job, quiet=True)
+    found = predict(job.out, job.data, str(tmp_path / "p.csv"), quiet=True)
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert found["classes"] == names and list(rows[0])[1:] == [f"p_{name}" for name in names]
+    assert [row["class"] for row in rows] == [line.split()[0] for line in lines * 40], "words of the file, line by line"
+    assert [of["name"] for of in evaluate(job.out, quiet=True, write=False)["classes"]] == names

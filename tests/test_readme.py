@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 2, "python": 4, "bash": 1, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 5, "bash": 1, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -88,12 +88,24 @@ def test_the_policy_of_ones_own_runs_and_does_what_it_says(tmp_path):
 
 
 def test_the_net_of_a_file_trains_on_rows_with_codes(tmp_path):
-    (tmp_path / "net.toml").write_text(block("toml", "[[layer]]"))
+    (tmp_path / "net.toml").write_text(block("toml", "embedding"))
     x = np.random.default_rng(0).normal(size=(60, 5))
     x[:, 0], x[:, 3] = np.arange(60) % 4, np.arange(60) % 3
     np.savez(tmp_path / "d.npz", x=x, y=np.arange(60) % 4)
     job = Job(data=str(tmp_path / "d.npz"), model=str(tmp_path / "net.toml"), epochs=30, batch=16)
     assert train(job, quiet=True, write=False)["final_loss"] < 0.7, "the classes are the codes of column 0"
+
+
+def test_the_net_with_heads_tells_kinds_and_prices(tmp_path):
+    (tmp_path / "heads.toml").write_text(block("toml", "[[head]]"))
+    script = block("python", "heads.toml")
+    for name in ("houses.csv", "heads.toml", "houses"):
+        script = script.replace(f'"{name}"', repr(str(tmp_path / name)))
+    (tmp_path / "script.py").write_text(script)
+    result = python([tmp_path / "script.py"])
+    assert result.code == 0, result
+    accuracy, r2 = map(float, result.out.split())
+    assert accuracy > 0.93 and r2 > 0.97 and (tmp_path / "houses" / "report.png").exists()
 
 
 def sbatch(script: str, folder: Path) -> subprocess.CompletedProcess:

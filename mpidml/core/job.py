@@ -5,14 +5,12 @@ A field appears here together with the code that gives it effect.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.target import parse_target
 
 EPOCHS = 30
 NO_END = 1 << 40
@@ -42,7 +40,10 @@ class Job:
     test_data: str = flag("", "test data in a file (glob, folder) of its own", groups="data one")
     labels: str = flag("", "IDX, npy: file of the labels (default: beside the data, by its standard name)", groups="data one")
     test_labels: str = flag("", "the same for --test-data", groups="data one")
-    label: str = flag("", "CSV, Parquet: name of the label's column (default: the last)", groups="data fixed one")
+    label: str = flag(
+        "", "CSV, Parquet: name of the label's column, or of several, the targets of one regression, as a,b,c (default: the last)",
+        groups="data fixed one commas",
+    )
     task: str = flag(
         "auto", "what the labels are: names of classes, or amounts (auto: amounts where a number is not whole)", ("auto", "classify", "regress"),
         groups="data fixed one",
@@ -71,7 +72,9 @@ class Job:
         "relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"), groups="fixed"
     )
     dropout: float = flag(0.0, "mlp: share of hidden units dropped in training")
-    loss: str = flag("cross_entropy", "the loss, with its argument as in huber:1.0", plugins="mpidml.nn.losses", groups="fixed")
+    loss: str = flag(
+        "auto", "the loss, with its argument as in huber:1.0 (auto: cross_entropy, of amounts squared_error)", plugins="mpidml.nn.losses", groups="fixed"
+    )
     class_weights: str = flag(
         "", "factor of each class in the loss: balanced (the rarer a class, the larger) or a list as 1,2.5,1", groups="one commas"
     )
@@ -187,63 +190,9 @@ class Job:
 
     def checked(self) -> Job:
         """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""
-        return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
+        from mpidml.core.job_rules import check  # which knows this record
 
-    def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "check_replicas": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")
-        for name in ("hold_out", "validate", "dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is not a share; give a number from 0 to below 1")
-        for name in ("lr", "wait_limit"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UserError(f"--{name.replace('_', '-')} {value}: is not a positive number; give for example {getattr(Job(), name)}")
-        if any(width < 1 for width in self.hidden):
-            raise UserError(f"--hidden {','.join(map(str, self.hidden))}: a width is below 1; give positive widths, as 512,512")
-        if self.staleness != "" and not str(self.staleness).isdecimal():
-            raise UserError(f"--staleness {self.staleness}: is not a whole number from 0 up; give for example 3")
-        if not (math.isfinite(self.seconds) and self.seconds >= 0):
-            raise UserError(f"--seconds {self.seconds}: is not a number of seconds; give one from 0 up")
-        if not (math.isfinite(self.budget) and self.budget >= 0):
-            raise UserError(f"--budget {self.budget}: is not a number of bytes a second; give one from 0 up")
-        parse_target(self.target)
-        for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            if (choices or f.metadata["plugins"]) and "," in value:
-                raise UserError(f"--{f.name.replace('_', '-')} {value}: is a list, and one value is taken here; `compare` takes lists")
-            if choices and value not in choices:
-                raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
-        if self.test_data and self.hold_out != Job.hold_out:
-            raise UserError(f"--hold-out {self.hold_out}: does nothing beside --test-data {self.test_data}; leave one of them out")
-        if not self.test_data:
-            for name in ("test_labels", "unseen"):
-                if getattr(self, name) != getattr(Job, name):
-                    raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: does nothing without --test-data; leave it out")
-        if self.unseen == "ignore" and self.categories == "codes":
-            raise UserError("--unseen ignore: --categories codes has no code for a word that was never seen; use --categories onehot")
-        if self.steps and self.epochs:
-            raise UserError(f"--epochs {self.epochs}: does nothing beside --steps {self.steps}, which says when to end; leave one of them out")
-        if self.keep_checkpoints != Job.keep_checkpoints and not self.checkpoint_every:
-            raise UserError(f"--keep-checkpoints {self.keep_checkpoints}: does nothing without --checkpoint-every; give one, or leave it out")
-        if self.patience and not self.validate:
-            raise UserError(
-                f"--patience {self.patience}: needs rows to judge by that are not the test rows, whose score would then be too good; give for example --validate 0.1"
-            )
-        if self.order != Job.order and not self.budget:
-            raise UserError(f"--order {self.order}: does nothing without --budget; give one, or leave it out")
-        if self.budget and self.early_push == "on":
-            raise UserError("--early-push on: cannot go beside --budget, which sends a gradient in pieces of its own; leave one of them out")
-        if self.model == "mlp" and not self.hidden:
-            raise UserError("--hidden: names no width; give widths as 512,512, or --model softmax, which has no hidden layers")
-        for name in ("hidden", "activation", "dropout") if self.model.endswith(".toml") else ():
-            if getattr(self, name) != getattr(Job, name):
-                raise UserError(f"--{name}: does nothing in --model {self.model}, which lists its layers itself; leave it out")
-        if self.model == "softmax" and self.activation != Job.activation:
-            raise UserError(f"--activation {self.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
-        return self
+        return check(self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job"))
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Job:
         """Return a job with `values` (field name -> TOML value or text of a flag); UserError names unknown keys and wrong types."""

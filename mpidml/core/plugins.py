@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,13 @@ def names(package: str) -> list[str]:
     """List the plug-ins of `package` ("mpidml.sync"): its files, except `base`, and installed entry points."""
     folder = importlib.import_module(package)
     files = [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "base" and not m.ispkg]
-    return sorted({*files, *(e.name for e in importlib.metadata.entry_points(group=package))})
+    return sorted({*files, *_installed(package)})
+
+
+@cache
+def _installed(package: str) -> dict[str, Any]:
+    """Return the entry points of a plug-in folder by name; looked up once, since that reads the metadata of all installed packages."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=package)}
 
 
 def load(package: str, name: str) -> type[Any]:
@@ -34,10 +41,9 @@ def load(package: str, name: str) -> type[Any]:
     name = name.replace("-", "_")
     if name not in names(package):
         raise UserError(f"{package.rpartition('.')[2]}: there is no '{name}'; {nearest(name, names(package))}")
-    for entry in importlib.metadata.entry_points(group=package):
-        if entry.name == name:
-            plugin: type[Any] = entry.load()
-            return plugin
+    if name in _installed(package):
+        plugin: type[Any] = _installed(package)[name].load()
+        return plugin
     return _public_class(importlib.import_module(f"{package}.{name}"), name)
 
 

@@ -26,9 +26,9 @@ class Arrays(NamedTuple):
     test: tuple[str, str, str] | None = None
 
     @property
-    def classes(self) -> list[str] | None:
+    def classes(self) -> tuple[None, ...]:
         """Labels in arrays are numbers."""
-        return None
+        return (None,)
 
     @classmethod
     def joined(cls, name: str, parts: Sequence[Arrays]) -> Arrays:

@@ -13,16 +13,19 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data import sparse, table
 from mpidml.data.arrays import Arrays
+from mpidml.data.learnt import Learnt, picked
+from mpidml.data.learnt import check as check_heads
 from mpidml.data.raw import Array, Reading, check_part
 from mpidml.data.readers import answers, load, same_kind
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Known(NamedTuple):
     """What a run knows of its data: the source, the sizes after coding, how tables (`coding`) or sparse rows were coded, and the reading.
 
     `n_outputs`: classes, or in a regression targets. `largest`: of columns that hold codes the largest one. `class_weights`: those of the loss.
+    `heads`: what each of several learns, where the task is "heads".
     """
 
     source: str
@@ -33,12 +36,19 @@ class Known(NamedTuple):
     coding: table.Coding | sparse.Coding | None = None
     largest: Mapping[int, float] = {}
     class_weights: Array | None = None
+    heads: tuple[Learnt, ...] = ()
 
     @property
     def classes(self) -> list[str]:
         """Return the classes' names: their words, or their numbers; in a regression none."""
-        words = self.coding.classes if isinstance(self.coding, table.Coding) else None
+        words = self.coding.classes[0] if isinstance(self.coding, table.Coding) else self.coding.classes if self.coding is not None else None
         return [] if self.task == "regress" else words or [str(i) for i in range(self.n_outputs)]
+
+    @property
+    def target_names(self) -> list[str]:
+        """Return the names of a regression's targets: of several columns of a table theirs, else target, or target_0, target_1."""
+        named = self.coding.labels if isinstance(self.coding, table.Coding) else ()
+        return ["target"] if self.n_outputs == 1 else list(named) or [f"target_{j}" for j in range(self.n_outputs)]
 
     def mapping(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
@@ -51,13 +61,14 @@ class Known(NamedTuple):
             "reading": {name: getattr(self.reading, name) for name in Reading._fields if name != "train_rows"},
             "largest_codes": {str(column): value for column, value in self.largest.items()},
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
+            "heads": [of.mapping() for of in self.heads],
         }
         if isinstance(self.coding, table.Coding):
             kept = self.coding
             columns = [{"name": c.name, "categories": c.categories, "missing": c.missing} for c in kept.columns]
-            found["table"] = {"columns": columns, "classes": kept.classes, "names": kept.names, "label": kept.label, "at": kept.at}
+            found["table"] = {"columns": columns, "classes": kept.classes, "names": kept.names, "labels": kept.labels, "at": kept.at}
         elif self.coding is not None:
-            found["sparse"] = {"base": self.coding.base, "signs": self.coding.signs}
+            found["sparse"] = {"base": self.coding.base, "signs": self.coding.signs, "plus": self.coding.plus}
         return found
 
     @classmethod
@@ -66,15 +77,19 @@ class Known(NamedTuple):
         if found["format"] != FORMAT:
             raise ValueError(f"it is of format {found['format']}, this program reads {FORMAT}")
         reading, coding = Reading(**found["reading"]), None
+        if isinstance(reading.label, list):
+            reading = reading._replace(label=tuple(reading.label))
         if kept := found.get("table"):
             columns = tuple(table.Filling(c["name"], None if (of := c["categories"]) is None else tuple(of), c["missing"]) for c in kept["columns"])
-            coding = table.Coding(found["source"], columns, kept["classes"], reading, tuple(kept["names"]), kept["label"], kept["at"])
+            names, labels, at = (tuple(kept[name]) for name in ("names", "labels", "at"))
+            coding = table.Coding(found["source"], columns, tuple(kept["classes"]), reading, names, labels, at)
         elif kept := found.get("sparse"):
-            coding = sparse.Coding(kept["base"], found["n_features"], kept["signs"], found["source"])  # type: ignore[assignment]
+            coding = sparse.Coding(kept["base"], found["n_features"], kept["signs"], found["source"], kept["plus"])  # type: ignore[assignment]
         weights = found["class_weights"]
         largest = {int(column): float(value) for column, value in found["largest_codes"].items()}
         weighed = None if weights is None else np.array(weights, np.float64)
-        return cls(found["source"], found["task"], found["n_features"], found["n_outputs"], reading, coding, largest, weighed)
+        heads = tuple(map(Learnt.from_mapping, found["heads"]))
+        return cls(found["source"], found["task"], found["n_features"], found["n_outputs"], reading, coding, largest, weighed, heads)
 
 
 def read_later(source: str, labels: str | None, known: Known, wants_labels: bool, unseen: str = "") -> tuple[Any, Array | None]:
@@ -84,10 +99,11 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     """
     reading = known.reading._replace(unseen=unseen or known.reading.unseen)
     _refuse_unseen(known, unseen)
-    of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), "", known.n_features, known.n_features)
+    n, k = known.n_features, known.n_outputs if known.task == "regress" else sum(len(of.columns) for of in known.heads) or 1
+    of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), (), tuple(range(n, n + k)), n)
     own = Reading(reading.view if source == "digits" else Reading().view, task=reading.task, unseen=unseen or Reading().unseen)
     contents: Any = load(source, own, labels, of_table)
-    has_labels = contents.y is not None if isinstance(contents, Arrays) else not isinstance(contents, table.Table) or contents.at >= 0
+    has_labels = contents.y is not None if isinstance(contents, Arrays) else not isinstance(contents, table.Table) or bool(contents.at)
     if wants_labels and not has_labels:
         raise UserError(f"{source}: its rows have no labels to compare with; give them, or use predict, which needs none")
     coding = _coding(contents, known, reading)
@@ -102,10 +118,13 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     if not wants_labels:
         check_part(source, "x", x, "y", np.zeros(len(x) if isinstance(x, np.ndarray) else x.shape[0], np.int64))
         return x, None
-    same_kind(coding.classes if isinstance(coding, table.Coding) else None, contents.classes, known.source, source)
+    same_kind(coding.classes if isinstance(coding, table.Coding) else (None,), contents.classes, known.source, source)
     y = contents.answers(coding) if isinstance(contents, table.Table) else contents.rows(coding)[1]
-    y, _ = answers(y, known.task, f"{source}, y")
+    y, _ = answers(y if isinstance(contents, table.Table) else picked(y, known.reading.label, f"{source}: y"), known.task, f"{source}, y")
     check_part(source, "x", x, "y", y)
+    if known.heads:
+        check_heads(y, known.heads, source)
+        return x, y
     if known.task == "regress" and y.shape[1] != known.n_outputs:
         raise UserError(f"{source}: its rows have {y.shape[1]} targets, those of {known.source} had {known.n_outputs}; give the same targets")
     if known.task != "regress" and (y >= known.n_outputs).any():
@@ -120,7 +139,7 @@ def _coding(contents: Any, known: Known, reading: Reading) -> Any:
         if isinstance(known.coding, table.Coding):
             return known.coding._replace(reading=reading)
         numbers = tuple(table.Filling(str(j), None, 0.0) for j in range(known.n_features))
-        return table.Coding(known.source, numbers, None, reading)
+        return table.Coding(known.source, numbers, (None,) * len(contents.at), reading)
     if isinstance(contents, sparse.SparseRows):
         own = contents.coding(reading)
         return known.coding if isinstance(known.coding, sparse.Coding) else own._replace(n_features=known.n_features, file=known.source)
@@ -138,7 +157,7 @@ def _refuse_unseen(known: Known, unseen: str) -> None:
 
 def _refuse_missing(contents: table.Table, coding: table.Coding) -> None:
     """Refuse missing cells where the run learnt nothing that could stand in for them."""
-    found = [(column.name, column.missing) for j, column in enumerate(contents.columns) if j != contents.at and column.missing is not None]
+    found = [(column.name, column.missing) for j, column in enumerate(contents.columns) if j not in contents.at and column.missing is not None]
     if coding.reading.missing == "refuse" and found:
         name, cell = found[0]
         raise UserError(

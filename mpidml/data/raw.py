@@ -13,6 +13,8 @@ import numpy as np
 from mpidml.core.errors import UserError
 
 Array = np.ndarray[Any, Any]
+Label = str | tuple[str | int, ...] | None
+"""The column(s) of the labels: of a table a name, or several with commas; one by one the names, or the numbers of the columns of y."""
 _ROWS_AT_ONCE = 4096
 
 
@@ -33,13 +35,13 @@ class RawData(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a data set is to be read; the fields are the flags of their names, `label` a column's name.
+    """How a data set is to be read; the fields are the flags of their names.
 
     `train_rows(n)` returns those of n rows that are trained on, to which imputed values are fitted (None: all).
     """
 
     view: str = "pix"
-    label: str | None = None
+    label: Label = None
     task: str = "classify"
     categories: str = "onehot"
     unseen: str = "refuse"
@@ -52,16 +54,16 @@ def as_rows(x: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(x.reshape(len(x), -1), dtype=dtype)
 
 
-def check(raw: RawData, test: tuple[str, str, str] | None = None) -> None:
+def check(raw: RawData, test: tuple[str, str, str] | None = None, n_classes: int = 0) -> None:
     """Refuse data that cannot be trained on: no rows, unequal lengths, NaN or infinity, labels outside 0..k-1; one pass over the data.
 
-    `test`: the file that the test rows come from and the names of their arrays there, if not x_test and y_test of the same file.
+    `test`: the file that the test rows come from and the names of their arrays there, if not x_test and y_test of the same file. `n_classes` are known to be.
     """
     test_name, x_name, y_name = test or (raw.name, "x_test", "y_test")
     check_part(raw.name, "x", raw.x, "y", raw.y)
     is_regression = raw.y.dtype.kind == "f"
     n, largest = len(raw.y), 0 if is_regression else int(raw.y.max())
-    if largest >= n:
+    if largest >= max(n, n_classes):
         row = int(raw.y.argmax())
         raise UserError(f"{raw.name}: label {largest} in row {row} of y means more classes than the {n} rows; code the labels as 0..k-1")
     if raw.test_x is None or raw.test_y is None:

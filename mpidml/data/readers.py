@@ -18,7 +18,8 @@ import numpy as np
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
-from mpidml.data.formats.base import Contents, Format, Known
+from mpidml.data.formats.base import Contents, Format, Known, Label
+from mpidml.data.learnt import picked
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
 from mpidml.data.table import Table, check_names
 
@@ -31,19 +32,21 @@ VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 _DIGITS = Path(__file__).parent / "digits" / "digits.npz"
 _FOLDER = "mpidml.data.formats"
 MANY_CLASSES = 100
+HEADS = "heads"
+"""In place of a task: several heads learn columns of y, each its own."""
 
 
-def read(source: str, view: str = "pix", label: str | None = None, labels: str | None = None, **how: Any) -> RawData:
+def read(source: str, view: str = "pix", label: Label = None, labels: str | None = None, **how: Any) -> RawData:
     """Read and check one data set: "digits" (in one `view`), a file of a known format, a glob such as 'part-*.csv', or a folder of one format.
 
-    `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column of the labels, for tables. `how`: see `Reading`.
+    `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column(s) of the labels, for tables. `how`: see `Reading`.
     x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order.
     """
     return _checked(source, None, labels, None, Reading(view, label, **how))
 
 
 def read_pair(
-    source: str, test_source: str, view: str = "pix", label: str | None = None, labels: str | None = None, test_labels: str | None = None, **how: Any
+    source: str, test_source: str, view: str = "pix", label: Label = None, labels: str | None = None, test_labels: str | None = None, **how: Any
 ) -> RawData:
     """Read training data and its test data from two sources, with one coding of labels and words (that of the training data).
 
@@ -52,29 +55,30 @@ def read_pair(
     return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
 
 
-def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
-    """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR."""
+def given(name: str, arrays: Sequence[Any], task: str, label: Label = None, n_classes: int = 0) -> RawData:
+    """Check the arrays that a program hands in: x, y, or x, y, test_x, test_y, as `read` checks those of a file; x may be scipy.sparse CSR.
+
+    `n_classes`: how many classes there are, where the rows may lack some.
+    """
     if len(arrays) not in (2, 4):
         raise UserError(f"{name}: are {len(arrays)}; give x, y or x, y, test_x, test_y")
     x, y, test_x, test_y = (*arrays, None, None)[:4]
     x, test_x = (part if part is None or hasattr(part, "indptr") else as_matrix(np.asarray(part), f"{name}: x") for part in (x, test_x))
-    y, note = answers(np.asarray(y), task, f"{name}, y")
+    y, note = answers(picked(np.asarray(y), label, f"{name}: y"), task, f"{name}, y")
     if test_x is not None:
-        test_y, _ = answers(np.asarray(test_y), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
+        test_y, _ = answers(picked(np.asarray(test_y), label, f"{name}: test_y"), "regress" if y.dtype.kind == "f" else "classify", f"{name}, test_y")
     raw = RawData(name, x, y, test_x, test_y, note)
-    check(raw, (name, "test_x", "test_y"))
+    check(raw, (name, "test_x", "test_y"), n_classes)
     return raw
 
 
 def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
     train: Any = load(source, reading, labels)
-    if reading.task == "regress" and train.classes is not None:
-        raise UserError(
-            f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
-        )
+    task = _task(source, train, reading)
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
-    y, note = answers(y, reading.task, f"{source}, y")
+    label = reading.label if not isinstance(train, Table) else None
+    y, note = answers(picked(y, label, f"{source}: y"), task, f"{source}, y")
     notes = (*train.notes(coding), *note)
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
@@ -95,15 +99,34 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
         check(raw)
         return raw
     assert at is not None
-    test_y, _ = answers(test_y, task, f"{at[0]}, {at[2]}")
+    test_y, _ = answers(picked(test_y, label, f"{at[0]}: {at[2]}"), task, f"{at[0]}, {at[2]}")
     raw = RawData(name, x, y, test_x, test_y, notes, coding)
     check(raw, at)
     return raw
 
 
+def _task(source: str, train: Any, reading: Reading) -> str:
+    """Return what the labels are to be taken as; UserError for words that are to be amounts. Several columns of a table are amounts."""
+    if reading.task == HEADS:
+        return HEADS
+    several = isinstance(train, Table) and len(train.at) > 1
+    if several and reading.task == "classify":
+        raise UserError(f"--task classify: {len(train.at)} label columns are the amounts of one regression; name one, or give a net file with a [[head]] for each")
+    words = next(((i, of[0]) for i, of in enumerate(train.classes) if of is not None), None)
+    if words is not None and several:
+        remedy = "name columns of numbers, or give a net file with a [[head]] for each"
+        raise UserError(f"--label {reading.label}: several columns are the amounts of one regression, and {train.labels[words[0]]} holds words ('{words[1]}'); {remedy}")
+    if words is not None and reading.task == "regress":
+        raise UserError(f"--task regress: the labels are words ('{words[1]}') in {source}; name a column of numbers by --label, or leave it out")
+    return "regress" if several else reading.task
+
+
 def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
-    """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets."""
-    if task == "regress":
+    """Return labels int64 (n,) or targets float64 (n, k), and what was decided: under "auto" only numbers that are not whole are targets.
+
+    Of several heads all columns, float64 (n, k), whatever they are.
+    """
+    if task in ("regress", HEADS):
         return targets_of(y, where), ()
     if task == "auto" and is_amount(y):
         row, *column = np.argwhere(y != np.floor(y))[0].tolist()
@@ -114,11 +137,12 @@ def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
     return coded, ()
 
 
-def same_kind(train: list[str] | None, test: list[str] | None, source: str, test_source: str) -> None:
+def same_kind(train: Sequence[list[str] | None], test: Sequence[list[str] | None], source: str, test_source: str) -> None:
     """Refuse labels that are words in one source and numbers in the other."""
-    if (train is None) != (test is None):
-        here, there = ("numbers" if of is None else f"words ('{of[0]}')" for of in (test, train))
-        raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
+    for ours, theirs in zip(train, test, strict=False):
+        if (ours is None) != (theirs is None):
+            here, there = ("numbers" if of is None else f"words ('{of[0]}')" for of in (theirs, ours))
+            raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
 
 
 def load(source: str, reading: Reading, labels: str | None, known: Known | None = None) -> Contents:
@@ -195,8 +219,12 @@ def _label_files(labels: str, n: int) -> list[Path | None]:
 def _idle(source: str, reading: Reading, labels: str | None, form: Format) -> None:
     """Refuse what was asked for and has no part in this format."""
     default = Reading()
-    if reading.label is not None and not form.is_table:
-        raise UserError(f"{source}: column '{reading.label}' was named, but only tables (.csv, .csv.gz, .parquet) have named columns; drop it")
+    listed = reading.label if isinstance(reading.label, tuple) else (reading.label,)
+    if named := [label for label in listed if isinstance(label, str) and not form.is_table]:
+        remedy = "drop it" if reading.label is named[0] else "give the number of a column of y, as label = 0"
+        raise UserError(f"{source}: column '{named[0]}' was named, but only tables (.csv, .csv.gz, .parquet) have named columns; {remedy}")
+    if numbers := [label for label in listed if isinstance(label, int) and form.is_table]:
+        raise UserError(f"{source}: label = {numbers[0]}: the columns of a table have names; give that of the label's column")
     if labels is not None and not form.takes_labels:
         raise UserError(f"--labels {labels}: does nothing, {source} holds its labels itself; leave it out")
     for name in ("categories", "unseen", "missing"):

@@ -25,16 +25,25 @@ class Line(NamedTuple):
 
 
 class Coding(NamedTuple):
-    """The first index, the number of features, and whether labels -1, +1 stand for classes 0, 1."""
+    """The first index, the number of features, and whether labels -1, +1 stand for classes 0, 1; `plus`: the file writes them with a plus."""
 
     base: int
     n_features: int
     signs: bool
     file: str
+    plus: bool = False
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The classes' names as the file writes them, None where they are their numbers."""
+        return ["-1", "+1" if self.plus else "1"] if self.signs else None
 
 
 class SparseRows(NamedTuple):
-    """Rows as in compressed sparse rows, with the indices of the file; `lowest` and `highest`: where such an index stands first."""
+    """Rows as in compressed sparse rows, with the indices of the file; `lowest` and `highest`: where such an index stands first.
+
+    `plus`: a label begins with a plus sign.
+    """
 
     file: str
     labels: Array
@@ -43,11 +52,12 @@ class SparseRows(NamedTuple):
     values: Array
     lowest: Line
     highest: Line
+    plus: bool = False
 
     @property
-    def classes(self) -> list[str] | None:
+    def classes(self) -> tuple[None, ...]:
         """Labels of this kind are numbers."""
-        return None
+        return (None,)
 
     @classmethod
     def joined(cls, name: str, parts: Sequence[SparseRows]) -> SparseRows:
@@ -58,13 +68,13 @@ class SparseRows(NamedTuple):
         indptr = np.concatenate([parts[0].indptr[:1], *(part.indptr[1:] + start for part, start in zip(parts, starts[:-1], strict=True))])
         labels, indices, values = (np.concatenate([part[i] for part in parts]) for i in (1, 3, 4))
         lowest, highest = min((part.lowest for part in parts), key=_feature), max((part.highest for part in parts), key=_feature)
-        return cls(name, labels, indptr, indices, values, lowest, highest)
+        return cls(name, labels, indptr, indices, values, lowest, highest, any(part.plus for part in parts))
 
     def coding(self, reading: Reading) -> Coding:
         """Decide what the indices and labels mean."""
         base = 0 if self.lowest.feature == 0 else 1
         signs = reading.task != "regress" and set(np.unique(self.labels).tolist()) == {-1.0, 1.0}
-        return Coding(base, self.highest.feature + 1 - base, signs, self.file)
+        return Coding(base, self.highest.feature + 1 - base, signs, self.file, self.plus)
 
     def rows(self, coding: Coding) -> tuple[Any, Array]:
         """Return CSR rows and labels; UserError where an index is none of the training data's."""

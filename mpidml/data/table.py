@@ -55,62 +55,72 @@ class Filling(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The columns that a run learnt from: names of the features, name and place of the label (no names: a table without a header), how many features."""
+    """The columns that a run learnt from: names of the features, names and places of the labels (no names: a table without a header), how many features."""
 
     names: tuple[str, ...]
-    label: str
-    at: int
+    labels: tuple[str, ...]
+    at: tuple[int, ...]
     n: int
 
-    def find(self, file: str, first: Sequence[str]) -> tuple[int, bool]:
-        """Return where the label's column is (-1: nowhere) in a table whose first line this is, and whether that line is a header for sure."""
+    def find(self, file: str, first: Sequence[str]) -> tuple[tuple[int, ...], bool]:
+        """Return where the labels' columns are (none: nowhere) in a table whose first line this is, and whether that line is a header for sure."""
         names = tuple(text.strip() for text in first)
-        if len(first) not in (self.n, self.n + 1):
-            raise UserError(f"{file}: has {len(first)} columns, the run learnt from {self.n} features and a label; give those columns, with the label or without")
+        if len(first) not in (self.n, self.n + len(self.at)):
+            several = "a label; give those columns, with the label" if len(self.at) == 1 else f"{len(self.at)} labels; give those columns, with the labels"
+            raise UserError(f"{file}: has {len(first)} columns, the run learnt from {self.n} features and {several} or without")
         if len(first) == self.n:
-            return -1, bool(self.names) and names == self.names
-        return (names.index(self.label), True) if self.names and self.label in names else (self.at, False)
+            return (), bool(self.names) and names == self.names
+        known = bool(self.names) and set(self.labels) <= set(names)
+        return (tuple(map(names.index, self.labels)), True) if known else (self.at, False)
 
 
 class Coding(NamedTuple):
-    """How the training data are coded, so that test data can be coded alike."""
+    """How the training data are coded, so that test data can be coded alike; `classes` of each label that is a word."""
 
     file: str
     columns: tuple[Filling, ...]
-    classes: list[str] | None
+    classes: tuple[list[str] | None, ...]
     reading: Reading
     names: tuple[str, ...] = ()
-    label: str = ""
-    at: int = -1
+    labels: tuple[str, ...] = ()
+    at: tuple[int, ...] = ()
 
     @property
     def known(self) -> Known:
-        """Return what finds the label's column in other files."""
-        return Known(self.names, self.label, self.at, len(self.columns))
+        """Return what finds the labels' columns in other files."""
+        return Known(self.names, self.labels, self.at, len(self.columns))
 
 
 class Table(NamedTuple):
-    """cells (n, columns) float64, NaN where no number stands; `at` is the label's column (-1: none); `names`: those of the features, and `label`
-    that of the label, empty without a header."""
+    """cells (n, columns) float64, NaN where no number stands; `at` are the labels' columns (none: no labels); `names`: those of the features, and
+    `labels` those of the labels, empty without a header."""
 
     file: str
     cells: Array
     columns: tuple[Column, ...]
-    at: int
+    at: tuple[int, ...]
     names: tuple[str, ...]
-    label: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
-    def classes(self) -> list[str] | None:
-        """Return the labels that are words, sorted; None where labels are numbers. UserError where some are words and some numbers, or missing."""
-        label = self.columns[self.at]
+    def classes(self) -> tuple[list[str] | None, ...]:
+        """Return of each label's column the words, sorted; None where labels are numbers. UserError where some are words and some numbers, or missing."""
+        return tuple(self._classes(j) for j in self.at)
+
+    def _classes(self, j: int) -> list[str] | None:
+        label = self.columns[j]
         if label.missing is not None:
             kind = "an empty label" if not label.missing.text else f"no label but '{label.missing.text}'"
-            raise UserError(f"{label.missing.file}: {label.missing.at()} has {kind} in column {self.at}; give each row a label")
+            remedy = "give each row a label" if len(self.at) == 1 else "give each row all its labels, or leave it out"
+            raise UserError(f"{label.missing.file}: {label.missing.at()} has {kind} in column {label.name if len(self.at) > 1 else j}; {remedy}")
         if label.n_words and label.n_numbers:
             odd, kind, others = _odd(label)
             raise UserError(f"{odd.file}: label '{odd.text}' in row {odd.row} is a {kind}, others are {others}s; label all rows alike")
         return sorted(cell.text for cell in label.words) if label.n_words else None
+
+    @property
+    def _features(self) -> list[int]:
+        return [j for j in range(len(self.columns)) if j not in self.at]
 
     @classmethod
     def joined(cls, name: str, parts: Sequence[Table]) -> Table:
@@ -120,48 +130,52 @@ class Table(NamedTuple):
             return first
         for part in parts[1:]:
             if len(part.columns) != len(first.columns) or part.at != first.at:
-                here, there = (f"{len(p.columns)} columns, the label in {p.at}" for p in (part, first))
+                here, there = (f"{len(p.columns)} columns, the label in {', '.join(map(str, p.at))}" for p in (part, first))
                 raise UserError(f"{part.file}: has {here}, {first.file} has {there}; give all files the same columns")
             check_names(part, first)
         columns = tuple(_joined(each, [len(part.cells) for part in parts]) for each in zip(*(part.columns for part in parts), strict=True))
-        return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names, first.label)
+        return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names, first.labels)
 
     def coding(self, reading: Reading) -> Coding:
         """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed."""
         rows = None if reading.train_rows is None else reading.train_rows(len(self.cells))
-        columns = tuple(self._filling(j, reading, rows) for j in range(len(self.columns)) if j != self.at)
+        columns = tuple(self._filling(j, reading, rows) for j in self._features)
         if reading.categories != Reading().categories and all(column.categories is None for column in columns):
             raise UserError(f"--categories {reading.categories}: does nothing, {self.file} has no column of words; leave it out")
-        return Coding(self.file, columns, self.classes, reading, self.names, self.label, self.at)
+        return Coding(self.file, columns, self.classes, reading, self.names, self.labels, self.at)
 
     def rows(self, coding: Coding) -> tuple[Array, Array]:
         """Return x (n, features) float64 and labels, int64 where they are words; UserError for cells and labels that the coding does not know."""
         return self.features(coding), self.answers(coding)
 
     def answers(self, coding: Coding) -> Array:
-        """Return the labels."""
-        y = self.cells[:, self.at]
-        if coding.classes is not None:
-            label = self.columns[self.at]
-            position = {text: i for i, text in enumerate(coding.classes)}
+        """Return the labels (n,), of several columns (n, k)."""
+        found = [self._answers(j, classes) for j, classes in zip(self.at, coding.classes, strict=True)]
+        return found[0] if len(found) == 1 else np.stack(found, axis=1)
+
+    def _answers(self, j: int, classes: list[str] | None) -> Array:
+        y = self.cells[:, j]
+        if classes is not None:
+            label = self.columns[j]
+            position = {text: i for i, text in enumerate(classes)}
             for cell in label.words:
                 if cell.text not in position:
-                    raise UserError(f"{cell.file}: label '{cell.text}' in row {cell.row} is unknown; {nearest(cell.text, coding.classes)}")
+                    raise UserError(f"{cell.file}: label '{cell.text}' in row {cell.row} is unknown; {nearest(cell.text, classes)}")
             assert label.codes is not None
             y = np.array([position[cell.text] for cell in label.words], np.int64)[label.codes]
         return y
 
     def features(self, coding: Coding) -> Array:
         """Return x."""
-        features = [j for j in range(len(self.columns)) if j != self.at]
+        features = self._features
         if len(features) != len(coding.columns):
             raise UserError(
                 f"{self.file}: train rows have {len(coding.columns)} features, test rows have {len(features)}; give both the same features"
             )
         parts = [self._numbers(j, filling, coding) for j, filling in zip(features, coding.columns, strict=True)]
         if all(part.ndim == 1 and part.base is self.cells for part in parts):  # nothing was coded
-            last = len(self.columns) - 1
-            return self.cells if self.at < 0 else self.cells[:, :-1] if self.at == last else np.delete(self.cells, self.at, 1)
+            n = len(features)
+            return self.cells[:, :n] if features == list(range(n)) else np.delete(self.cells, self.at, 1)
         x = np.empty((len(self.cells), sum(1 if part.ndim == 1 else part.shape[1] for part in parts)))
         at = 0
         for part in parts:
@@ -173,7 +187,7 @@ class Table(NamedTuple):
     def notes(self, coding: Coding) -> tuple[str, ...]:
         """Say what became of words and missing cells."""
         words = [column for column in coding.columns if column.categories is not None]
-        missing = sum(column.missing is not None for j, column in enumerate(self.columns) if j != self.at)
+        missing = sum(self.columns[j].missing is not None for j in self._features)
         into = "one feature each" if coding.reading.categories == "codes" else f"{sum(len(c.categories or ()) for c in words)} features"
         said = [f"{len(words)} column(s) of words became {into}"] if words else []
         return (*said, *([f"{missing} column(s) had missing values, which were imputed"] if missing else []))
@@ -236,6 +250,21 @@ class Table(NamedTuple):
             raise UserError(
                 f"{cell.file}: {cell.at()}, column {column.name} holds '{cell.text}', not a finite number or word; give such numbers only, or --missing impute"
             )
+
+
+def places(file: str, names: Sequence[str], label: str | Sequence[str | int] | None) -> tuple[int, ...]:
+    """Return where the labels' columns are: the last one, that of the name `label`, or those whose names `label` lists, with commas or one by one."""
+    if label is None:
+        return (len(names) - 1,)
+    listed = [label] if label in names else [name.strip() for name in label.split(",")] if isinstance(label, str) else list(label)
+    for i, name in enumerate(listed):
+        if name not in names:
+            raise UserError(f"{file}: there is no column '{name}'; {nearest(str(name), names)}")
+        if name in listed[:i]:
+            raise UserError(f"{file}: column '{name}' is named twice as a label; name it once")
+    if len(listed) == len(names):
+        raise UserError(f"{file}: all of its {len(names)} columns are named as labels; leave at least one for the features")
+    return tuple(names.index(str(name)) for name in listed)
 
 
 def check_names(table: Table, first: Table | Coding) -> None:

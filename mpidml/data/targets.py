@@ -35,6 +35,10 @@ class Targets(NamedTuple):
             raise UserError(f"{name}: targets reach {np.abs(y).max():.3g}, too large to be squared; give them in another unit")
         return cls(offset, scale if scale > np.abs(offset).max(initial=0) * 1e-12 else 1.0, spread)
 
+    def seen(self, y: Array) -> Targets:
+        """Return the same scaling for other test targets y (n, k), whose spread it then knows."""
+        return self._replace(spread=float(np.square(y - y.mean(axis=0)).sum()) if len(y) else 0.0)
+
     def scaled(self, y: Array) -> Array:
         """Return y (n, k) as it is trained on."""
         scaled: Array = (y - self.offset) / self.scale

@@ -2,6 +2,8 @@
 
     x -> (x - offset) * factor -> Gemm, Relu, ... -> outputs        as `Model.outputs`: sums before any softmax, or targets in their own unit
 
+Several heads are outputs of their names.
+
 x has the network's dtype; the scaling is computed in float64, as it is here.
 """
 
@@ -59,18 +61,21 @@ class _Graph:
 
         net, model = self.model.network, self.model
         kinds = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
-        at = self.cast(self.affine("x", model.scaler.offset, model.scaler.factor), str(self.dtype))
-        for i, layer in enumerate(net.layers):
-            if not layer.training_only:
-                at = self.layer(layer, net.layer_views(i, model.values), at)
-        kind = kinds[str(self.dtype)]
-        if model.targets is not None:
-            scaled = self.node("Mul", self.cast(at, "float64"), self.constant(np.float64(model.targets.scale)))
-            at, kind = self.node("Add", scaled, self.constant(model.targets.offset.astype(np.float64))), TensorProto.DOUBLE
-        self.nodes.append(helper.make_node("Identity", [at], ["outputs"]))
+        after = {-1: self.cast(self.affine("x", model.scaler.offset, model.scaler.factor), str(self.dtype))}
+        for i, (layer, source) in enumerate(zip(net.layers, net.sources, strict=True)):
+            after[i] = after[source] if layer.training_only else self.layer(layer, net.layer_views(i, model.values), after[source])
+        outputs = []
+        for head, end, targets in zip(net.heads, net.ends, [of.targets for of in model.heads] or [model.targets], strict=True):
+            if head.name == "x":
+                raise UserError("to_onnx: a head is named 'x', as what goes in is; give it another name")
+            at, kind, name = after[end], kinds[str(self.dtype)], head.name or "outputs"
+            if targets is not None:
+                scaled = self.node("Mul", self.cast(at, "float64"), self.constant(np.float64(targets.scale)))
+                at, kind = self.node("Add", scaled, self.constant(targets.offset.astype(np.float64))), TensorProto.DOUBLE
+            self.nodes.append(helper.make_node("Identity", [at], [name]))
+            outputs.append(helper.make_tensor_value_info(name, kind, ["rows", head.n_outputs]))
         x = helper.make_tensor_value_info("x", kinds[str(self.dtype)], ["rows", net.n_features])
-        outputs = helper.make_tensor_value_info("outputs", kind, ["rows", net.n_outputs])
-        graph = helper.make_graph(self.nodes, "mpidml", [x], [outputs], self.constants)
+        graph = helper.make_graph(self.nodes, "mpidml", [x], outputs, self.constants)
         return helper.make_model(graph, producer_name="mpidml", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:

@@ -3,6 +3,8 @@
     layers.<i>.weight (n_in, units), bias   <->   <place>.weight (units, n_in), bias      Linear, and a module for its activation after it
     layers.<i>.gain, bias                   <->   <place>.weight, bias                    LayerNorm
     layers.<i>.table                        <->   <place>.table.weight                    Columns
+
+Of several heads: trunk.<place>..., heads.<number>.<place>..., and what comes out is a dict of their outputs by name.
 """
 
 from __future__ import annotations
@@ -62,23 +64,43 @@ class Columns(torch.nn.Module):  # type: ignore[misc]
         return torch.cat([x[:, self.passed], self.table(x[:, self.columns].long() + self.starts).flatten(1)], dim=1)
 
 
+class Heads(torch.nn.Module):  # type: ignore[misc]
+    """Give of rows what each head makes of the trunk's output, by the heads' names; `unscale` brings targets to their own unit."""
+
+    def __init__(self, trunk: torch.nn.Module, names: list[str], heads: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.names, self.trunk, self.heads = names, trunk, torch.nn.ModuleList(heads)
+        self.unscale = torch.nn.ModuleList(torch.nn.Identity() for _ in heads)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs of each head."""
+        shared = self.trunk(x)
+        return {name: unscale(head(shared)) for name, head, unscale in zip(self.names, self.heads, self.unscale, strict=True)}
+
+
 def to_torch(network: Network | Model, values: Array | None = None) -> Any:
     """Return a `torch.nn.Sequential` with the same outputs (before any softmax), its weights copies; its `state_dict()` has the names above.
 
     Of a network and its flat `values`: the layers, on rows that are scaled. Of a model (what `train` keeps, `model_` of an estimator): `scale`, `network`
-    and, in a regression, `unscale`, on rows as the training data had them, with targets in their own unit.
+    and, in a regression, `unscale`, on rows as the training data had them, with targets in their own unit. Of several heads outputs are a dict by name.
     """
     if isinstance(network, Model):
         model = network
         dtype = getattr(torch, str(model.network.dtype))
         parts = [("scale", Affine(model.scaler.offset, model.scaler.factor, 0.0, dtype)), ("network", to_torch(model.network, model.values))]
+        for i, of in enumerate(model.heads):
+            if of.targets is not None:
+                parts[1][1].unscale[i] = Affine(0.0, of.targets.scale, of.targets.offset, torch.float64)
         if model.targets is not None:
             parts.append(("unscale", Affine(0.0, model.targets.scale, model.targets.offset, torch.float64)))
         return torch.nn.Sequential(OrderedDict(parts))
     if values is None or np.shape(values) != (network.n_params,):
         has = "none are given" if values is None else f"they have shape {np.shape(values)}"
         raise UserError(f"to_torch: the network has {network.n_params} values, {has}; give all of them, flat, or a model")
-    module = torch.nn.Sequential(*(part for layer in network.layers for part in _modules(layer))).to(getattr(torch, str(network.dtype)))
+    chains = [network.trunk, *(head.layers for head in network.heads)]
+    trunk, *heads = (torch.nn.Sequential(*(part for layer in layers for part in _modules(layer))) for layers in chains)
+    module = Heads(trunk, [head.name for head in network.heads], heads) if network.trunk else heads[0]
+    module = module.to(getattr(torch, str(network.dtype)))
     with torch.no_grad():
         for parameter, (name, turned) in zip(module.parameters(), _places(network), strict=True):
             view = network.params.view(values, name)

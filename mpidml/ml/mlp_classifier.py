@@ -9,12 +9,22 @@ import numpy as np
 
 from mpidml.core.job import Job
 from mpidml.core.role import Array
-from mpidml.ml.base import ClassifierMixin, Estimator, available_if, check_classification_targets, column_or_1d, validate_data
+from mpidml.ml.base import (
+    ClassifierMixin,
+    Estimator,
+    Refused,
+    available_if,
+    check_classification_targets,
+    column_or_1d,
+    refuse,
+    unique_labels,
+    validate_data,
+)
 
 
 def _has_probabilities(estimator: MLPClassifier) -> bool:
     """Tell whether outputs are logarithms of odds, which those of margins and squares are not."""
-    return estimator.loss.replace("-", "_") in ("cross_entropy", "binary_cross_entropy")
+    return estimator.loss.replace("-", "_") in ("auto", "cross_entropy", "binary_cross_entropy")
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -24,12 +34,31 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     class_weights: str = Job.class_weights
     label_smoothing: float = Job.label_smoothing
 
-    def fit(self, X: Any, y: Any) -> MLPClassifier:
+    def fit(self, X: Any, y: Any, **others: Any) -> MLPClassifier:
         """Learn from rows X (n, features) and labels y (n,) (Collective on all ranks of the job, with the same X and y)."""
+        refuse(self, others)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.classes_, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         self._train(X, codes, "classify")
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, **others: Any) -> MLPClassifier:
+        """Learn one epoch more, from what was learnt before, `fit` included; of the first call `classes` names all that will ever come (Collective)."""
+        refuse(self, others)
+        is_first = not hasattr(self, "classes_")
+        if is_first and classes is None:
+            raise Refused("MLPClassifier.partial_fit: classes must be passed on the first call to partial_fit, all that will ever come")
+        if not is_first and classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
+            raise Refused(f"MLPClassifier.partial_fit: `classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}")
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=is_first)
+        check_classification_targets(y)
+        known = unique_labels(classes) if is_first else self.classes_
+        y = column_or_1d(y, warn=True)
+        if unknown := set(y) - set(known):
+            raise Refused(f"MLPClassifier.partial_fit: `y` has labels {sorted(unknown)!r} that are not in `classes`, {list(known)!r}; give them on the first call")
+        self.classes_ = known
+        self._train(X, np.searchsorted(known, y), "classify", len(known), goes_on=True)
         return self
 
     def predict(self, X: Any) -> Array:

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from mpidml.core import rng
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
+from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
 from mpidml.nn.step import Buffers, Step
@@ -23,26 +24,35 @@ N_STEPS_KEPT = 64
 class Network:
     """A chain of layers with a loss; parameters are `layers.<i>.<tensor>` of the i-th layer that has any, in order.
 
+    With `heads` the layers are a trunk, and each head's layers follow, `heads.<name>.<i>.<tensor>`; outputs of all heads lie side by side, and the
+    loss is the sum of weight x loss. Without, the chain is the one head. `sources[i]`: the layer whose output layer i takes, -1 for the rows.
+
     Arithmetic is that of `backend`, a namespace of kernels; dtype is float32 or float64. Set `split` before the first `bind` to compute the
     first layer's weight gradient, which is finished last, in two parts, so that little is left to travel at the end (it takes about 2% longer).
     """
 
-    def __init__(self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any) -> None:
-        """Connect the layers; ValueError, opened by the layer's number and type, where one does not fit."""
+    def __init__(
+        self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any, heads: Sequence[Head] = ()
+    ) -> None:
+        """Connect the layers; ValueError, opened by the layer's number and type, where one does not fit. With heads, `loss` is that of the first."""
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise UserError(f"dtype: a network computes in float32 or float64, not {np.dtype(dtype)}; choose one of them")
-        self.layers, self.n_features, self.loss, self.dtype, self.backend = tuple(layers), n_features, loss, np.dtype(dtype), backend
-        self.n_outputs = n_outputs
+        self.n_features, self.loss, self.dtype, self.backend = n_features, loss, np.dtype(dtype), backend
+        self.n_outputs, self.given_heads = n_outputs, tuple(heads)
+        self.heads = self.given_heads or (Head("", tuple(layers), n_outputs, loss),)
+        self.trunk = tuple(layers) if heads else ()
+        self.layers: list[Layer] = []
         self.widths: list[int] = []
-        for i, layer in enumerate(self.layers):
-            is_last = i + 1 == len(self.layers)
-            with naming(i, layer):
-                self.widths.append(layer.connect(i, self.widths[-1] if i else n_features, n_outputs if is_last else None))
-                if is_last and not layer.ends:
-                    raise ValueError("cannot be the last layer, whose sums the loss takes; end with a dense one")
-        own = [i for i, layer in enumerate(self.layers) if layer.tensors]
+        self.sources: list[int] = []
+        self.ends: list[int] = []  # of each head, its last layer
+        self._names: dict[int, dict[str, str]] = {}
+        self._connect(self.trunk, "layers", "", -1)
+        for head in self.heads:
+            source = len(self.trunk) - 1
+            self._connect(head.layers, f"heads.{head.name}" if heads else "layers", f"head '{head.name}', " if heads else "", source, head.n_outputs)
+            self.ends.append(len(self.layers) - 1)
+        own = list(self._names)
         self.first = own[0]  # nobody wants the gradient of its input
-        self._names = {i: {name: f"layers.{place}.{name}" for name, _ in self.layers[i].tensors} for place, i in enumerate(own)}
         self.params = FlatParams([(self._names[i][name], shape) for i in own for name, shape in self.layers[i].tensors])
         self.n_params = self.params.size
         self.random = any(layer.random for layer in self.layers)
@@ -51,9 +61,26 @@ class Network:
         self._steps: dict[tuple[int, int, int, int], Step] = {}
         self._bound: dict[tuple[int, int, int, int], tuple[Step, Array, Array]] = {}  # by id, which holds while the arrays are kept here
 
+    def _connect(self, layers: Sequence[Layer], prefix: str, where: str, source: int, n_outputs: int | None = None) -> None:
+        """Add a chain of layers that takes the output of layer `source`, and ends in `n_outputs` where they are given."""
+        place = 0
+        for j, layer in enumerate(layers):
+            i, ends = len(self.layers), n_outputs is not None and j + 1 == len(layers)
+            with naming(j, layer, where):
+                self.widths.append(layer.connect(i, self.widths[source] if source >= 0 else self.n_features, n_outputs if ends else None))
+                if ends and not layer.ends:
+                    raise ValueError("cannot be the last layer, whose sums the loss takes; end with a dense one")
+            self.layers.append(layer)
+            self.sources.append(source)
+            source = i
+            if layer.tensors:
+                self._names[i] = {name: f"{prefix}.{place}.{name}" for name, _ in layer.tensors}
+                place += 1
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle what the network is, without the buffers of its steps."""
-        return _again, (self.layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name)
+        layers = self.trunk if self.given_heads else self.layers
+        return _again, (layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name, self.given_heads)
 
     def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
         """Return layer i's tensors by their own names ("weight") as views of `flat`."""
@@ -72,7 +99,7 @@ class Network:
 
     def flops(self, m: int) -> int:
         """Count the floating-point operations of forward and backward for m rows."""
-        return self.loss.flops(m, self.n_outputs) + sum(layer.flops(m, wants_dx=i > self.first) for i, layer in enumerate(self.layers))
+        return sum(head.loss.flops(m, head.n_outputs) for head in self.heads) + sum(layer.flops(m, wants_dx=i > self.first) for i, layer in enumerate(self.layers))
 
     def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step:
         """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long; made once and kept.
@@ -90,7 +117,7 @@ class Network:
             for name, flat in (("weights", w), ("gradient", g)):
                 if flat.shape != (self.n_params,) or flat.dtype != self.dtype or not flat.flags.c_contiguous or not flat.flags.aligned:
                     raise ValueError(f"{name}: {flat.dtype} of shape {flat.shape} is not a contiguous, aligned {self.dtype} array of {self.n_params}")
-            if slot not in self._buffers or m > len(self._buffers[slot].y):
+            if slot not in self._buffers or m > len(self._buffers[slot].x):
                 self._forget(slot)
                 self._buffers[slot] = Buffers(self, m)
             if len(self._steps) >= N_STEPS_KEPT:
@@ -115,65 +142,69 @@ class Network:
         return [(at + lo, at + hi) for at, ranges in parts for lo, hi in ranges]
 
     def score(self, w: Array, x: Array, y: Array, block: int = 512) -> tuple[float, int]:
-        """Return the sum of the losses and the number of rows that are right; dropout off, `block` rows at a time."""
+        """Return the sum of the losses and the number of rows that are right, of all heads; dropout off, `block` rows at a time."""
         found = self.scored(w, x, y, block)
-        return sum(loss for loss, _ in found), sum(n_correct for _, n_correct in found)
+        losses = (head.weight * loss for of in found for head, (loss, _) in zip(self.heads, of, strict=True))
+        return sum(losses), sum(n_correct for of in found for _, n_correct in of)
 
-    def scored(self, w: Array, x: Array, y: Array, block: int = 512, outputs: Array | None = None) -> list[tuple[float, int]]:
-        """Return the sum of the losses and the number of rows that are right of each block of rows; write the outputs to `outputs`, where given.
+    def scored(self, w: Array, x: Array, y: Array, block: int = 512, outputs: Array | None = None) -> list[list[tuple[float, int]]]:
+        """Return of each block of rows, of each head, the sum of the losses and the number of rows that are right; fill `outputs`, where given.
 
-        `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right.
+        `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right; of heads
+        the columns that they name.
         """
         found = []
-        has_labels = not self.loss.from_values or (y.ndim == 1 and not np.issubdtype(y.dtype, np.floating))
-        kernel, constants = getattr(self.backend, self.loss.kernel), self.loss.constants(self.n_outputs, self.dtype)
-        for lo, out in self._blocks(w, x, block):
-            part = y[lo : lo + len(out)]
-            labels = np.ascontiguousarray(part, np.int64) if has_labels else None
-            targets = np.empty_like(out) if self.loss.from_values else None
-            if targets is not None and labels is not None:
-                self.loss.fill(labels, targets)
-            elif targets is not None:
-                targets[...] = part.reshape(out.shape)
-            if outputs is not None:
-                outputs[lo : lo + len(out)] = out
-            n_correct = self.loss.n_correct(self.backend, out, labels, targets)
-            found.append((float(kernel(out, labels if targets is None else targets, *constants, 1.0)), n_correct))  # the kernel overwrites `out`
+        for lo, outs in self._blocks(w, x, block):
+            hi = lo + len(outs[0])
+            self._put(outputs, lo, outs)
+            found.append([head.judge(self.backend, out, head.answers(y[lo:hi])) for head, out in zip(self.heads, outs, strict=True)])
         return found
 
     def predict(self, w: Array, x: Array, block: int = 512) -> Array:
         """Return the outputs (n, n_outputs), before any softmax."""
         outputs = np.empty((len(x), self.n_outputs), self.dtype)
-        for lo, out in self._blocks(w, x, block):
-            outputs[lo : lo + len(out)] = out
+        for lo, outs in self._blocks(w, x, block):
+            self._put(outputs, lo, outs)
         return outputs
 
-    def _blocks(self, w: Array, x: Array, block: int) -> Iterator[tuple[int, Array]]:
-        """Yield (first row, outputs) of each block of rows; the outputs may be overwritten, and are by the next."""
+    def _put(self, outputs: Array | None, lo: int, outs: Sequence[Array]) -> None:
+        """Write a block's outputs of all heads to `outputs`, from row `lo` on."""
+        if outputs is not None:
+            for head, out in zip(self.heads, outs, strict=True):
+                head.cut(outputs)[lo : lo + len(out)] = out
+
+    def _blocks(self, w: Array, x: Array, block: int) -> Iterator[tuple[int, list[Array]]]:
+        """Yield (first row, outputs of each head) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
-        chain = [(layer, self.layer_views(i, w), layer.kept(size, self.dtype)) for i, layer in enumerate(self.layers) if not layer.training_only]
-        buffers = [np.empty((size, width), self.dtype) for width in (self.n_features, *(layer.n_out for layer, _, _ in chain))]
+        buffers = {-1: np.empty((size, self.n_features), self.dtype)}
+        chain = []
+        for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
+            if layer.training_only:
+                buffers[i] = buffers[source]
+                continue
+            buffers[i] = np.empty((size, layer.n_out), self.dtype)
+            chain.append((layer, self.layer_views(i, w), layer.kept(size, self.dtype), buffers[source], buffers[i]))
         for lo in range(0, len(x), block):
-            rows = [buffer[: len(x) - lo] for buffer in buffers]
-            rows[0][...] = x[lo : lo + block]
-            for (layer, parameters, kept), given, out in zip(chain, rows[:-1], rows[1:], strict=True):
-                a = Pass(given, out, tuple(buffer[: len(x) - lo] for buffer in kept), parameters)
+            n = min(block, len(x) - lo)
+            buffers[-1][:n] = x[lo : lo + block]
+            for layer, parameters, kept, given, out in chain:
+                a = Pass(given[:n], out[:n], tuple(buffer[:n] for buffer in kept), parameters)
                 for function, arguments in layer.forward(self.backend, a):
                     function(*arguments)
-            yield lo, rows[-1]
+            yield lo, [buffers[end][:n] for end in self.ends]
 
 
-def _again(layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: str) -> Network:
-    return Network(layers, n_features, n_outputs, loss, dtype, kernels(backend))
+def _again(layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: str, heads: Sequence[Head]) -> Network:
+    return Network(layers, n_features, n_outputs, loss, dtype, kernels(backend), heads)
 
 
 @contextmanager
-def naming(i: int, layer: Layer) -> Iterator[None]:
-    """Open what a layer refuses by its number, from 1, and its type."""
+def naming(i: int, layer: Layer, where: str = "") -> Iterator[None]:
+    """Open what a layer refuses by its number, from 1, and its type; before that `where`."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"layer {i + 1} ({type_name(layer)}): {error}") from None
+        raise ValueError(f"{where}layer {i + 1} ({type_name(layer)}): {error}") from None
 
 
 def type_name(layer: Layer) -> str:

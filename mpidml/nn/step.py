@@ -2,6 +2,8 @@
 
     x -> layer 0 -> layer 1 -> ... -> loss             forward, outputs kept
     g[0:..] <- layer 0 <- layer 1 <- ... <- loss       backward: gradient elements become final from the end of g to its start
+
+Where several heads take one output, the last head's gradient of it is written, that of each other head is added to it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpidml.core.flat import Array
+from mpidml.nn.heads import Answers
 from mpidml.nn.layers.base import Group, Pass, Thunk
 
 if TYPE_CHECKING:
@@ -24,30 +27,39 @@ Progress = Callable[[int, int], Any]
 class Buffers:
     """Inputs, outputs and their gradients for m rows; shared by all steps of a slot, whatever weights they use and however many rows they have.
 
-    `outputs[i]`, `deltas[i]` and `kept[i]` belong to layer i; the gradient of the last output takes its place, and that of the input of a layer
-    that works in place takes the place of that of its output.
+    `outputs[i]`, `deltas[i]` and `kept[i]` belong to layer i, and so does `inner[i]`, the gradient of its input; that of an output which a loss takes
+    takes its place, and that of the input of a layer that works in place the place of that of its output. `y` is that of several heads.
     """
 
     def __init__(self, net: Network, m: int) -> None:
         self.x = np.zeros((m, net.n_features), net.dtype)
-        self.y = np.zeros(m, np.int64)
+        self.answers = [Answers.of(head, m, net.dtype) for head in net.heads]
+        self.y = np.zeros((m, sum(len(head.columns) for head in net.heads)), np.float64)
         self.ids = np.arange(m, dtype=np.int64)
         self.salt = np.zeros(1, np.uint64)
-        self.targets = np.zeros((m, net.n_outputs), net.dtype) if net.loss.from_values else None
         self.outputs = [np.zeros((m, width), net.dtype) for width in net.widths]
         self.kept = [layer.kept(m, net.dtype) for layer in net.layers]
-        self.deltas: list[Array] = [self.outputs[-1]]
-        for layer, out in zip(net.layers[:0:-1], self.outputs[-2::-1], strict=True):
-            self.deltas.insert(0, self.deltas[0] if layer.in_place else np.zeros_like(out))
+        self.deltas, self.inner = list(self.outputs), list(self.outputs)
+        self.added: set[int] = set()  # layers whose inner gradient is added to that of another head
+        taken: set[int] = set()
+        for i in reversed(range(len(net.layers))):
+            source = net.sources[i]
+            if source >= 0:
+                self.inner[i] = self.deltas[i] if net.layers[i].in_place else np.zeros_like(self.outputs[source])
+            if source in taken:
+                self.added.add(i)
+            elif source >= 0:
+                self.deltas[source] = self.inner[i]
+                taken.add(source)
 
     def first(self, m: int) -> Buffers:
         """Return the same memory as buffers for its first m rows, contiguous as those are."""
-        if m == len(self.y):
+        if m == len(self.x):
             return self
         part = copy(self)
         part.x, part.y, part.ids = self.x[:m], self.y[:m], self.ids[:m]
-        part.targets = None if self.targets is None else self.targets[:m]
-        part.outputs, part.deltas = [each[:m] for each in self.outputs], [each[:m] for each in self.deltas]
+        part.answers = [each.first(m) for each in self.answers]
+        part.outputs, part.deltas, part.inner = ([each[:m] for each in of] for of in (self.outputs, self.deltas, self.inner))
         part.kept = [tuple(each[:m] for each in kept) for kept in self.kept]
         return part
 
@@ -56,29 +68,34 @@ class Step:
     """One pass over m rows with weights `w` and gradient `g`, both flat and kept alive by the step.
 
     The caller fills `x` (m, n_features), `y` int64 (m,), and if the network is random `ids` int64 (m,) and `salt` uint64 (1,), the key of this pass.
-    With a loss that reads values it fills `targets` (m, n_outputs), from labels by `load_labels`.
+    With a loss that reads values it fills `targets` (m, n_outputs), from labels by `load_labels`. `load` fills them of all heads.
     """
 
     def __init__(self, net: Network, buffers: Buffers, w: Array, g: Array) -> None:
         self.w, self.g = w, g
-        self.x, self.y, self.ids, self.salt, self.targets = buffers.x, buffers.y, buffers.ids, buffers.salt, buffers.targets
+        self.x, self.ids, self.salt, self.answers = buffers.x, buffers.ids, buffers.salt, buffers.answers
+        self.y, self.targets = buffers.answers[0].y, buffers.answers[0].targets
+        self._columns = buffers.y
         backend, deltas = net.backend, buffers.deltas
-        inputs = [buffers.x, *buffers.outputs[:-1]]
         self.forward: list[Group] = []
         self.backward: list[Group] = []
-        for i, (layer, x, out, kept) in enumerate(zip(net.layers, inputs, buffers.outputs, buffers.kept, strict=True)):
-            dx, at = deltas[i - 1] if i > net.first else None, net.offset(i)
+        for i, (layer, source, out, kept) in enumerate(zip(net.layers, net.sources, buffers.outputs, buffers.kept, strict=True)):
+            x, dx = buffers.outputs[source] if source >= 0 else buffers.x, buffers.inner[i] if i > net.first else None
+            at = net.offset(i)
             a = Pass(x, out, kept, net.layer_views(i, w), deltas[i], dx, net.layer_views(i, g), buffers.ids, buffers.salt)
             self.forward.append(Group(layer.forward(backend, a)))
             if i >= net.first:
                 groups = layer.backward(backend, a, net.split and i == net.first)
-                self.backward[:0] = [Group(group.thunks, group.lo + at, group.hi + at) if group.hi else group for group in groups]
+                groups = [Group(group.thunks, group.lo + at, group.hi + at) if group.hi else group for group in groups]
+                if dx is not None and i in buffers.added:
+                    groups.append(Group([(backend.add, (deltas[source].reshape(-1), dx.reshape(-1)))]))
+                self.backward[:0] = groups
         self._forward = _flat(self.forward)
         self._backward = _flat(self.backward)
-        self._fill = net.loss.fill
-        self._loss = getattr(backend, net.loss.kernel)
-        target = buffers.y if buffers.targets is None else buffers.targets
-        self._loss_arguments = buffers.outputs[-1], target, *net.loss.constants(net.n_outputs, net.dtype)
+        self._losses = [
+            (head.weight, getattr(backend, head.loss.kernel), (buffers.outputs[end], of.read, *head.loss.constants(head.n_outputs, net.dtype)))
+            for head, end, of in zip(net.heads, net.ends, buffers.answers, strict=True)
+        ]
 
     def run(self, scale: float, progress: Progress | None = None) -> float:
         """Return the sum of the losses and leave in `g` the gradient of that sum times `scale` (1 / global batch for a mean).
@@ -90,9 +107,16 @@ class Step:
             return self._run_in_groups(scale, progress)
         for function, arguments in self._forward:
             function(*arguments)
-        loss: float = self._loss(*self._loss_arguments, scale)
+        loss = self.lose(scale)
         for function, arguments in self._backward:
             function(*arguments)
+        return loss
+
+    def lose(self, scale: float) -> float:
+        """Return the sum of the losses after a forward pass, and leave its gradient where the backward pass begins."""
+        loss = 0.0
+        for weight, function, arguments in self._losses:
+            loss += weight * function(*arguments, scale * weight)
         return loss
 
     def _run_in_groups(self, scale: float, progress: Progress) -> float:
@@ -100,7 +124,7 @@ class Step:
             for function, arguments in group.thunks:
                 function(*arguments)
             progress(0, 0)
-        loss: float = self._loss(*self._loss_arguments, scale)
+        loss = self.lose(scale)
         for group in self.backward:
             for function, arguments in group.thunks:
                 function(*arguments)
@@ -109,8 +133,19 @@ class Step:
 
     def load_labels(self) -> None:
         """Fill `targets` from the labels in `y`; nothing to do for a loss that reads `y` itself."""
-        if self.targets is not None:
-            self._fill(self.y, self.targets)
+        self.answers[0].load_labels()
+
+    def load(self, y: Array, rows: Array) -> None:
+        """Take `rows` of all labels, int64 (n,), of all targets (n, n_outputs) in the network's dtype, or of the columns of several heads, float64."""
+        if self._columns.shape[1]:
+            y.take(rows, 0, self._columns, "clip")
+            for each in self.answers:
+                each.load(self._columns)
+        elif y.ndim == 1:
+            y.take(rows, 0, self.y, "clip")
+            self.load_labels()
+        else:
+            y.take(rows, 0, self.targets, "clip")
 
 
 def _flat(groups: list[Group]) -> tuple[Thunk, ...]:

@@ -15,15 +15,16 @@ import numpy as np
 
 from mpidml.core.target import Target
 from mpidml.runtime.comparison import SAME, Row, basis, best, in_seconds, number, per_second, ranking, scores, speed, times, with_ending
-from mpidml.runtime.report import BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE, Array, column, legend, smoothed
+from mpidml.runtime.plot_style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, RED, SKY, STYLE
+from mpidml.runtime.report import Array, column, legend, smoothed
 from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PURPLE, _GREY = "#CC79A7", "#8C8C8C"
-_COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, _PURPLE)
+_GREY = "#8C8C8C"
+_COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)
 _MARKERS = "s^Dv<>PX*"
 _LEGEND, _ROW, _TITLE = 46, 26, 20  # letters of a name
 _FEW = 20  # points up to which each is marked

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpidml.core.errors import UserError
+from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.target import parse_target
-from mpidml.data.readers import Reading, given, read, read_pair
+from mpidml.data import learnt
+from mpidml.data.readers import HEADS, Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.data.targets import Targets
@@ -21,7 +22,7 @@ from mpidml.runtime import scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
 from mpidml.runtime.info import memory_nbytes
-from mpidml.runtime.net import categories
+from mpidml.runtime.net import categories, labels
 
 ARRAYS = "arrays"
 """In place of a file's name: the data were handed in by a program."""
@@ -31,6 +32,7 @@ class Dataset(NamedTuple):
     """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
+    Where several `heads` learn y, it is float64 (n, columns), see `learnt`, and n_outputs is the sum of theirs.
     `coding`: how the rows were coded, known to the first rank of each host alone.
     """
 
@@ -46,6 +48,12 @@ class Dataset(NamedTuple):
     targets: Targets | None = None
     notes: tuple[str, ...] = ()
     coding: Any = None
+    heads: tuple[learnt.Learnt, ...] = ()
+
+    @property
+    def task(self) -> str:
+        """What is learnt: "heads", "classify" or "regress"."""
+        return HEADS if self.heads else "classify" if self.targets is None else "regress"
 
     def rows(self, of: str) -> tuple[Array, Array]:
         """Return x and y of the "test" or the "val" rows."""
@@ -57,14 +65,19 @@ class Dataset(NamedTuple):
         for of in scores[0]:
             loss, score, rows = scoring.total(own[of] for own in scores)
             mean = loss / rows if rows else None
-            found |= {f"{of}_loss": mean} | self.quality(score, rows, mean, of)
+            found |= {f"{of}_loss": mean} | self.quality(score, rows, mean, of, *scoring.of_heads(own[of] for own in scores))
         return found
 
-    def quality(self, score: float, rows: float, loss: float | None, of: str = "test") -> dict[str, float | None]:
+    def quality(self, score: float, rows: float, loss: float | None, of: str = "test", *of_heads: float) -> dict[str, float | None]:
         """Say how good a model is on `rows` rows: accuracy from the number of correct ones, or RMSE and R2 from their squared errors (R2 of test rows alone).
 
         All None where nothing was measured or the loss is no number: outputs that are no numbers have a largest one by chance only.
+        `of_heads`: loss and score of each head, whose measures have its name after a point; those of the only one of its kind also stand without.
         """
+        if self.heads:
+            each = [head.measured(s, rows, of_loss, of) for head, (of_loss, s) in zip(self.heads, scoring.pairs(of_heads), strict=True)]
+            alone = {name: value for one in each for name, value in one.items() if sum(name in other for other in each) == 1}
+            return alone | {f"{name}.{head.name}": value for head, one in zip(self.heads, each, strict=True) for name, value in one.items()}
         measured = bool(rows) and loss is not None and math.isfinite(loss)
         if self.targets is None:
             return {f"{of}_accuracy": score / rows if measured else None}
@@ -77,8 +90,17 @@ def check_target(job: Job, data: Dataset) -> None:
     target = parse_target(job.target, job.looks_at)
     if target is not None and not len(data.rows(job.looks_at)[0]):
         raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")
-    if target is not None and target.kind == "accuracy" and data.targets is not None:
+    if target is None:
+        return
+    names = {head.name: head.is_labels for head in data.heads}
+    if target.head and target.head not in names:
+        raise UserError(f"--target {job.target}: " + (nearest(target.head, names) if names else f"the net has no heads; leave .{target.head} out"))
+    if target.kind == "accuracy" and (data.targets is not None or (target.head and not names[target.head])):
         raise UserError(f"--target {job.target}: a regression has no accuracy; give a loss, as loss:0.1")
+    if target.kind == "accuracy" and names and not target.head and sum(names.values()) != 1:
+        example = next((name for name, is_labels in names.items() if is_labels), None)
+        remedy = f"name one, as accuracy.{example}:0.97" if example else "give a loss, as loss:0.1"
+        raise UserError(f"--target {job.target}: {sum(names.values())} of the heads have an accuracy; {remedy}")
 
 
 def on_arrays(job: Job) -> Job:
@@ -91,33 +113,38 @@ def on_arrays(job: Job) -> Job:
     return replace(job, data=ARRAYS)
 
 
-def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Dataset:
+def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None, start: Any = None) -> Dataset:
     """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
 
     `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    `start`: a `Start`, whose number of classes counts, and whose model scales rows and targets as it did before.
     """
     leads = comm.host.rank == 0
-    parts = agree(comm, lambda: _split(job, arrays) if leads else None)
+    before = start.kept.model if start is not None and start.kept is not None else None
+    parts = agree(comm, lambda: _split(job, arrays, start) if leads else None)
     about = None if parts is None else _about(parts)
-    name, sizes, n_features, n_outputs, dtypes, targets, notes = comm.host.bcast(about, 0)
+    name, sizes, n_features, n_outputs, dtypes, targets, notes, heads = comm.host.bcast(about, 0)
     n = sizes[0]
     # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
     sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
+    if heads:
+        width, kind = sum(len(head.columns) for head in heads), np.dtype(np.float64)
     answers = [comm.shared(size * width, kind) for size in sizes]
     if parts is not None:
-        for part, to, labels in zip(parts.rows, sources, answers, strict=True):
+        for part, to, y in zip(parts.rows, sources, answers, strict=True):
             part.write(to.reshape(part.n, n_features))
-            labels[:] = part.y if targets is None else targets.scaled(part.y).ravel()
+            y[:] = learnt.scaled(part.y, heads).ravel() if heads else part.y if targets is None else targets.scaled(part.y).ravel()
     comm.Barrier()
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
     mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
+    scaler = scaler if before is None else before.scaler
     scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
-    if targets is not None:
+    if targets is not None or heads:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
-    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding, heads)
 
 
 def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
@@ -162,15 +189,17 @@ class _Parts(NamedTuple):
     targets: Targets | None
     notes: tuple[str, ...]
     coding: Any
+    heads: tuple[learnt.Learnt, ...] = ()
 
 
-def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
+def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
     """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
-    how |= {"label": job.label or None, "labels": job.labels or None}
+    label, task, asked = labels(job)
+    how |= {"label": label, "labels": job.labels or None, "task": task}
     how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
     if arrays is not None:
-        raw = given(job.data, arrays, job.task)
+        raw = given(job.data, arrays, task, label, start.n_classes if start is not None else 0)
     elif job.test_data:
         raw = read_pair(job.data, job.test_data, test_labels=job.test_labels or None, **how)
     else:
@@ -188,9 +217,16 @@ def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
         raise UserError(f"--validate {job.validate}: there is one training row, and none to keep apart; give more rows, or leave it out")
     rows = (train, test, Part(raw.x, raw.y, apart))
     check_room(job.data, job.dtype, *rows)
+    if asked:
+        words = getattr(raw.coding, "classes", None) or ()
+        heads = learnt.fit(raw.name, asked, words, raw.y, train.y, test.y)
+        learnt.check(test.y, heads, job.test_data or raw.name)
+        return _Parts(raw.name, rows, sum(head.n_outputs for head in heads), None, raw.notes, raw.coding, heads)
     if raw.y.dtype.kind == "f":
-        return _Parts(raw.name, rows, raw.y.shape[1], Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
-    return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
+        before = start.kept.model.targets if start is not None and start.kept is not None else None
+        return _Parts(raw.name, rows, raw.y.shape[1], before or Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+    n_classes = max(int(raw.y.max()) + 1, start.n_classes if start is not None else 0)
+    return _Parts(raw.name, rows, n_classes, None, raw.notes, raw.coding)
 
 
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
@@ -203,7 +239,7 @@ def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
 def _about(parts: _Parts) -> tuple[Any, ...]:
     """Return what every rank has to know of the data before they are shared."""
     sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
-    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes
+    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes, parts.heads
 
 
 def check_room(source: str, dtype: str, *parts: Part) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpidml.core.quality import roc
 from mpidml.runtime.evaluation_text import headline, short
-from mpidml.runtime.report import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE
+from mpidml.runtime.judging import Thing, drawn
+from mpidml.runtime.plot_style import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,13 +28,21 @@ MOST_TARGETS = 4
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY)
 
 
-def of_classes(found: Mapping[str, Any], curves: Mapping[int, tuple[Array, Array]]) -> bytes:
+def draw(found: Mapping[str, Any], thing: Thing) -> bytes:
+    """Return a PNG of what was found of one thing that was learnt."""
+    if thing.targets is not None:
+        return of_amounts(found, thing.targets.unscaled(thing.y), thing.targets.unscaled(thing.outputs), thing.name)
+    margins = thing.loss.margins(thing.outputs)
+    return of_classes(found, {c: roc(thing.y == c, margins[:, c]) for c in drawn(dict(found))}, thing.name)
+
+
+def of_classes(found: Mapping[str, Any], curves: Mapping[int, tuple[Array, Array]], name: str = "") -> bytes:
     """Return a PNG of the confusion (where evaluation.json has it) and the ROC `curves` of some classes."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         auc = "" if found["roc_auc"] is None else f"   |   ROC AUC {found['roc_auc']:.4f}"
-        figure, (left, right) = _page(found, f"accuracy {found['accuracy']:.2%}   |   loss {found['loss']:.4g}{auc}", (1.15, 1))
+        figure, (left, right) = _page(found, f"{_of(name)}accuracy {found['accuracy']:.2%}   |   loss {found['loss']:.4g}{auc}", (1.15, 1))
         if found["confusion"] is not None:
             _confusion(left, np.array(found["confusion"]), [of["name"] for of in found["classes"]], found["most_confused"])
         else:
@@ -41,20 +51,24 @@ def of_classes(found: Mapping[str, Any], curves: Mapping[int, tuple[Array, Array
         return _png(figure)
 
 
-def of_amounts(found: Mapping[str, Any], true: Array, predicted: Array) -> bytes:
+def of_amounts(found: Mapping[str, Any], true: Array, predicted: Array, name: str = "") -> bytes:
     """Return a PNG of predicted over true amounts, (n, k) each, and of how far off they are; of many targets the first four."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         r2 = "" if found["r2"] is None else f"   |   R2 {found['r2']:.4f}"
         n = min(true.shape[1], MOST_TARGETS)
-        figure, panels = _page(found, f"RMSE {found['rmse']:.4g}   |   MAE {found['mae']:.4g}{r2}", (1,) * max(n, 2))
+        figure, panels = _page(found, f"{_of(name)}RMSE {found['rmse']:.4g}   |   MAE {found['mae']:.4g}{r2}", (1,) * max(n, 2))
         step = max(1, len(true) // MOST_DOTS)
         for j in range(n):
-            _amounts(panels[j], true[::step, j], predicted[::step, j], "" if true.shape[1] == 1 else f"target {j}: ")
+            _amounts(panels[j], true[::step, j], predicted[::step, j], "" if true.shape[1] == 1 else f"Predictions of {short(found['each'][j]['target'])}")
         if n == 1:
             _errors(panels[1], predicted[:, 0] - true[:, 0])
         return _png(figure)
+
+
+def _of(name: str) -> str:
+    return f"head {name}   |   " if name else ""
 
 
 def _page(found: Mapping[str, Any], details: str, widths: tuple[float, ...]) -> tuple[Figure, Any]:
@@ -165,8 +179,8 @@ def _amounts(axes: Axes, true: Array, predicted: Array, name: str) -> None:
     axes.set_ylabel("predicted")
     bias = float((predicted - true).mean())
     rmse = float(np.sqrt(np.square(predicted - true).mean()))
-    axes.set_title(f"{name}predictions are {abs(bias):.3g} too {'high' if bias > 0 else 'low'} on average".capitalize() if abs(bias) > 0.1 * rmse else
-                   f"{name}predictions are neither too high nor too low on average".capitalize())  # fmt: skip
+    how = f"{abs(bias):.3g} too {'high' if bias > 0 else 'low'}" if abs(bias) > 0.1 * rmse else "neither too high nor too low"
+    axes.set_title(f"{name or 'Predictions'} are {how} on average")
 
 
 def _errors(axes: Axes, off: Array) -> None:

@@ -46,7 +46,8 @@ class Looks:
                 np.copyto(self.best.setdefault(number, np.empty_like(newest := store.at(store.latest))), newest)
         reached = False
         if self.monitor is not None:
-            self.monitor.look(*scoring.total(own["val"] for own in scores), time.perf_counter() - since)
+            own = [each["val"] for each in scores]
+            self.monitor.look(*scoring.total(own), time.perf_counter() - since, scoring.of_heads(own))
             reached = self.monitor.reached is not None
         return bool(self.comm.bcast(reached)) or self.patience.over
 

@@ -7,7 +7,7 @@ clock to clock together (`by_clock`) they are those of one clock of the tables, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ COLUMNS = (
 )  # fmt: skip
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
 `look_score`: how many are right,
-or in a regression their squared errors. `evaluation` numbers the time at which the rows were looked at. A clock of -1: the worker computes no more."""
+or in a regression their squared errors; where several heads learn, loss and score of each follow the columns.
+`evaluation` numbers the time at which the rows were looked at. A clock of -1: the worker computes no more."""
+N_COLUMNS = len(COLUMNS)
 CLOCK = COLUMNS.index("clock")
 MOST_ROWS = 5000
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
@@ -41,13 +43,14 @@ class Monitor:
         clocks_per_epoch: int,
         progress: Progress | None,
         write: Callable[[dict[str, Any]], None],
-        quality: Callable[[float, float, float | None, str], dict[str, float | None]],
+        quality: Callable[..., dict[str, float | None]],
         n_looked_at: int = 0,
         target: Target | None = None,
         limit_seconds: float = 0.0,
         of: str = "test",
         pauses: bool = False,
         by_clock: bool = False,
+        n_of_heads: int = 0,
     ) -> None:
         self.n_workers, self.clocks_per_epoch, self.epochs = n_workers, clocks_per_epoch, n_clocks / clocks_per_epoch
         self.progress, self.write, self.quality, self.n_looked_at, self.target, self.limit_seconds = progress, write, quality, n_looked_at, target, limit_seconds
@@ -56,8 +59,9 @@ class Monitor:
         self.metrics: list[dict[str, Any]] = []
         self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the looks
         self.latest = np.full(n_workers, -math.inf)
-        self.unsorted = np.empty((0, len(COLUMNS)))
-        self.sorted = np.empty((0, len(COLUMNS)))
+        self.width = N_COLUMNS + n_of_heads
+        self.unsorted = np.empty((0, self.width))
+        self.sorted = np.empty((0, self.width))
         self.samples = self.dropped_samples = self.n_groups = 0
         self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
@@ -72,13 +76,13 @@ class Monitor:
         """Take all reports as told: everybody has stopped and none is on its way."""
         self._join(math.inf)
 
-    def look(self, loss: float, score: float, rows: int, seconds: float) -> None:
+    def look(self, loss: float, score: float, rows: int, seconds: float, of_heads: Sequence[float] = ()) -> None:
         """Add a look at a paused run, which took `seconds` from training, to the last row."""
         self.evaluation_seconds += seconds
         if self.n_pending:
             self._emit()
         if self.metrics:
-            self.metrics[-1] |= self._looked(loss, score, rows)
+            self.metrics[-1] |= self._looked(loss, score, rows, of_heads)
             self._judge(self.metrics[-1])
             if self.progress is not None:
                 self._show(self.metrics[-1], self.metrics[-1])
@@ -104,7 +108,7 @@ class Monitor:
         self.scores = {int(k): sums for k, *sums in state["scores"]}
         self.ready, self.metrics = state["ready"], metrics
         self.n_written = len(metrics)
-        left = np.array(state["sorted"]).reshape(-1, len(COLUMNS))
+        left = np.array(state["sorted"]).reshape(-1, self.width)
         self.sorted = left[left[:, 0] < self.n_workers]
 
     def take(self, rows: list[tuple[float, ...]]) -> None:
@@ -134,7 +138,7 @@ class Monitor:
             self.sorted = self.sorted[np.argsort(self.sorted[:, CLOCK], kind="stable")]
 
     def _finish(self, group: Array) -> None:
-        worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, _ = group.T
+        worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, _ = group.T[:N_COLUMNS]
         if self.n_groups < MOST_ROWS:
             for w, s in zip(worker.astype(int).tolist(), (step_seconds - scoring).tolist(), strict=True):
                 self.step_seconds[w].append(s)
@@ -155,9 +159,9 @@ class Monitor:
     def _score(self, rows: Array) -> None:
         """Add up scores of parts of the rows; what all workers score at one time costs training as long as the longest."""
         for row in rows.tolist():
-            *score, seconds, evaluation = row[8:]
-            sums = self.scores.setdefault(int(evaluation), [0.0] * 4)
-            for i, value in enumerate(score):
+            *score, seconds, evaluation = row[8:N_COLUMNS]
+            sums = self.scores.setdefault(int(evaluation), [0.0] * (4 + self.width - N_COLUMNS))
+            for i, value in (*enumerate(score), *enumerate(row[N_COLUMNS:], 4)):
                 sums[i] += value
             self.evaluation_seconds += max(seconds - sums[3], 0.0)
             sums[3] = max(seconds, sums[3])
@@ -172,7 +176,8 @@ class Monitor:
         row: dict[str, Any] = {"clock": int(clock), "epoch": self.n_groups / self.clocks_per_epoch, "seconds": float(seconds), "samples": int(samples)}
         row |= {"loss": self.pending_loss / self.n_pending, "staleness": float(staleness)}
         if self.ready:
-            row |= self._looked(*self.ready.pop()[:3])
+            loss, score, rows, _, *of_heads = self.ready.pop()
+            row |= self._looked(loss, score, rows, of_heads)
             self.ready.clear()
         self.n_pending, self.pending_loss = 0, 0.0
         self.metrics.append(row)
@@ -181,8 +186,8 @@ class Monitor:
         if self.progress is not None:
             self._show(row, row)
 
-    def _looked(self, loss: float, score: float, rows: float) -> dict[str, Any]:
-        return {f"{self.of}_loss": loss / rows} | {k: v for k, v in self.quality(score, rows, loss, self.of).items() if v is not None}
+    def _looked(self, loss: float, score: float, rows: float, of_heads: Sequence[float]) -> dict[str, Any]:
+        return {f"{self.of}_loss": loss / rows} | {k: v for k, v in self.quality(score, rows, loss, self.of, *of_heads).items() if v is not None}
 
     def _judge(self, row: dict[str, Any]) -> None:
         if self.reached is None and self.target is not None and self.target.reached(row):

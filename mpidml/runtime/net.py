@@ -7,6 +7,9 @@ from typing import Any
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.data.learnt import Asked
+from mpidml.data.raw import Label
+from mpidml.data.readers import HEADS
 from mpidml.nn import models
 from mpidml.nn.network import Network
 
@@ -32,6 +35,16 @@ def net_text(job: Job) -> str:
 def categories(job: Job) -> tuple[int, ...]:
     """Return which columns of the data the job's network takes as codes, which are not scaled."""
     return models.categories(models.layers_of(job, net_text(job)))
+
+
+def labels(job: Job) -> tuple[Label, str, tuple[Asked, ...]]:
+    """Return which labels the job's network learns, as what, and of several heads what each asks for; UserError where flags say so, too."""
+    plan = models.layers_of(job, net_text(job))
+    models.check(job, plan)
+    if len(plan.heads) > 1:
+        asked = tuple(Asked(head.name, head.label, models.learns_amounts(head.loss)) for head in plan.heads)
+        return tuple(label for head in plan.heads for label in head.label), HEADS, asked
+    return (plan.heads[0].label if plan.heads else ()) or job.label or None, job.task, ()
 
 
 def build_net(job: Job, data: Any, backend: Any) -> Network:

@@ -1,6 +1,6 @@
 """Draw a run on one page: did it learn, what did it cost, where did the time go, how old were the reads.
 
-Each panel's title states its finding; the figure shows why. Colours are those of Okabe and Ito (2008), told apart by colour-blind readers.
+Each panel's title states its finding; the figure shows why.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpidml.runtime.evaluation_text import figures
+from mpidml.runtime.heads_plot import losses_of_heads
+from mpidml.runtime.plot_style import BLUE, FAINT, GREEN, INK, ORANGE, QUIET, RED, SKY, STYLE
 from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
 
 if TYPE_CHECKING:
@@ -19,30 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
-BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-INK, QUIET, FAINT = "#222222", "#666666", "#DDDDDD"
 _N_LABELLED_RANKS = 16
 MOST_BARS = 200
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": "#999999",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EEEEEE",
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
 
 
 def draw(path: str | Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -86,19 +67,15 @@ def page(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Fi
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
-    n = summary["ranks"]
-    what = "simulated: " if summary.get("simulated") else ""
-    return what + ", ".join([str(summary["strategy"]).replace("_", " "), *filter(None, [summary["sync"]]), f"{n} rank{'s' * (n != 1)}"])
+    n, parts = summary["ranks"], [str(summary["strategy"]).replace("_", " "), summary["sync"]]
+    return "simulated: " * bool(summary.get("simulated")) + ", ".join([*filter(None, parts), f"{n} rank{'s' * (n != 1)}"])
 
 
 def _details(summary: Mapping[str, Any]) -> str:
     goes_on = f" x {summary['lr_policy']}" if summary.get("lr_policy", "constant") != "constant" else ""
     parts = [f"{summary['optimizer']}, learning rate {summary['learning_rate']:g}{goes_on}"]
     parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second']:,.0f}/s)")
-    if summary.get("test_accuracy") is not None:
-        parts.append(f"test accuracy {summary['test_accuracy']:.1%}")
-    if summary.get("test_rmse") is not None:
-        parts.append(f"test RMSE {summary['test_rmse']:.4g}" + ("" if summary["test_r2"] is None else f", R2 {summary['test_r2']:.3f}"))
+    parts += figures(summary)
     if summary.get("best_epoch") is not None:
         parts.append(f"best after epoch {summary['best_epoch']:g}")
     parts.append(f"{nbytes(sum(summary['bytes_sent']))} sent")
@@ -106,14 +83,17 @@ def _details(summary: Mapping[str, Any]) -> str:
 
 
 def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the training loss, and the accuracy or else the loss of the rows that were looked at, where it was measured."""
+    """Draw the training loss, and the accuracy or else the loss of the rows that were looked at, where it was measured; of several heads their losses."""
     seconds, loss = column(metrics, "seconds"), column(metrics, "loss")
     axes.set_xlabel("seconds")
     _loss_lines(axes, seconds, loss, column(metrics, "clock"))
     of, words = ("val", "validation") if any("val_loss" in row for row in metrics) else ("test", "test")
     accuracy, looked = column(metrics, f"{of}_accuracy"), column(metrics, f"{of}_loss")
     measured = np.isfinite(accuracy)
-    if measured.any():
+    if heads := {name: column(metrics, f"{of}_loss.{name}") for name in summary.get("heads", ())}:
+        losses_of_heads(axes, seconds, heads, words, (RED, GREEN, ORANGE, INK))
+        legend(axes)
+    elif measured.any():
         right = axes.twinx()
         right.grid(False)
         right.spines["right"].set_visible(True)
@@ -268,7 +248,8 @@ def legend(axes: Axes, *others: Axes) -> None:
     handles: list[Any] = [handle for each in (axes, *others) for handle in each.get_legend_handles_labels()[0]]
     if handles:
         labels = [handle.get_label() for handle in handles]
-        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, handlelength=1.6, columnspacing=1.6)
+        wide = 4 if sum(map(len, labels)) <= 80 else 2
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=wide, handlelength=1.6, columnspacing=1.6)
 
 
 def column(metrics: Sequence[Mapping[str, Any]], key: str) -> Array:

@@ -148,6 +148,15 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     if known["data"] != fingerprint(data):
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
+    fill(strategy, saved, position)
+    for task in strategy.tasks.values():
+        task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
+    return position
+
+
+def fill(strategy: Any, saved: Any, position: Position) -> None:
+    """Fill parameters and optimizers with what is saved, a `Checkpoint` or the like, to go on from `position`."""
+    known = saved.facts
     same = len(known["turns"]) == strategy.n_workers
     for name in [n for n in saved.arrays if n.startswith(LEARNT) and same]:
         saved.read(name, 0, of_each := np.empty(strategy.n_workers))
@@ -160,7 +169,6 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
         store.restore(position.clock, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
         store.count(whole, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
     for task in strategy.tasks.values():
-        task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
         for name, array in (task.state or {}).items():
             if same:
                 saved.read(f"worker.{task.worker}.{name}", 0, array)
@@ -170,7 +178,6 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
                     saved.read(f"worker.{w}.{name}", 0, other)
                 array[:] = np.mean(others, axis=0)
     strategy.restore(saved.read, known["n_keepers"])
-    return position
 
 
 def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:

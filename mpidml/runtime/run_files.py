@@ -22,7 +22,7 @@ from mpidml.core.trace import to_chrome
 from mpidml.data.coding import Known
 from mpidml.data.raw import Reading
 from mpidml.runtime.events import Events
-from mpidml.runtime.net import NET_FILE, categories, net_text
+from mpidml.runtime.net import NET_FILE, categories, labels, net_text
 from mpidml.runtime.outputs import FolderTaken, RunFolder, default_out, plain, to_toml
 
 CODING_FILE = "coding.json"
@@ -75,11 +75,14 @@ def write(
     tensors = {**strategy.net.params.views(values), **{f"scaler.{k}": v for k, v in data.scaler.state().items()}}
     if data.targets is not None:
         tensors |= {"targets.offset": data.targets.offset, "targets.scale": np.array([data.targets.scale])}
-    weights = getattr(strategy.net.loss, "class_weights", None)
+    for of in data.heads:
+        if of.targets is not None:
+            tensors |= {f"targets.{of.name}.offset": of.targets.offset, f"targets.{of.name}.scale": np.array([of.targets.scale])}
+    weights = [getattr(head.loss, "class_weights", None) for head in strategy.net.heads]
+    heads = tuple(of._replace(class_weights=factors) for of, factors in zip(data.heads, weights, strict=False))
     largest = {c: float(max(x[:, c].max() for x in (data.x, data.test_x, data.val_x) if len(x))) for c in categories(strategy.job)}
-    reading = Reading(**{name: getattr(strategy.job, name) for name in Reading._fields if name in strategy.job.mapping()})
-    task = "classify" if data.targets is None else "regress"
-    known = Known(data.name, task, data.x.shape[1], data.n_outputs, reading, data.coding, largest, weights)
+    reading = Reading(**{name: getattr(strategy.job, name) for name in Reading._fields if name in strategy.job.mapping()} | {"label": labels(strategy.job)[0]})
+    known = Known(data.name, data.task, data.x.shape[1], data.n_outputs, reading, data.coding, largest, None if heads else weights[0], heads)
     folder.write_json(CODING_FILE, known.mapping())
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
     if traces is not None:

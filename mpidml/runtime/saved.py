@@ -19,6 +19,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.data.coding import Known, read_later
+from mpidml.data.learnt import Learnt, scaled
 from mpidml.data.scaling import Scaler
 from mpidml.data.targets import Targets
 from mpidml.nn import models
@@ -34,12 +35,13 @@ MODEL = "model.safetensors"
 
 
 class Rows(NamedTuple):
-    """Scaled rows x (n, features), and y as `Dataset` has it, None where no labels were wanted; `targets` knows the spread of these rows' targets."""
+    """Scaled rows x (n, features), and y as `Dataset` has it, None where no labels were wanted; `targets` and `heads` know the spread of these rows' targets."""
 
     name: str
     x: Array
     y: Array | None
     targets: Targets | None
+    heads: tuple[Learnt, ...] = ()
 
 
 class Saved(NamedTuple):
@@ -63,36 +65,40 @@ class Saved(NamedTuple):
         kept = (self.scaler.offset, self.scaler.factor)
         if data.n_outputs != self.known.n_outputs or not all(map(np.array_equal, (data.scaler.offset, data.scaler.factor), kept)):
             raise UserError(f"{self.job.data}: is not what the run in {self.path} learnt from, it has changed since; restore it, or give rows by --data")
-        return Rows(data.name, data.test_x, data.test_y, data.targets)
+        return Rows(data.name, data.test_x, data.test_y, data.targets, data.heads)
 
     def rows(self, source: str, labels: str, unseen: str, wants_labels: bool, comm: CountedComm) -> Rows:
         """Read, code and scale other rows as the training rows were (Collective on comm); UserError where they do not fit the run."""
         leads = comm.host.rank == 0
         found = agree(comm, lambda: self._read(source, labels, unseen, wants_labels) if leads else None)
-        about = None if found is None else (found[0].n, found[0].dtype.str, found[1] is not None and found[2])
-        n, dtype, targets = comm.host.bcast(about, 0)
+        about = None if found is None else (found[0].n, found[0].dtype.str, found[1] is not None and found[2], found[3])
+        n, dtype, targets, heads = comm.host.bcast(about, 0)
         width, kind = (self.net.n_outputs, np.dtype(self.job.dtype)) if self.targets is not None else (1, np.dtype(np.int64))
+        if heads:
+            width, kind = sum(len(of.columns) for of in heads), np.dtype(np.float64)
         taken, y = comm.shared(n * self.known.n_features, dtype), comm.shared(n * width if wants_labels else 0, kind)
         if found is not None:
-            part, of, _ = found
+            part, of = found[:2]
             part.write(taken.reshape(n, -1))
             if of is not None:
                 y[:] = of.ravel()
         comm.Barrier()
         x = scaled_rows(source, self.job.dtype, taken, n, self.known.n_features, self.scaler, comm)
-        shaped = y.reshape(n, width) if self.targets is not None and wants_labels else y
-        return Rows(source, x, shaped if wants_labels else None, targets or self.targets)
+        shaped = y.reshape(n, width) if (self.targets is not None or heads) and wants_labels else y
+        return Rows(source, x, shaped if wants_labels else None, targets or self.targets, heads)
 
-    def _read(self, source: str, labels: str, unseen: str, wants_labels: bool) -> tuple[Part, Array | None, Targets | None]:
+    def _read(self, source: str, labels: str, unseen: str, wants_labels: bool) -> tuple[Part, Array | None, Targets | None, tuple[Learnt, ...]]:
         x, y = read_later(source, labels or None, self.known, wants_labels, unseen)
         part = Part(x, np.zeros(x.shape[0]))
         check_room(source, self.job.dtype, part)
         for column, most in self.known.largest.items():
             self._check_codes(source, x, column, most)
+        heads = self.known.heads
+        if y is not None and heads:
+            return part, scaled(y, heads), None, tuple(of._replace(targets=of.targets and of.targets.seen(y[:, list(of.columns)])) for of in heads)
         if self.targets is None or y is None:
-            return part, y, None
-        spread = float(np.square(y - y.mean(axis=0)).sum())
-        return part, self.targets.scaled(y), self.targets._replace(spread=spread)
+            return part, y, None, heads
+        return part, self.targets.scaled(y), self.targets.seen(y), ()
 
     def _check_codes(self, source: str, x: Any, column: int, most: float) -> None:
         codes = np.asarray(x[:, [column]].todense() if hasattr(x, "indptr") else x[:, column]).ravel()
@@ -122,15 +128,21 @@ def open_run(folder: str, comm: CountedComm, backend: Any) -> Saved:
             view[...] = tensors[name]
     comm.Barrier()
     scaler = Scaler.from_state({"offset": scaling["scaler.offset"], "factor": scaling["scaler.factor"]})
-    targets = Targets(scaling["targets.offset"], float(scaling["targets.scale"][0]), 0.0) if known.task == "regress" else None
+    targets = _targets(scaling, "targets") if known.task == "regress" else None
+    known = known._replace(heads=tuple(of if of.classes else of._replace(targets=_targets(scaling, f"targets.{of.name}")) for of in known.heads))
     return Saved(path, job, known, net, w, scaler, targets)
+
+
+def _targets(scaling: Any, name: str) -> Targets:
+    """Return how targets were scaled, of what lies beside the weights."""
+    return Targets(scaling[f"{name}.offset"], float(scaling[f"{name}.scale"][0]), 0.0)
 
 
 def open_model(folder: str) -> Model:
     """Open a run's folder in this process alone, for programs that take its model elsewhere; UserError as `open_run`."""
     alone = CountedComm(MPI.COMM_SELF)
     saved = open_run(folder, alone, kernels)
-    model = Model(saved.net, saved.w.copy(), saved.scaler, saved.targets)
+    model = Model(saved.net, saved.w.copy(), saved.scaler, saved.targets, saved.known.heads)
     alone.free()
     return model
 
@@ -170,8 +182,7 @@ def _net(job: Job, known: Known, backend: Any) -> Network:
     codes = np.zeros((1, known.n_features))
     for column, most in known.largest.items():
         codes[0, column] = most
-    layers = models.layers_of(job, net_text(job))
-    return models.rebuilt(job, layers, (known.n_features, known.n_outputs), known.task == "classify", known.class_weights, codes, backend)
+    return models.rebuilt(job, models.layers_of(job, net_text(job)), known, codes, backend)
 
 
 def _tensors(path: Path, net: Network) -> dict[str, Array]:

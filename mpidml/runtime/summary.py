@@ -16,6 +16,7 @@ from mpidml.core.role import Array
 from mpidml.core.target import parse_target
 from mpidml.runtime import straggler
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.evaluation_text import told
 from mpidml.runtime.monitor import Monitor
 from mpidml.runtime.progress import show
 
@@ -92,7 +93,7 @@ def of_job(
         "strategy": job.strategy,
         "sync": job.policy(),
         "data": job.data,
-        "task": "classify" if strategy.data.targets is None else "regress",
+        "task": strategy.data.task,
         "model": job.model,
         "optimizer": job.optimizer,
         "learning_rate": job.lr,
@@ -120,7 +121,7 @@ def of_job(
         "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
         "final_loss": sum(loss * n for loss, n in tail) / sum(n for _, n in tail),
         "diverged_at_clock": monitor.diverged_at,
-        **final,
+        **by_head(strategy, final),
         "bytes_sent": [r["bytes_sent"] for r in ranks],
         "bytes_window": [r["bytes_window"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
@@ -140,6 +141,15 @@ def of_job(
     }
 
 
+def by_head(strategy: Any, final: dict[str, float | None]) -> dict[str, Any]:
+    """Return the scores of the parameters that are saved as summary.json holds them: those of several heads below `heads`, by their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for head, of in zip(strategy.net.heads, strategy.data.heads, strict=False):
+        measures = {name.partition(".")[0]: value for name, value in final.items() if name.partition(".")[2] == head.name}
+        found[head.name] = {"task": "classify" if of.is_labels else "regress", "weight": head.weight, "columns": of.names, **measures}
+    return {name: value for name, value in final.items() if "." not in name} | ({"heads": found} if found else {})
+
+
 def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     """Say before the run what will be done."""
     where = f"{strategy.comm.size} rank{'s' * (strategy.comm.size > 1)}"
@@ -147,7 +157,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     lines = [
         f"mpidml: {job.strategy} on {where}: {strategy.words()}",
         f"data {data.name}: {len(data.x)} training{apart}{len(data.test_x)} test rows x {data.x.shape[1]} features, "
-        + (f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"),
+        + _learnt(data),
         *(f"data: {note}" for note in data.notes),
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
@@ -165,6 +175,13 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     if job.deterministic:
         lines.append(f"deterministic: {strategy.promise}")
     return "\n".join(lines)
+
+
+def _learnt(data: Any) -> str:
+    """Say what there is to learn."""
+    if data.heads:
+        return "; ".join(f"{of.name}: {of.n_outputs} {'classes' if of.is_labels else 'target(s)'}" for of in data.heads)
+    return f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"
 
 
 def _parts(job: Job) -> str:
@@ -201,7 +218,9 @@ def _done(strategy: Any, position: Position) -> str:
 def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     """Say after the run what came of it."""
     quality = f"test accuracy {summary['test_accuracy']:.2%}, " if summary.get("test_accuracy") is not None else ""
-    if summary.get("test_rmse") is not None:
+    if "heads" in summary:
+        quality = f"test loss {summary['test_loss']:.4g} ({told(summary['heads'])}), " if summary.get("test_loss") is not None else ""
+    elif summary.get("test_rmse") is not None:
         explained = "" if summary["test_r2"] is None else f", R2 {summary['test_r2']:.4f}"
         useless = summary["test_r2"] is not None and summary["test_r2"] < USELESS_R2
         explained += f", no better than the mean: lower --lr ({summary['learning_rate']:g})" if useless else ""

@@ -16,7 +16,7 @@ from mpidml.ps.task import Push, Read, Turn
 from mpidml.runtime import scoring
 
 BUFFER_WAIT_SECONDS = 50e-6
-NOT_SCORED = (0.0, 0.0, 0.0, 0.0, 0.0)
+N_MEASURED = 5
 
 
 class Training:
@@ -24,7 +24,8 @@ class Training:
 
     Those are the validation rows, or the test rows where there are none; a run with patience pauses instead (`looks`). A clock's measurements:
     loss sum, samples, then of the rows looked at the loss sum, score, number, seconds. The score of rows is how many are right, or in a regression
-    the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones.
+    the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones. Of several heads their losses and
+    scores follow (`scoring.of_heads`), all losses as they are trained.
     """
 
     def __init__(self, strategy: Any, worker: int) -> None:
@@ -41,6 +42,7 @@ class Training:
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
         self.loss_factor = scoring.loss_factor(net, self.data.targets)
+        self.not_scored = (0.0,) * (N_MEASURED + scoring.n_of_heads(net))
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.salt_epoch, self.scored_epoch = -1, 0
@@ -56,7 +58,7 @@ class Training:
         w = self._parameters(turn)
         batch, share = divmod(turn.block, strategy.n_workers)
         epoch = batch // self.sampler.clocks_per_epoch
-        measured = NOT_SCORED
+        measured = self.not_scored
         if epoch > self.scored_epoch and not self.job.patience:
             measured, self.scored_epoch = self._look(w, epoch), epoch
         if self.slowdown is not None:
@@ -92,7 +94,7 @@ class Training:
         started = time.perf_counter()
         x, y = self.data.rows(of)
         lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
-        found = scoring.score(self.net, w, x[lo:hi], y[lo:hi], self.data.targets)
+        found = scoring.score(self.net, w, x[lo:hi], y[lo:hi], self.data.targets, heads=self.data.heads)
         if self.strategy.trace is not None:
             self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
         return found
@@ -117,11 +119,7 @@ class Training:
         """Leave the gradient of `rows` in `g`; return the sum of the losses."""
         step = self.net.bind(rows.size, w, g)
         self.data.x.take(rows, 0, step.x, "clip")
-        if self.data.targets is not None:
-            self.data.y.take(rows, 0, step.targets, "clip")
-        else:
-            self.data.y.take(rows, 0, step.y, "clip")
-            step.load_labels()
+        step.load(self.data.y, rows)
         if self.net.random:
             step.ids[:] = rows
             step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
@@ -175,11 +173,12 @@ class Training:
             rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
             self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
 
-    def _look(self, w: Array, epoch: int) -> tuple[float, float, float, float, float]:
-        """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch."""
+    def _look(self, w: Array, epoch: int) -> tuple[float, ...]:
+        """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch, and what several heads have."""
         started = time.perf_counter()
-        loss, score, n = scoring.total([self.score(w, self.job.looks_at)])
-        return loss, score, n, time.perf_counter() - started, epoch
+        found = self.score(w, self.job.looks_at)
+        loss, score, n = scoring.total([found])
+        return loss, score, n, time.perf_counter() - started, epoch, *scoring.of_heads([found])
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

@@ -23,23 +23,22 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, events, resume, run_files, summary
+from mpidml.runtime import checkpoint, events, resume, run_files, scoring, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
+from mpidml.runtime.final import bring
 from mpidml.runtime.looks import Looks
 from mpidml.runtime.model import Model
-from mpidml.runtime.monitor import COLUMNS, Monitor
+from mpidml.runtime.monitor import N_COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
+from mpidml.runtime.start import Start, gather
 from mpidml.runtime.telemetry import Telemetry
-from mpidml.runtime.wire import pieces
 from mpidml.sim import what_if
 
-VALUES_TAG = 9
-NOTHING_MEASURED = (0.0,) * (len(COLUMNS) - 3)
 ASKED = -1.0
 """In place of a worker's number: a signal asks this rank to end."""
 
@@ -52,17 +51,19 @@ def train(
     keep: dict[str, Any] | None = None,
     brief: bool = False,
     data: Sequence[Any] | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Train as `job` says and return the summary on every rank (Collective on comm; default: all ranks).
 
     Rank 0 shows progress unless `quiet` (nothing besides if `brief`), and writes the run folder if `write`; `keep` is given the trained
     `model`, its `network` and `values`, and on rank 0 the `metrics`. `data`: arrays x, y (or x, y, test_x, test_y) in place of the job's file, alike
-    on every rank. UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
+    on every rank; `start`: what a run on arrays begins with, and `keep` is then given what another may go on from, `kept`.
+    UserError for bad input, before any work. Without `comm`, on several ranks, an uncaught
     exception or a signal on one rank ends them all from now on; with checkpoints SIGTERM and SIGUSR1 save and end the run, and the summary
     is then {"paused_at_clock": ...} alone.
     """
     with given_or_all(comm) as ranks:
-        run = Run(job, ranks, quiet, write, brief, data)
+        run = Run(job, ranks, quiet, write, brief, data, start)
         run.drive()
         return run.end(keep)
 
@@ -70,7 +71,9 @@ def train(
 class Run:
     """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
-    def __init__(self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None, start: Start | None = None
+    ) -> None:
         """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved."""
         self.comm, self.quiet, self.brief = comm, quiet, brief
         self.leads = leads = comm.rank == 0
@@ -81,11 +84,13 @@ class Run:
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
-        self.data = data = load(job, comm, arrays)
+        self.start = start
+        self.data = data = load(job, comm, arrays, start)
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
-        self.telemetry = Telemetry(comm, len(COLUMNS))
+        width = N_COLUMNS + scoring.n_of_heads(self.net)
+        self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
@@ -95,6 +100,8 @@ class Run:
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
             agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
+        if start is not None:
+            self.position = start.go_on(self.strategy)
         self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
         self.looks = Looks(self.strategy, comm, self.monitor) if job.patience else None
         if saved is not None:
@@ -120,7 +127,7 @@ class Run:
         if name == "clock":
             self.telemetry.add((worker, now - self.started, *value))
         elif name == "left":
-            self.telemetry.add((worker, now - self.started, -1.0, *NOTHING_MEASURED))
+            self.telemetry.add((worker, now - self.started, -1.0, *self.nothing_measured))
         elif name == "quota":
             self.quotas.append((now - self.started, *value))
         elif self.trace is not None:
@@ -129,7 +136,7 @@ class Run:
     def _look(self, now: float) -> None:
         """Pass news on to rank 0; there, end the run when its target is reached or a signal asks for it."""
         if self.asked():
-            self.telemetry.add((ASKED, now - self.started, 0.0, *NOTHING_MEASURED))
+            self.telemetry.add((ASKED, now - self.started, 0.0, *self.nothing_measured))
         if self.monitor is None:
             self.telemetry.send()
             return
@@ -230,7 +237,7 @@ class Run:
         rows = self.telemetry.drain()
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
         ranks, scores = comm.gather(self._measured()), comm.gather([w.result for w in strategy.workers.values()])
-        values = _bring(strategy, comm) if best is None else best
+        values = bring(strategy, comm) if best is None else best
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
@@ -253,7 +260,9 @@ class Run:
             keep["metrics"] = monitor.metrics if monitor is not None else None
             keep["step_seconds"] = monitor.step_seconds if monitor is not None else None
             keep["values"] = comm.bcast(values.copy() if values is not None and leads else None)
-            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets)
+            keep["model"] = Model(copy(self.net), keep["values"], self.data.scaler, self.data.targets, self.data.heads)
+            if self.start is not None:
+                keep["kept"] = gather(strategy, comm, keep["model"])
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
@@ -278,19 +287,5 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
     write = folder.append_metrics if folder is not None else lambda row: None
     limit = job.seconds if strategy.endless else 0.0
     n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
-    return Monitor(strategy.n_workers, n_clocks, sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step)
-
-
-def _bring(strategy: Any, comm: CountedComm) -> Any:
-    """Bring the final parameters to rank 0 (Collective on comm)."""
-    values: Any = strategy.final_values()
-    source = strategy.placement.worker_ranks[0]
-    if source != 0 and strategy.table is None:
-        if comm.rank == source:
-            for piece in pieces(values):
-                comm.Isend(piece, 0, VALUES_TAG).Wait()
-        elif comm.rank == 0:
-            values = np.empty(strategy.net.n_params, strategy.net.dtype)
-            for piece in pieces(values):
-                comm.Irecv(piece, source, VALUES_TAG).Wait()
-    return values
+    rows = sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step
+    return Monitor(strategy.n_workers, n_clocks, *rows, scoring.n_of_heads(strategy.net))

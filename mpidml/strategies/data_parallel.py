@@ -43,7 +43,7 @@ from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
 from mpidml.sync.base import make_policy
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02  # a run that has met its target goes on for as long as the second at most
 START = Position()
 ORDERED = "ordered"
 IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order")
@@ -149,7 +149,8 @@ class DataParallel:
         self.tasks = {self.worker_role: task}
         self.part = Part()
         self.workers = {self.worker_role: self.part}
-        self.driver = Stepper(self, task, buckets, self.part, record, look, LOOK_SECONDS)
+        often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
+        self.driver = Stepper(self, task, buckets, self.part, record, look, often)
         comm.Barrier()  # the weights are in place before anyone reads them
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:

@@ -31,7 +31,9 @@ def folder(tmp_path, monkeypatch):
     for name, text in texts.items():
         (package / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    return "plugged"
+    plugins._installed.cache_clear()
+    yield "plugged"
+    plugins._installed.cache_clear()
 
 
 def test_the_files_are_the_names(folder):
@@ -107,3 +109,18 @@ def test_a_file_with_a_dash_and_an_installed_entry_point_work_like_a_shipped_one
 
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Entry()] if group == folder else [])
     assert "installed" in plugins.names(folder) and type(plugins.make(folder, "installed")).__name__ == "Other"
+
+
+def test_installed_entry_points_are_looked_up_once_a_folder(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: asked.append(group) or [])
+    for _ in range(5):
+        plugins.make(folder, "my_rule:1")
+        plugins.names(folder)
+    assert asked == [folder]
+    for other in ("mpidml.sync", "mpidml.optim"):
+        plugins.names(other)
+    assert len(asked) == len(set(asked))
+    plugins._installed.cache_clear()
+    plugins.names(folder)
+    assert asked.count(folder) == 2, "the broken variant, which asks anew, is seen"

@@ -179,3 +179,84 @@ def test_without_scikit_learn_one_line_names_the_extra() -> None:
     text = "import sys; sys.modules['sklearn'] = None\nfrom mpidml import *\nimport mpidml\ntry: mpidml.MLPClassifier\nexcept Exception as e: print(type(e).__name__, e)"
     result = python(["-c", text])
     assert result.out.strip().startswith("UserError") and "pip install 'mpidml[ml]'" in result.out and len(result.out.splitlines()) == 1, result
+
+
+def estimator_of(name: str, **given: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return an estimator, what it learns, and what the first `partial_fit` is told."""
+    if name == "MLPRegressor":
+        return mpidml.MLPRegressor(**{"hidden": (8,), "lr": 0.02, **given}), AMOUNTS, {}
+    return mpidml.MLPClassifier(**{"hidden": (8,), **given}), Y, {"classes": sorted(set(Y))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("given", [{}, {"optimizer": "adam", "lr": 0.003}, {"sync": "ssp:1", "backend": "numpy"}, {"dropout": 0.3}], ids=str)
+def test_partial_fits_are_epochs_of_one_fit_to_the_last_bit(name: str, given: dict[str, Any]) -> None:
+    """Order of samples, noise, the optimizer's state and its count of steps go on, after `fit` and from the beginning."""
+    whole, y, first = estimator_of(name, epochs=3, **given)
+    whole.fit(X, y)
+    parts = estimator_of(name, epochs=1, **given)[0].fit(X, y).partial_fit(X, y).partial_fit(X, y)
+    alone = estimator_of(name, epochs=9, **given)[0].partial_fit(X, y, **first)
+    alone = pickle.loads(pickle.dumps(alone)).partial_fit(X, y).partial_fit(X, y)
+    assert whole.model_.values.tobytes() == parts.model_.values.tobytes() == alone.model_.values.tobytes()
+    assert whole.n_iter_ == parts.n_iter_ == alone.n_iter_ == 3
+    afresh = estimator_of(name, epochs=1, **given)[0].fit(X, y)
+    again = afresh.model_.values.copy()
+    assert not np.array_equal(afresh.partial_fit(X, y).model_.values, again), "the broken variant: a call that begins anew"
+    assert np.array_equal(afresh.fit(X, y).model_.values, again), "`fit` begins anew"
+
+
+def test_partial_fit_takes_rows_that_lack_classes_and_keeps_the_scaling() -> None:
+    model, y, first = estimator_of("MLPClassifier")
+    model.partial_fit(X[:60], y[:60], **first)
+    scaling = model.model_.scaler.offset.copy()
+    few = np.flatnonzero(y == "zero")[:3]
+    model.partial_fit(X[few] + 100, y[few])
+    assert model.model_.network.n_outputs == 10 and np.array_equal(model.model_.scaler.offset, scaling)
+    assert mpidml.MLPClassifier(hidden=(8,)).partial_fit(X[few], y[few], **first).predict_proba(X[:2]).shape == (2, 10)
+    amounts = mpidml.MLPRegressor(hidden=(8,)).partial_fit(X, AMOUNTS)
+    targets = amounts.model_.targets
+    assert amounts.partial_fit(X, 3 * AMOUNTS + 1).model_.targets.scale == targets.scale
+
+
+def test_what_partial_fit_cannot_do_is_one_line() -> None:
+    model, y, first = estimator_of("MLPClassifier")
+    with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
+        model.partial_fit(X, y)
+    with pytest.raises(ValueError, match=r"`y` has labels \[.*'eight'.*\] that are not in `classes`"):
+        model.partial_fit(X, y, classes=["one", "two"])
+    model.partial_fit(X, y, **first)
+    with pytest.raises(ValueError, match="is not the same as on last call"):
+        model.partial_fit(X, y, classes=["one", "two"])
+    for given, says in (({"patience": 2, "validate": 0.1}, "partial_fit: validate = 0.1 is for a whole run"), ({"lr_policy": "cosine"}, "lr_policy cosine takes")):
+        with pytest.raises(ValueError, match=says):
+            estimator_of("MLPClassifier", **given)[0].partial_fit(X, y, **first)
+    with pytest.raises(ValueError, match="has 2 target"):
+        mpidml.MLPRegressor(hidden=(8,), epochs=1).fit(X, AMOUNTS).partial_fit(X, np.stack([AMOUNTS, AMOUNTS], axis=1))
+
+
+def test_weights_of_rows_are_refused_by_a_line_and_seen_as_missing() -> None:
+    from sklearn.utils.validation import has_fit_parameter
+
+    for name in NAMES:
+        model, y, _ = estimator_of(name, epochs=1)
+        assert not has_fit_parameter(model, "sample_weight")
+        with pytest.raises(UserError, match="sample_weight: rows have no weights of their own here; leave it out"):
+            model.fit(X, y, sample_weight=np.ones(len(X)))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'weights'"):
+            model.fit(X, y, weights=1)
+
+
+def test_patience_ends_a_fit_and_keeps_the_best_parameters() -> None:
+    model, y, _ = estimator_of("MLPClassifier", validate=0.2, patience=2, epochs=60, lr=0.3)
+    model.fit(X, y)
+    summary = model.summary_
+    assert model.n_iter_ < 60 and summary["best_epoch"] == model.n_iter_ - 2 and summary["val_loss"] == pytest.approx(summary["best_val_loss"])
+    with pytest.raises(ValueError, match=r"--patience 2: needs rows to judge by"):
+        estimator_of("MLPClassifier", patience=2)[0].fit(X, y)
+
+
+def test_a_net_with_several_heads_is_refused(tmp_path: Path) -> None:
+    net = tmp_path / "net.toml"
+    net.write_text('[[layer]]\ntype = "dense"\nunits = 4\n[[head]]\nname = "a"\nlabel = 0\n[[head]]\nname = "b"\nlabel = 1\n')
+    with pytest.raises(ValueError, match="has several heads, and an estimator learns one thing"):
+        mpidml.MLPRegressor(model=str(net)).fit(X, np.stack([AMOUNTS, AMOUNTS], axis=1))

@@ -124,7 +124,7 @@ DENSE = '[[layer]]\ntype = "dense"\n'
     ("text", "says"),
     [
         ("layer = ", "net.toml: cannot be read as TOML ("),
-        ('[[layers]]\ntype = "dense"', "net.toml: there is no key 'layers'; known: layer; did you mean 'layer'?"),
+        ('[[layers]]\ntype = "dense"', "net.toml: there is no key 'layers'; known: head, layer; did you mean 'layer'?"),
         ('[layer]\ntype = "dense"', "net.toml: lists no layers; open each by a line [[layer]]"),
         ("layer = [1]", "net.toml: lists no layers; open each by a line [[layer]]"),
         ("[[layer]]\nunits = 3", "net.toml: layer 1: type is missing; known: dense, dropout, embedding, layer_norm"),

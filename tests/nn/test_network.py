@@ -204,7 +204,7 @@ def test_a_range_reported_one_group_too_early_is_caught(sizes):
         for group in step.forward:
             for function, arguments in group.thunks:
                 function(*arguments)
-        step._loss(*step._loss_arguments, scale)
+        step.lose(scale)
         for group in step.backward:
             progress(group.lo, group.hi)
             for function, arguments in group.thunks:

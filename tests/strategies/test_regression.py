@@ -187,3 +187,24 @@ def test_words_are_no_amounts(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\n1,low\n2,high\n")
     with pytest.raises(UserError, match="--task regress: the labels are words"):
         read(str(tmp_path / "t.csv"), task="regress")
+
+
+def test_a_loss_of_classes_that_is_asked_for_is_refused_on_amounts_and_taken_where_nobody_asks(tmp_path: Path) -> None:
+    x, y = problem()
+    with pytest.raises(UserError, match=r"--loss cross_entropy: takes class labels, the targets are numbers .*; use squared_error or huber"):
+        run(tmp_path, x, y, loss="cross_entropy")
+    by_itself, asked = run(tmp_path, x, y), run(tmp_path, x, y, loss="squared_error")
+    assert by_itself["model_sha256"] == asked["model_sha256"]
+    labels = (y[:, 0] > y[:, 0].mean()).astype(int)
+    by_itself, asked = run(tmp_path, x, labels), run(tmp_path, x, labels, loss="cross_entropy")
+    assert by_itself["model_sha256"] == asked["model_sha256"] and by_itself["task"] == "classify"
+
+
+@pytest.mark.mpi
+def test_softened_updates_are_told_where_an_update_can_be_stale(comm: Any, mpi_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counted = CountedComm(comm)
+    for sync, is_stale in (("ssp:1", comm.size > 1), ("bsp", False)):
+        train(SMALL.with_values({"sync": sync, "steps": 2}, "test"), counted, write=False)
+        said = capsys.readouterr().out
+        assert ("stale updates are softened" in said) == (is_stale and comm.rank == 0)
+    counted.free()

@@ -14,10 +14,11 @@ from typing import IO, Any, ClassVar
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays
+from mpidml.data.raw import Label
 from mpidml.data.sparse import SparseRows
 from mpidml.data.table import Known, Table
 
-__all__ = ["Contents", "Format", "Known", "opened", "package"]
+__all__ = ["Contents", "Format", "Known", "Label", "opened", "package"]
 
 Contents = Arrays | Table | SparseRows
 
@@ -29,10 +30,10 @@ class Format:
     is_table: ClassVar[bool] = False  # has named columns, one of which is the label
     takes_labels: ClassVar[bool] = False  # labels lie in a file of their own
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Contents:
-        """Read one file; `label` names the label's column of a table, `labels` the file of the labels.
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Contents:
+        """Read one file; `label` names the label's column of a table, or several, `labels` the file of the labels.
 
-        `known`: the columns that a run learnt from, whose rows need no labels (y None, at -1); in place of `label` its label's column is looked for.
+        `known`: the columns that a run learnt from, whose rows need no labels (y None, at empty); in place of `label` its labels' columns are looked for.
         """
         raise NotImplementedError
 

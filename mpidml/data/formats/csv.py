@@ -9,15 +9,15 @@ from typing import IO
 
 import numpy as np
 
-from mpidml.core.errors import UserError, nearest
+from mpidml.core.errors import UserError
 from mpidml.data.csv_rows import Rows, Span, batches, head
-from mpidml.data.formats.base import Format, Known, opened
+from mpidml.data.formats.base import Format, Known, Label, opened
 from mpidml.data.raw import Array
-from mpidml.data.table import MISSING, Cell, Column, Table
+from mpidml.data.table import MISSING, Cell, Column, Table, places
 
 
 class Csv(Format):
-    """`.csv` and `.csv.gz`, UTF-8; the column `label`, or else the last one, holds the labels. Blank lines are skipped.
+    """`.csv` and `.csv.gz`, UTF-8; the column(s) `label`, or else the last one, hold the labels. Blank lines are skipped.
 
     The first line is a header when none of its features is a number, when `label` is given, or when its label is no number and the next one is.
     """
@@ -25,7 +25,7 @@ class Csv(Format):
     endings = (".csv", ".csv.gz")
     is_table = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Table:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Table:
         try:
             with opened(path) as stream:
                 return _table(str(path), stream, label, known)
@@ -33,7 +33,7 @@ class Csv(Format):
             raise UserError(_not_utf8(path)) from None
 
 
-def _table(file: str, stream: IO[bytes], label: str | None, known: Known | None) -> Table:
+def _table(file: str, stream: IO[bytes], label: Label, known: Known | None) -> Table:
     rows, n_lines, blocks = head(stream)
     if not rows:
         raise UserError(f"{file}: the file holds no rows; give a table of features and labels")
@@ -41,15 +41,16 @@ def _table(file: str, stream: IO[bytes], label: str | None, known: Known | None)
     width = len(first)
     if width < 2 and known is None:
         raise UserError(f"{file}: the first line has {width} column, at least 2 are needed (features, label); separate columns by commas")
-    at, is_known = (width - 1 if label is None else _position(file, first, label), False) if known is None else known.find(file, first)
+    titles = [name.strip() for name in first]
+    at, is_known = (places(file, titles, label), False) if known is None else known.find(file, first)
     if label is not None and all(map(_is_number, first)) and not all(text.strip().isdecimal() for text in first):
         raise UserError(f"{file}: column '{label}' was named, but the first line holds numbers, not names; give the file a header, or drop the name")
-    has_header = label is not None or is_known or not any(_is_number(text) for i, text in enumerate(first) if i != at)
+    has_header = label is not None or is_known or not any(_is_number(text) for i, text in enumerate(first) if i not in at)
     # column names that are numbers above numeric labels, as data frames write them
-    has_header = has_header or (at >= 0 and len(rows) > 1 and len(rows[1]) == width and not _is_number(first[at]) and _is_number(rows[1][at]))
+    has_header = has_header or (bool(at) and len(rows) > 1 and len(rows[1]) == width and all(not _is_number(first[i]) and _is_number(rows[1][i]) for i in at))
     if has_header and len(rows) == 1:
         raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
-    columns = [_Column(file, f"{i} ('{name.strip()}')" if has_header else f"{i}") for i, name in enumerate(first)]
+    columns = [_Column(file, f"{i} ('{name}')" if has_header else f"{i}") for i, name in enumerate(titles)]
     cells: list[Array] = []
     n = 0
     for batch in batches(file, blocks, width, n_lines if has_header else 0):
@@ -63,9 +64,9 @@ def _table(file: str, stream: IO[bytes], label: str | None, known: Known | None)
                 column.take(batch.cells(j), n, batch.lines, values[:, j])
         cells.append(values)
         n += len(values)
-    names = tuple(name.strip() for i, name in enumerate(first) if i != at) if has_header else ()
-    name = first[at].strip() if has_header and at >= 0 else ""
-    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, names, name)
+    features = tuple(name for i, name in enumerate(titles) if i not in at) if has_header else ()
+    labels = tuple(titles[i] for i in at) if has_header else ()
+    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, features, labels)
 
 
 class _Column:
@@ -121,13 +122,6 @@ class _Column:
         """Return the whole column of n rows."""
         codes = np.concatenate([*self.codes, np.full(n - self.n_coded, -1, np.int32)]) if self.words else None
         return Column(self.name, codes, tuple(self.words), self.n_words, self.n_numbers, self.number, self.missing)
-
-
-def _position(file: str, header: list[str], label: str) -> int:
-    names = [name.strip() for name in header]
-    if label not in names:
-        raise UserError(f"{file}: there is no column '{label}'; {nearest(label, names)}")
-    return names.index(label)
 
 
 def _number(text: str) -> float | None:

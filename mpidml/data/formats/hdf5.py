@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpidml.data.arrays import Arrays, from_names
-from mpidml.data.formats.base import Format, Known, package
+from mpidml.data.formats.base import Format, Known, Label, package
 
 
 class Hdf5(Format):
@@ -13,7 +13,7 @@ class Hdf5(Format):
 
     endings = (".h5", ".hdf5")
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         h5py = package("h5py", path)
         with h5py.File(path, "r") as file:
             found = [name for name in file if isinstance(file[name], h5py.Dataset)]

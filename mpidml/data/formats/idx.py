@@ -17,7 +17,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Array, Arrays, as_matrix
-from mpidml.data.formats.base import Format, Known, opened
+from mpidml.data.formats.base import Format, Known, Label, opened
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 NAMES = tuple(f"idx{n}-{kind}" for n in (2, 3, 4) for kind in ("ubyte", "byte", "short", "int", "float", "double"))
@@ -29,7 +29,7 @@ class Idx(Format):
     endings = tuple(f"{name}{packed}" for name in (*NAMES, ".idx") for packed in ("", ".gz"))
     takes_labels = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         of = labels or _beside(path)
         if of is None and known is not None:
             return Arrays(str(path), _images(path, read_idx(path)), None)

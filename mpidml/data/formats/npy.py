@@ -9,7 +9,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays, as_matrix
-from mpidml.data.formats.base import Format, Known
+from mpidml.data.formats.base import Format, Known, Label
 
 
 class Npy(Format):
@@ -18,7 +18,7 @@ class Npy(Format):
     endings = (".npy",)
     takes_labels = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         beside = path.with_name(f"y{path.name[1:]}") if path.name.startswith("x") else None
         labels = labels or beside
         if known is not None and labels is beside and not (beside is not None and beside.is_file()):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mpidml.data.arrays import Arrays, from_names
-from mpidml.data.formats.base import Format, Known
+from mpidml.data.formats.base import Format, Known, Label
 
 
 class Npz(Format):
@@ -15,7 +15,7 @@ class Npz(Format):
 
     endings = (".npz",)
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise ValueError("it holds one bare array, not named arrays")

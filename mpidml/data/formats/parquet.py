@@ -7,27 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.core.errors import UserError, nearest
-from mpidml.data.formats.base import Format, Known, package
+from mpidml.core.errors import UserError
+from mpidml.data.formats.base import Format, Known, Label, package
 from mpidml.data.raw import Array
-from mpidml.data.table import MISSING, Cell, Column, Table
+from mpidml.data.table import MISSING, Cell, Column, Table, places
 
 
 class Parquet(Format):
-    """`.parquet` and `.pq`, by pyarrow; the column `label`, or else the last one, holds the labels. Numbers become float64, booleans 0 and 1."""
+    """`.parquet` and `.pq`, by pyarrow; the column(s) `label`, or else the last one, hold the labels. Numbers become float64, booleans 0 and 1."""
 
     endings = (".parquet", ".pq")
     is_table = True
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Table:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Table:
         arrow, parquet = package("pyarrow", path), package("pyarrow.parquet", path)
         with parquet.ParquetFile(path, memory_map=True) as file:
             schema, n = file.schema_arrow, file.metadata.num_rows
             names = list(schema.names)
             if len(names) < 2 and known is None:
                 raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
-            if label is not None and label not in names:
-                raise UserError(f"{path}: there is no column '{label}'; {nearest(label, names)}")
+            at = places(str(path), names, label) if known is None else known.find(str(path), names)[0]
             if not n:
                 raise UserError(f"{path}: the file holds columns but no rows; give at least one row")
             columns = [_Column(str(path), f"{i} ('{name}')", schema.field(i).type, arrow) for i, name in enumerate(names)]
@@ -38,9 +37,8 @@ class Parquet(Format):
                 for j, column in enumerate(columns):
                     column.take(table.column(j), lo, cells[lo : lo + table.num_rows, j])
                 lo += table.num_rows
-        at = known.find(str(path), names)[0] if known is not None else len(names) - 1 if label is None else names.index(label)
-        features = tuple(name for i, name in enumerate(names) if i != at)
-        return Table(str(path), cells, tuple(column.found() for column in columns), at, features, names[at] if at >= 0 else "")
+        features = tuple(name for i, name in enumerate(names) if i not in at)
+        return Table(str(path), cells, tuple(column.found() for column in columns), at, features, tuple(names[i] for i in at))
 
 
 class _Column:

@@ -15,7 +15,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.csv_rows import line_blocks
 from mpidml.data.decimals import parse
-from mpidml.data.formats.base import Format, Known, opened
+from mpidml.data.formats.base import Format, Known, Label, opened
 from mpidml.data.raw import Array
 from mpidml.data.sparse import Line, SparseRows
 
@@ -26,13 +26,14 @@ _BLANK[[9, 10, 11, 12, 13, 32]] = True
 
 
 class Rows(NamedTuple):
-    """The rows of a block: labels, how many pairs each has, the pairs, and the line of each row within the block."""
+    """The rows of a block: labels, how many pairs each has, the pairs, the line of each row within the block, and whether a label has a plus sign."""
 
     labels: Array
     counts: Array
     indices: Array
     values: Array
     lines: Array
+    plus: bool
 
 
 class Svmlight(Format):
@@ -40,7 +41,7 @@ class Svmlight(Format):
 
     endings = tuple(f".{name}{packed}" for name in ("svm", "svmlight", "libsvm") for packed in ("", ".gz"))
 
-    def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> SparseRows:
+    def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> SparseRows:
         file, line = str(path), 1
         blocks: list[Rows] = []
         lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
@@ -61,7 +62,7 @@ class Svmlight(Format):
         if highest.feature < 0:
             raise UserError(f"{file}: no row holds an index:value pair; give at least one feature")
         labels_, counts, indices, values = (np.concatenate([rows[i] for rows in blocks]) for i in range(4))
-        return SparseRows(file, labels_, np.concatenate([[0], np.cumsum(counts)]), indices, values, lowest, highest)
+        return SparseRows(file, labels_, np.concatenate([[0], np.cumsum(counts)]), indices, values, lowest, highest, any(rows.plus for rows in blocks))
 
 
 def _parsed(text: bytes) -> Rows | None:
@@ -88,7 +89,7 @@ def _parsed(text: bytes) -> Rows | None:
     ascends[(np.cumsum(counts) - counts)[counts > 0]] = True
     if ((index < 0) | (index > MOST_INDEX) | (index != np.floor(index)) | ~ascends).any():
         return None
-    return Rows(labels, counts, index.astype(np.int32), values, lines)
+    return Rows(labels, counts, index.astype(np.int32), values, lines, bool((nbytes[starts[first]] == ord("+")).any()))
 
 
 def _line(file: str, rows: Rows, pair: int, first_line: int) -> Line:

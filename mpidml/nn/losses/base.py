@@ -24,10 +24,12 @@ class Loss:
     """One loss; a plug-in file holds one. The sum over rows is a sum over any split of them: no term depends on another row.
 
     `from_values`: it reads targets (m, n_outputs), made of labels where the data have labels; else it reads labels int64 (m,).
+    `any_amount`: these targets may be any numbers.
     `class_weights`: one factor a class, for the rows of that class; None means 1. A loss without them takes none.
     """
 
     from_values: ClassVar[bool] = False
+    any_amount: ClassVar[bool] = False
     class_weights: Array | None
 
     @property

@@ -14,6 +14,7 @@ class Huber(Loss):
     """Sum over the outputs of e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), e = z - t."""
 
     from_values: ClassVar[bool] = True
+    any_amount: ClassVar[bool] = True
 
     def __init__(self, delta: float = 1.0) -> None:
         self.delta = number("delta", delta)

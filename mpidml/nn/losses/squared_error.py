@@ -12,6 +12,7 @@ class SquaredError(Loss):
     """Sum over the outputs of (z - t)^2 / 2."""
 
     from_values: ClassVar[bool] = True
+    any_amount: ClassVar[bool] = True
 
     @property
     def kernel(self) -> str:

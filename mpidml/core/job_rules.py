@@ -1,0 +1,68 @@
+"""Say which values of a job can be, and which would do nothing: found before anything is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+from mpidml.core.errors import UserError, nearest
+from mpidml.core.job import Job
+from mpidml.core.target import parse_target
+
+
+def check(job: Job) -> Job:
+    """Return `job`, or raise UserError naming the first value that cannot be, or would do nothing."""
+    least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "check_replicas": 0}
+    for name, bound in least.items():
+        if getattr(job, name) < bound:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: is below {bound:g}; give a whole number from {bound:g} up")
+    for name in ("hold_out", "validate", "dropout", "label_smoothing"):
+        if not 0 <= getattr(job, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: is not a share; give a number from 0 to below 1")
+    for name in ("lr", "wait_limit"):
+        value = getattr(job, name)
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--{name.replace('_', '-')} {value}: is not a positive number; give for example {getattr(Job(), name)}")
+    if any(width < 1 for width in job.hidden):
+        raise UserError(f"--hidden {','.join(map(str, job.hidden))}: a width is below 1; give positive widths, as 512,512")
+    if job.staleness != "" and not str(job.staleness).isdecimal():
+        raise UserError(f"--staleness {job.staleness}: is not a whole number from 0 up; give for example 3")
+    if not (math.isfinite(job.seconds) and job.seconds >= 0):
+        raise UserError(f"--seconds {job.seconds}: is not a number of seconds; give one from 0 up")
+    if not (math.isfinite(job.budget) and job.budget >= 0):
+        raise UserError(f"--budget {job.budget}: is not a number of bytes a second; give one from 0 up")
+    parse_target(job.target)
+    for f in fields(job):
+        value, choices = getattr(job, f.name), f.metadata["choices"]
+        if (choices or f.metadata["plugins"]) and "," in value:
+            raise UserError(f"--{f.name.replace('_', '-')} {value}: is a list, and one value is taken here; `compare` takes lists")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name.replace('_', '-')} {value}: there is no such choice; {nearest(str(value), choices)}")
+    if job.test_data and job.hold_out != Job.hold_out:
+        raise UserError(f"--hold-out {job.hold_out}: does nothing beside --test-data {job.test_data}; leave one of them out")
+    if not job.test_data:
+        for name in ("test_labels", "unseen"):
+            if getattr(job, name) != getattr(Job, name):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: does nothing without --test-data; leave it out")
+    if job.unseen == "ignore" and job.categories == "codes":
+        raise UserError("--unseen ignore: --categories codes has no code for a word that was never seen; use --categories onehot")
+    if job.steps and job.epochs:
+        raise UserError(f"--epochs {job.epochs}: does nothing beside --steps {job.steps}, which says when to end; leave one of them out")
+    if job.keep_checkpoints != Job.keep_checkpoints and not job.checkpoint_every:
+        raise UserError(f"--keep-checkpoints {job.keep_checkpoints}: does nothing without --checkpoint-every; give one, or leave it out")
+    if job.patience and not job.validate:
+        raise UserError(
+            f"--patience {job.patience}: needs rows to judge by that are not the test rows, whose score would then be too good; give for example --validate 0.1"
+        )
+    if job.order != Job.order and not job.budget:
+        raise UserError(f"--order {job.order}: does nothing without --budget; give one, or leave it out")
+    if job.budget and job.early_push == "on":
+        raise UserError("--early-push on: cannot go beside --budget, which sends a gradient in pieces of its own; leave one of them out")
+    if job.model == "mlp" and not job.hidden:
+        raise UserError("--hidden: names no width; give widths as 512,512, or --model softmax, which has no hidden layers")
+    for name in ("hidden", "activation", "dropout") if job.model.endswith(".toml") else ():
+        if getattr(job, name) != getattr(Job, name):
+            raise UserError(f"--{name}: does nothing in --model {job.model}, which lists its layers itself; leave it out")
+    if job.model == "softmax" and job.activation != Job.activation:
+        raise UserError(f"--activation {job.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
+    return job
