@@ -15,7 +15,7 @@ import numpy as np
 
 from mpidml.core.target import Target
 from mpidml.runtime.comparison import SAME, Row, basis, best, in_seconds, number, per_second, ranking, scores, speed, times, with_ending
-from mpidml.runtime.plot_style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, RED, SKY, STYLE
+from mpidml.runtime.plot_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, SKY, STYLE
 from mpidml.runtime.report import Array, column, legend, smoothed
 from mpidml.runtime.work_plot import count, nothing_learnt, staleness, work
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GREY = "#8C8C8C"
 _COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE)
 _MARKERS = "s^Dv<>PX*"
 _LEGEND, _ROW, _TITLE = 46, 26, 20  # letters of a name
@@ -286,7 +285,7 @@ def _say_nothing(axes: Axes, words: str, title: str = "") -> None:
 def _look(i: int) -> dict[str, Any]:
     """Return how the line of variant i is drawn; a colour that comes back has another dash, and each has a marker of its own."""
     if i == 0:
-        return {"color": _GREY, "linestyle": "--", "linewidth": 1.8, "marker": "o", "markersize": 4}
+        return {"color": GREY, "linestyle": "--", "linewidth": 1.8, "marker": "o", "markersize": 4}
     again, at = divmod(i - 1, len(_COLOURS))
     style = {"color": _COLOURS[at], "linestyle": "-." if again else "-", "marker": _MARKERS[(i - 1) % len(_MARKERS)]}
     return style | {"linewidth": 1.6, "markersize": 5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
-PURPLE = "#CC79A7"
+PURPLE, GREY = "#CC79A7", "#8C8C8C"
 INK, QUIET, FAINT = "#222222", "#666666", "#DDDDDD"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
