@@ -232,6 +232,8 @@ def _fits_memory(plans: list[Plan]) -> None:
 def _payload_nbytes(job: Job, comm: CountedComm) -> int:
     """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
     data = load(job, comm)
+    if data.is_sparse:
+        raise UserError(f"simulate: the rows of {data.name} are sparse, what travels differs from clock to clock, and sizes alone do not tell; give --learn")
     net = agree(comm, lambda: build_net(job, data, "numpy"))
     return int(net.n_params) * net.dtype.itemsize
 

@@ -43,7 +43,10 @@ class Job:
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
     hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
     validate: float = flag(0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)")
-    scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
+    scale: str = flag(
+        "standard", "scaling of the features, fitted on the training rows; sparse ones stay sparse under maxabs (largest absolute value 1) and none",
+        ("standard", "minmax", "maxabs", "none"),
+    )
     model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml")
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
     activation: str = flag("relu", "mlp: activation of the hidden layers", ("relu", "leaky_relu", "gelu", "softplus", "tanh", "sigmoid"))

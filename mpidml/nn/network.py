@@ -11,6 +11,7 @@ from mpidml_kernels import backend as kernels
 from numpy.typing import DTypeLike
 
 from mpidml.core import rng
+from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Layer, Pass
@@ -114,15 +115,16 @@ class Network:
         parts = [(at, self.layers[i].parts(self.dtype.itemsize, self.split and i == self.first)) for i, at in reversed(own)]
         return [(at + lo, at + hi) for at, ranges in parts for lo, hi in ranges]
 
-    def score(self, w: Array, x: Array, y: Array, block: int = 512) -> tuple[float, int]:
+    def score(self, w: Array, x: Any, y: Array, block: int = 512) -> tuple[float, int]:
         """Return the sum of the losses and the number of rows that are right; dropout off, `block` rows at a time."""
         found = self.scored(w, x, y, block)
         return sum(loss for loss, _ in found), sum(n_correct for _, n_correct in found)
 
-    def scored(self, w: Array, x: Array, y: Array, block: int = 512, outputs: Array | None = None) -> list[tuple[float, int]]:
+    def scored(self, w: Array, x: Any, y: Array, block: int = 512, outputs: Array | None = None) -> list[tuple[float, int]]:
         """Return the sum of the losses and the number of rows that are right of each block of rows; write the outputs to `outputs`, where given.
 
-        `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right.
+        `x`: rows (n, n_features), also sparse ones (`Csr`) where the first layer is dense. `y`: labels (n,), or for a loss that reads values float
+        targets (n,) or (n, n_outputs), for which the loss says what is right.
         """
         found = []
         has_labels = not self.loss.from_values or (y.ndim == 1 and not np.issubdtype(y.dtype, np.floating))
@@ -141,21 +143,25 @@ class Network:
             found.append((float(kernel(out, labels if targets is None else targets, *constants, 1.0)), n_correct))  # the kernel overwrites `out`
         return found
 
-    def predict(self, w: Array, x: Array, block: int = 512) -> Array:
+    def predict(self, w: Array, x: Any, block: int = 512) -> Array:
         """Return the outputs (n, n_outputs), before any softmax."""
         outputs = np.empty((len(x), self.n_outputs), self.dtype)
         for lo, out in self._blocks(w, x, block):
             outputs[lo : lo + len(out)] = out
         return outputs
 
-    def _blocks(self, w: Array, x: Array, block: int) -> Iterator[tuple[int, Array]]:
+    def _blocks(self, w: Array, x: Any, block: int) -> Iterator[tuple[int, Array]]:
         """Yield (first row, outputs) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
         chain = [(layer, self.layer_views(i, w), layer.kept(size, self.dtype)) for i, layer in enumerate(self.layers) if not layer.training_only]
-        buffers = [np.empty((size, width), self.dtype) for width in (self.n_features, *(layer.n_out for layer, _, _ in chain))]
+        is_sparse = isinstance(x, Csr)  # then the first layer, a dense one, multiplies what is stored
+        buffers = [np.empty((size, width), self.dtype) for width in (0 if is_sparse else self.n_features, *(layer.n_out for layer, _, _ in chain))]
         for lo in range(0, len(x), block):
-            rows = [buffer[: len(x) - lo] for buffer in buffers]
-            rows[0][...] = x[lo : lo + block]
+            rows: list[Any] = [buffer[: len(x) - lo] for buffer in buffers]
+            if is_sparse:
+                rows[0] = x[lo : lo + block]
+            else:
+                rows[0][...] = x[lo : lo + block]
             for (layer, parameters, kept), given, out in zip(chain, rows[:-1], rows[1:], strict=True):
                 a = Pass(given, out, tuple(buffer[: len(x) - lo] for buffer in kept), parameters)
                 for function, arguments in layer.forward(self.backend, a):

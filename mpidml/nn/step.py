@@ -63,6 +63,7 @@ class Step:
         self.w, self.g = w, g
         self.x, self.y, self.ids, self.salt, self.targets = buffers.x, buffers.y, buffers.ids, buffers.salt, buffers.targets
         backend, deltas = net.backend, buffers.deltas
+        self.delta = deltas[0]  # the gradient of the first layer's output, as its backward leaves it
         inputs = [buffers.x, *buffers.outputs[:-1]]
         self.forward: list[Group] = []
         self.backward: list[Group] = []

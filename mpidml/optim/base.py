@@ -41,9 +41,11 @@ class Link:
     shrink with the gradient.
     `share`: the part of the global batch that a gradient given to this link stands for. What does not shrink with the gradient by itself (a
     limit, a decay, a normalised step) must shrink by it, or n workers would do it n times.
+    `rests`: a gradient of zero changes neither weights nor state, so that it is all the same whether the step is made.
     """
 
     share = 1.0
+    rests = False
 
     scope: ClassVar[Literal["elementwise", "global"]] = "elementwise"
     descends: ClassVar[bool] = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpidml.core.csr import Csr
 from mpidml.core.role import Array
 from mpidml.data.scaling import Scaler
 from mpidml.data.targets import Targets
+from mpidml.nn.layers.dense import Dense
 from mpidml.nn.network import Network
 
 
@@ -20,9 +22,15 @@ class Model(NamedTuple):
     scaler: Scaler
     targets: Targets | None = None
 
-    def outputs(self, x: Array) -> Array:
-        """Return for rows x (n, features), as the training data had them, the outputs (n, n_outputs): targets in their own unit, else sums before any softmax."""
-        scaled = np.empty(x.shape, self.network.dtype)
-        self.scaler.apply(x, scaled)
+    def outputs(self, x: Any) -> Array:
+        """Return for rows x (n, features), as the training data had them, the outputs (n, n_outputs): targets in their own unit, else sums before any softmax.
+
+        x may be scipy.sparse CSR where the scaling keeps zeros and the first layer is dense.
+        """
+        if hasattr(x, "indptr") and not self.scaler.offset.any() and isinstance(self.network.layers[0], Dense):
+            scaled: Any = Csr.of(x, self.scaler.factor, self.network.dtype)
+        else:
+            scaled = np.empty(x.shape, self.network.dtype)
+            self.scaler.apply(x, scaled)
         found = self.network.predict(self.values, scaled)
         return found if self.targets is None else found * self.targets.scale + self.targets.offset

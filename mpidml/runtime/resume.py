@@ -1,6 +1,7 @@
 """Save a run between two clocks and go on with it later, at any number of ranks: what a checkpoint holds, and where each part of it goes.
 
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
+    rows                        likewise, where rows are sparse: the first weight, apart from the others
     weights.optimizer.<state>   likewise
     worker.<w>.<state>          of optimizers that run on the workers
     facts                       the job, the position, the seconds, what rank 0's monitor knows
@@ -23,6 +24,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
+from mpidml.core.role import Array
 from mpidml.core.variants import DATA
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
@@ -77,7 +79,9 @@ def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
 def fingerprint(data: Any) -> str:
     """Return a sum over labels, scaling, and some rows as they are trained on: other data, or the same in another order, have another."""
     found = hashlib.sha256()
-    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, data.x[:: len(data.x) // PRINTED_ROWS + 1]):
+    some = data.x[:: len(data.x) // PRINTED_ROWS + 1]
+    rows = some.arrays if data.is_sparse else (some,)
+    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, *rows):
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
@@ -87,8 +91,10 @@ def pieces(strategy: Any) -> list[Piece]:
     found: list[Piece] = []
     size, back = strategy.net.n_params, (strategy.policy.bound or 0) if strategy.repeat else 0
     for number, store in strategy.stores.items():
-        lo = strategy.spec.shards[number].lo
-        found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
+        spec, (lo, hi, _) = strategy.shards[number]
+        for name, array in store.state(back).items():
+            of_row = array.size // (hi - lo)  # values, or one count
+            found.append(Piece(f"{spec.name}{name}", lo * of_row, spec.n_rows * of_row, array))
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
     return found
@@ -96,7 +102,7 @@ def pieces(strategy: Any) -> list[Piece]:
 
 def facts(strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str) -> dict[str, Any]:
     """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`."""
-    updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in strategy.stores.items()])
+    updates = comm.gather([(*strategy.extent(number), store.n_whole) for number, store in strategy.stores.items()])
     if updates is None:
         return {}
     data = strategy.data
@@ -124,12 +130,16 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
     same = len(known["turns"]) == strategy.n_workers
     for number, store in strategy.stores.items():
-        lo, hi, _ = strategy.spec.shards[number]
+        (spec, (row, end_row, _)), (lo, hi) = strategy.shards[number], strategy.extent(number)
         whole = np.zeros(hi - lo, np.int64)
         for first, end, n in known["n_updates"]:
             whole[max(first - lo, 0) : max(end - lo, 0)] = n
-        store.restore(position.clock, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
-        store.count(whole, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
+
+        def fill(name: str, out: Array, of: str = spec.name, row: int = row, n: int = end_row - row) -> bool:
+            return saved.read(of + name, row * (out.size // n), out)
+
+        store.restore(position.clock, fill)
+        store.count(whole[:: spec.width], fill)
     for task in strategy.tasks.values():
         task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch
         for name, array in (task.state or {}).items():

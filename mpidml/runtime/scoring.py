@@ -36,7 +36,7 @@ def share(n: int, part: int, n_parts: int) -> tuple[int, int]:
     return min(n, n_blocks * part // n_parts * BLOCK), min(n, n_blocks * (part + 1) // n_parts * BLOCK)
 
 
-def score(net: Network, w: Array, x: Array, y: Array, targets: Targets | None, outputs: Array | None = None) -> Scores:
+def score(net: Network, w: Array, x: Any, y: Array, targets: Targets | None, outputs: Array | None = None) -> Scores:
     """Score rows that begin at a block's first row and are whole blocks but for the last; `outputs` (n, n_outputs) is filled where it is given."""
     if targets is not None and outputs is None:
         outputs = np.empty((len(x), net.n_outputs), net.dtype)

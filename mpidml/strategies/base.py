@@ -24,7 +24,7 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, events, resume, run_files, summary
+from mpidml.runtime import checkpoint, events, gather, resume, run_files, sparse_rows, summary
 from mpidml.runtime.abort import asked_to_end
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -87,6 +87,7 @@ class Run:
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
+        sparse_rows.check(job, data, self.strategy, self.net)
         self.telemetry = Telemetry(comm, len(COLUMNS))
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []
@@ -117,7 +118,7 @@ class Run:
 
     def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         """Take what a role of this rank notes."""
-        worker = role - len(self.strategy.spec.shards)
+        worker = role - self.strategy.worker_roles.start
         if name == "clock":
             self.telemetry.add((worker, now - self.started, *value))
         elif name == "left":
@@ -280,6 +281,8 @@ def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
 
 def _bring(strategy: Any, comm: CountedComm) -> Any:
     """Bring the final parameters to rank 0 (Collective on comm)."""
+    if strategy.first is not None:
+        return gather.to_first(strategy, comm)
     values: Any = strategy.final_values()
     source = strategy.placement.worker_ranks[0]
     if source != 0 and strategy.table is None:

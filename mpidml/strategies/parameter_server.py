@@ -24,6 +24,7 @@ from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
+from mpidml.nn.sparse_first import SparseFirst
 from mpidml.optim.base import Chain, make_chain
 from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
@@ -39,6 +40,7 @@ from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.occupancy import Occupancy
+from mpidml.runtime.sparse_training import SparseTraining
 from mpidml.runtime.training import Training
 from mpidml.sync.base import SyncPolicy, make_policy
 
@@ -147,6 +149,11 @@ class ParameterServer:
         """
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
+        self.first = SparseFirst(net) if data.is_sparse else None
+        flat = net if self.first is None else self.first.rest  # what lies in the first table
+        if self.first is not None:  # rows are asked for by the features that occur, and travel
+            self.early = self.in_place = False
+            self.copies = n_versions(False, self.by_clock, self.policy.bound, self.repeat)
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
         self.n_clocks = NO_END if self.endless else job.steps or (job.epochs or EPOCHS) * self.sampler.clocks_per_epoch
         if self.rates is not None:
@@ -154,12 +161,19 @@ class ParameterServer:
         self.target = parse_target(job.target, job.looks_at)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
-        cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
-        self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
-        self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
-        self.worker_roles = range(len(cut), len(self.rank_of))
+        servers = self.placement.server_ranks
+        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN)
+        self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
+        self.specs, n_values = [self.spec], flat.n_params
+        if self.first is not None:
+            n_rows, width = self.first.n_rows, self.first.width
+            self.specs.append(TableSpec("rows", n_rows, width, net.dtype, shards(n_rows, len(servers)), len(cut), self.server_chain))
+            n_values += min(n_rows, data.x.n_stored * job.batch // (len(data.x) * self.n_workers) + 1) * width  # of a share, about
+        self.shards = [(spec, shard) for spec in self.specs for shard in spec.shards]
+        self.rank_of = [servers[shard.server] for _, shard in self.shards] + list(self.placement.worker_ranks)
+        self.worker_roles = range(len(self.shards), len(self.rank_of))
         self.rank_of += [0] * self.coordinated
-        nbytes = net.n_params * net.dtype.itemsize
+        nbytes = n_values * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
         self.buffers: Buffers = Buffers()
@@ -177,14 +191,21 @@ class ParameterServer:
         self.shown: Array | None = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
         initial = net.init(job.seed)
         for number, rank in enumerate(self.rank_of):
-            if comm.hosts(rank) and number < len(cut):
-                lo, hi, _ = cut[number]
+            if comm.hosts(rank) and number < self.worker_roles.start:
+                (spec, shard), (lo, hi) = self.shards[number], self.extent(number)
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                self.stores[number] = Store(versions, lo, 1, net.backend, self.server_chain)
+                self.stores[number] = Store(versions, shard.lo, spec.width, net.backend, self.server_chain)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
-                self.tasks[number] = Training(self, number - len(cut))
+                program = Training if self.first is None else SparseTraining
+                self.tasks[number] = program(self, number - self.worker_roles.start)
         self.load = Occupancy() if self.policy.watches_seconds else None
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return which elements [lo, hi) of the network's flat parameters a shard's store holds."""
+        spec, (lo, hi, _) = self.shards[number]
+        at = 0 if self.first is None or spec is not self.spec else self.first.n_weight
+        return at + lo * spec.width, at + hi * spec.width
 
     def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Role]:
         """Return this rank's roles by number, to go on from `position` (Collective on comm), and to pause when `pause_at` turns are done (0: never)."""
@@ -196,7 +217,7 @@ class ParameterServer:
             if shown is not None:
                 shown[number] = position.clock
             roles[number] = Shard(
-                "weights",
+                self.shards[number][0].name,
                 self.worker_roles,
                 self.policy,
                 store,
@@ -238,7 +259,7 @@ class ParameterServer:
 
     def _client(self, worker: int) -> Client:
         job = self.job
-        return make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
+        return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
 
     def position(self) -> Position:
         """Return where the run stands once its roles have stopped (Collective on comm)."""
