@@ -9,7 +9,6 @@ from mpidml_kernels import backend
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
-from mpidml.runtime import sparse_rows
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
@@ -31,10 +30,9 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
     ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
     strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
     net = build_net(job, data, backend(job.backend))
-    sparse_rows.check(job, data, strategy, net)
     strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
     roles = strategy.roles()
-    n_servers = strategy.worker_roles.start
+    n_servers = len(strategy.spec.shards)
     sampler = strategy.sampler
     limit = plan.seconds if strategy.endless else 0.0
     of, n_looked_at = job.looks_at, len(data.rows(job.looks_at)[0])
