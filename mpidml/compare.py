@@ -95,9 +95,9 @@ def _check_data(jobs: list[Job], comm: CountedComm) -> None:
     ranks = CountedComm(comm.mpi)
     data = load(jobs[0], ranks)
     check_target(jobs[0], data)
+    agree(comm, lambda: [build_net(job, data, "numpy") for job in jobs])
     for job in jobs:
-        net = agree(comm, lambda job=job: build_net(job, data, "numpy"))  # type: ignore[misc]
-        sparse_rows.check(job, data, plugins.load("mpidml.strategies", job.strategy)(job, comm), net)
+        sparse_rows.check(job, data, plugins.load("mpidml.strategies", job.strategy)(job, comm))
     ranks.free()
 
 

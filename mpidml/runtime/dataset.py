@@ -166,7 +166,8 @@ class Part:
         self.n = len(self.y)
         self.is_sparse = hasattr(x, "indptr")
         # Counts and the like take half the room, and not a bit changes.
-        halves = self.is_sparse and (x.data.astype(np.float32) == x.data).all()
+        with np.errstate(over="ignore"):
+            halves = self.is_sparse and (x.data.astype(np.float32) == x.data).all()
         self.dtype = np.dtype(np.float32) if halves else x.dtype
 
     def write(self, out: Array) -> None:

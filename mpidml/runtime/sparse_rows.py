@@ -16,7 +16,6 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.data.scaling import KEEP_ZEROS, Scaler
-from mpidml.nn.layers.dense import Dense
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 
@@ -82,14 +81,12 @@ def _scaled(name: str, dtype: str, matrix: Any, scaler: Scaler) -> Csr:
     return x
 
 
-def check(job: Job, data: Any, strategy: Any, net: Any) -> None:
+def check(job: Job, data: Any, strategy: Any) -> None:
     """Refuse what sparse rows do not go with: pulls and pushes of rows need to know beforehand which samples a worker computes on, and on the servers their optimizer."""
     if not data.is_sparse or job.scale not in KEEP_ZEROS:
         return
     why = f"the rows of {data.name} are sparse and stay so under --scale {job.scale}; "
     dense = "or make them dense with --scale standard"
-    if not isinstance(net.layers[0], Dense):
-        raise UserError(f"--model {job.model}: {why}their first layer has to be a dense one; begin with one, {dense}")
     if strategy.policy.gate_at:
         raise UserError(f"--sync {job.sync}: {why}a policy that grants clocks does not say before whose features are to be read; use bsp, ssp or asp, {dense}")
     given = {
@@ -102,6 +99,6 @@ def check(job: Job, data: Any, strategy: Any, net: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: {why}{what}, {dense}")
     if job.reads != "fresh":
         raise UserError(f"--reads {job.reads}: {why}their weights are read by the features that occur, others each clock; use --reads fresh, {dense}")
-    stateful = [type(link).__name__.lower() for link in (strategy.before.links if strategy.before else ()) if link.init(1, net.dtype)]
+    stateful = [type(link).__name__.lower() for link in (strategy.before.links if strategy.before else ()) if link.init(1, job.dtype)]
     if stateful:
         raise UserError(f"--optimizer {job.optimizer}: {why}'{stateful[0]}', before a link that needs all of a gradient, keeps state on the workers; put it last, {dense}")

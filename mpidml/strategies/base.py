@@ -87,7 +87,7 @@ class Run:
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
-        sparse_rows.check(job, data, self.strategy, self.net)
+        sparse_rows.check(job, data, self.strategy)
         self.telemetry = Telemetry(comm, len(COLUMNS))
         self.trace = Trace() if job.trace else None
         self.quotas: list[tuple[float, ...]] = []

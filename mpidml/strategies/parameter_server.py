@@ -247,6 +247,7 @@ class ParameterServer:
                 tally=None if before is None else before.tally,
             )
             worker.step = turns[task.worker]
+            worker.early &= self.in_place or self.comm.size > 1  # where nobody answers meanwhile, a copy read early would only be stale
         if self.coordinated and self.comm.hosts(0):
             dynamic = self.job.assign == "dynamic"
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
