@@ -30,7 +30,7 @@ from mpidml.runtime.dataset import ARRAYS, Part, check_room, load, scaled_rows
 from mpidml.runtime.model import Model
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.run_files import CODING_FILE
-from mpidml.runtime.sparse_rows import share, stay_sparse
+from mpidml.runtime.sparse_rows import as_csr, share, stay_sparse
 
 MODEL = "model.safetensors"
 
@@ -79,7 +79,7 @@ class Saved(NamedTuple):
             y[:] = found[1].ravel()
         x: Any
         if sparse:
-            (x,), _ = share(source, self.job, comm, None if found is None else [found[0].x], self.known.n_features, self.scaler)
+            (x,), _ = share(source, self.job, comm, None if found is None else [as_csr(found[0].x, None)], self.known.n_features, self.scaler)
         else:
             taken = comm.shared(n * self.known.n_features, dtype)
             if found is not None:

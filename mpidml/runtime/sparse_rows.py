@@ -29,12 +29,16 @@ def stay_sparse(scale: str, x: Any) -> bool:
 
 
 def as_csr(x: Any, rows: Array | None) -> Any:
-    """Return the named rows (None: all) as a scipy.sparse CSR matrix; those of a test part may have been dense."""
+    """Return the named rows (None: all) as a scipy.sparse CSR matrix without repeated columns; those of a test part may have been dense."""
     if not hasattr(x, "indptr"):
         from scipy.sparse import csr_matrix
 
         x = csr_matrix(x)
-    return x if rows is None else x[rows]
+    x = x if rows is None else x[rows]
+    if not x.has_canonical_format:  # what is repeated is summed before the largest value is looked for
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def fit(matrix: Any, kind: str) -> Scaler:
