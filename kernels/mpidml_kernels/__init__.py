@@ -12,12 +12,12 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-from mpidml_kernels import adaptive, cache, dense, loss, norm, rows, sparse, update
+from mpidml_kernels import adaptive, cache, csr, dense, loss, norm, rows, update
 from mpidml_kernels.kernel import Kernel
 
 __all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "is_compiled"]
 
-FAMILIES = (dense, norm, loss, update, adaptive, rows, sparse)
+FAMILIES = (dense, norm, loss, update, adaptive, rows, csr)
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
 BACKENDS = {"numpy": "reference", "numba": "cpu"}
 
