@@ -15,7 +15,7 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
-from mpidml.runtime import comparison, events
+from mpidml.runtime import comparison, events, sparse_rows
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load
@@ -96,6 +96,8 @@ def _check_data(jobs: list[Job], comm: CountedComm) -> None:
     data = load(jobs[0], ranks)
     check_target(jobs[0], data)
     agree(comm, lambda: [build_net(job, data, "numpy") for job in jobs])
+    for job in jobs:
+        sparse_rows.check(job, data, plugins.load("mpidml.strategies", job.strategy)(job, comm))
     ranks.free()
 
 

@@ -61,7 +61,7 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
     return {"run": str(asked.run), "data": rows.name, "rows": n, "classes": names, "out": asked.out}
 
 
-def _chunks(saved: Saved, x: Array, comm: CountedComm) -> Iterator[Array]:
+def _chunks(saved: Saved, x: Any, comm: CountedComm) -> Iterator[Array]:
     """Compute this rank's chunks and send them; on rank 0 yield the outputs of all in the order of the rows, each to be used before the next."""
     starts = range(0, len(x), CHUNK)
     sent: list[tuple[Any, Array]] = []

@@ -77,11 +77,12 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
+        _refuse_sparse(data)
         check_target(variants[0].job, data)
         agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
+    nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
-    nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
     if cost is None:
         cost = _fit(scale, variants[0].job, comm, speak)
     if leads:
@@ -234,8 +235,18 @@ def _fits_memory(plans: list[Plan]) -> None:
 def _payload_nbytes(job: Job, comm: CountedComm) -> int:
     """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
     data = load(job, comm)
+    _refuse_sparse(data)
     net = agree(comm, lambda: build_net(job, data, "numpy"))
     return int(net.n_params) * net.dtype.itemsize
+
+
+def _refuse_sparse(data: Dataset) -> None:
+    """Refuse rows whose features decide what travels: the simulated servers send all parameters, a shard each."""
+    if data.is_sparse:
+        raise UserError(
+            f"simulate: the rows of {data.name} are sparse, so what travels differs from clock to clock, which no simulation shows; "
+            "use --scale standard, or leave out --learn and --bandwidth"
+        )
 
 
 def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:

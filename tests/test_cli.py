@@ -150,7 +150,7 @@ def test_help_is_no_fault(argv, capsys):
         ("train --sync ssp --staleness -2", "--staleness -2: is not a whole number from 0 up"),
         *((f"train --lr {value}", "is not a positive number; give for example 0.05") for value in ("nan", "0", "-0.1", "inf")),
         ("train --lr -inf", "argument --lr: expected one argument"),
-        ("train --scale minmix", "--scale minmix: there is no such choice; known: minmax, none, standard; did you mean 'minmax'?"),
+        ("train --scale minmix", "--scale minmix: there is no such choice; known: maxabs, minmax, none, standard; did you mean 'minmax'?"),
         ("info --ranks 3", "info: unrecognized arguments: --ranks 3; python -m mpidml info --help lists the options"),
         ("evaluate", "evaluate: no run is named; give its folder"),
         ("evaluate runs/x --dta new.csv", "there is no option '--dta'; known: --data, --labels, --out, --plot, --unseen; did you mean '--data'?"),

@@ -16,8 +16,10 @@ from safetensors.numpy import load_file, save_file
 import mpidml
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.data.readers import read
 from mpidml.evaluate import evaluate
 from mpidml.predict import CHUNK, predict
+from mpidml.runtime import saved
 from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 from tests.ranks import mpirun, python
@@ -48,16 +50,27 @@ def amounts(path: Path, with_targets: bool = True) -> str:
     return str(path)
 
 
+def words(path: Path) -> str:
+    """Write sparse rows of svmlight: counts of a few of 5,000 words, and whether more of them are of the first half."""
+    draw = np.random.default_rng(7)
+    columns = np.sort(draw.integers(0, 5000, (900, 9)), axis=1)
+    lines = [f"{int((of < 2500).sum() > 4)} " + " ".join(f"{c + 1}:{1 + c % 3}" for c in dict.fromkeys(of.tolist())) for of in columns]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
 def runs(folder: Path, comm: Any, leads: bool) -> dict[str, dict[str, Any]]:
-    """Train a classifier of digits, one of a table with words, and a regression; return their summaries (Collective on comm, a CountedComm)."""
+    """Train a classifier of digits, one of a table with words, one of sparse rows, and a regression; return their summaries (Collective on comm, a CountedComm)."""
     if leads:
         table(folder / "train.csv", range(400))
         table(folder / "new.csv", range(400, 400 + N_NEW))
         table(folder / "bare.csv", range(400, 400 + N_NEW), None)
         amounts(folder / "amounts.npz")
         amounts(folder / "later.npz", False)
+        words(folder / "words.svm")
     comm.Barrier()
     jobs = {"digits": {}, "words": {"data": str(folder / "train.csv"), "class_weights": "balanced"}, "amounts": {"data": str(folder / "amounts.npz"), "lr": 0.01}}
+    jobs |= {"sparse": {"data": str(folder / "words.svm"), "scale": "maxabs"}}
     return {name: train(SMALL.with_values({"out": str(folder / name), **values}, "test"), comm, quiet=True) for name, values in jobs.items()}
 
 
@@ -68,6 +81,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, d
     found = runs(folder, comm, True)
     comm.free()
     return folder, found
+
+
+def test_sparse_rows_are_scored_as_dense_ones_and_never_become_them(trained: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, summaries = trained
+    x, y = (lambda raw: (raw.x.toarray(), raw.y))(read(str(folder / "words.svm")))
+    np.savez(folder / "dense.npz", x=x, y=y)
+    of_dense = evaluate(folder / "sparse", quiet=True, write=False, data=folder / "dense.npz")
+    monkeypatch.setattr(saved, "scaled_rows", None)  # what makes rows dense
+    of_sparse = evaluate(folder / "sparse", quiet=True, write=False, data=folder / "words.svm")
+    assert of_sparse["loss"] == pytest.approx(of_dense["loss"], rel=1e-5) and of_sparse["right"] == of_dense["right"]
+    weights = load_file(folder / "sparse" / "model.safetensors")
+    assert weights["layers.0.weight"].shape == (x.shape[1], 24)
+    assert summaries["sparse"]["test_accuracy"] == evaluate(folder / "sparse", quiet=True, write=False)["accuracy"]
 
 
 def quality_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +121,7 @@ def test_any_number_of_ranks_finds_what_the_run_of_another_number_found(comm: An
         assert found == evaluate(run, one, quiet=True, write=False)
         if "right" in found:
             assert found["right"] == round(summary["test_accuracy"] * found["rows"]) == np.trace(found["confusion"])
-    for name, data in (("words", "new.csv"), ("amounts", "amounts.npz")):
+    for name, data in (("words", "new.csv"), ("amounts", "amounts.npz"), ("sparse", "words.svm")):
         assert evaluate(mpi_tmp_path / name, everyone, True, False, data=str(mpi_tmp_path / data)) == evaluate(
             mpi_tmp_path / name, one, True, False, data=str(mpi_tmp_path / data)
         )

@@ -65,7 +65,10 @@ class Job:
     validate: float = flag(
         0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)", groups="data fixed one"
     )
-    scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"), groups="fixed")
+    scale: str = flag(
+        "standard", "scaling of the features, fitted on the training rows; sparse ones stay sparse under maxabs (largest absolute value 1) and none",
+        ("standard", "minmax", "maxabs", "none"), groups="fixed",
+    )
     model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml", groups="fixed")
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512", groups="fixed one commas")
     activation: str = flag(

@@ -17,7 +17,9 @@ from mpidml.core.errors import UserError, nearest
 Array = np.ndarray[Any, Any]
 BLOCK = 1024
 """Rows in a block."""
-KINDS = ("none", "standard", "minmax")
+KINDS = ("none", "standard", "minmax", "maxabs")
+KEEP_ZEROS = ("none", "maxabs")
+"""Kinds under which zero stays zero, so that sparse rows stay sparse."""
 _COUNT, _MEAN, _SQUARES, _LEAST, _MOST = range(5)
 
 
@@ -55,7 +57,9 @@ class Scaler:
 
     @classmethod
     def fit(cls, blocks: Array, kind: str) -> Scaler:
-        """Fit to ALL blocks, in block order: "standard" (mean 0, variance 1), "minmax" (0 to 1) or "none"; constant columns get divisor 1.
+        """Fit to ALL blocks, in block order: "standard" (mean 0, variance 1), "minmax" (0 to 1), "maxabs" (largest absolute value 1) or "none".
+
+        Constant columns get divisor 1, under "maxabs" those of zeros.
 
         Means and squared deviations are merged pairwise (Chan, Golub and LeVeque 1979). UserError for an unknown kind.
         """
@@ -66,6 +70,8 @@ class Scaler:
         n_features = blocks.shape[2]
         if kind == "none":
             return cls(np.zeros(n_features), np.ones(n_features))
+        if kind == "maxabs":
+            return cls.of_most(np.abs(blocks[:, _LEAST:]).max(axis=(0, 1)).astype(np.float64))
         count, mean, squares = 0.0, np.zeros(n_features), np.zeros(n_features)
         for block in blocks:
             more, away = block[_COUNT, 0], block[_MEAN] - mean
@@ -77,6 +83,11 @@ class Scaler:
         # a constant column is known by its range: its squared deviations may be rounding, not 0
         is_constant = (least == most) | (divisor <= np.finfo(np.float64).tiny)
         return cls(np.where(least == most, least, offset).astype(np.float64), (1 / np.where(is_constant, 1, divisor)).astype(np.float64))
+
+    @classmethod
+    def of_most(cls, most: Array) -> Scaler:
+        """Return the scaler that divides each feature by its largest absolute value, float64 (features,); 0 is left alone."""
+        return cls(np.zeros(len(most)), 1 / np.where(most <= np.finfo(np.float64).tiny, 1, most))
 
     def sparing(self, columns: Sequence[int]) -> Scaler:
         """Return this scaler without its effect on `columns`, which hold codes of categories."""

@@ -15,6 +15,7 @@ import numpy as np
 from mpidml_kernels import BACKENDS
 from mpidml_kernels import backend as kernels
 
+from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.flat import Array
 from mpidml.core.job import Job
@@ -83,6 +84,8 @@ def for_data(job: Job, plan: Plan, data: Any, backend: Any) -> Network:
     """
     check(job, plan)
     where = f"--model {job.model}"
+    if isinstance(data.x, Csr) and not (plan.layers and isinstance(plan.layers[0], Dense)):
+        raise UserError(f"{where}: rows that are sparse, as under --scale {job.scale}, need a dense first layer; begin with one, or make them dense by --scale standard")
     try:
         with naming(0, plan.layers[0]):
             plan.layers[0].see(data.x, data.test_x, data.val_x)

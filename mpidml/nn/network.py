@@ -11,6 +11,7 @@ from mpidml_kernels import backend as kernels
 from numpy.typing import DTypeLike
 
 from mpidml.core import rng
+from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.heads import Head
@@ -141,17 +142,17 @@ class Network:
         parts = [(at, self.layers[i].parts(self.dtype.itemsize, self.split and i == self.first)) for i, at in reversed(own)]
         return [(at + lo, at + hi) for at, ranges in parts for lo, hi in ranges]
 
-    def score(self, w: Array, x: Array, y: Array, block: int = 512) -> tuple[float, int]:
+    def score(self, w: Array, x: Any, y: Array, block: int = 512) -> tuple[float, int]:
         """Return the sum of the losses and the number of rows that are right, of all heads; dropout off, `block` rows at a time."""
         found = self.scored(w, x, y, block)
         losses = (head.weight * loss for of in found for head, (loss, _) in zip(self.heads, of, strict=True))
         return sum(losses), sum(n_correct for of in found for _, n_correct in of)
 
-    def scored(self, w: Array, x: Array, y: Array, block: int = 512, outputs: Array | None = None) -> list[list[tuple[float, int]]]:
+    def scored(self, w: Array, x: Any, y: Array, block: int = 512, outputs: Array | None = None) -> list[list[tuple[float, int]]]:
         """Return of each block of rows, of each head, the sum of the losses and the number of rows that are right; fill `outputs`, where given.
 
-        `y`: labels (n,), or for a loss that reads values float targets (n,) or (n, n_outputs), for which the loss says what is right; of heads
-        the columns that they name.
+        `x`: rows (n, n_features), also sparse ones (`Csr`) where the first layer is dense. `y`: labels (n,), or for a loss that reads values float
+        targets (n,) or (n, n_outputs), for which the loss says what is right; of heads the columns that they name.
         """
         found = []
         for lo, outs in self._blocks(w, x, block):
@@ -160,7 +161,7 @@ class Network:
             found.append([head.judge(self.backend, out, head.answers(y[lo:hi])) for head, out in zip(self.heads, outs, strict=True)])
         return found
 
-    def predict(self, w: Array, x: Array, block: int = 512) -> Array:
+    def predict(self, w: Array, x: Any, block: int = 512) -> Array:
         """Return the outputs (n, n_outputs), before any softmax."""
         outputs = np.empty((len(x), self.n_outputs), self.dtype)
         for lo, outs in self._blocks(w, x, block):
@@ -173,22 +174,25 @@ class Network:
             for head, out in zip(self.heads, outs, strict=True):
                 head.cut(outputs)[lo : lo + len(out)] = out
 
-    def _blocks(self, w: Array, x: Array, block: int) -> Iterator[tuple[int, list[Array]]]:
+    def _blocks(self, w: Array, x: Any, block: int) -> Iterator[tuple[int, list[Array]]]:
         """Yield (first row, outputs of each head) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
-        buffers = {-1: np.empty((size, self.n_features), self.dtype)}
+        is_sparse = isinstance(x, Csr)  # then the first layer, a dense one, multiplies what is stored
+        buffers = {-1: np.empty((size, 0 if is_sparse else self.n_features), self.dtype)}
         chain = []
         for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
             if layer.training_only:
                 buffers[i] = buffers[source]
                 continue
             buffers[i] = np.empty((size, layer.n_out), self.dtype)
-            chain.append((layer, self.layer_views(i, w), layer.kept(size, self.dtype), buffers[source], buffers[i]))
+            chain.append((layer, self.layer_views(i, w), layer.kept(size, self.dtype), source, buffers[i]))
         for lo in range(0, len(x), block):
             n = min(block, len(x) - lo)
-            buffers[-1][:n] = x[lo : lo + block]
-            for layer, parameters, kept, given, out in chain:
-                a = Pass(given[:n], out[:n], tuple(buffer[:n] for buffer in kept), parameters)
+            rows: Any = x[lo : lo + block] if is_sparse else buffers[-1][:n]
+            if not is_sparse:
+                rows[...] = x[lo : lo + block]
+            for layer, parameters, kept, source, out in chain:
+                a = Pass(buffers[source][:n] if source >= 0 else rows, out[:n], tuple(buffer[:n] for buffer in kept), parameters)
                 for function, arguments in layer.forward(self.backend, a):
                     function(*arguments)
             yield lo, [buffers[end][:n] for end in self.ends]

@@ -77,6 +77,7 @@ class Step:
         self.y, self.targets = buffers.answers[0].y, buffers.answers[0].targets
         self._columns = buffers.y
         backend, deltas = net.backend, buffers.deltas
+        self.delta = deltas[0]  # the gradient of the first layer's output, as its backward leaves it
         self.forward: list[Group] = []
         self.backward: list[Group] = []
         for i, (layer, source, out, kept) in enumerate(zip(net.layers, net.sources, buffers.outputs, buffers.kept, strict=True)):

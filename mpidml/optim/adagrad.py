@@ -15,6 +15,7 @@ class Adagrad(Link):
     """Keep the sum `s` of squares for each element; eps >= 0. A clock counts once in it, in however many pushes it comes."""
 
     descends = True
+    rests = True
     normalised = True
 
     def __init__(self, eps: float = 1e-10) -> None:

@@ -41,9 +41,12 @@ class Link:
     shrink with the gradient.
     `share`: the part of the global batch that a gradient given to this link stands for. What does not shrink with the gradient by itself (a
     limit, a decay, a normalised step) must shrink by it, or n workers would do it n times.
+    `rests`: a step with a gradient of zero makes no difference, so that rows without one may be left out (else that is lazy: a momentum does not
+    go on, a decay does not act on them meanwhile).
     """
 
     share = 1.0
+    rests = False
 
     scope: ClassVar[Literal["elementwise", "global"]] = "elementwise"
     descends: ClassVar[bool] = False

@@ -12,6 +12,8 @@ from mpidml.optim.base import Link, State, number
 class Clamp(Link):
     """Clip elementwise to [-limit, limit], limit > 0: unlike `clip` it turns the gradient, but needs no norm."""
 
+    rests = True
+
     def __init__(self, limit: float = 1.0) -> None:
         self.limit = number("limit", limit, at_least=math.ulp(0.0))
 

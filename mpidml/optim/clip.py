@@ -16,6 +16,7 @@ class Clip(Link):
     """
 
     scope: ClassVar[Literal["elementwise", "global"]] = "global"
+    rests = True
 
     def __init__(self, limit: float = 1.0) -> None:
         self.limit = number("limit", limit, at_least=0.0)

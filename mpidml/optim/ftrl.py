@@ -32,6 +32,7 @@ class Ftrl(Link):
         self.l1 = number("l1", l1)
         self.l2 = number("l2", l2)
         self.beta = number("beta", beta)
+        self.rests = not (self.l1 or self.l2)
         if not self.beta:
             raise ValueError("beta = 0 is not above 0, so the first step would be as long for the least gradient as for any; give a number such as 1")
 

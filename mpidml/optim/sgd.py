@@ -12,6 +12,7 @@ class Sgd(Link):
     """Keep no state; the direction is the gradient."""
 
     descends = True
+    rests = True
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Leave `g` as it is."""

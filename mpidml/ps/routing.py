@@ -49,7 +49,7 @@ class Routing:
         shards, edges, first = self.tables[table].shards, self.edges[table], self.tables[table].first_role
         if rows is not None:
             owner = np.searchsorted(edges, rows, side="right") - 1
-            places = [(int(i), np.flatnonzero(owner == i)) for i in np.unique(owner)]
+            places = [(int(i), np.flatnonzero(owner == i)) for i in np.flatnonzero(np.bincount(owner))]
             return {first + i: Piece(i, Region(-1, -1, np.ascontiguousarray(rows[place])), -1, -1, place) for i, place in places}
         assert block is not None
         lo, hi = block

@@ -44,6 +44,9 @@ class Task(Protocol):
     def reads(self, step: int) -> Sequence[Read]:
         """Name what is read for `step`; the arrays of step c + 1 are filled while step c computes."""
 
+    def last_reads(self, step: int) -> Sequence[Read]:
+        """Name what `finish` reads, in place of what would be read for `step`."""
+
     def compute(self, turn: Turn, report: Callable[[int, int], None]) -> tuple[Sequence[Push], tuple[float, ...]]:
         """Return the pushes of this turn and what was measured; `report(lo, hi)`: elements [lo, hi) of the early delta are final."""
 

@@ -146,7 +146,7 @@ class Worker:
     def _ask(self, now: float, clock: int, step: int = -1, at_least: int = 0) -> list[Effect]:
         self.coming, self.asked_at = [], now
         effects: list[Effect] = []
-        for read in self.task.reads(self.step if step < 0 else step):
+        for read in (self.task.last_reads if at_least else self.task.reads)(self.step if step < 0 else step):
             rides = self.rides and self.computing and at_least == 0 and read.rows is None
             ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=at_least, rides=rides)
             self.coming.append(ticket)

@@ -44,7 +44,7 @@ class BlockTraining(Training):
             own = rows[edges[block] : edges[block + 1]]
             loss = 0.0
             if own.size:
-                loss = self._run(own, batch, w, gradient, scale, None)
+                loss = self._run(own, edges[block], batch, w, gradient, scale, None)
             else:
                 gradient[:] = 0
             row[-2] = loss

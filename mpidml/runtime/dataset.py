@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
 from mpidml.core.role import Array
@@ -23,13 +24,14 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import categories, labels
+from mpidml.runtime.sparse_rows import as_csr, share, stay_sparse
 
 ARRAYS = "arrays"
 """In place of a file's name: the data were handed in by a program."""
 
 
 class Dataset(NamedTuple):
-    """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
+    """Scaled rows x (n, features) in the job's dtype, dense or `Csr`, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
     Where several `heads` learn y, it is float64 (n, columns), see `learnt`, and n_outputs is the sum of theirs.
@@ -37,11 +39,11 @@ class Dataset(NamedTuple):
     """
 
     name: str
-    x: Array
+    x: Any
     y: Array
-    test_x: Array
+    test_x: Any
     test_y: Array
-    val_x: Array
+    val_x: Any
     val_y: Array
     n_outputs: int
     scaler: Scaler
@@ -55,7 +57,12 @@ class Dataset(NamedTuple):
         """What is learnt: "heads", "classify" or "regress"."""
         return HEADS if self.heads else "classify" if self.targets is None else "regress"
 
-    def rows(self, of: str) -> tuple[Array, Array]:
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the rows are sparse ones (`Csr`)."""
+        return isinstance(self.x, Csr)
+
+    def rows(self, of: str) -> tuple[Any, Array]:
         """Return x and y of the "test" or the "val" rows."""
         return (self.val_x, self.val_y) if of == "val" else (self.test_x, self.test_y)
 
@@ -123,28 +130,42 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None, start
     before = start.kept.model if start is not None and start.kept is not None else None
     parts = agree(comm, lambda: _split(job, arrays, start) if leads else None)
     about = None if parts is None else _about(parts)
-    name, sizes, n_features, n_outputs, dtypes, targets, notes, heads = comm.host.bcast(about, 0)
-    n = sizes[0]
-    # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
-    sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    name, sizes, n_features, n_outputs, dtypes, targets, notes, heads, sparse = comm.host.bcast(about, 0)
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
     if heads:
         width, kind = sum(len(head.columns) for head in heads), np.dtype(np.float64)
     answers = [comm.shared(size * width, kind) for size in sizes]
     if parts is not None:
-        for part, to, y in zip(parts.rows, sources, answers, strict=True):
-            part.write(to.reshape(part.n, n_features))
+        for part, y in zip(parts.rows, answers, strict=True):
             y[:] = learnt.scaled(part.y, heads).ravel() if heads else part.y if targets is None else targets.scaled(part.y).ravel()
-    comm.Barrier()
-    # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
-    mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
-    scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaler = scaler if before is None else before.scaler
-    scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
+    scaled: list[Any]
+    if sparse:
+        matrices = None if parts is None else [as_csr(part.x, part.rows) for part in parts.rows]
+        scaled, scaler = share(name, job, comm, matrices, n_features, None if before is None else before.scaler)
+    else:
+        scaled, scaler = _dense(job, comm, name, sizes, n_features, dtypes, parts, None if before is None else before.scaler)
     if targets is not None or heads:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
     return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding, heads)
+
+
+def _dense(
+    job: Job, comm: CountedComm, name: str, sizes: Sequence[int], n_features: int, dtypes: Sequence[str], parts: _Parts | None, before: Scaler | None
+) -> tuple[list[Array], Scaler]:
+    """Copy the rows of all parts to where they are shared, fit the scaling, unless there was one before, and scale them (Collective on comm)."""
+    n = sizes[0]
+    # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
+    sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    if parts is not None:
+        for part, to in zip(parts.rows, sources, strict=True):
+            part.write(to.reshape(part.n, n_features))
+    comm.Barrier()
+    # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
+    mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
+    fitted = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
+    scaler = fitted if before is None else before
+    return [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)], scaler
 
 
 def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
@@ -172,7 +193,8 @@ class Part:
         self.n = len(self.y)
         self.is_sparse = hasattr(x, "indptr")
         # Counts and the like take half the room, and not a bit changes.
-        halves = self.is_sparse and (x.data.astype(np.float32) == x.data).all()
+        with np.errstate(over="ignore"):
+            halves = self.is_sparse and (x.data.astype(np.float32) == x.data).all()
         self.dtype = np.dtype(np.float32) if halves else x.dtype
 
     def write(self, out: Array) -> None:
@@ -190,6 +212,7 @@ class _Parts(NamedTuple):
     notes: tuple[str, ...]
     coding: Any
     heads: tuple[learnt.Learnt, ...] = ()
+    sparse: bool = False
 
 
 def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
@@ -216,17 +239,19 @@ def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
     if job.validate and not len(apart):
         raise UserError(f"--validate {job.validate}: there is one training row, and none to keep apart; give more rows, or leave it out")
     rows = (train, test, Part(raw.x, raw.y, apart))
-    check_room(job.data, job.dtype, *rows)
+    sparse = stay_sparse(job.scale, raw.x)
+    if not sparse:
+        check_room(job.data, job.dtype, *rows, remedy=", or --scale maxabs, under which they stay sparse")
     if asked:
         words = getattr(raw.coding, "classes", None) or ()
         heads = learnt.fit(raw.name, asked, words, raw.y, train.y, test.y)
         learnt.check(test.y, heads, job.test_data or raw.name)
-        return _Parts(raw.name, rows, sum(head.n_outputs for head in heads), None, raw.notes, raw.coding, heads)
+        return _Parts(raw.name, rows, sum(head.n_outputs for head in heads), None, raw.notes, raw.coding, heads, sparse)
     if raw.y.dtype.kind == "f":
         before = start.kept.model.targets if start is not None and start.kept is not None else None
-        return _Parts(raw.name, rows, raw.y.shape[1], before or Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding)
+        return _Parts(raw.name, rows, raw.y.shape[1], before or Targets.fit(raw.name, train.y, test.y), raw.notes, raw.coding, (), sparse)
     n_classes = max(int(raw.y.max()) + 1, start.n_classes if start is not None else 0)
-    return _Parts(raw.name, rows, n_classes, None, raw.notes, raw.coding)
+    return _Parts(raw.name, rows, n_classes, None, raw.notes, raw.coding, (), sparse)
 
 
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
@@ -239,10 +264,10 @@ def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
 def _about(parts: _Parts) -> tuple[Any, ...]:
     """Return what every rank has to know of the data before they are shared."""
     sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
-    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes, parts.heads
+    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes, parts.heads, parts.sparse
 
 
-def check_room(source: str, dtype: str, *parts: Part) -> None:
+def check_room(source: str, dtype: str, *parts: Part, remedy: str = "") -> None:
     """Refuse sparse rows that have no room as dense ones, which training needs."""
     if not any(part.is_sparse for part in parts):
         return
@@ -252,5 +277,6 @@ def check_room(source: str, dtype: str, *parts: Part) -> None:
     if room is not None and wanted > 0.9 * room:
         n = sum(part.n for part in parts)
         raise UserError(
-            f"{source}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; give fewer features or rows"
+            f"{source}: {n} sparse rows x {width} features take {wanted / 1e9:.3g} GB as dense rows, {room / 1e9:.3g} GB are free; "
+            f"give fewer features or rows{remedy}"
         )

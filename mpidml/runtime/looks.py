@@ -16,10 +16,9 @@ import numpy as np
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.role import Array
-from mpidml.runtime import scoring
+from mpidml.runtime import gather, scoring
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.wire import pieces
 
 
 class Looks:
@@ -63,7 +62,7 @@ class Looks:
     def pieces(self) -> list[Piece]:
         """Return what of the best parameters lies on this rank."""
         size = self.strategy.net.n_params
-        return [Piece("best", self.strategy.spec.shards[number].lo, size, best.ravel()) for number, best in self.best.items()]
+        return [Piece("best", self.strategy.extent(number)[0], size, best.ravel()) for number, best in self.best.items()]
 
     def restore(self, saved: Checkpoint, position: Position) -> None:
         """Go on from a checkpoint; one of a run without patience knows of no best."""
@@ -73,7 +72,7 @@ class Looks:
         self.patience.restore(saved.facts["patience"])
         for number, store in self.strategy.stores.items() if self.patience.least is not None else ():
             self.best[number] = np.empty_like(store.at(store.latest))
-            saved.read("best", self.strategy.spec.shards[number].lo, self.best[number].ravel())
+            saved.read("best", self.strategy.extent(number)[0], self.best[number].ravel())
 
     def _epoch_ended(self, position: Position) -> bool:
         return self._clocks(position) // self._per_epoch > self._clocks(self.looked) // self._per_epoch
@@ -93,11 +92,7 @@ class Looks:
             return shared
         if self.gathered is None:
             self.gathered = np.empty(strategy.net.n_params, strategy.net.dtype)
-        for number, (lo, hi, _) in enumerate(strategy.spec.shards):
-            if (store := strategy.stores.get(number)) is not None:
-                self.gathered[lo:hi] = store.at(store.latest).ravel()
-            for piece in pieces(self.gathered[lo:hi]):
-                self.comm.Bcast(piece, strategy.rank_of[number])
+        gather.to_all(strategy, self.comm, self.gathered)
         return self.gathered
 
     def _scores(self, values: Array, *names: str) -> list[dict[str, scoring.Scores]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpidml.core.csr import Csr
 from mpidml.core.role import Array
 from mpidml.data.learnt import Learnt
 from mpidml.data.scaling import Scaler
 from mpidml.data.targets import Targets
+from mpidml.nn.layers.dense import Dense
 from mpidml.nn.network import Network
 
 
@@ -25,13 +27,16 @@ class Model(NamedTuple):
     targets: Targets | None = None
     heads: tuple[Learnt, ...] = ()
 
-    def outputs(self, x: Array) -> Array:
+    def outputs(self, x: Any) -> Array:
         """Return for rows x (n, features), as the training data had them, the outputs (n, n_outputs): targets in their own unit, else sums before any softmax.
 
-        Those of several heads lie side by side, in float64.
+        Those of several heads lie side by side, in float64. x may be scipy.sparse CSR where the scaling keeps zeros and the first layer is dense.
         """
-        scaled = np.empty(x.shape, self.network.dtype)
-        self.scaler.apply(x, scaled)
+        if hasattr(x, "indptr") and not self.scaler.offset.any() and isinstance(self.network.layers[0], Dense):
+            scaled: Any = Csr.of(x, self.scaler.factor, self.network.dtype)
+        else:
+            scaled = np.empty(x.shape, self.network.dtype)
+            self.scaler.apply(x, scaled)
         found = self.network.predict(self.values, scaled)
         if self.heads:
             found = found.astype(np.float64)

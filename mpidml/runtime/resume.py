@@ -1,6 +1,7 @@
 """Save a run between two clocks and go on with it later, at any number of ranks: what a checkpoint holds, and where each part of it goes.
 
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
+    rows                        likewise, where rows are sparse: the first weight, apart from the others
     weights.optimizer.<state>   likewise
     worker.<w>.<state>          of optimizers that run on the workers
     learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
@@ -26,6 +27,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
+from mpidml.core.role import Array
 from mpidml.runtime.abort import Terminated, asked_to_end
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
@@ -90,7 +92,9 @@ def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
 def fingerprint(data: Any) -> str:
     """Return a sum over labels, scaling, and some rows as they are trained on: other data, or the same in another order, have another."""
     found = hashlib.sha256()
-    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, data.x[:: len(data.x) // PRINTED_ROWS + 1]):
+    some = data.x[:: len(data.x) // PRINTED_ROWS + 1]
+    rows = some.arrays if data.is_sparse else (some,)
+    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, *rows):
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
@@ -100,8 +104,10 @@ def pieces(strategy: Any) -> list[Piece]:
     found: list[Piece] = []
     size, back = strategy.net.n_params, (strategy.policy.bound or 0) if strategy.repeat else 0
     for number, store in mine(strategy):
-        lo = strategy.spec.shards[number].lo
-        found += [Piece(f"weights{name}", lo, size, array) for name, array in store.state(back).items()]
+        spec, (lo, hi, _) = strategy.shards[number]
+        for name, array in store.state(back).items():
+            of_row = array.size // (hi - lo)  # values, or one count
+            found.append(Piece(f"{spec.name}{name}", lo * of_row, spec.n_rows * of_row, array))
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
     if strategy.comm.rank == 0:  # with the coordinator and the first server, and all servers learn alike
@@ -118,7 +124,7 @@ def facts(
     strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`, `measured` what each rank has of `summary.of_rank`."""
-    updates = comm.gather([(*strategy.spec.shards[number][:2], store.n_whole) for number, store in mine(strategy)])
+    updates = comm.gather([(*strategy.extent(number), store.n_whole) for number, store in mine(strategy)])
     ranks = comm.gather(measured)
     if updates is None:
         return {}
@@ -162,12 +168,16 @@ def fill(strategy: Any, saved: Any, position: Position) -> None:
         saved.read(name, 0, of_each := np.empty(strategy.n_workers))
         strategy.learnt[name.removeprefix(LEARNT)] = of_each.tolist()
     for number, store in strategy.stores.items():
-        lo, hi, _ = strategy.spec.shards[number]
+        (spec, (row, end_row, _)), (lo, hi) = strategy.shards[number], strategy.extent(number)
         whole = np.zeros(hi - lo, np.int64)
         for first, end, n in known["n_updates"]:
             whole[max(first - lo, 0) : max(end - lo, 0)] = n
-        store.restore(position.clock, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
-        store.count(whole, lambda name, out, lo=lo: saved.read(f"weights{name}", lo, out))
+
+        def read(name: str, out: Array, of: str = spec.name, row: int = row, n: int = end_row - row) -> bool:
+            return bool(saved.read(of + name, row * (out.size // n), out))
+
+        store.restore(position.clock, read)
+        store.count(whole[:: spec.width], read)
     for task in strategy.tasks.values():
         for name, array in (task.state or {}).items():
             if same:

@@ -23,6 +23,7 @@ from mpidml.data.learnt import Learnt, scaled
 from mpidml.data.scaling import Scaler
 from mpidml.data.targets import Targets
 from mpidml.nn import models
+from mpidml.nn.layers.dense import Dense
 from mpidml.nn.network import Network
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -30,15 +31,19 @@ from mpidml.runtime.dataset import ARRAYS, Part, check_room, load, scaled_rows
 from mpidml.runtime.model import Model
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.run_files import CODING_FILE
+from mpidml.runtime.sparse_rows import as_csr, share, stay_sparse
 
 MODEL = "model.safetensors"
 
 
 class Rows(NamedTuple):
-    """Scaled rows x (n, features), and y as `Dataset` has it, None where no labels were wanted; `targets` and `heads` know the spread of these rows' targets."""
+    """Scaled rows x (n, features), dense or `Csr`, and y as `Dataset` has it, None where no labels were wanted.
+
+    `targets` and `heads` know the spread of these rows' targets.
+    """
 
     name: str
-    x: Array
+    x: Any
     y: Array | None
     targets: Targets | None
     heads: tuple[Learnt, ...] = ()
@@ -71,26 +76,34 @@ class Saved(NamedTuple):
         """Read, code and scale other rows as the training rows were (Collective on comm); UserError where they do not fit the run."""
         leads = comm.host.rank == 0
         found = agree(comm, lambda: self._read(source, labels, unseen, wants_labels) if leads else None)
-        about = None if found is None else (found[0].n, found[0].dtype.str, found[1] is not None and found[2], found[3])
-        n, dtype, targets, heads = comm.host.bcast(about, 0)
+        about = None if found is None else (found[0].n, found[0].dtype.str, found[1] is not None and found[2], found[3], self._stay_sparse(found[0].x))
+        n, dtype, targets, heads, sparse = comm.host.bcast(about, 0)
         width, kind = (self.net.n_outputs, np.dtype(self.job.dtype)) if self.targets is not None else (1, np.dtype(np.int64))
         if heads:
             width, kind = sum(len(of.columns) for of in heads), np.dtype(np.float64)
-        taken, y = comm.shared(n * self.known.n_features, dtype), comm.shared(n * width if wants_labels else 0, kind)
-        if found is not None:
-            part, of = found[:2]
-            part.write(taken.reshape(n, -1))
-            if of is not None:
-                y[:] = of.ravel()
-        comm.Barrier()
-        x = scaled_rows(source, self.job.dtype, taken, n, self.known.n_features, self.scaler, comm)
+        y = comm.shared(n * width if wants_labels else 0, kind)
+        if found is not None and found[1] is not None:
+            y[:] = found[1].ravel()
+        x: Any
+        if sparse:
+            (x,), _ = share(source, self.job, comm, None if found is None else [as_csr(found[0].x, None)], self.known.n_features, self.scaler)
+        else:
+            taken = comm.shared(n * self.known.n_features, dtype)
+            if found is not None:
+                found[0].write(taken.reshape(n, -1))
+            comm.Barrier()
+            x = scaled_rows(source, self.job.dtype, taken, n, self.known.n_features, self.scaler, comm)
         shaped = y.reshape(n, width) if (self.targets is not None or heads) and wants_labels else y
         return Rows(source, x, shaped if wants_labels else None, targets or self.targets, heads)
+
+    def _stay_sparse(self, x: Any) -> bool:
+        return stay_sparse(self.job.scale, x) and isinstance(self.net.layers[0], Dense)
 
     def _read(self, source: str, labels: str, unseen: str, wants_labels: bool) -> tuple[Part, Array | None, Targets | None, tuple[Learnt, ...]]:
         x, y = read_later(source, labels or None, self.known, wants_labels, unseen)
         part = Part(x, np.zeros(x.shape[0]))
-        check_room(source, self.job.dtype, part)
+        if not self._stay_sparse(x):
+            check_room(source, self.job.dtype, part)
         for column, most in self.known.largest.items():
             self._check_codes(source, x, column, most)
         heads = self.known.heads

@@ -41,9 +41,7 @@ def share(n: int, part: int, n_parts: int) -> tuple[int, int]:
     return min(n, n_blocks * part // n_parts * BLOCK), min(n, n_blocks * (part + 1) // n_parts * BLOCK)
 
 
-def score(
-    net: Network, w: Array, x: Array, y: Array, targets: Targets | None, outputs: Array | None = None, heads: Sequence[Learnt] = ()
-) -> Scores:
+def score(net: Network, w: Array, x: Any, y: Array, targets: Targets | None, outputs: Array | None = None, heads: Sequence[Learnt] = ()) -> Scores:
     """Score rows that begin at a block's first row and are whole blocks but for the last; `outputs` (n, n_outputs) is filled where it is given."""
     if heads:
         return _of_heads(net, w, x, y, heads, np.empty((len(x), net.n_outputs), net.dtype) if outputs is None else outputs)

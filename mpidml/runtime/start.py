@@ -48,7 +48,7 @@ class Start(NamedTuple):
 def gather(strategy: Any, comm: CountedComm, model: Model) -> Kept:
     """Return on every rank what a run that has ended has learnt (Collective on comm)."""
     pieces = [(of.name, of.lo, of.size, of.array.copy()) for of in resume.pieces(strategy)]
-    updates = [(*strategy.spec.shards[number][:2], store.n_whole) for number, store in resume.mine(strategy)]
+    updates = [(*strategy.extent(number), store.n_whole) for number, store in resume.mine(strategy)]
     arrays: dict[str, Array] = {}
     counts: list[tuple[int, int, int]] = []
     for own, of in comm.allgather((pieces, updates)):

@@ -37,7 +37,7 @@ def of_rank(strategy: Any, sent: int, started: float, seconds: float, before: Ma
     for worker in strategy.workers.values():
         for staleness, n in worker.tally.staleness.items():
             histogram[staleness] = histogram.get(staleness, 0) + n
-    names = [*(f"server {shard.server}" for shard in strategy.spec.shards), *(f"worker {w}" for w in range(strategy.n_workers)), "coordinator"]
+    names = [*(f"server {shard.server}" for _, shard in strategy.shards), *(f"worker {w}" for w in range(strategy.n_workers)), "coordinator"]
     waits: list[dict[str, Any]] = []
     for number, worker in strategy.workers.items():
         waits += straggler.pairs(names[number], rank, worker.tally.waited, names, strategy.rank_of, started)
@@ -159,6 +159,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
         f"data {data.name}: {len(data.x)} training{apart}{len(data.test_x)} test rows x {data.x.shape[1]} features, "
         + _learnt(data),
         *(f"data: {note}" for note in data.notes),
+        *(_sparse(job, strategy, data) if data.is_sparse else ()),
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
         f"optimizer {job.optimizer}, learning rate {job.lr:g}",
     ]
@@ -182,6 +183,14 @@ def _learnt(data: Any) -> str:
     if data.heads:
         return "; ".join(f"{of.name}: {of.n_outputs} {'classes' if of.is_labels else 'target(s)'}" for of in data.heads)
     return f"{data.n_outputs} classes" if data.targets is None else f"{data.n_outputs} target(s)"
+
+
+def _sparse(job: Job, strategy: Any, data: Any) -> list[str]:
+    """Say what sparse rows store, and which links of the optimizer rest with a feature that does not occur."""
+    chain = strategy.server_chain.links
+    lazy = [type(link).__name__.lower() for link in (*(strategy.before.links if strategy.before else ()), *chain) if not link.rests]
+    text = f"data: rows are sparse, {data.x.n_stored / len(data.x):.1f} stored values each; a clock reads and writes the first weights of their features alone"
+    return [text + (f", and of these alone {', '.join(lazy)} has a step" if lazy else "")]
 
 
 def _parts(job: Job) -> str:

@@ -28,10 +28,11 @@ class Training:
     scores follow (`scoring.of_heads`), all losses as they are trained.
     """
 
-    def __init__(self, strategy: Any, worker: int) -> None:
+    def __init__(self, strategy: Any, worker: int, net: Any = None) -> None:
+        """Allocate; `net`: what table 0 holds the parameters of, where that is not the whole network."""
         self.strategy, self.worker = strategy, worker
-        self.job, self.net, self.data, self.sampler = strategy.job, strategy.net, strategy.data, strategy.sampler
-        net = strategy.net
+        self.net = net = strategy.net if net is None else net
+        self.job, self.data, self.sampler = strategy.job, strategy.data, strategy.sampler
         self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
         self.gradients: list[tuple[Buffer, Array, Lease]] = []
         for _ in range(strategy.n_gradients):
@@ -51,6 +52,10 @@ class Training:
     def reads(self, step: int) -> Sequence[Read]:
         """Read all parameters, in place or into one of two buffers in turn."""
         return [Read(0, self.flats[step % 2] if self.flats else None)]
+
+    def last_reads(self, step: int) -> Sequence[Read]:
+        """Read all parameters."""
+        return self.reads(step)
 
     def compute(self, turn: Turn, report: Callable[[int, int], None] | None) -> tuple[Sequence[Push], tuple[float, ...]]:
         """Push the gradient of a block of samples over the size of the global batch, or the change that the own optimizer makes of it."""
@@ -78,7 +83,10 @@ class Training:
             return (), (loss, n, *measured)
         if self.state is not None:
             self._optimize(g, w, turn)
-        return (Push(0, lease),), (loss, n, *measured)
+        return self._pushes(lease), (loss, n, *measured)
+
+    def _pushes(self, lease: Lease) -> Sequence[Push]:
+        return (Push(0, lease),)
 
     def early(self) -> Lease | None:
         """Name the gradient that is pushed part by part."""
@@ -94,10 +102,13 @@ class Training:
         started = time.perf_counter()
         x, y = self.data.rows(of)
         lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
-        found = scoring.score(self.net, w, x[lo:hi], y[lo:hi], self.data.targets, heads=self.data.heads)
+        found = self._score(w, of, x[lo:hi], y[lo:hi])
         if self.strategy.trace is not None:
             self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
         return found
+
+    def _score(self, w: Array, of: str, x: Any, y: Array) -> scoring.Scores:
+        return scoring.score(self.net, w, x, y, self.data.targets, heads=self.data.heads)
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
@@ -107,24 +118,33 @@ class Training:
         """
         loss, n_parts = 0.0, min(self.job.accumulate, rows.size)
         for part in range(n_parts):
-            own = rows[rows.size * part // n_parts : rows.size * (part + 1) // n_parts]
+            at = rows.size * part // n_parts
+            own = rows[at : rows.size * (part + 1) // n_parts]
             whole = n_parts == 1 or report is None
             progress = report if whole else self._adding(g, part, part == n_parts - 1, report)
-            loss += self._run(own, batch, w, self.summand if part else g, scale, progress)
+            loss += self._run(own, at, batch, w, self.summand if part else g, scale, progress)
             if part and whole:
                 self.net.backend.add(g, self.summand)
         return loss
 
-    def _run(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
-        """Leave the gradient of `rows` in `g`; return the sum of the losses."""
+    def _run(self, rows: Array, at: int, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
+        """Leave the gradient of `rows`, which begin at number `at` of the share, in `g`; return the sum of the losses."""
         step = self.net.bind(rows.size, w, g)
-        self.data.x.take(rows, 0, step.x, "clip")
+        self._fill(step, rows, at)
         step.load(self.data.y, rows)
         if self.net.random:
             step.ids[:] = rows
             step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
         loss: float = step.run(scale, report)
+        self._use(step, rows, at)
         return loss
+
+    def _fill(self, step: Any, own: Array, at: int) -> None:
+        """Give a step its rows, which begin at number `at` of the share."""
+        self.data.x.take(own, 0, step.x, "clip")
+
+    def _use(self, step: Any, own: Array, at: int) -> None:
+        """Use what a step has left besides its gradient."""
 
     def _adding(self, g: Array, part: int, is_last: bool, report: Any) -> Callable[[int, int], None]:
         """Return what a part reports to: it adds what is final of the part to `g`, and what is then final of `g` is told."""

@@ -90,6 +90,8 @@ class Sizes:
     def reads(self, step: int) -> Sequence[Read]:
         return self.read
 
+    last_reads = reads
+
     def compute(self, turn: Turn, report: Any) -> tuple[Sequence[Push], tuple[float, ...]]:
         return self.result
 

@@ -23,11 +23,11 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, events, resume, run_files, scoring, summary
+from mpidml.runtime import checkpoint, events, resume, run_files, scoring, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
-from mpidml.runtime.final import bring
+from mpidml.runtime.gather import bring
 from mpidml.runtime.looks import Looks
 from mpidml.runtime.model import Model
 from mpidml.runtime.monitor import N_COLUMNS, Monitor
@@ -89,6 +89,7 @@ class Run:
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
+        sparse_rows.check(job, data, self.strategy)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None
@@ -123,7 +124,7 @@ class Run:
 
     def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         """Take what a role of this rank notes."""
-        worker = role - len(self.strategy.spec.shards)
+        worker = role - self.strategy.worker_roles.start
         if name == "clock":
             self.telemetry.add((worker, now - self.started, *value))
         elif name == "left":

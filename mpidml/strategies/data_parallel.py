@@ -54,7 +54,7 @@ class DataParallel:
     """Cut the gradient into buckets and train a network on data (Collective on comm); `prepare` makes the `driver` that steps."""
 
     in_step, in_place, early, repeat, copies, n_gradients = True, True, True, True, 1, 0
-    worker_chain = before = load = table = loss = None
+    worker_chain = before = load = table = loss = first = None
     drain_seconds = 0.0
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
@@ -124,7 +124,8 @@ class DataParallel:
         initial = net.init(job.seed)
         self.stores: dict[int, Store] = {}
         buckets: list[Bucket] = []
-        shards: list[Shard] = []
+        table = SimpleNamespace(name="weights", n_rows=net.n_params, width=1)
+        self.shards: list[tuple[Any, Shard]] = []
         self.rank_of: list[int] = []
         for (lo, hi), half in zip(cuts, halves, strict=True):
             own = (lo + half.lo, lo + half.hi)
@@ -134,14 +135,13 @@ class DataParallel:
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
                     if rank == comm.rank or not half.shares:
-                        self.stores[len(shards)] = store
-                    shards.append(Shard(first, end, rank))
+                        self.stores[len(self.shards)] = store
+                    self.shards.append((table, Shard(first, end, rank)))
                     self.rank_of.append(rank)
         self.views = [self.weights]
-        self.first_worker_role = len(shards)
-        self.worker_role = len(shards) + comm.rank
+        self.first_worker_role = len(self.shards)
+        self.worker_role = len(self.shards) + comm.rank
         self.rank_of += list(range(comm.size))
-        self.spec = SimpleNamespace(shards=shards)
         self.coordinator = Votes(self.collective, comm.rank == 0) if self.coordinated else None
         task.gradients = [(Buffer(np.empty(0, np.uint8)), self.total, Lease(self.total))]
         if self.links is not None:
@@ -233,6 +233,10 @@ class DataParallel:
     def position(self) -> Position:
         """Return where the run stands (Collective on comm)."""
         return Position(self.driver.clock, (self.driver.clock,) * self.n_workers)
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return which of the network's parameters the store of that number holds."""
+        return self.shards[number][1][:2]
 
     def final_values(self) -> Array:
         """Return the weights; all ranks have them."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.buffers import Buffers
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.partition import merge_parts, shards
 from mpidml.core.placement import Placement, place
@@ -24,10 +23,12 @@ from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
+from mpidml.nn.sparse_first import SparseFirst
 from mpidml.optim.base import Chain, make_chain
 from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.managed import make_client
+from mpidml.ps.rules import check_early, check_rules, check_workers
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
@@ -39,6 +40,7 @@ from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.occupancy import Occupancy
+from mpidml.runtime.sparse_training import SparseTraining
 from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
 from mpidml.sync.base import SyncPolicy, make_policy
@@ -61,26 +63,11 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        job.refuse(("collective", "bucket", "compress", "check_replicas"), "--strategy parameter_server, whose servers sum")
         self.policy: SyncPolicy = make_policy(job.policy())
-        if job.deterministic and not self.policy.repeatable:
-            raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
-        job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})
-        if job.deterministic and job.reads == "eager" and (self.policy.bound or 0) > 1:
-            raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
-        if job.reads == "cached" and self.policy.bound is None:
-            raise UserError(f"--reads cached: under {job.sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
-        if job.deterministic and job.budget:
-            raise UserError("--deterministic: --budget cannot repeat, what it lets through depends on timing; leave one of them out")
-        if job.budget and self.policy.gate_at:
-            raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
+        check_rules(job, self.policy)
         self.placement: Placement = place(comm.size, job.servers)
         self.n_workers = len(self.placement.worker_ranks)
-        job.check_workers(self.n_workers)
-        try:
-            self.policy.needed(self.n_workers)
-        except ValueError as error:
-            raise UserError(f"--sync {job.sync}: {error}") from None
+        check_workers(job, self.policy, self.n_workers)
         self.in_step = self.policy.bound == 0 and not self.policy.gate_at  # nobody computes a clock before all have ended the last
         self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every or job.patience)
         self.coordinator: Coordinator | None = None
@@ -108,10 +95,7 @@ class ParameterServer:
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
         possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at and not self.job.budget
-        if self.job.early_push == "on" and not possible:
-            raise UserError(
-                "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy; use auto"
-            )
+        check_early(self.job, possible)
         apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
         return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
 
@@ -124,7 +108,7 @@ class ParameterServer:
         trace: Any,
         over: Callable[[float], bool] | None = None,
     ) -> None:
-        """Make this rank's roles and the driver that runs them (Collective on comm); `over`: see `make`."""
+        """Make what this rank's roles need and the driver that runs them (Collective on comm); `over`: see `make`."""
         self.make(net, data, trace, over)
         often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
         limit = self.job.wait_limit
@@ -137,6 +121,11 @@ class ParameterServer:
         """
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
+        self.first = SparseFirst(net) if data.is_sparse else None
+        flat = net if self.first is None else self.first.rest  # what lies in the first table
+        if self.first is not None:  # rows are asked for by the features that occur, and travel
+            self.early = self.in_place = False
+            self.copies = n_versions(False, self.by_clock, self.policy.bound, self.repeat)
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
         self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
         if self.rates is not None:
@@ -144,12 +133,19 @@ class ParameterServer:
         self.target = parse_target(job.target, job.looks_at)
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
-        cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
-        self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
-        self.rank_of = [self.placement.server_ranks[s.server] for s in cut] + list(self.placement.worker_ranks)
-        self.worker_roles = range(len(cut), len(self.rank_of))
+        servers = self.placement.server_ranks
+        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN)
+        self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
+        self.specs, n_values = [self.spec], flat.n_params
+        if self.first is not None:
+            n_rows, width = self.first.n_rows, self.first.width
+            self.specs.append(TableSpec("rows", n_rows, width, net.dtype, shards(n_rows, len(servers)), len(cut), self.server_chain))
+            n_values += min(n_rows, data.x.n_stored * job.batch // (len(data.x) * self.n_workers) + 1) * width  # of a share, about
+        self.shards = [(spec, shard) for spec in self.specs for shard in spec.shards]
+        self.rank_of = [servers[shard.server] for _, shard in self.shards] + list(self.placement.worker_ranks)
+        self.worker_roles = range(len(self.shards), len(self.rank_of))
         self.rank_of += [0] * self.coordinated
-        nbytes = net.n_params * net.dtype.itemsize
+        nbytes = n_values * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
         self.buffers: Buffers = Buffers()
@@ -167,14 +163,21 @@ class ParameterServer:
         self.shown: Array | None = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
         initial = net.init(job.seed)
         for number, rank in enumerate(self.rank_of):
-            if comm.hosts(rank) and number < len(cut):
-                lo, hi, _ = cut[number]
+            if comm.hosts(rank) and number < self.worker_roles.start:
+                (spec, shard), (lo, hi) = self.shards[number], self.extent(number)
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                self.stores[number] = Store(versions, lo, 1, net.backend, self.server_chain)
+                self.stores[number] = Store(versions, shard.lo, spec.width, net.backend, self.server_chain)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
-                self.tasks[number] = Training(self, number - len(cut))
+                program = Training if self.first is None else SparseTraining
+                self.tasks[number] = program(self, number - self.worker_roles.start)
         self.load = Occupancy() if self.policy.watches_seconds else None
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return which elements [lo, hi) of the network's flat parameters a shard's store holds."""
+        spec, (lo, hi, _) = self.shards[number]
+        at = 0 if self.first is None or spec is not self.spec else self.first.n_weight
+        return at + lo * spec.width, at + hi * spec.width
 
     def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Role]:
         """Return this rank's roles by number, to go on from `position` (Collective on comm), and to pause when `pause_at` turns are done (0: never)."""
@@ -186,7 +189,7 @@ class ParameterServer:
             if shown is not None:
                 shown[number] = position.clock
             roles[number] = shard = Shard(
-                "weights",
+                self.shards[number][0].name,
                 self.worker_roles,
                 self.policy,
                 store,
@@ -217,6 +220,7 @@ class ParameterServer:
                 tally=None if before is None else before.tally,
             )
             worker.step = turns[task.worker]
+            worker.early &= self.in_place or self.comm.size > 1  # where nobody answers meanwhile, a copy read early would only be stale
         if self.coordinated and self.comm.hosts(0):
             dynamic = self.job.assign == "dynamic"
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
@@ -231,7 +235,7 @@ class ParameterServer:
 
     def _client(self, worker: int) -> Client:
         job = self.job
-        return make_client([self.spec], self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
+        return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
 
     def position(self) -> Position:
         """Return where the run stands once its roles have stopped, and keep what they have learnt for those that go on (Collective on comm)."""

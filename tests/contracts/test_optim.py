@@ -86,6 +86,28 @@ def test_an_elementwise_link_does_not_mind_the_cut_of_the_vector(name):
     assert np.array_equal(whole, parts) == (link.scope == "elementwise")
 
 
+def rests(make):
+    """Tell whether steps with a gradient of 0 make no difference, before all others and between them."""
+    ends = []
+    for gradients in ((0.3, -0.7, 0.2), (0, 0.3, 0, -0.7, 0, 0.2, 0)):
+        chain, w = chain_of(make()), np.linspace(-2, 2, 8)
+        state = chain.init(w.size, w.dtype)
+        for step, g in enumerate(gradients, 1):
+            chain.apply(BACKEND, w, w, np.full_like(w, g), state, step)
+        ends.append(w)
+    return np.allclose(*ends, rtol=1e-12, atol=1e-15)
+
+
+@each
+def test_a_link_says_whether_it_rests_where_the_gradient_is_zero(name):
+    assert rests(lambda: plugins.make("mpidml.optim", name)) == plugins.make("mpidml.optim", name).rests
+
+
+@pytest.mark.parametrize("spec", ["ftrl:0", "ftrl:0:0.1", "ftrl:0.1"])
+def test_arguments_may_decide_whether_a_link_rests(spec):
+    assert rests(lambda: plugins.make("mpidml.optim", spec)) == plugins.make("mpidml.optim", spec).rests == (spec == "ftrl:0")
+
+
 @each
 def test_the_same_calls_give_the_same_bits(name):
     assert distance_left(plugins.make("mpidml.optim", name), 20) == distance_left(plugins.make("mpidml.optim", name), 20)

@@ -427,6 +427,64 @@ def test_embedded_columns_are_rows_of_the_table_and_their_gradient_adds_up(backe
     assert not g[1].any(), "a row that was not read has no gradient"
 
 
+def sparse_rows(m, n, dtype, fill, seed=0):
+    """Return starts, columns and values of m rows of n columns, some empty, and the rows as a matrix."""
+    random = np.random.default_rng([m, n, seed])
+    mask = random.random((m, n)) < 0.3
+    mask[1::5] = False
+    values = array((m, n), dtype, fill, seed)
+    starts = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+    return (starts, np.nonzero(mask)[1].astype(np.int32), values[mask]), np.where(mask, values, 0)
+
+
+@types
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_with_sparse_rows_agree_with_the_reference(shape, fill, dtype):
+    (m, width), n = shape, 13
+    csr, x = sparse_rows(m, n, dtype, fill)
+    table, d = array((n, width), dtype, seed=1), array((m, width), dtype, seed=2)
+    _, (*_, out) = compare("csr_matmul", (*csr, table, np.full(shape, np.nan, dtype)), dtype, n_terms=n)
+    start = array((n, width), dtype, seed=3)
+    _, (*_, g) = compare("csr_matmul_backward", (*csr, d, start), dtype, n_terms=m + 1)
+    if fill != "nan":
+        assert_close(out, x @ table, dtype, n * np.abs(x).max(initial=1))
+        assert_close(g, start + x.T @ d, dtype, (m + 1) * np.abs(x).max(initial=1))
+
+
+@both
+def test_the_gradient_of_a_sparse_product_is_its_transpose_and_adds_up(backend):
+    csr, _ = sparse_rows(20, 13, np.float64, "random")
+    table, d, out, g = array((13, 4), np.float64), array((20, 4), np.float64, seed=1), np.empty((20, 4)), np.zeros((13, 4))
+    backend.csr_matmul(*csr, table, out)
+    backend.csr_matmul_backward(*csr, d, g)
+    assert np.vdot(out, d) == pytest.approx(np.vdot(table, g), rel=1e-12)
+    unbuffered = np.zeros_like(g)  # the broken variant: of equal columns in different rows only the last counts
+    unbuffered[csr[1]] = csr[2][:, None] * np.repeat(d, np.diff(csr[0]), axis=0)
+    assert not np.allclose(unbuffered, g)
+
+
+@both
+@types
+@pytest.mark.parametrize("listed", [[], [3], [1, 1], [5, 0, 17, 5, 11]], ids=str)
+def test_rows_are_taken_with_their_columns_numbered_as_they_come(backend, dtype, listed):
+    (starts, columns, values), x = sparse_rows(20, 13, dtype, "random")
+    rows, number = np.array(listed, np.int64), np.full(13, -1, np.int32)
+    rows.flags.writeable = False
+    n = int((starts[rows + 1] - starts[rows]).sum())
+    ids, taken = np.full(13, -7), (np.full(rows.size + 1, -7), np.full(n, -7, np.int32), np.empty(n, dtype))
+    k = backend.csr_take(starts, columns, values, rows, number, ids, *taken)
+    seen = np.concatenate([columns[starts[r] : starts[r + 1]] for r in listed] or [np.empty(0, np.int32)])
+    assert ids[:k].tolist() == list(dict.fromkeys(seen.tolist())), "each column once"
+    assert (number == -1).all() and (ids[k:] == -7).all()
+    assert np.array_equal(ids[taken[1]], seen)
+    back = np.zeros((rows.size, 13), dtype)
+    for i, row in enumerate(back):
+        at = slice(taken[0][i], taken[0][i + 1])
+        row[ids[taken[1][at]]] = taken[2][at]
+    assert np.array_equal(back, x[rows])
+
+
 @types
 @pytest.mark.parametrize("fill", ["random", "large", "zero", "nan"])
 @pytest.mark.parametrize("shape", SHAPES)

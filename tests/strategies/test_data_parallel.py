@@ -285,7 +285,7 @@ def test_the_bits_catch_what_depends_on_the_ranks(comm, broken, monkeypatch):
             sum_up(self, rows, batch, w, g, scale, report)
             edges = self.sampler.edges(batch, self.worker)
             scratch = np.zeros_like(g)
-            return sum(self._run(rows[a:b], batch, w, scratch, scale, None) for a, b in itertools.pairwise(edges) if a < b)
+            return sum(self._run(rows[a:b], a, batch, w, scratch, scale, None) for a, b in itertools.pairwise(edges) if a < b)
 
         sum_up = BlockTraining._sum_up
         monkeypatch.setattr(BlockTraining, "_sum_up", summed)

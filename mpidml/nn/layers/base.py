@@ -29,10 +29,11 @@ class Pass(NamedTuple):
 
     x (m, n_in) and out (m, n_out) are kept from forward to backward, and so are `kept`, the layer's own. d: the gradient of out, overwritten;
     dx: that of x, None if nobody wants it; where the layer works in place, d itself. ids: int64 (m,), the rows' global sample indices;
-    salt: uint64 (1,), the key of this pass. A pass that only scores has no d, dx, gradients, ids and salt.
+    salt: uint64 (1,), the key of this pass. A pass that only scores has no d, dx, gradients, ids and salt, and its x may be sparse rows (`Csr`)
+    where the layer is a dense one, the first.
     """
 
-    x: Array
+    x: Any
     out: Array
     kept: tuple[Array, ...]
     parameters: dict[str, Array]

@@ -9,6 +9,7 @@ from mpidml_kernels import LAWS
 from mpidml_kernels.dense import ACTIVATIONS, FROM_INPUT
 from numpy.typing import DTypeLike
 
+from mpidml.core.csr import Csr
 from mpidml.core.errors import nearest
 from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk, whole
@@ -70,7 +71,9 @@ class Dense(Layer):
         """Return the calls that multiply, then add the bias and activate, in place unless the sums are kept."""
         activate = getattr(backend, f"bias_{self.activation}")
         sums, *out = (*a.kept, a.out)
-        return [(backend.matmul, (a.x, a.parameters["weight"], sums)), (activate, (sums, a.parameters["bias"], *out))]
+        weight = a.parameters["weight"]
+        product = (backend.csr_matmul, (*a.x.arrays, weight, sums)) if isinstance(a.x, Csr) else (backend.matmul, (a.x, weight, sums))
+        return [product, (activate, (sums, a.parameters["bias"], *out))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Undo the activation, which also sums the bias gradient; then dW = x^T d from its last rows to its first; then dx = d W^T."""

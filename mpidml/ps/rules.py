@@ -1,0 +1,40 @@
+"""Say what of a job servers and workers cannot do together, before anything is read."""
+
+from __future__ import annotations
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.sync.base import SyncPolicy
+
+
+def check_rules(job: Job, policy: SyncPolicy) -> None:
+    """Refuse flags that contradict each other under the policy, and those of other strategies."""
+    job.refuse(("collective", "bucket", "compress", "check_replicas"), "--strategy parameter_server, whose servers sum")
+    if job.deterministic and not policy.repeatable:
+        raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
+    job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})
+    if job.deterministic and job.reads == "eager" and (policy.bound or 0) > 1:
+        raise UserError("--deterministic: with --reads eager a staleness above 1 depends on when rows arrive; use --reads fresh or cached")
+    if job.reads == "cached" and policy.bound is None:
+        raise UserError(f"--reads cached: under {job.sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
+    if job.deterministic and job.budget:
+        raise UserError("--deterministic: --budget cannot repeat, what it lets through depends on timing; leave one of them out")
+    if job.budget and policy.gate_at:
+        raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
+
+
+def check_workers(job: Job, policy: SyncPolicy, n_workers: int) -> None:
+    """Refuse a batch that so many workers cannot share, and a policy that needs more of them."""
+    job.check_workers(n_workers)
+    try:
+        policy.needed(n_workers)
+    except ValueError as error:
+        raise UserError(f"--sync {job.sync}: {error}") from None
+
+
+def check_early(job: Job, is_possible: bool) -> None:
+    """Refuse gradients that are to be pushed layer by layer where that cannot be."""
+    if job.early_push == "on" and not is_possible:
+        raise UserError(
+            "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy; use auto"
+        )
