@@ -186,6 +186,6 @@ class Stepper:
         idle, last = total.wait(self.limit)
         self.wait_seconds += idle
         if last >= 0:
-            self.part.tally.wait(self.strategy.first_worker_role + last, self.clock, since, since + idle)
+            self.part.tally.wait(self.strategy.worker_roles.start + last, self.clock, since, since + idle)
         if self.trace is not None and last >= 0:
             self.trace.add("wait", since, idle, self.clock)

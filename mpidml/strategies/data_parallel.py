@@ -139,7 +139,7 @@ class DataParallel:
                     self.shards.append((table, Shard(first, end, rank)))
                     self.rank_of.append(rank)
         self.views = [self.weights]
-        self.first_worker_role = len(self.shards)
+        self.worker_roles = range(len(self.shards), len(self.shards) + comm.size)
         self.worker_role = len(self.shards) + comm.rank
         self.rank_of += list(range(comm.size))
         self.coordinator = Votes(self.collective, comm.rank == 0) if self.coordinated else None
