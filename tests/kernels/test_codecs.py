@@ -65,7 +65,7 @@ def test_halves_are_bit_equal_and_decode_to_what_the_residual_lacks(form, fill, 
     for n in SIZES:
         x, r = vector(n, dtype, fill), vector(n, dtype, "random", 1) * dtype(0.01)
         finite, (_, left, codes) = alike(f"{form}_encode", x, r, np.zeros(n, np.uint16))
-        assert finite
+        assert finite and same(alike(f"{form}_round", x + r, np.zeros(n, np.uint16))[1][1], codes)
         _, (_, out) = alike(f"{form}_decode_add", codes, np.zeros(n, dtype))
         assert same((x + r) - out, left)
 
@@ -112,6 +112,8 @@ def test_int8_is_bit_equal_within_half_a_unit_and_decodes_to_what_the_residual_l
         x, r = vector(n, dtype, fill), vector(n, dtype, "random", 1) * dtype(0.01 if fill == "random" else 0)
         units = np.zeros(-(-n // block), dtype)
         finite, (_, left, units, codes) = alike("int8_encode", x, r, block, units, np.zeros(n, np.int8))
+        _, (_, units_alone, codes_alone) = alike("int8_round", x + r, block, units, np.zeros(n, np.int8))
+        assert same(units_alone, units) and same(codes_alone, codes)
         _, (_, _, out) = alike("int8_decode_add", codes, units, block, np.zeros(n, dtype))
         assert finite and same((x + r) - out, left)
         unit = np.repeat(units, block)[:n]
@@ -256,7 +258,7 @@ def test_a_value_that_is_not_finite_is_told_wherever_it_stands(where, n, bad, dt
             "one_bit_encode": (x, r, BLOCK, units, bits[: -(-n // 8)]),
         }  # fmt: skip
         if where == "x":
-            told["is_finite"] = (x,)
+            told |= {"is_finite": (x,), "bf16_round": (x, halves), "fp16_round": (x, halves), "int8_round": (x, BLOCK, units, bits.view(np.int8))}
             told["vote_encode"] = (*own, bits[: -(-n // 8)])
             told["stochastic_encode"] = (*own, BLOCK, 4, False, units, bits[: -(-n // 2)])
             told["stochastic_encode "] = (*own, BLOCK, 4, True, units, bits[: -(-n // 2)])
