@@ -280,7 +280,7 @@ def test_any_length_conserves(n, text):
     [
         ("two_bits", "did you mean 'two_bit'"), ("two_bit:-1", "neither a number > 0 nor 'adaptive'"), ("two_bit:often", "neither a number > 0"),
         ("top_k:2", "is not a share in"), ("top_k:0", "is not a share in"), ("top_k:sampled=3", "neither true nor false"), ("one_bit:100", "multiple of 512"),
-        ("int8:0", "positive multiple"), ("qsgd:bits=3", "neither 2 nor 4"), ("low_rank:1.5", "positive multiple"), ("random_k:ratio=x", "not a share"),
+        ("int8:0", "whole number > 0"), ("qsgd:bits=3", "neither 2 nor 4"), ("low_rank:1.5", "whole number > 0"), ("random_k:ratio=x", "not a share"),
         ("bf16:3", "neither true nor false"), ("sign_majority:3", "takes 0 argument"), ("base", "there is no 'base'"),
     ],
 )  # fmt: skip
