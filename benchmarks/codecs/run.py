@@ -21,7 +21,9 @@ from mpidml.runtime.launch import budget_threads
 
 SMOKE_VALUES = 1 << 12
 COLUMNS = 1 << 10
-ENCODE = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0, "one_bit": 0.8, "two_bit": 0.8, "top_k:0.01:sampled=true": 0.5}
+PLAIN = dict.fromkeys(["bf16:residual=false", "fp16:residual=false", "int8:residual=false"], 1.0)
+KEEPING = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0, "one_bit": 0.8, "two_bit": 0.8, "top_k:0.01:sampled=true": 0.5}
+ENCODE = PLAIN | KEEPING
 """What each codec's encode must reach, in rates of memcpy; the others stand beside without a target."""
 OTHERS = ["top_k:0.01", "random_k:0.01", "random_k:0.01:unbiased=true", "ternary", "qsgd", "sign_majority", "low_rank"]
 

@@ -41,7 +41,8 @@ def share(name: str, value: object) -> float:
 def positive(name: str, value: object, multiple_of: int = 1) -> int:
     """Return `value` if it is a positive multiple of `multiple_of`; raise ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % multiple_of:
-        raise ValueError(f"{name} = {value} is not a positive multiple of {multiple_of}; give one such as {max(multiple_of, 1) * 2}")
+        wanted = "whole number > 0" if multiple_of == 1 else f"positive multiple of {multiple_of}"
+        raise ValueError(f"{name} = {value} is not a {wanted}; give one such as {2 * multiple_of}")
     return value
 
 

@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.compression.base import Codec, Shape, State
+from mpidml.compression.base import Codec, Shape, State, truth
 from mpidml.core.flat import Array
 
 
 class Bf16(Codec):
-    """Round to nearest, through float32; values beyond 3.39e38 are sent as that, and the rest later."""
+    """Round to nearest, through float32; values beyond 3.39e38 are sent as that, and the rest later.
+
+    `residual=false`: what rounding leaves is lost. That saves an array as large as the model, and half of the time.
+    """
+
+    def __init__(self, residual: bool = True) -> None:
+        self.has_residual = truth("residual", residual)
 
     def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
         """Return 2 bytes a value."""
@@ -20,7 +26,8 @@ class Bf16(Codec):
 
     def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
         """Round; `noise` is not needed."""
-        return bool(backend.bf16_encode(x.reshape(-1), state["residual"], code.view(np.uint16)))
+        flat, codes = x.reshape(-1), code.view(np.uint16)
+        return bool(backend.bf16_encode(flat, state["residual"], codes) if self.has_residual else backend.bf16_round(flat, codes))
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add the halves."""

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.compression.base import Codec, Shape, State, fields, positive
+from mpidml.compression.base import Codec, Shape, State, fields, positive, truth
 from mpidml.core.flat import Array
 
 
 class Int8(Codec):
-    """Round to the nearest multiple; a code is a unit for each `block` values, then a byte a value."""
+    """Round to the nearest multiple; a code is a unit for each `block` values, then a byte a value.
 
-    def __init__(self, block: int = 1024) -> None:
-        self.block = positive("block", block)
+    `residual=false`: what rounding leaves is lost. That saves an array as large as the model, and some of the time.
+    """
+
+    def __init__(self, block: int = 1024, residual: bool = True) -> None:
+        self.block, self.has_residual = positive("block", block), truth("residual", residual)
 
     def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
         """Return n + itemsize ceil(n / block)."""
@@ -25,7 +28,9 @@ class Int8(Codec):
     def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
         """Round; `noise` is not needed."""
         units, codes = self._fields(code, x)
-        return bool(backend.int8_encode(x.reshape(-1), state["residual"], self.block, units, codes))
+        if self.has_residual:
+            return bool(backend.int8_encode(x.reshape(-1), state["residual"], self.block, units, codes))
+        return bool(backend.int8_round(x.reshape(-1), self.block, units, codes))
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add code x unit."""

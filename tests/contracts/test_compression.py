@@ -12,9 +12,10 @@ from mpidml.core.errors import UserError
 
 NAMES = plugins.names("mpidml.compression")
 VARIANTS = [*NAMES, "two_bit:0.5", "top_k:0.05:sampled=true", "random_k:unbiased=true", "qsgd:bits=2", "int8:block=100", "low_rank:rank=1"]
+LOSSY = ["bf16:residual=false", "fp16:residual=false", "int8:residual=false"]
 BACKEND = mpidml_kernels.backend("numba")
 DTYPES = [np.float32, np.float64]
-each = pytest.mark.parametrize("text", VARIANTS)
+each = pytest.mark.parametrize("text", VARIANTS + LOSSY)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 SIZES = [0, 1, 7, 16, 17, 513, 3000]
 BITS = {"fp16": 16, "bf16": 16, "int8": 8, "one_bit": 1, "two_bit": 2, "ternary": 2, "qsgd": 4, "sign_majority": 1}
@@ -64,7 +65,7 @@ def test_the_folder_holds_the_promised_codecs():
 @each
 def test_a_codec_declares_what_becomes_of_what_it_does_not_send(text):
     codec = make_codec(text)
-    assert isinstance(codec, Codec) and codec.has_residual + codec.unbiased + codec.votes == 1
+    assert isinstance(codec, Codec) and codec.has_residual + codec.unbiased + codec.votes == (text not in LOSSY)
     state = codec.init((6, 5), np.float64)
     assert ("residual" in state) == codec.has_residual and all(not array.any() for key, array in state.items() if key != "q")
 
@@ -141,6 +142,14 @@ def test_a_million_and_three_values_come_back(text):
         assert np.array_equal(out, np.sign(x))
     else:
         assert abs((out - x).mean()) < 5 * (out - x).std() / 1000
+
+
+@types
+def test_without_a_residual_the_codes_are_those_of_the_first_step(dtype):
+    x = next(draws(1, (3000,), dtype))
+    for text in LOSSY:
+        plain, keeping = make_codec(text), make_codec(text.partition(":")[0])
+        assert plain.init(x.shape, dtype) == {} and np.array_equal(decoded(plain, x, {}), decoded(keeping, x, keeping.init(x.shape, dtype)))
 
 
 @each
@@ -271,8 +280,8 @@ def test_any_length_conserves(n, text):
     [
         ("two_bits", "did you mean 'two_bit'"), ("two_bit:-1", "neither a number > 0 nor 'adaptive'"), ("two_bit:often", "neither a number > 0"),
         ("top_k:2", "is not a share in"), ("top_k:0", "is not a share in"), ("top_k:sampled=3", "neither true nor false"), ("one_bit:100", "multiple of 512"),
-        ("int8:0", "positive multiple"), ("qsgd:bits=3", "neither 2 nor 4"), ("low_rank:1.5", "positive multiple"), ("random_k:ratio=x", "not a share"),
-        ("bf16:3", "takes 0 argument"), ("base", "there is no 'base'"),
+        ("int8:0", "whole number > 0"), ("qsgd:bits=3", "neither 2 nor 4"), ("low_rank:1.5", "whole number > 0"), ("random_k:ratio=x", "not a share"),
+        ("bf16:3", "neither true nor false"), ("sign_majority:3", "takes 0 argument"), ("base", "there is no 'base'"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_one_clear_line(text, said):

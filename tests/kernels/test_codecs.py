@@ -65,7 +65,7 @@ def test_halves_are_bit_equal_and_decode_to_what_the_residual_lacks(form, fill, 
     for n in SIZES:
         x, r = vector(n, dtype, fill), vector(n, dtype, "random", 1) * dtype(0.01)
         finite, (_, left, codes) = alike(f"{form}_encode", x, r, np.zeros(n, np.uint16))
-        assert finite
+        assert finite and same(alike(f"{form}_round", x + r, np.zeros(n, np.uint16))[1][1], codes)
         _, (_, out) = alike(f"{form}_decode_add", codes, np.zeros(n, dtype))
         assert same((x + r) - out, left)
 
@@ -112,6 +112,8 @@ def test_int8_is_bit_equal_within_half_a_unit_and_decodes_to_what_the_residual_l
         x, r = vector(n, dtype, fill), vector(n, dtype, "random", 1) * dtype(0.01 if fill == "random" else 0)
         units = np.zeros(-(-n // block), dtype)
         finite, (_, left, units, codes) = alike("int8_encode", x, r, block, units, np.zeros(n, np.int8))
+        _, (_, units_alone, codes_alone) = alike("int8_round", x + r, block, units, np.zeros(n, np.int8))
+        assert same(units_alone, units) and same(codes_alone, codes)
         _, (_, _, out) = alike("int8_decode_add", codes, units, block, np.zeros(n, dtype))
         assert finite and same((x + r) - out, left)
         unit = np.repeat(units, block)[:n]
@@ -132,7 +134,7 @@ def test_packing_keeps_every_code_in_as_few_bytes_as_can_be(bits):
 def test_two_bit_is_bit_equal_and_decodes_to_what_the_residual_lacks(fill, dtype):
     for n in SIZES:
         x, r = vector(n, dtype, fill), vector(n, dtype, fill, 1)
-        codes, unit = np.full(-(-n // 4), 255, np.uint8), np.array([0.7], dtype)
+        codes, unit = np.full(-(-n // 4), 255, np.uint8), np.array([2.0 if fill == "equal" else 0.7], dtype)  # equal ones reach it exactly
         expected, reference = call(REFERENCE, "two_bit_encode", x, r, float(unit[0]), codes)
         got, (_, left, codes) = call(CPU, "two_bit_encode", x, r, float(unit[0]), codes)
         assert got == pytest.approx(expected, rel=1e-12) and same(codes, reference[2]) and same(left, reference[1])
@@ -146,6 +148,7 @@ def test_two_bit_is_bit_equal_and_decodes_to_what_the_residual_lacks(fill, dtype
 def test_one_bit_sends_the_sign_and_the_mean_magnitude_of_a_block(fill, dtype):
     for n in SIZES:
         x, r = vector(n, dtype, fill), vector(n, dtype, fill, 1)
+        x[::5] = r[::5] = 0  # counts as positive, on both sides
         units, codes = np.zeros(blocks(n), dtype), np.full(-(-n // 8), 255, np.uint8)
         expected, (_, _, reference_units, reference_codes) = call(REFERENCE, "one_bit_encode", x, r, BLOCK, units, codes)
         got, (_, left, units, codes) = call(CPU, "one_bit_encode", x, r, BLOCK, units, codes)
@@ -256,7 +259,7 @@ def test_a_value_that_is_not_finite_is_told_wherever_it_stands(where, n, bad, dt
             "one_bit_encode": (x, r, BLOCK, units, bits[: -(-n // 8)]),
         }  # fmt: skip
         if where == "x":
-            told["is_finite"] = (x,)
+            told |= {"is_finite": (x,), "bf16_round": (x, halves), "fp16_round": (x, halves), "int8_round": (x, BLOCK, units, bits.view(np.int8))}
             told["vote_encode"] = (*own, bits[: -(-n // 8)])
             told["stochastic_encode"] = (*own, BLOCK, 4, False, units, bits[: -(-n // 2)])
             told["stochastic_encode "] = (*own, BLOCK, 4, True, units, bits[: -(-n // 2)])

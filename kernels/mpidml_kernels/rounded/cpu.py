@@ -25,18 +25,43 @@ def _from_fp16(half):
     return u32(bits | u32(u32(u32(half) & u32(0x8000)) << u32(16))).view(f32)
 
 
+@njit(error_model="numpy")
+def _clipped(v, limit):
+    """Return v within the limit, as the bits of a float32; in this form NaN passes."""
+    v = limit if v > limit else v
+    return f32(-limit if v < -limit else v).view(u32)
+
+
+@njit(error_model="numpy")
+def _bf16(bits):
+    return u32(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+
+
+@njit(error_model="numpy")
+def _fp16(bits):
+    low = u32(bits & u32(0x7FFFFFFF))
+    normal = u32(u32(u32(low + u32(0xFFF) + u32(u32(low >> u32(13)) & u32(1))) >> u32(13)) - u32(0x1C000))
+    subnormal = u32(f32(low.view(f32) + f32(0.5)).view(u32) - u32(0x3F000000))  # the sum rounds where a subnormal half does
+    return u32((subnormal if low < u32(0x38800000) else normal) | u32(u32(bits >> u32(16)) & u32(0x8000)))
+
+
+@kernel("b1(R1, u2[::1])", EXACT)
+def bf16_round(x, codes):
+    bad, limit, greatest = u32(0), x.dtype.type(LARGEST_BF16), x.dtype.type(np.finfo(x.dtype).max)
+    for i in range(codes.size):
+        v = x[i]
+        bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
+        codes[i] = u16(_bf16(_clipped(v, limit)))
+    return bad == u32(0)
+
+
 @kernel("b1(R1, T[::1], u2[::1])", EXACT)
 def bf16_encode(x, r, codes):
-    bad = u32(0)
-    limit = r.dtype.type(LARGEST_BF16)
-    greatest = r.dtype.type(np.finfo(r.dtype).max)
+    bad, limit, greatest = u32(0), r.dtype.type(LARGEST_BF16), r.dtype.type(np.finfo(r.dtype).max)
     for i in range(codes.size):
         v = x[i] + r[i]
         bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
-        c = limit if v > limit else v
-        c = -limit if c < -limit else c
-        bits = f32(c).view(u32)
-        code = u32(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
+        code = _bf16(_clipped(v, limit))
         codes[i] = u16(code)
         r[i] = v - u32(code << u32(16)).view(f32)
     return bad == u32(0)
@@ -48,21 +73,23 @@ def bf16_decode_add(codes, out):
         out[i] += u32(u32(codes[i]) << u32(16)).view(f32)
 
 
+@kernel("b1(R1, u2[::1])", EXACT)
+def fp16_round(x, codes):
+    bad, limit, greatest = u32(0), x.dtype.type(LARGEST_FP16), x.dtype.type(np.finfo(x.dtype).max)
+    for i in range(codes.size):
+        v = x[i]
+        bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
+        codes[i] = u16(_fp16(_clipped(v, limit)))
+    return bad == u32(0)
+
+
 @kernel("b1(R1, T[::1], u2[::1])", EXACT)
 def fp16_encode(x, r, codes):
-    bad = u32(0)
-    limit = r.dtype.type(LARGEST_FP16)
-    greatest = r.dtype.type(np.finfo(r.dtype).max)
+    bad, limit, greatest = u32(0), r.dtype.type(LARGEST_FP16), r.dtype.type(np.finfo(r.dtype).max)
     for i in range(codes.size):
         v = x[i] + r[i]
         bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
-        c = limit if v > limit else v
-        c = -limit if c < -limit else c
-        bits = f32(c).view(u32)
-        low = u32(bits & u32(0x7FFFFFFF))
-        normal = u32(u32(u32(low + u32(0xFFF) + u32(u32(low >> u32(13)) & u32(1))) >> u32(13)) - u32(0x1C000))
-        subnormal = u32(f32(low.view(f32) + f32(0.5)).view(u32) - u32(0x3F000000))  # the sum rounds where a subnormal half does
-        code = u32((subnormal if low < u32(0x38800000) else normal) | u32(u32(bits >> u32(16)) & u32(0x8000)))
+        code = _fp16(_clipped(v, limit))
         codes[i] = u16(code)
         r[i] = v - _from_fp16(code)
     return bad == u32(0)
@@ -72,6 +99,26 @@ def fp16_encode(x, r, codes):
 def fp16_decode_add(codes, out):
     for i in range(out.size):
         out[i] += _from_fp16(codes[i])
+
+
+@kernel("b1(R1, i8, T[::1], i1[::1])", EXACT)
+def int8_round(x, block, units, codes):
+    steps, zero = x.dtype.type(127), x.dtype.type(0)
+    smallest = x.dtype.type(np.finfo(x.dtype).tiny) * x.dtype.type(128)
+    most, greatest = magnitude(zero), magnitude(x.dtype.type(np.finfo(x.dtype).max))
+    for b in range(units.size):
+        xs, cs = x[b * block : (b + 1) * block], codes[b * block : (b + 1) * block]
+        top = magnitude(zero)
+        for i in range(xs.size):
+            top = max(top, magnitude(xs[i]))
+        most = max(most, top)
+        largest = number(zero, top)
+        small = largest < smallest
+        units[b] = zero if small else largest / steps
+        inverse = zero if small else steps / largest
+        for i in range(cs.size):
+            cs[i] = np.int8(i32(np.rint(xs[i] * inverse)))
+    return most <= greatest
 
 
 @kernel("b1(R1, T[::1], i8, T[::1], i1[::1])", EXACT)
