@@ -17,6 +17,7 @@ LAWS: dict[str, Kernel] = {
         law("vote_encode", lambda n: n, lambda n: n),
         law("bits_decode_add", lambda n: n, lambda n: 2 * n),
         law("two_bit_encode", lambda n: 6 * n, lambda n: 3 * n),
+        law("adaptive_encode", lambda n: 8 * n, lambda n: 3 * n),
         law("stochastic_encode", lambda n: 7 * n, lambda n: n),
         law("codes_decode_add", lambda n: 2 * n, lambda n: 2 * n),
     )

@@ -164,6 +164,60 @@ def two_bit_encode(x, r, threshold, codes):
     return total
 
 
+@njit(error_model="numpy", fastmath=SUM)
+def _add_and_total(rs, xs):
+    """Compute rs += xs and return the sum of its magnitudes in float64."""
+    total = 0.0
+    for i in range(rs.size):
+        v = rs[i] + xs[i]
+        rs[i] = v
+        total += np.float64(abs(v))
+    return total
+
+
+@njit(error_model="numpy", fastmath=SUM)
+def _beyond(rs, t):
+    """Return the sum of the magnitudes above t in float64, and how many there are."""
+    total, n = 0.0, 0.0
+    for i in range(rs.size):
+        size = abs(rs[i])
+        total += np.float64(size) if size > t else 0.0
+        n += 1.0 if size > t else 0.0
+    return total, n
+
+
+@njit(error_model="numpy")
+def _sign(v, t, place):
+    return u32(u32(1) << place) if v > t else (u32(u32(3) << place) if v < -t else u32(0))
+
+
+@kernel("b1(R1, T[::1], i8, T[::1], u1[::1])", EXACT)
+def adaptive_encode(x, r, block, units, codes):
+    zero, check = r.dtype.type(0), r.dtype.type(0)
+    for b in range(units.size):
+        vs = r[b * block : (b + 1) * block]
+        t = r.dtype.type(0.7 * _add_and_total(vs, x[b * block : (b + 1) * block]) / vs.size)
+        total, n = _beyond(vs, t)
+        unit = r.dtype.type(total / max(n, 1.0)) + (t - t)  # NaN if one is not finite
+        units[b] = unit
+        check += unit - unit
+        packed = codes[b * block // 4 : (b * block + vs.size + 3) // 4]
+        n_groups = vs.size // 256
+        for g in range(n_groups):
+            rs, cs = vs[g * 256 : g * 256 + 256], packed[g * 64 : g * 64 + 64]
+            for i in range(cs.size):
+                low = _sign(rs[i], t, u32(0)) | _sign(rs[i + 64], t, u32(2))
+                cs[i] = u8(low | _sign(rs[i + 128], t, u32(4)) | _sign(rs[i + 192], t, u32(6)))
+        rs, cs = vs[n_groups * 256 :], packed[n_groups * 64 :]
+        cs[:] = 0
+        for i in range(rs.size):
+            cs[i % cs.size] |= u8(_sign(rs[i], t, u32(2 * (i // cs.size))))
+        for i in range(vs.size):
+            v = vs[i]
+            vs[i] = v - (unit if v > t else (-unit if v < -t else zero))
+    return check == zero
+
+
 @njit(error_model="numpy")
 def _pack_rounded(xs, cs, inverse, levels, keys, start, place, mask):
     """Add the codes of xs to the bytes cs, one each; `start` is the index of the first."""
