@@ -152,7 +152,7 @@ def test_adaptive_codes_send_what_exceeds_a_share_of_the_mean_as_its_own_mean(fi
         expected, reference = call(REFERENCE, "adaptive_encode", x, r, 256, units, codes)
         got, (_, left, units, codes) = call(CPU, "adaptive_encode", x, r, 256, units, codes)
         assert got == expected and same(codes, reference[3])
-        np.testing.assert_allclose(units, reference[2], rtol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(units, reference[2], rtol=30 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).smallest_subnormal)
         _, (*_, out) = alike("codes_decode_add", codes, units, 256, 2, np.zeros(n, dtype))
         v = x + r
         assert same(v - out, left)  # what is not sent, to the bit

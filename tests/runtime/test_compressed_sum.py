@@ -157,7 +157,7 @@ def run(comm, job=JOB, ranks_per_host=0, write=False, **changes):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("codec", "loses"), [("two_bit", 0.02), ("top_k:0.1", 0.05), ("bf16", 0.01), ("int8", 0.01), ("low_rank", 0.03)])
+@pytest.mark.parametrize(("codec", "loses"), [("two_bit", 0.04), ("top_k:0.1", 0.05), ("bf16", 0.01), ("int8", 0.01), ("low_rank", 0.03)])
 def test_training_in_codes_is_nearly_as_good_and_repeats(comm, codec, loses):
     plain, _ = run(comm, steps=100, collective="ring")
     options = {"steps": 100, "compress": codec, "bucket": 4096}

@@ -165,25 +165,22 @@ def two_bit_encode(x, r, threshold, codes):
 
 
 @njit(error_model="numpy", fastmath=SUM)
-def _add_and_total(rs, xs):
-    """Compute rs += xs and return the sum of its magnitudes in float64."""
-    total = 0.0
+def _sum_above(rs, t):
+    """Return the sum of the magnitudes above t; of a group, so that the type of rs is wide enough."""
+    total, zero = rs.dtype.type(0), rs.dtype.type(0)
     for i in range(rs.size):
-        v = rs[i] + xs[i]
-        rs[i] = v
-        total += np.float64(abs(v))
+        size = abs(rs[i])
+        total += size if size > t else zero
     return total
 
 
 @njit(error_model="numpy", fastmath=SUM)
-def _beyond(rs, t):
-    """Return the sum of the magnitudes above t in float64, and how many there are."""
-    total, n = 0.0, 0.0
+def _n_above(rs, t):
+    """Return how many magnitudes are above t, in the type of rs: a loop of its own vectorises."""
+    n, one, zero = rs.dtype.type(0), rs.dtype.type(1), rs.dtype.type(0)
     for i in range(rs.size):
-        size = abs(rs[i])
-        total += np.float64(size) if size > t else 0.0
-        n += 1.0 if size > t else 0.0
-    return total, n
+        n += one if abs(rs[i]) > t else zero
+    return n
 
 
 @njit(error_model="numpy")
@@ -195,23 +192,28 @@ def _sign(v, t, place):
 def adaptive_encode(x, r, block, units, codes):
     zero, check = r.dtype.type(0), r.dtype.type(0)
     for b in range(units.size):
-        vs = r[b * block : (b + 1) * block]
-        t = r.dtype.type(0.7 * _add_and_total(vs, x[b * block : (b + 1) * block]) / vs.size)
-        total, n = _beyond(vs, t)
-        unit = r.dtype.type(total / max(n, 1.0)) + (t - t)  # NaN if one is not finite
-        units[b] = unit
-        check += unit - unit
+        vs, xs = r[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
         packed = codes[b * block // 4 : (b * block + vs.size + 3) // 4]
-        n_groups = vs.size // 256
-        for g in range(n_groups):
-            rs, cs = vs[g * 256 : g * 256 + 256], packed[g * 64 : g * 64 + 64]
+        whole = vs.size // 256 * 256
+        total = np.float64(_add_and_measure(vs[whole:], xs[whole:]))
+        for at in range(0, whole, 256):
+            total += np.float64(_add_and_measure(vs[at : at + 256], xs[at : at + 256]))
+        t = r.dtype.type(0.7 * total / vs.size)
+        total, n_above = np.float64(_sum_above(vs[whole:], t)), np.float64(_n_above(vs[whole:], t))
+        for at in range(0, whole, 256):
+            rs, cs = vs[at : at + 256], packed[at // 4 : at // 4 + 64]
+            total += np.float64(_sum_above(rs, t))
+            n_above += np.float64(_n_above(rs, t))
             for i in range(cs.size):
                 low = _sign(rs[i], t, u32(0)) | _sign(rs[i + 64], t, u32(2))
                 cs[i] = u8(low | _sign(rs[i + 128], t, u32(4)) | _sign(rs[i + 192], t, u32(6)))
-        rs, cs = vs[n_groups * 256 :], packed[n_groups * 64 :]
+        rs, cs = vs[whole:], packed[whole // 4 :]
         cs[:] = 0
         for i in range(rs.size):
             cs[i % cs.size] |= u8(_sign(rs[i], t, u32(2 * (i // cs.size))))
+        unit = r.dtype.type(total / max(n_above, 1.0)) + (t - t)  # NaN if one is not finite
+        units[b] = unit
+        check += unit - unit
         for i in range(vs.size):
             v = vs[i]
             vs[i] = v - (unit if v > t else (-unit if v < -t else zero))
