@@ -120,6 +120,10 @@ class Job:
         "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
         groups="fixed",
     )
+    shares: str = flag(
+        "equal", "data_parallel: samples of a batch: equal shares, or measured (in proportion to what each rank gets done, learnt anew as it changes)",
+        ("equal", "measured"),
+    )
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)", groups="one")

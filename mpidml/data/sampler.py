@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core import rng
+from mpidml.core.shares import Shares
 
 Array = np.ndarray[Any, Any]
 
@@ -20,7 +21,7 @@ Array = np.ndarray[Any, Any]
 class Sampler:
     """Draw each of `n` rows once an epoch, in global batches of `batch`, for `n_workers` workers (shares are empty where workers outnumber rows).
 
-    Each batch is cut into `n_blocks` (default: one a worker), of which every worker has whole ones.
+    Each batch is cut into `n_blocks` (default: one a worker), of which every worker has whole ones; where there are `shares`, these cut it.
 
     Clock c lies in epoch c // clocks_per_epoch. A lookup costs O(1); the first one in an epoch draws its order, O(n). Two orders are kept.
     """
@@ -29,6 +30,7 @@ class Sampler:
         if min(n, batch, n_workers) < 1:
             raise ValueError(f"sampler: n={n}, batch={batch}, n_workers={n_workers}; each must be at least 1")
         self.n, self.batch, self.n_workers, self.seed, self.n_blocks = n, batch, n_workers, seed, n_blocks or n_workers
+        self.shares: Shares | None = None
         self.clocks_per_epoch = -(-n // batch)
         self._orders: dict[int, Array] = {}
 
@@ -49,6 +51,8 @@ class Sampler:
         return [self._edge(clock, block) - self._edge(clock, blocks.start) for block in (*blocks, blocks.stop)]
 
     def _edge(self, clock: int, block: int) -> int:
+        if self.shares is not None:
+            return self.shares.edge(self.batch_size(clock), block)
         return self.batch_size(clock) * block // self.n_blocks
 
     def global_batch(self, clock: int) -> Array:

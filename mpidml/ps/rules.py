@@ -9,7 +9,7 @@ from mpidml.sync.base import SyncPolicy
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    job.refuse(("collective", "bucket", "compress", "check_replicas"), "--strategy parameter_server, whose servers sum")
+    job.refuse(("collective", "bucket", "compress", "shares", "check_replicas"), "--strategy parameter_server, whose servers sum")
     if job.deterministic and not policy.repeatable:
         raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})

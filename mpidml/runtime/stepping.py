@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.collectives.base import Collective, Halves, Sum
+from mpidml.core.shares import EVERY
 from mpidml.ps.store import Store
 from mpidml.ps.task import Turn
 from mpidml.ps.waits import Tally
@@ -79,7 +80,7 @@ class Stepper:
         self.compute_seconds = self.wait_seconds = self.serve_seconds = self.longest_delay_seconds = 0.0
         self.clock = self.until = 0
         self.looked_at = self.away_seconds = 0.0
-        self.n_begun = 0
+        self.n_begun, self.done = 0, (0, 0.0)
 
     def run(self) -> None:
         """Step until the clock `until`, or until the votes end it; then score the final weights, unless the run only pauses."""
@@ -132,9 +133,20 @@ class Stepper:
         if strategy.loss is not None:
             measured = (strategy.loss() * self.task.loss_factor, *measured[1:])
         self.record(strategy.worker_role, clock_now(), "clock", (clock, 0, True, ended - began - self.away_seconds, *measured))
+        self._share(int(measured[1]), ended - began - self.away_seconds)
         self.part.tally.read(0)
         self.clock += 1
         self.part.step = self.clock
+
+    def _share(self, samples: int, seconds: float) -> None:
+        """Learn the shares of the next clocks from what all ranks have computed in the last ones."""
+        shares = self.strategy.sampler.shares
+        if shares is None:
+            return
+        self.done = self.done[0] + samples, self.done[1] + seconds
+        if not (self.clock + 1) % EVERY:
+            shares.learn(*zip(*self.comm.allgather(self.done), strict=True))
+            self.done = (0, 0.0)
 
     def _report(self, lo: int, hi: int) -> None:
         """Between two kernels: start the sums of what is final from `lo` up, and let those under way go on."""

@@ -112,6 +112,7 @@ def of_job(
         "epochs": monitor.n_groups / strategy.sampler.clocks_per_epoch,
         "clocks": monitor.n_groups,
         "batch": strategy.sampler.batch_size(0),
+        "sample_shares": strategy.sampler.shares.parts if strategy.sampler.shares is not None else None,
         "n_parameters": strategy.net.n_params,
         "samples": monitor.samples,
         "dropped_samples": monitor.dropped_samples,

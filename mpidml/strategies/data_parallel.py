@@ -27,6 +27,7 @@ from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.placement import Placement
 from mpidml.core.position import Position
 from mpidml.core.role import Array, Lease
+from mpidml.core.shares import Shares
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.data.sampler import Sampler
@@ -62,7 +63,7 @@ class DataParallel:
         self.job, self.comm = job, comm
         self.learnt: dict[str, list[float]] = {}
         job.refuse(IDLE, "--strategy data_parallel, which has no servers")
-        job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
+        job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds, "--shares measured": job.shares == "measured"})
         self.policy = make_policy("bsp")
         self.n_workers = comm.size
         job.check_workers(comm.size)
@@ -81,6 +82,8 @@ class DataParallel:
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
         if job.bucket < 1:
             raise UserError(f"--bucket {job.bucket}: is no number of bytes; give one from 1 up, as 1000000")
+        if self.ordered and job.shares != Job.shares:
+            raise UserError(f"--shares {job.shares}: cannot go beside blocks of a batch that are each rank's own (ordered); leave one of them out")
         if self.ordered and job.accumulate > 1:
             raise UserError(f"--accumulate {job.accumulate}: does nothing where gradients are computed block by block (ordered); leave it out, or give more blocks")
         if not self.collective.exact:
@@ -113,6 +116,8 @@ class DataParallel:
         self.net, self.data, self.trace, self.over = net, data, trace, over
         n_blocks = self.collective.blocks if self.ordered else 0  # type: ignore[attr-defined]
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed, n_blocks)
+        if job.shares == "measured":
+            self.sampler.shares = Shares(self.n_workers)
         self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
         if self.rates is not None:
             self.rates.span(self.n_clocks)

@@ -319,3 +319,21 @@ def test_blocks_that_cannot_be_are_refused(comm):
     if comm.size > 2:
         with pytest.raises(UserError, match=f"2 blocks are too few for {comm.size} ranks; use --collective ordered:4"):
             run(comm, collective="ordered:2", **plain)
+
+
+@pytest.mark.mpi
+def test_measured_shares_follow_speeds_and_change_no_result(comm, monkeypatch):
+    share = Stepper._share
+    speeds = [3.0] + [1.0] * (comm.size - 1)
+    monkeypatch.setattr(Stepper, "_share", lambda self, n, seconds: share(self, n, n / speeds[comm.rank]))
+    counted = CountedComm(comm)
+    strategy, whole = prepared(counted, shares="measured", steps=30, batch=60, collective="ring")
+    whole.drive()
+    done = [strategy.sampler.indices(29, rank).size for rank in range(comm.size)]
+    kept = {}
+    whole.end(kept)
+    counted.free()
+    assert done[0] == pytest.approx(60 * 3 / (2 + comm.size), rel=0.1)
+    np.testing.assert_allclose(kept["values"], alone(comm, steps=30, batch=60), rtol=1e-8, atol=1e-11)
+    with pytest.raises(UserError, match="--shares measured cannot repeat"):
+        run(comm, deterministic=True, shares="measured")

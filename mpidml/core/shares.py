@@ -1,0 +1,42 @@
+"""Cut batches by what each worker gets done: who computes three samples while another computes one is given three of four.
+
+    clocks 0 to 7    equal shares, measured          | ..... rank 0 ..... | ..... rank 1 ..... |     rank 1 waits
+    from clock 8 on  shares as the speeds were       | ........ rank 0 ........ | .. rank 1 .. |     nobody does
+
+Gradients are summed over samples, so shares change nothing but who computes what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EVERY = 8
+"""Clocks between two measurements: of so many the mean is taken."""
+LEAST_CHANGE = 0.03
+"""A share that would change by less stays: otherwise noise alone would move samples about."""
+LEAST_SHARE = 0.01
+"""No worker's share falls below this part of an equal one: one without samples could not be measured any more."""
+
+
+class Shares:
+    """The shares of `n_workers`, alike on every rank that learns the same."""
+
+    def __init__(self, n_workers: int) -> None:
+        self.parts = [1.0 / n_workers] * n_workers
+
+    def learn(self, samples: Sequence[int], seconds: Sequence[float]) -> bool:
+        """Take what each worker has computed in how many seconds; return whether shares change. Nothing is learnt where one has computed nothing."""
+        if min(samples) < 1 or min(seconds) <= 0:
+            return False
+        speeds = [n / s for n, s in zip(samples, seconds, strict=True)]
+        least = LEAST_SHARE / len(speeds)
+        wanted = [max(speed / sum(speeds), least) for speed in speeds]
+        wanted = [part / sum(wanted) for part in wanted]
+        if max(abs(new - old) / old for new, old in zip(wanted, self.parts, strict=True)) < LEAST_CHANGE:
+            return False
+        self.parts = wanted
+        return True
+
+    def edge(self, size: int, worker: int) -> int:
+        """Return the first of `size` samples that belongs to `worker`; for the number of workers it is the end."""
+        return size if worker == len(self.parts) else round(size * sum(self.parts[:worker]))
