@@ -6,6 +6,7 @@
     mpidml.evaluate("runs/x")                                       how good the run's model is on its test rows, or on others
     mpidml.predict("runs/x", data="new.csv", out="of_new.csv")      what it says of rows without labels
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
+    mpidml.Gradients({"w": (784, 10)}, collective="ring")          sum gradients of a program of your own over the ranks
     mpidml.MLPClassifier(sync="ssp:1").fit(X, y).predict(X)        scikit-learn's conventions (and MLPRegressor), on all ranks
     mpidml.to_torch(network, values)                                a torch.nn.Sequential with the same weights (and from_torch back)
     mpidml.to_onnx("runs/...", "model.onnx")                       what `python -m mpidml export` does
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
     from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
     from mpidml.predict import predict
+    from mpidml.runtime.gradients import Gradients
     from mpidml.runtime.tables import run_tables
     from mpidml.simulate import simulate
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
+__all__ = ["Gradients", "Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
 
 _WHERE = {
+    "Gradients": "mpidml.runtime.gradients",
     "Job": "mpidml.core.job",
     "MLPClassifier": "mpidml.ml.mlp_classifier",
     "MLPRegressor": "mpidml.ml.mlp_regressor",

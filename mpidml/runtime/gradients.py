@@ -1,0 +1,147 @@
+"""Sum a program's own gradients over the ranks, also where some have fewer batches than others.
+
+    with mpidml.Gradients({"w": (784, 10), "b": (10,)}) as total:
+        for batch in total.over(my_batches):              # as many rounds on every rank; None where this rank has no batch left
+            if batch is not None:
+                total["w"][:] = ...                        # gradient of the SUM of the losses of the samples in the batch
+                total.ready("w")                           # its sum over the ranks may begin; optional
+                ...
+            n = total.reduce(0 if batch is None else len(batch))
+            w -= rate * total["w"]                         # by now the mean over the n samples of all ranks
+
+Tensors that nobody has touched are zero. Ranks that have no batch left go on with zeros until all have ended, so nobody waits for one that is gone.
+Source: Li et al. 2020 (join of uneven inputs, unused parameters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mpidml.collectives.base import make_collective
+from mpidml.core.errors import UserError, nearest
+from mpidml.core.flat import FlatParams
+from mpidml.core.partition import merge_parts
+from mpidml.core.role import Array
+from mpidml.runtime import abort
+from mpidml.runtime.agree import agree
+from mpidml.runtime.comm import CountedComm, world
+
+BUCKET_NBYTES = 1 << 20
+ACTIVE, SAMPLES, MISSING = range(3)
+Batch = TypeVar("Batch")
+
+
+class Gradients:
+    """Named tensors of `shapes`, in one flat buffer that is summed over the ranks of `comm` (default: all) in buckets (Collective on comm).
+
+    `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
+    "zero", or "error" for a UserError on all ranks that names it. A rank that raises ends the others.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], dtype: Any = "float32", collective: str = "auto", unused: str = "zero", comm: Any = None, wait_limit: float = 300.0
+    ) -> None:
+        if comm is None:
+            abort.install(world())
+        self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
+        self.owns_comm = self.comm is not comm
+        self.wait_limit, self.unused = wait_limit, unused
+        if unused not in ("zero", "error"):
+            raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
+        self.params = agree(self.comm, lambda: _layout(shapes))
+        self.collective = make_collective(collective, self.comm)
+        self.flat = self.collective.allocate(self.params.size, dtype)
+        self.views = self.params.views(self.flat)
+        self.counts = self.collective.allocate(3, np.float64)
+        self.count_sum = self.collective.plan(self.counts)
+        # From the last tensor to the first, as a backward pass makes them final.
+        self.names = list(reversed(self.params.slices))
+        parts = [(s.start, s.stop) for s in (self.params.slices[name] for name in self.names)]
+        self.cuts = merge_parts(parts, max(1, BUCKET_NBYTES // self.flat.itemsize))
+        self.sums = [self.collective.plan(self.flat[lo:hi]) for lo, hi in self.cuts]
+        self.is_ready: set[str] = set()
+        self.n_begun = 0
+
+    def __getitem__(self, name: str) -> Array:
+        """Return a tensor: to be filled, and after `reduce` the mean gradient."""
+        if name not in self.views:
+            raise UserError(f"gradients: there is no tensor '{name}'; {nearest(name, self.views)}")
+        return self.views[name]
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch | None]:
+        """Yield this rank's batches, then None as long as others have any. All tensors are zero at the begin of a round."""
+        own = iter(batches)
+        while True:
+            batch = next(own, None)
+            self.counts[:] = (batch is not None, 0.0, 0.0)
+            self._counted()
+            if not self.counts[ACTIVE]:
+                return
+            self.flat[:] = 0
+            self.is_ready.clear()
+            self.n_begun = 0
+            yield batch
+
+    def ready(self, name: str) -> None:
+        """Say that a tensor is final: what lies behind it in the buffer may be summed. In any order."""
+        self[name]
+        self.is_ready.add(name)
+        while self.n_begun < len(self.cuts) and self._all_ready(*self.cuts[self.n_begun]):
+            self._begin()
+        for total in self.sums[: self.n_begun]:
+            total.test()
+
+    def reduce(self, n_samples: int) -> int:
+        """Sum over all ranks, divide by the number of samples of all, and return that number."""
+        missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
+        self.counts[:] = (0.0, n_samples, len(missing))
+        while self.n_begun < len(self.cuts):
+            self._begin()
+        self._counted()
+        for total in self.sums:
+            total.wait(self.wait_limit)
+        if self.counts[MISSING]:
+            found = {rank: names for rank, names in enumerate(self.comm.allgather(missing)) if names}
+            rank, names = next(iter(found.items()))
+            raise UserError(
+                f"gradients: rank {rank} has no gradient of {', '.join(repr(name) for name in names[:3])}; call ready() for it, or take unused='zero'"
+            )
+        n = int(self.counts[SAMPLES])
+        if n:
+            self.flat /= self.flat.dtype.type(n)
+        return n
+
+    def _all_ready(self, lo: int, hi: int) -> bool:
+        return all(name in self.is_ready for name, s in self.params.slices.items() if s.start < hi and s.stop > lo)
+
+    def _begin(self) -> None:
+        self.sums[self.n_begun].start()
+        self.n_begun += 1
+
+    def _counted(self) -> None:
+        self.count_sum.start()
+        self.count_sum.wait(self.wait_limit)
+
+    def close(self) -> None:
+        """Free requests and communicators (Collective on comm)."""
+        for total in (*self.sums, self.count_sum):
+            total.free()
+        self.collective.free()
+        if self.owns_comm:
+            self.comm.free()
+
+    def __enter__(self) -> Gradients:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
+    if not shapes:
+        raise UserError("gradients: no tensor is named; give names and shapes, as {'w': (784, 10)}")
+    return FlatParams([(name, tuple(shape)) for name, shape in shapes.items()])

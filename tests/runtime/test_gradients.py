@@ -1,0 +1,128 @@
+"""A program's own gradients: ranks with unlike numbers of batches end together, and every sample counts once."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.runtime.gradients import Gradients
+
+SHAPES = {"a": (5, 3), "b": (3,), "c": (3, 4), "d": (4,)}
+RATE = 0.1
+
+
+def batches(rank):
+    """Rank r has 10 + 3 r batches of unlike sizes."""
+    draws = np.random.default_rng(rank)
+    return [draws.standard_normal((draws.integers(1, 6), 5)) for _ in range(10 + 3 * rank)]
+
+
+def gradient(w, x):
+    """Return the gradients of the sum over samples of |x a + b|^2 / 2, and something of c and d."""
+    out = x @ w["a"] + w["b"]
+    return {"a": x.T @ out, "b": out.sum(0), "c": w["c"] * len(x), "d": np.full(4, float(len(x)))}
+
+
+def start():
+    return {name: np.random.default_rng(9).standard_normal(shape) for name, shape in SHAPES.items()}
+
+
+def serial(n_ranks):
+    """Step on the mean over the samples of the k-th batches of all who have one."""
+    w, of = start(), [batches(rank) for rank in range(n_ranks)]
+    for k in range(max(map(len, of))):
+        x = np.concatenate([own[k] for own in of if k < len(own)])
+        g = gradient(w, x)
+        for name in w:
+            w[name] -= RATE * g[name] / len(x)
+    return w
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("collective", ["auto", "ring", "rabenseifner"])
+def test_uneven_batches_end_together_as_one_serial_loop(comm, collective):
+    w, seen, rounds = start(), 0, 0
+    with Gradients(SHAPES, "float64", collective, comm=comm, wait_limit=20) as total:
+        for batch in total.over(batches(comm.rank)):
+            n = 0
+            if batch is not None:
+                n = len(batch)
+                for name, g in gradient(w, batch).items():
+                    total[name][:] = g
+            seen += total.reduce(n)
+            rounds += 1
+            for name in w:
+                w[name] -= RATE * total[name]
+    assert rounds == 10 + 3 * (comm.size - 1)
+    assert seen == sum(len(batch) for rank in range(comm.size) for batch in batches(rank))
+    for name, expected in serial(comm.size).items():
+        np.testing.assert_allclose(w[name], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_without_rounds_of_zeros_the_one_with_more_batches_waits_for_nobody(comm):
+    """The broken variant: a rank that simply stops."""
+    total = Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=0.2)
+    for k in range(2 + (comm.rank == 0)):
+        if k < 2:
+            total.reduce(1)
+            total.n_begun = 0
+            continue
+        with pytest.raises(WaitTimeout):
+            total.reduce(1)
+    comm.Barrier()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("seed", range(3))
+def test_tensors_that_some_ranks_do_not_use_are_zero_there_in_whatever_order_they_come(comm, seed, monkeypatch):
+    monkeypatch.setattr("mpidml.runtime.gradients.BUCKET_NBYTES", 8)
+    draws = random.Random(100 * seed + comm.rank)
+    with Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        assert len(total.sums) > 2
+        for _ in total.over(range(5)):
+            names = draws.sample(sorted(SHAPES), draws.randint(0, 4))
+            for name in names:
+                total[name][:] = comm.rank + 1
+                total.ready(name)
+            n = total.reduce(1)
+            assert n == comm.size
+            used = comm.allgather(names)
+            for name in SHAPES:
+                expected = sum(rank + 1 for rank, of in enumerate(used) if name in of) / comm.size
+                np.testing.assert_allclose(total[name], expected)
+
+
+@pytest.mark.mpi
+def test_a_tensor_without_gradient_is_named_on_every_rank_where_that_is_an_error(comm):
+    total = Gradients(SHAPES, "float64", comm=comm, unused="error", wait_limit=20)
+    with pytest.raises(UserError, match=r"rank 0 has no gradient of 'b'; call ready\(\)"):
+        for _ in total.over(range(3)):
+            for name in SHAPES:
+                if name != "b" or comm.rank:
+                    total.ready(name)
+            total.reduce(1)
+    with pytest.raises(UserError, match="there is no tensor 'e'"):
+        total["e"]
+    with pytest.raises(UserError, match="no tensor is named"):
+        Gradients({}, comm=comm)
+    with pytest.raises(UserError, match="neither 'zero' nor 'error'"):
+        Gradients(SHAPES, comm=comm, unused="ignore")
+
+
+@pytest.mark.mpi
+def test_sums_begin_as_soon_as_all_behind_a_tensor_is_ready(comm, monkeypatch):
+    monkeypatch.setattr("mpidml.runtime.gradients.BUCKET_NBYTES", 8)
+    with Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        for _ in total.over(range(2)):
+            total.ready("c")
+            assert total.n_begun == 0  # d, behind it, is not
+            total.ready("d")
+            assert total.n_begun == 2
+            total.ready("a")
+            assert total.n_begun == 2
+            total.reduce(1)
