@@ -37,6 +37,7 @@ from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
+from mpidml.sim import data_parallel
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
@@ -48,10 +49,10 @@ FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
-PLANNED = ("strategy", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
+PLANNED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
 PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype")
-VARIED = ("sync", "staleness", "servers", "assign", "slowdown")
+VARIED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown")
 
 
 def simulate(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False, write: bool = True) -> list[dict[str, Any]]:
@@ -121,7 +122,8 @@ def _run_all(
             own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
         plan = _plan(at, job, own, nbytes)
         if data is None:
-            summary, metrics = of_job(job, plan, found := run(plan), time.perf_counter() - started)
+            found = run(plan) if job.strategy == Job.strategy else data_parallel.simulate(plan, job.collective)
+            summary, metrics = of_job(job, plan, found, time.perf_counter() - started)
         else:
             progress = None if stream is None else Progress(min(plan.n_clocks, MOST_SIZE) * job.batch, stream, launcher_terminal())
             found, metrics, quality = virtual_training.train(job, plan, data, progress)
@@ -170,10 +172,11 @@ def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
 def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> None:
     """Let the strategy look at each job as if all its ranks were here, so that what cannot be is found before anything is written."""
     for (_, job), plan in zip(variants, plans, strict=True):
+        strategy = plugins.load("mpidml.strategies", job.strategy)
         if job.strategy != Job.strategy:
-            raise UserError(f"--strategy {job.strategy}: virtual clocks run the roles of servers and workers alone; leave it out, or use `train` and `compare`")
+            data_parallel.check(job.strategy, job.collective, scale.learn)
         ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
-        plugins.load("mpidml.strategies", job.strategy)(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
+        strategy(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
 
 def _given(scale: Simulation) -> CostModel | None:
@@ -204,15 +207,16 @@ def _plan(scale: Simulation, job: Job, cost: CostModel, nbytes: int) -> Plan:
             raise UserError(f"--{name.replace('_', '-')}: has no part in a simulation of sizes alone; give --learn, or leave it out")
     if job.batch < scale.workers:
         raise UserError(f"--batch {job.batch}: is below the {scale.workers} workers; give each at least one sample, or leave it out")
-    colocated = job.servers == "colocated"
-    if not colocated and not (job.servers.isdecimal() and int(job.servers) > 0):
+    sums = job.strategy != Job.strategy
+    colocated = job.servers == "colocated" and not sums
+    if not sums and not colocated and not (job.servers.isdecimal() and int(job.servers) > 0):
         raise UserError(f"--servers {job.servers}: not a number of servers; give 'colocated' or a number from 1 up")
     return Plan(
         policy,
         scale.workers,
         scale.clocks or (MOST_SIZE if job.seconds else CLOCKS),
         cost,
-        scale.workers if colocated else int(job.servers),
+        scale.workers if colocated else 0 if sums else int(job.servers),
         nbytes,
         colocated,
         job.assign == "dynamic",
@@ -252,12 +256,13 @@ def _refuse_sparse(data: Dataset) -> None:
 def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
-    servers = job.servers if job.servers == "colocated" or comm.size > 1 else "colocated"
+    servers = job.servers if job.servers == "colocated" or comm.size > 1 else "colocated"  # the costs of computes are those of any strategy
     if servers != "colocated":
         servers = str(min(int(servers), comm.size - 1))
     n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
     trial = job.with_values(
-        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""},
+        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""}
+        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0},
         "fit",
     )
     trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "tensorboard": False, "out": ""}, "fit")

@@ -1,0 +1,91 @@
+"""Time data-parallel training on virtual clocks: every clock ends for all when the last rank has computed and its gradient has gone through the rounds.
+
+worker 0     compute ------>|.........|             |apply|
+worker 1     compute ---------------->|round|round..|apply|         rounds are those that the collective carries out on MPI
+
+A late rank's part has to go through all rounds still, since in each of them somebody waits for what it has not sent; parts that were early hide none of
+that. So a clock takes the slowest compute, plus the rounds of the rank that has the most to do, plus the update of one owner's part.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpidml.collectives.base import FOLDER, Collective
+from mpidml.core import plugins
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import Rounds, moved, priced
+from mpidml.ps.waits import Waited
+from mpidml.sim.parameter_server import MOST_ROWS, Plan, Simulated
+
+CHOSEN = ("ring", "rabenseifner", "recursive_doubling")
+"""What `auto` stands for: the cheapest of these."""
+SEEN_RANKS = 64
+"""Ranks whose rounds are looked at; among so many, at both ends, is the one that has the most to do."""
+
+
+def check(strategy: str, name: str, learns: bool) -> None:
+    """Refuse what is not known here: another strategy, a collective without rounds, arithmetic."""
+    if strategy != "data_parallel":
+        raise UserError(f"--strategy {strategy}: is not known on virtual clocks; simulate parameter_server or data_parallel")
+    if learns:
+        raise UserError("--learn: has no part in a simulation of --strategy data_parallel, whose results are those of one process; leave it out")
+    for each in CHOSEN if name == "auto" else (name,):
+        if plugins.load(FOLDER, each.partition(":")[0]).rounds is Collective.rounds:
+            raise UserError(f"--collective {name}: what it costs is not written down as rounds; simulate auto, {', '.join(CHOSEN)} or tree")
+
+
+def rounds_of(name: str, n_workers: int, n: int) -> list[Rounds]:
+    """Return the rounds of a collective for n elements: of all ranks, or of those at both ends of many."""
+    collective: Collective = plugins.make(FOLDER, name)
+    ranks = range(n_workers) if n_workers <= SEEN_RANKS else [*range(SEEN_RANKS // 2), *range(n_workers - SEEN_RANKS // 2, n_workers)]
+    return [collective.rounds(rank, n_workers, n) for rank in ranks]
+
+
+def sum_seconds(plan: Plan, name: str) -> tuple[float, str]:
+    """Return the seconds of the rounds of one sum of `plan.nbytes`, and the collective, the cheapest for `auto`."""
+    rate = plan.cost.bytes_per_second or float("inf")
+    costs = {
+        each: max(priced((*of.reduce, *of.gather), 1, plan.cost.latency, rate) for of in rounds_of(each, plan.n_workers, plan.nbytes))
+        for each in (CHOSEN if name == "auto" else (name,))
+    }
+    best = min(costs, key=lambda each: costs[each])
+    return costs[best], best
+
+
+def simulate(plan: Plan, collective: str) -> Simulated:
+    """Run `plan` to its end; costs O(workers) a clock."""
+    n, cost = plan.n_workers, plan.cost
+    seconds, best = sum_seconds(plan, collective)
+    parts = rounds_of(best, n, plan.nbytes)
+    owned = max(of.hi - of.lo for of in parts) / max(plan.nbytes, 1)
+    after = seconds + cost.apply * owned
+    draws = [cost.seconds(plan.seed, w) for w in range(n)]
+    found = Simulated(done_by=[0] * n, staleness={0: 0})
+    busy, waits, last = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+    now, clock = 0.0, 0
+    every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
+    while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
+        computes = np.array([draw(clock) for draw in draws])
+        if plan.slowdown is not None:
+            computes *= 1 + np.array([plan.slowdown.extra(w, clock) for w in range(n)])
+        slowest = int(computes.argmax())
+        waits[slowest] += float(computes[slowest] * n - computes.sum())
+        last[slowest] += 1
+        busy += computes
+        now += float(computes[slowest]) + after
+        clock += 1
+        if not clock % every or clock == plan.n_clocks:
+            found.rows.append((now, clock * n, 0.0))
+    if not found.rows or found.rows[-1][1] != clock * n:
+        found.rows.append((now, clock * n, 0.0))
+    found.seconds, found.n_done, found.done_by, found.staleness = now, clock * n, [clock] * n, {0: clock * n}
+    found.busy_seconds = (busy + clock * cost.apply * owned).tolist()
+    found.left_seconds = [now] * n
+    of_each = [(sum(len(each.sends) for each in (*of.reduce, *of.gather)), moved((*of.reduce, *of.gather))) for of in parts]
+    found.n_messages = round(sum(m for m, _ in of_each) / len(of_each) * n) * clock
+    found.nbytes = round(sum(b for _, b in of_each) / len(of_each) * n) * clock if cost.bytes_per_second else 0
+    found.waited = {
+        w + 1: Waited(int(last[w]) * (n - 1), float(waits[w]), 0.0, -1, 0.0, now) for w in range(n) if waits[w] > 0
+    }
+    return found

@@ -1,0 +1,67 @@
+"""The simulation of sums is their rounds: counted on arrays, priced by hand, and met by a run of the real thing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpidml.core import plugins
+from mpidml.core.cost import CostModel
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import carried_out, moved
+from mpidml.core.slowdown import Slowdown
+from mpidml.sim.data_parallel import CHOSEN, check, simulate, sum_seconds
+from mpidml.sim.parameter_server import Plan
+from mpidml.sync.base import make_policy
+
+N = 1 << 20
+
+
+def plan(n_workers, n_clocks=10, **changes):
+    cost = CostModel((0.01,), **{"latency": 1e-4, "bytes_per_second": 1e9, **changes.pop("cost", {})})
+    return Plan(make_policy("bsp"), n_workers, n_clocks, cost, 0, changes.pop("nbytes", N), **changes)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3, 5, 16])
+def test_a_clock_takes_the_slowest_compute_and_the_rounds(n_workers):
+    found = simulate(plan(n_workers), "ring")
+    rounds = 2 * (n_workers - 1) * (1e-4 + -(-N // n_workers) / 1e9)
+    assert found.seconds == pytest.approx(10 * (0.01 + rounds), rel=1e-3)
+    assert found.n_done == 10 * n_workers and found.staleness == {0: 10 * n_workers}
+    assert found.nbytes == pytest.approx(10 * 2 * (n_workers - 1) * N, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*CHOSEN, "tree"])
+def test_counts_are_those_of_the_rounds_carried_out(name):
+    parts = [plugins.make("mpidml.collectives", name).rounds(rank, 6, 600) for rank in range(6)]
+    buffers = [np.full(600, float(rank)) for rank in range(6)]
+    carried_out([(*part.reduce, *part.gather) for part in parts], buffers)
+    assert all((buffer == 15).all() for buffer in buffers)
+    found = simulate(plan(6, 4, nbytes=600), name)
+    assert found.nbytes == 4 * sum(moved((*part.reduce, *part.gather)) for part in parts)
+
+
+def test_auto_is_the_cheapest_few_rounds_for_small_models_few_bytes_for_large_ones():
+    small, large = sum_seconds(plan(64, nbytes=1000), "auto"), sum_seconds(plan(64, nbytes=10**8), "auto")
+    assert small[1] == "recursive_doubling" and large[1] in ("ring", "rabenseifner")
+    for name in CHOSEN:
+        assert small[0] <= sum_seconds(plan(64, nbytes=1000), name)[0]
+
+
+def test_the_straggler_is_the_one_that_is_waited_for():
+    found = simulate(plan(4, 50, slowdown=Slowdown("permanent:3", 4, 0), cost={"latency": 0.0, "bytes_per_second": 0.0}), "ring")
+    slow = max(found.waited, key=lambda role: found.waited[role].seconds) - 1
+    assert found.busy_seconds[slow] == max(found.busy_seconds)
+    assert sum(w.seconds for w in found.waited.values()) == pytest.approx(sum(found.seconds - busy for busy in found.busy_seconds), rel=1e-6)
+
+
+def test_ten_thousand_workers_are_no_matter_and_what_has_no_rounds_is_refused():
+    found = simulate(plan(10_000, 3), "ring")
+    assert found.seconds > 3 * 2 * 9_999 * 1e-4
+    with pytest.raises(UserError, match="not written down as rounds"):
+        check("data_parallel", "mpi", False)
+    with pytest.raises(UserError, match="--learn: has no part"):
+        check("data_parallel", "ring", True)
+    with pytest.raises(UserError, match="--strategy averaging: is not known"):
+        check("averaging", "ring", False)
+    check("data_parallel", "auto", False)
