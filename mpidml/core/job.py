@@ -84,9 +84,11 @@ class Job:
     order: str = flag(
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
-    collective: str = flag("auto", "data_parallel: how gradients are summed over ranks", plugins="mpidml.collectives")
+    collective: str = flag("auto", "data_parallel, averaging: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
+    averaging: str = flag("mean", "averaging: the replicas become their mean, or are pulled to a centre: elastic, elastic_async, with a moving rate as in elastic:0.1")
+    average_every: int = flag(8, "averaging: each time after so many clocks")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)")
@@ -161,7 +163,8 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "check_replicas": 0}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0}
+        least |= {"check_replicas": 0, "average_every": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: is below {bound:g}; give a whole number from {bound:g} up")

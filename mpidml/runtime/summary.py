@@ -197,6 +197,7 @@ def closing(summary: dict[str, Any], folder: Path | None) -> str:
     return (
         f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + (f"\nreplicas were {apart:.3g} (root mean square) from their mean at the last look at all" if (apart := summary.get("consensus_distance")) is not None else "")
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ (report.png, summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")

@@ -221,6 +221,7 @@ class Run:
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
         ranks = comm.gather(summary.of_rank(strategy, comm.nbytes_sent - self.sent_before, self.began, self.seconds, scores))
         values = _bring(strategy, comm) if best is None else best
+        told = strategy.told()
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
@@ -229,7 +230,7 @@ class Run:
                 final = self.data.judged([score for r in ranks for score in r["scores"]])
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
-            found |= {"checkpoint_seconds": self.saving_seconds}
+            found |= {"checkpoint_seconds": self.saving_seconds} | told
             others = what_if.what_if(self.job.policy(), monitor.step_seconds)
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
             if self.folder is not None:

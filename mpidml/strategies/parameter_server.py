@@ -59,7 +59,7 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        job.refuse(("collective", "bucket", "check_replicas"), "--strategy parameter_server, whose servers sum")
+        job.refuse(("collective", "bucket", "check_replicas", "averaging", "average_every"), "--strategy parameter_server, whose servers sum")
         self.policy: SyncPolicy = make_policy(job.policy())
         if job.deterministic and not self.policy.repeatable:
             raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
@@ -86,6 +86,8 @@ class ParameterServer:
         self.by_clock = self.repeat or self.policy.commit == "clock"
         chain = make_chain(job.optimizer, job.lr)
         on_servers = job.optimize == "servers"
+        if on_servers and self.n_workers > 1 and any(link.scope == "tensor" for link in chain.links):
+            raise UserError(f"--optimizer {job.optimizer}: measures the summed gradient of each tensor, of which a server has a part; use --strategy data_parallel")
         chain.each_sees(1.0 / self.n_workers)
         self.before, after = chain.split() if on_servers else (None, chain)
         if on_servers and self.by_clock:
@@ -140,6 +142,8 @@ class ParameterServer:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
         net.split = self.early
+        for links in filter(None, (self.before, self.worker_chain)):
+            links.see(net.params)
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         cut = shards(net.n_params, len(self.placement.server_ranks), parts, SHARD_ALIGN)
         self.spec = TableSpec("weights", net.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
@@ -247,6 +251,10 @@ class ParameterServer:
         beside = " beside them" if self.job.servers == "colocated" else ""
         where = "in place" if self.in_place else "by copy"
         return f"{self.n_workers} worker(s), {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}"
+
+    def told(self) -> dict[str, Any]:
+        """Return what the summary says of this strategy alone: nothing."""
+        return {}
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""
