@@ -73,6 +73,7 @@ class Job:
         "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers")
     )
     lr: float = flag(0.05, "learning rate")
+    lr_batch: int = flag(0, "the batch for which --lr is meant: at another --batch the rate is lr x batch / lr-batch (0: the rate is --lr)")
     lr_policy: str = flag(
         "constant", "how the learning rate goes on: factors joined by '+', as warmup:100+cosine", plugins="mpidml.rates"
     )
@@ -116,6 +117,11 @@ class Job:
         if ":" in self.sync:
             raise UserError(f"--staleness {self.staleness}: --sync {self.sync} names one already; give it in one place")
         return f"{self.sync}:{self.staleness}"
+
+    @property
+    def rate(self) -> float:
+        """Return the learning rate at this batch: linear scaling (Goyal et al. 2017), where --lr is meant for another."""
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
 
     @property
     def looks_at(self) -> str:
@@ -163,7 +169,7 @@ class Job:
         return self.with_values({f.name: getattr(self, f.name) for f in fields(self)}, "job")._in_range()
 
     def _in_range(self) -> Job:
-        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0}
+        least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "lr_batch": 0}
         least |= {"check_replicas": 0, "average_every": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:

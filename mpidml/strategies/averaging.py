@@ -45,12 +45,12 @@ class Averaging(Serverless):
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
+        job.check_repeats({"--averaging elastic_async": job.averaging.startswith("elastic_async")})
         super().__init__(job, comm)
         job.refuse(("bucket", "check_replicas"), "--strategy averaging, which sums no gradients")
         self.way, self.moving_rate = _way(job.averaging, comm.size)
         if self.way == "elastic_async":
             job.refuse(("collective",), "--averaging elastic_async, whose ranks meet in shared memory")
-            job.check_repeats({"--averaging elastic_async": True})
             if not comm.one_host:
                 raise UserError("--averaging elastic_async: the centre lies in memory that all ranks share, and they are on several hosts; use elastic")
             self.vote_every = job.average_every
@@ -59,7 +59,7 @@ class Averaging(Serverless):
         if self.mixing is not None and self.way != "mean":
             raise UserError(f"--averaging {job.averaging}: needs a sum over all ranks, which --collective {job.collective} does not make; leave one of them out")
         self.collective = plugins.make(FOLDER, SUM) if self.mixing is not None or self.way == "elastic_async" else chosen
-        self.chain = make_chain(job.optimizer, job.lr)
+        self.chain = make_chain(job.optimizer, job.rate)
         self.weight = float(self.n_workers)
 
     def prepare(
@@ -113,13 +113,17 @@ class Averaging(Serverless):
         super().settle()
 
     def told(self) -> dict[str, Any]:
-        """Return on rank 0 how far the replicas were from their mean where that was known, the last time and at most 200 times (Collective on comm)."""
+        """Return on rank 0 how far the replicas were from their mean where that was known, the last time and at most 200 times (Collective on comm).
+
+        No policy decided when they met.
+        """
         self.replicas.measure(self.driver.clock)
         squares = self.comm.gather(self.replicas.squares)
         if squares is None:
             return {}
         found = distances(squares)
-        return {"consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
+        met = f"{self.job.averaging} every {self.job.average_every}"
+        return {"sync": met, "staleness_bound": None, "consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
 
     def words(self) -> str:
         """Say how the ranks work together."""

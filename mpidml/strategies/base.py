@@ -231,7 +231,7 @@ class Run:
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds} | told
-            others = what_if.what_if(self.job.policy(), monitor.step_seconds)
+            others = what_if.what_if(self.job.policy(), monitor.step_seconds) if found["sync"] == self.job.policy() else []
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)

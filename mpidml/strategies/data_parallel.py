@@ -39,7 +39,7 @@ class DataParallel(Serverless):
         job.refuse(("averaging", "average_every"), "--strategy data_parallel, whose ranks always hold the same weights")
         if job.bucket < 1:
             raise UserError(f"--bucket {job.bucket}: is no number of bytes; give one from 1 up, as 1000000")
-        self.links, self.chain = make_chain(job.optimizer, job.lr).split()
+        self.links, self.chain = make_chain(job.optimizer, job.rate).split()
         self.collective: Collective = plugins.make(FOLDER, job.collective)
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")

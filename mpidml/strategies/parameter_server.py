@@ -84,7 +84,7 @@ class ParameterServer:
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
-        chain = make_chain(job.optimizer, job.lr)
+        chain = make_chain(job.optimizer, job.rate)
         on_servers = job.optimize == "servers"
         if on_servers and self.n_workers > 1 and any(link.scope == "tensor" for link in chain.links):
             raise UserError(f"--optimizer {job.optimizer}: measures the summed gradient of each tensor, of which a server has a part; use --strategy data_parallel")

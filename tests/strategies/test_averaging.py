@@ -16,6 +16,7 @@ from mpidml.data.sampler import Sampler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.replicas import Replicas, most_moving_rate
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.stepping import Votes
 from mpidml.strategies.base import Run, train
 from tests.strategies.test_identities import SMALL
 
@@ -112,6 +113,23 @@ def test_each_way_is_a_serial_loop_of_all_replicas(comm, name, more):
     assert summary["consensus_distance"] == pytest.approx(apart, rel=1e-9, abs=1e-12)
     assert [clock for clock, _ in summary["consensus_distances"]] == ([8] if "gossip" in name else [3, 6, 8])
     assert summary["samples"] == 8 * 50
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["mean", "elastic:0.3", "gossip"])
+def test_what_is_looked_at_once_an_epoch_is_what_stands_for_all_replicas(comm, name):
+    """Four clocks are an epoch here; at its end the replicas have gone one clock alone."""
+    of = {"collective" if name == "gossip" else "averaging": name, "batch": 400}
+    replicas, centre = simulated(comm, WAYS[name], steps=4, **of)
+    counted, kept = CountedComm(comm), {}
+    whole = Run(JOB.with_values(of, "test"), counted, quiet=True, write=False, brief=True)
+    whole.drive()
+    whole.end(kept)
+    if comm.rank == 0:
+        loss, _ = whole.net.score(centre if "elastic" in name else replicas.mean(axis=0), whole.data.test_x, whole.data.test_y)
+        (looked,) = [row["test_loss"] for row in kept["metrics"] if "test_loss" in row]
+        assert looked == pytest.approx(loss / len(whole.data.test_x), rel=1e-9)
+    counted.free()
 
 
 @pytest.mark.mpi(min_size=2)
@@ -270,6 +288,15 @@ def test_async_workers_do_not_wait_for_each_other_and_no_meeting_is_lost(comm):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("name, n", [("mean", 12), ("elastic_async", 3)])
+def test_what_rank_0_wants_travels_once_in_so_many_clocks_where_nobody_waits_for_all(comm, name, n, monkeypatch):
+    begun, start = [], Votes.start
+    monkeypatch.setattr(Votes, "start", lambda self: (begun.append(1), start(self)))
+    run(comm, averaging=name, collective="auto" if name == "elastic_async" else "ring", average_every=4, steps=12, seconds=100.0)
+    assert len(begun) == n
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("way", [{}, {"collective": "gossip"}, {"averaging": "elastic"}, {"averaging": "elastic_async", "collective": "auto"}], ids=str)
 def test_it_learns_and_ends_at_a_target_at_a_time_and_when_nothing_gets_better(comm, way):
     summary, _ = run(comm, target="0.5", steps=0, epochs=60, **way)
@@ -282,13 +309,18 @@ def test_it_learns_and_ends_at_a_target_at_a_time_and_when_nothing_gets_better(c
 
 
 @pytest.mark.mpi
-def test_bytes_are_the_formula_of_each_meeting_and_of_the_mean_that_is_saved(comm):
-    for every, n_sums in ((1, 12), (3, 4), (8, 2)):
+@pytest.mark.parametrize("name", ["mean", "elastic", "gossip"])
+def test_bytes_are_the_formula_of_each_meeting_and_of_the_mean_that_is_saved(comm, name):
+    """A centre needs no mean."""
+    for every, n_meetings, n_sums in ((1, 12, 0), (3, 4, 0), (8, 1, 1)):
         counted = CountedComm(comm)
-        strategy, whole = prepared(counted, average_every=every, steps=12, hold_out=0.0)
+        of = {"collective" if name == "gossip" else "averaging": name}
+        strategy, whole = prepared(counted, average_every=every, steps=12, hold_out=0.0, **of)
         whole.drive()
-        own = moved([r for half in strategy.collective.rounds(comm.rank, comm.size, strategy.net.n_params)[:2] for r in half])
-        rest = counted.nbytes_sent - whole.sent_before - 8 * own * n_sums
+        sums, meets = (strategy.collective, strategy.mixing or strategy.collective)
+        once, mixed = (moved([r for half in of.rounds(comm.rank, comm.size, strategy.net.n_params)[:2] for r in half]) for of in (sums, meets))
+        n_sums = {"elastic": 0, "gossip": 1}.get(name, n_sums)
+        rest = counted.nbytes_sent - whole.sent_before - 8 * (once * n_sums + mixed * n_meetings)
         assert 0 <= rest < 10_000  # what is reported to rank 0
         whole.end(None)
         counted.free()
@@ -316,6 +348,20 @@ def test_a_saved_run_goes_on_to_the_bits_of_one_that_was_not_and_from_the_mean_o
         rows = [json.loads(line)["clock"] for line in (mpi_tmp_path / "same" / "metrics.jsonl").read_text().splitlines()]
         assert rows == list(range(20))
     part.Free()
+
+
+@pytest.mark.mpi
+def test_a_centre_in_shared_memory_is_saved_with_its_replica(comm, mpi_tmp_path):
+    """One rank alone repeats, since nobody comes between."""
+    part, found = comm.Split(comm.rank, 0), {}
+    if comm.rank == 0:
+        options = {"averaging": "elastic_async", "collective": "auto", "steps": 20, "out": str(mpi_tmp_path / "whole")}
+        whole, _ = run(part, write=True, **options)
+        run(part, write=True, **options | {"steps": 14, "checkpoint_every": 7, "out": str(mpi_tmp_path / "cut")})
+        same, _ = run(part, resumed(mpi_tmp_path / "cut", {"steps": 20, "out": str(mpi_tmp_path / "same")}), write=True)
+        found = {whole["model_sha256"], same["model_sha256"]}
+    part.Free()
+    assert comm.rank or len(found) == 1
 
 
 @pytest.mark.mpi
