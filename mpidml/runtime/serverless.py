@@ -29,7 +29,8 @@ from mpidml.runtime.training import Training
 from mpidml.sync.base import make_policy
 
 START = Position()
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02
+"""Between looks at a run; one that has met its target goes on for about as long."""
 IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order", "transport")
 """Flags of the parameter server, which decide nothing here."""
 
@@ -74,6 +75,7 @@ class Serverless:
         if self.rates is not None:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
+        self.look_seconds = LOOK_SECONDS if self.target is None else TARGET_LOOK_SECONDS
 
     def make_worker(self, stores: dict[int, Store], shards: list[Shard]) -> Training:
         """Make this rank's worker beside the `stores` that lie here, of all `shards` (Collective on comm); its gradients go to `gradient`."""

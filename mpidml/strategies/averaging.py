@@ -28,7 +28,7 @@ from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
-from mpidml.runtime.serverless import LOOK_SECONDS, Serverless
+from mpidml.runtime.serverless import Serverless
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.sync.base import Tuning
 
@@ -83,7 +83,7 @@ class Averaging(Serverless):
         task.flats = [replicas.replica] * 2  # what is computed with, at every step
         task.state = {"replica": replicas.replica, **self.chain.init(net.n_params, net.dtype)}
         task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else self.weights
-        self.driver = Averager(self, task, (), self.part, record, look, LOOK_SECONDS)
+        self.driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
         replicas.wait = self.driver.wait
         self.looks = not job.patience and len(data.rows(job.looks_at)[0]) > 0
         comm.Barrier()

@@ -26,7 +26,7 @@ from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
-from mpidml.runtime.serverless import LOOK_SECONDS, Serverless
+from mpidml.runtime.serverless import Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 
 
@@ -84,7 +84,7 @@ class DataParallel(Serverless):
         task = self.make_worker(stores, shards)
         if self.links is not None:
             task.state = self.links.init(net.n_params, net.dtype)
-        self.driver = Stepper(self, task, buckets, self.part, record, look, LOOK_SECONDS)
+        self.driver = Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
         comm.Barrier()  # the weights are in place before anyone reads them
 
     def _halves(self, collective: Collective, lo: int, hi: int) -> Halves:
