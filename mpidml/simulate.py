@@ -170,10 +170,11 @@ def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
 def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> None:
     """Let the strategy look at each job as if all its ranks were here, so that what cannot be is found before anything is written."""
     for (_, job), plan in zip(variants, plans, strict=True):
+        strategy = plugins.load("mpidml.strategies", job.strategy)
         if job.strategy != Job.strategy:
             raise UserError(f"--strategy {job.strategy}: virtual clocks run the roles of servers and workers alone; leave it out, or use `train` and `compare`")
         ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
-        plugins.load("mpidml.strategies", job.strategy)(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
+        strategy(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
 
 def _given(scale: Simulation) -> CostModel | None:
