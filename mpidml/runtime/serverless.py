@@ -10,7 +10,6 @@ import numpy as np
 
 from mpidml.collectives.base import Collective
 from mpidml.core.buffers import Buffer
-from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.partition import Shard
 from mpidml.core.placement import Placement
@@ -55,8 +54,6 @@ class Serverless:
         self.job, self.comm = job, comm
         job.refuse(IDLE, f"--strategy {job.strategy}, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
-        if job.deterministic and job.collective == "auto" and comm.size > 1:
-            raise UserError("--deterministic: --collective auto chooses by timing, and each sums in an order of its own; give one, as --collective ring")
         self.policy = make_policy("bsp")
         self.n_workers = comm.size
         job.check_workers(comm.size)

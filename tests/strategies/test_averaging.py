@@ -371,6 +371,9 @@ def test_two_runs_have_the_same_bits_where_no_timing_decides(comm):
         assert first == second
     with pytest.raises(UserError, match="elastic_async cannot repeat"):
         run(comm, deterministic=True, averaging="elastic_async", collective="auto")
+    if comm.size > 1:
+        with pytest.raises(UserError, match="--collective auto chooses by timing"):
+            run(comm, deterministic=True, collective="auto")
 
 
 @pytest.mark.mpi

@@ -179,9 +179,6 @@ def test_two_runs_have_the_same_bits_and_deterministic_says_so(comm):
     assert first["model_sha256"] == second["model_sha256"]
     with pytest.raises(UserError, match="--target cannot repeat"):
         run(comm, deterministic=True, target="0.9")
-    if comm.size > 1:
-        with pytest.raises(UserError, match="--collective auto chooses by timing"):
-            run(comm, deterministic=True)
 
 
 @pytest.mark.mpi
