@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 5, "bash": 1, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 5, "bash": 2, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -148,6 +148,18 @@ def test_a_batch_script_whose_run_fails_does_not_come_back(tmp_path):
     (tmp_path / "second").touch()
     failed = sbatch(block("bash", "#SBATCH"), tmp_path)
     assert failed.returncode == 2 and "no option 'no_such_key'" in failed.stderr and not (tmp_path / "requeued").exists()
+
+
+def test_the_ways_to_average_learn_on_three_ranks(tmp_path):
+    lines = block("bash", "--strategy averaging").strip().splitlines()
+    assert len(lines) == 3
+    for i, line in enumerate(lines):
+        launcher, n, words = (words := shlex.split(line))[:2], words[2], words[3:]
+        assert (launcher, n, words[0]) == (["mpirun", "-n"], "3", "python")
+        result = mpirun(3, [*words[1:], "--out", str(tmp_path / str(i))])
+        assert result.code == 0, result
+        summary = json.loads((tmp_path / str(i) / "summary.json").read_text())
+        assert summary["strategy"] == "averaging" and summary["test_accuracy"] > 0.9 and summary["consensus_distance"] > 0
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):

@@ -103,6 +103,7 @@ class Job:
         groups="fixed",
     )
     lr: float = flag(0.05, "learning rate")
+    lr_batch: int = flag(0, "the batch for which --lr is meant: at another --batch the rate is lr x batch / lr-batch (0: the rate is --lr)")
     lr_policy: str = flag(
         "constant", "how the learning rate goes on: factors joined by '+', as warmup:100+cosine", plugins="mpidml.rates"
     )
@@ -114,7 +115,7 @@ class Job:
     order: str = flag(
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
-    collective: str = flag("auto", "data_parallel: how gradients are summed over ranks", plugins="mpidml.collectives")
+    collective: str = flag("auto", "data_parallel, averaging: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
         "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
@@ -125,6 +126,8 @@ class Job:
         ("equal", "measured"),
     )
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
+    averaging: str = flag("mean", "averaging: the replicas become their mean, or are pulled to a centre: elastic, elastic_async, with a moving rate as in elastic:0.1")
+    average_every: int = flag(8, "averaging: each time after so many clocks")
     transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)", groups="one")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)", groups="one")
@@ -153,6 +156,11 @@ class Job:
         if ":" in self.sync:
             raise UserError(f"--staleness {self.staleness}: --sync {self.sync} names one already; give it in one place")
         return f"{self.sync}:{self.staleness}"
+
+    @property
+    def rate(self) -> float:
+        """Return the learning rate at this batch: linear scaling (Goyal et al. 2017), where --lr is meant for another."""
+        return self.lr * self.batch / self.lr_batch if self.lr_batch else self.lr
 
     @property
     def looks_at(self) -> str:

@@ -2,7 +2,8 @@
 
     clip:1.0 + decay:1e-4 + momentum:0.9        g -> clip(g) -> g + 1e-4 w -> v = 0.9 v + g, w = w - rate v
 
-A link is elementwise when it treats every element alike, whatever its neighbours are; then a server may run it on its shard alone.
+A link is elementwise when it treats every element alike, whatever its neighbours are; then a server may run it on its shard alone. One that needs norms of
+the whole gradient, or of each of its tensors, runs before the cut.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from numpy.typing import DTypeLike
 
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.flat import Array
+from mpidml.core.flat import Array, FlatParams
 
+FOLDER = "mpidml.optim"
 State = dict[str, Array]
 
 
@@ -48,9 +50,12 @@ class Link:
     share = 1.0
     rests = False
 
-    scope: ClassVar[Literal["elementwise", "global"]] = "elementwise"
+    scope: ClassVar[Literal["elementwise", "tensor", "global"]] = "elementwise"
     descends: ClassVar[bool] = False
     normalised: ClassVar[bool] = False
+
+    def see(self, params: FlatParams) -> None:
+        """Learn where the tensors lie in the flat arrays; only a link of scope "tensor" minds."""
 
     def init(self, n: int, dtype: DTypeLike) -> State:
         """Return the state for n elements as named arrays; none unless a link says otherwise."""
@@ -108,8 +113,42 @@ class Moments(Link):
         return beta1, self.beta2, self.eps, 1 - beta1**step, 1 - self.beta2**step, self.decay
 
 
+class PerTensor(Link):
+    """What lars and lamb share: the step of a tensor is measured against the norm of its weights.
+
+    Tensors of one dimension (biases, gains) are neither measured nor decayed, unless `vectors`. Until `see` is called all elements are one tensor.
+    """
+
+    scope: ClassVar[Literal["elementwise", "tensor", "global"]] = "tensor"
+    descends = True
+    normalised = True
+
+    def __init__(self, vectors: bool) -> None:
+        if not isinstance(vectors, bool):
+            raise ValueError(f"vectors = {vectors} is neither true nor false; give one of them")
+        self.vectors = vectors
+        self.tensors = [(slice(None), True)]
+
+    def see(self, params: FlatParams) -> None:
+        """Take each tensor's range, and whether it is measured."""
+        self.tensors = [(params.slices[name], self.vectors or len(shape) > 1) for name, shape in params.shapes.items()]
+
+    def apply(self, backend: Any, w: Array, out: Array, g: Array, state: State, rate: float, step: int, memory: float = 1.0) -> None:
+        """Turn `g` into u, then compute out = w - rate u."""
+        self.transform(backend, g, state, w, step, memory)
+        if out is w:
+            backend.descend_in_place(w, g, rate)
+        else:
+            backend.descend(w, out, g, rate)
+
+
+def norm(backend: Any, a: Array) -> float:
+    """Return the Euclidean norm."""
+    return math.sqrt(backend.sum_of_squares(a))
+
+
 class Transforms:
-    """The transforming links of a chain, in order.
+    """Links that transform the gradient, in order; a descent among them gives its direction u.
 
     State arrays are named `<index in the whole chain>.<link>.<array>`; `first` is the index of the first link.
     """
@@ -118,6 +157,12 @@ class Transforms:
         self.links = tuple(links)
         self.first = first
         self._keys = [(link, self._named(i, link)) for i, link in enumerate(self.links)]
+        self._transforming = self._keys
+
+    def see(self, params: FlatParams) -> None:
+        """Tell every link where the tensors lie."""
+        for link in self.links:
+            link.see(params)
 
     def each_sees(self, share: float) -> None:
         """Tell every link that the gradients it will see stand for `share` of the global batch."""
@@ -132,10 +177,9 @@ class Transforms:
         return {key: array for link, keys in self._keys for (_, key), array in zip(keys, link.init(n, dtype).values(), strict=True)}
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
-        """Apply every transforming link to `g` in place; the descent, if there is one, is not run."""
-        for link, keys in self._keys:
-            if not link.descends:
-                link.transform(backend, g, {name: state[key] for name, key in keys}, w, step, memory)
+        """Apply every transforming link to `g` in place; the descent that ends a chain is not run."""
+        for link, keys in self._transforming:
+            link.transform(backend, g, {name: state[key] for name, key in keys}, w, step, memory)
 
 
 class Chain(Transforms):
@@ -146,7 +190,7 @@ class Chain(Transforms):
             raise ValueError("a chain has exactly one descending link, as its last")
         super().__init__(links, first)
         self.learning_rate = learning_rate
-        self.descent, self._descent_keys = self._keys[-1]
+        *self._transforming, (self.descent, self._descent_keys) = self._keys
 
     def apply(
         self, backend: Any, w: Array, out: Array, g: Array, state: State, step: int, rate_factor: float = 1.0, memory: float = 1.0
@@ -167,13 +211,13 @@ class Chain(Transforms):
         return self.learning_rate * rate_factor * (self.descent.share if self.descent.normalised else 1.0)
 
     def split(self) -> tuple[Transforms | None, Chain]:
-        """Cut after the last global link: what needs the whole gradient, and what a server may run on its own shard.
+        """Cut after the last link that is not elementwise: what needs the whole gradient, and what a server may run on its own shard.
 
-        The parts keep the names of their state, so a saved state fits either form.
+        The parts keep the names of their state, so a saved state fits either form. Of a descent that is not elementwise the step alone is left to servers.
         """
-        cut = max((i + 1 for i, link in enumerate(self.links) if link.scope == "global"), default=0)
+        cut = max((i + 1 for i, link in enumerate(self.links) if link.scope != "elementwise"), default=0)
         before = Transforms(self.links[:cut], self.first) if cut else None
-        return before, Chain(self.links[cut:], self.learning_rate, self.first + cut)
+        return before, Chain(self.links[cut:] or [plugins.make(FOLDER, "sgd")], self.learning_rate, self.first + cut)
 
 
 def make_chain(text: str, learning_rate: float) -> Chain:
@@ -183,7 +227,7 @@ def make_chain(text: str, learning_rate: float) -> Chain:
     parts = re.split(r"(?<!\d[eE])\+", text)
     if len(parts) > 1 and not all(part.strip() for part in parts):
         raise UserError(f"optimizer '{text}': a link is missing beside a '+'; join names, as in clip:1+adam")
-    links = [plugins.make("mpidml.optim", part.strip()) for part in parts]
+    links = [plugins.make(FOLDER, part.strip()) for part in parts]
     for part, link in zip(parts, links, strict=True):
         if not isinstance(link, Link):
             raise UserError(f"optimizer '{part.strip()}': {type(link).__name__} is not a link; derive it from mpidml.optim.base.Link")

@@ -15,7 +15,7 @@ class Clip(Link):
     Each of n workers clips its own part to limit / n: the sum is never longer than the limit, but not what clipping the sum would give.
     """
 
-    scope: ClassVar[Literal["elementwise", "global"]] = "global"
+    scope: ClassVar[Literal["elementwise", "tensor", "global"]] = "global"
     rests = True
 
     def __init__(self, limit: float = 1.0) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.optim.base import make_chain
 from mpidml.sync.base import SyncPolicy
 
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    job.refuse(("collective", "bucket", "compress", "shares", "check_replicas"), "--strategy parameter_server, whose servers sum")
+    others = ("collective", "bucket", "compress", "shares", "check_replicas", "averaging", "average_every")
+    job.refuse(others, "--strategy parameter_server, whose servers sum")
     if job.deterministic and not policy.repeatable:
         raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})
@@ -24,8 +26,10 @@ def check_rules(job: Job, policy: SyncPolicy) -> None:
 
 
 def check_workers(job: Job, policy: SyncPolicy, n_workers: int) -> None:
-    """Refuse a batch that so many workers cannot share, and a policy that needs more of them."""
+    """Refuse a batch that so many workers cannot share, and a policy that needs more of them, and links that measure a sum of which each has a part."""
     job.check_workers(n_workers)
+    if job.optimize == "servers" and n_workers > 1 and any(link.scope == "tensor" for link in make_chain(job.optimizer, job.rate).links):
+        raise UserError(f"--optimizer {job.optimizer}: measures the summed gradient of each tensor, of which a server has a part; use --strategy data_parallel")
     try:
         policy.needed(n_workers)
     except ValueError as error:

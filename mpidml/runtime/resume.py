@@ -56,6 +56,8 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
             flag, old = name.replace("_", "-"), getattr(job, name)
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
             raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
+    if found.strategy != job.strategy and "averaging" in (found.strategy, job.strategy):
+        raise UserError(f"--strategy {found.strategy}: the run in {folder} has {job.strategy!r}, whose workers keep other state; leave it out, or start a new run")
     return found
 
 

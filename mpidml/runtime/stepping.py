@@ -85,19 +85,21 @@ class Stepper:
     def run(self) -> None:
         """Step until the clock `until`, or until the votes end it; then score the final weights, unless the run only pauses."""
         strategy, votes = self.strategy, self.strategy.coordinator
-        ends, every = False, strategy.job.check_replicas
+        ends = voting = False
+        every = strategy.job.check_replicas
         if votes is not None:
             votes.pauses = False
         while self.clock < self.until and not ends:
             now = clock_now()
-            if votes is not None:
+            if votes is not None and not self.clock % strategy.vote_every:
                 if strategy.over is not None and votes.leads and strategy.over(now):
                     votes.stop()
                 votes.start()
+                voting = True
             self._step()
-            if votes is not None:
-                self._wait(votes.sum)
-                ends = votes.ends
+            if voting and (not self.clock % strategy.vote_every or self.clock == self.until):
+                self.wait(votes.sum)
+                ends, voting = votes.ends, False
             if every and not self.clock % every:
                 strategy.check_alike()
             if (now := clock_now()) - self.looked_at > self.look_seconds:
@@ -108,14 +110,14 @@ class Stepper:
             votes.pauses |= not ends and self.clock < strategy.n_clocks
             if votes.pauses:
                 return
-        strategy.check_alike()
+        strategy.settle()
         self.record(strategy.worker_role, clock_now(), "left", ())
         began = clock_now()
         self.part.result = self.task.finish(self._turn(), None)
         self.compute_seconds += clock_now() - began
 
     def _turn(self) -> Turn:
-        return Turn(self.clock, self.clock, self.clock * self.strategy.n_workers + self.task.worker, versions=(0,))
+        return Turn(self.clock, self.clock, self.clock * self.strategy.n_workers + self.task.worker, self.strategy.weight, (0,))
 
     def _step(self) -> None:
         strategy, clock = self.strategy, self.clock
@@ -175,7 +177,7 @@ class Stepper:
         strategy = self.strategy
         for bucket in self.buckets:
             if bucket.started_at:
-                self._wait(bucket.halves.reduce)
+                self.wait(bucket.halves.reduce)
                 self._summed(bucket)
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
@@ -190,9 +192,9 @@ class Stepper:
         for bucket in self.buckets:
             bucket.halves.gather.start()
         for bucket in self.buckets:
-            self._wait(bucket.halves.gather)
+            self.wait(bucket.halves.gather)
 
-    def _wait(self, total: Sum) -> None:
+    def wait(self, total: Sum) -> None:
         """Wait for a sum; the last rank to come is the one that was waited for."""
         since = clock_now()
         idle, last = total.wait(self.limit)

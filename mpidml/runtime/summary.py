@@ -96,7 +96,7 @@ def of_job(
         "task": strategy.data.task,
         "model": job.model,
         "optimizer": job.optimizer,
-        "learning_rate": job.lr,
+        "learning_rate": job.rate,
         "lr_policy": job.lr_policy,
         "staleness_usual": usual,
         "rate_factor": tuning.rate if job.tune else 1.0,
@@ -162,10 +162,10 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
         *(f"data: {note}" for note in data.notes),
         *(_sparse(job, strategy, data) if data.is_sparse else ()),
         f"model {job.model}: {strategy.net.n_params:,} parameters; {_length(strategy)} of {strategy.sampler.batch_size(0)} samples{_parts(job)}; "
-        f"optimizer {job.optimizer}, learning rate {job.lr:g}",
+        f"optimizer {job.optimizer}, learning rate {job.rate:g}",
     ]
     if strategy.rates is not None:
-        lines.append(f"learning rate {strategy.rates.words(job.lr, 0 if strategy.endless else strategy.n_clocks)}")
+        lines.append(f"learning rate {strategy.rates.words(job.rate, 0 if strategy.endless else strategy.n_clocks)}")
     if position.turns:
         lines.append(f"resumed: {_done(strategy, position)} are done")
     bound = strategy.policy.bound
@@ -255,6 +255,7 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
         f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + late
+        + (f"\nreplicas were {apart:.3g} (root mean square) from their mean, when last measured" if (apart := summary.get("consensus_distance")) is not None else "")
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")

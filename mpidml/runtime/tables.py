@@ -164,8 +164,8 @@ def run_tables(
     _check_client(policy, sync, reads, deterministic, cache_rows, budget, order)
     placement = place(comm.size, str(servers))
     chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
-    if chain is not None and any(link.scope == "global" for link in chain.links):
-        raise UserError(f"optimizer '{optimizer}': a link such as clip needs the whole gradient, a shard sees its own part; apply it before you push")
+    if chain is not None and any(link.scope != "elementwise" for link in chain.links):
+        raise UserError(f"optimizer '{optimizer}': a link such as clip or lars needs the whole gradient, a shard sees its own part; apply it before you push")
     if chain is None and not tune:
         raise UserError("tune False: does nothing without an optimizer, what is pushed is added as it is; leave it out")
     by_clock = deterministic or policy.commit == "clock"

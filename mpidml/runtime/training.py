@@ -46,6 +46,7 @@ class Training:
         self.not_scored = (0.0,) * (N_MEASURED + scoring.n_of_heads(net))
         self.step_seconds = 0.0
         self.final: Array | None = None
+        self.shown: Array | None = None  # what is scored, where that is not what this worker computes with
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
 
@@ -65,7 +66,7 @@ class Training:
         epoch = batch // self.sampler.clocks_per_epoch
         measured = self.not_scored
         if epoch > self.scored_epoch and not self.job.patience:
-            measured, self.scored_epoch = self._look(w, epoch), epoch
+            measured, self.scored_epoch = self._look(w if self.shown is None else self.shown, epoch), epoch
         if self.slowdown is not None:
             self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
             started = time.perf_counter()
@@ -94,7 +95,7 @@ class Training:
 
     def finish(self, turn: Turn, report: Callable[[int, int], None] | None) -> dict[str, scoring.Scores]:
         """Score the final parameters on this worker's share of the test and the validation rows; with patience the best ones are scored later."""
-        self.final = self._parameters(turn)
+        self.final = self._parameters(turn) if self.shown is None else self.shown
         return {} if self.job.patience else {of: self.score(self.final, of) for of in dict.fromkeys(("test", self.job.looks_at))}
 
     def score(self, w: Array, of: str) -> scoring.Scores:

@@ -30,7 +30,7 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "seed": job.seed,
         "assign": job.assign,
         "optimizer": job.optimizer,
-        "learning_rate": job.lr,
+        "learning_rate": job.rate,
         "lr_policy": job.lr_policy,
         "data": job.data,
         "model": job.model,

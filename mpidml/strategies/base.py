@@ -239,6 +239,7 @@ class Run:
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
         ranks, scores = comm.gather(self._measured()), comm.gather([w.result for w in strategy.workers.values()])
         values = bring(strategy, comm) if best is None else best
+        told = strategy.told()
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None
         if monitor is not None and ranks is not None:
@@ -247,8 +248,8 @@ class Run:
                 final = self.data.judged([score for own in scores for score in own])
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
-            found |= {"checkpoint_seconds": self.saving_seconds}
-            others = what_if.what_if(self.job.policy(), monitor.step_seconds)
+            found |= {"checkpoint_seconds": self.saving_seconds} | told
+            others = what_if.what_if(self.job.policy(), monitor.step_seconds) if found["sync"] == self.job.policy() else []
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)

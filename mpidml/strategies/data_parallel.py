@@ -10,9 +10,7 @@ Rajbhandari et al. 2020 (ownership).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,59 +18,34 @@ import numpy as np
 from mpidml.collectives.base import FOLDER, Collective, Done, Halves
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
-from mpidml.core.buffers import Buffer
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.partition import Shard, merge_parts
-from mpidml.core.placement import Placement
-from mpidml.core.position import Position
-from mpidml.core.role import Array, Lease
+from mpidml.core.role import Array
 from mpidml.core.shares import Shares
-from mpidml.core.slowdown import Slowdown
-from mpidml.core.target import parse_target
-from mpidml.data.sampler import Sampler
 from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
-from mpidml.rates.base import make_rates
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.compressed_sum import Compressed, Step
+from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.dataset import Dataset
-from mpidml.runtime.stepping import Bucket, Part, Stepper, Votes
-from mpidml.runtime.summary import AGREES
+from mpidml.runtime.serverless import Serverless
+from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.training import Training
-from mpidml.sync.base import make_policy
 
-LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02  # a run that has met its target goes on for as long as the second at most
-START = Position()
 ORDERED = "ordered"
-IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order")
-"""Flags of the parameter server, which decide nothing here."""
 
 
-class DataParallel:
+class DataParallel(Serverless):
     """Cut the gradient into buckets and train a network on data (Collective on comm); `prepare` makes the `driver` that steps."""
-
-    in_step, in_place, early, repeat, copies, n_gradients = True, True, True, True, 1, 0
-    worker_chain = before = load = table = loss = first = None
-    drain_seconds = 0.0
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
-        self.job, self.comm = job, comm
-        self.learnt: dict[str, list[float]] = {}
-        job.refuse(IDLE, "--strategy data_parallel, which has no servers")
-        job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds, "--shares measured": job.shares == "measured"})
-        self.policy = make_policy("bsp")
-        self.n_workers = comm.size
-        job.check_workers(comm.size)
-        everyone = tuple(range(comm.size))
-        self.placement = Placement(comm.size, (), everyone)
-        self.links, self.chain = make_chain(job.optimizer, job.lr).split()
-        self.endless = job.endless
-        self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
-        self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
+        super().__init__(job, comm)
+        job.check_repeats({"--shares measured": job.shares == "measured"})
+        job.refuse(("averaging", "average_every"), "--strategy data_parallel, whose ranks always hold the same weights")
+        self.links, self.chain = make_chain(job.optimizer, job.rate).split()
         ordered = job.deterministic and job.collective == Job.collective and not job.compress
         by_mpi = "auto:memory=false" if job.transport == "mpi" and job.collective == Job.collective else job.collective
         self.collective: Collective = plugins.make(FOLDER, ORDERED if ordered else by_mpi)
@@ -88,7 +61,7 @@ class DataParallel:
             raise UserError(f"--accumulate {job.accumulate}: does nothing where gradients are computed block by block (ordered); leave it out, or give more blocks")
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
-        self.coordinated = bool(job.target or job.seconds or job.checkpoint_every or job.patience)
+        self.n_blocks = self.collective.blocks if self.ordered else 0
 
     def _check_transport(self) -> None:
         """Refuse sums and codes that do not go together."""
@@ -100,7 +73,6 @@ class DataParallel:
             if name not in (Job.collective, "hierarchical"):
                 raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
         self.compressed: Compressed | None = None
-        self.step = Step()
 
     def prepare(
         self,
@@ -113,25 +85,19 @@ class DataParallel:
     ) -> None:
         """Cut, allocate, and fill the first weights (Collective on comm); `over(now)` says on rank 0 whether the time is up."""
         comm, job = self.comm, self.job
-        self.net, self.data, self.trace, self.over = net, data, trace, over
-        n_blocks = self.collective.blocks if self.ordered else 0  # type: ignore[attr-defined]
-        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed, n_blocks)
+        self.begin(net, data, trace, over)
         if job.shares == "measured":
             self.sampler.shares = Shares(self.n_workers)
-        self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
-        if self.rates is not None:
-            self.rates.span(self.n_clocks)
-        self.target = parse_target(job.target, job.looks_at)
+        if self.links is not None:
+            self.links.see(net.params)
         self.collective.open(comm)
         net.split = comm.size > 1 and not self.ordered and not job.compress
         task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
-        self.stores: dict[int, Store] = {}
+        stores: dict[int, Store] = {}
         buckets: list[Bucket] = []
-        table = SimpleNamespace(name="weights", n_rows=net.n_params, width=1)
-        self.shards: list[tuple[Any, Shard]] = []
-        self.rank_of: list[int] = []
+        shards: list[Shard] = []
         for (lo, hi), half in zip(cuts, halves, strict=True):
             own = (lo + half.lo, lo + half.hi)
             self.weights[lo:hi] = initial[lo:hi]
@@ -140,22 +106,12 @@ class DataParallel:
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
                     if rank == comm.rank or not half.shares:
-                        self.stores[len(self.shards)] = store
-                    self.shards.append((table, Shard(first, end, rank)))
-                    self.rank_of.append(rank)
-        self.views = [self.weights]
-        self.worker_roles = range(len(self.shards), len(self.shards) + comm.size)
-        self.worker_role = len(self.shards) + comm.rank
-        self.rank_of += list(range(comm.size))
-        self.coordinator = Votes(self.collective, comm.rank == 0) if self.coordinated else None
-        task.gradients = [(Buffer(np.empty(0, np.uint8)), self.total, Lease(self.total))]
+                        stores[len(shards)] = store
+                    shards.append(Shard(first, end, rank))
+        self.employ(task, self.total, stores, shards)
         if self.links is not None:
             task.state = self.links.init(net.n_params, net.dtype)
-        self.tasks = {self.worker_role: task}
-        self.part = Part()
-        self.workers = {self.worker_role: self.part}
-        often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
-        self.driver = Stepper(self, task, buckets, self.part, record, look, often)
+        self.driver = Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
         comm.Barrier()  # the weights are in place before anyone reads them
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
@@ -208,13 +164,6 @@ class DataParallel:
         self.loss = lambda: float(losses[0]) + float(losses[1]) if tells else 0.0
         return task, [(0, net.n_params)], [halves]
 
-    def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Any]:
-        """Go to `position`, to step until the end, or until `pause_at` clocks are done (0: never); there are no roles."""
-        self.driver.clock = self.part.step = max(position.turns, default=0)
-        self.driver.until = min(self.n_clocks, pause_at or self.n_clocks)
-        self.refresh()
-        return {}
-
     @property
     def n_keepers(self) -> int:
         """How many ranks keep what their codes have left."""
@@ -235,32 +184,14 @@ class DataParallel:
             bucket.halves.gather.start()
             bucket.halves.gather.wait(self.job.wait_limit)
 
-    def position(self) -> Position:
-        """Return where the run stands (Collective on comm)."""
-        return Position(self.driver.clock, (self.driver.clock,) * self.n_workers)
-
-    def extent(self, number: int) -> tuple[int, int]:
-        """Return which of the network's parameters the store of that number holds."""
-        return self.shards[number][1][:2]
-
-    def final_values(self) -> Array:
-        """Return the weights; all ranks have them."""
-        return self.weights
-
-    def check_alike(self) -> None:
-        """Compare what every rank holds for itself, weights and where all change them the optimizer (Collective on comm). RuntimeError names who differs."""
-        digest = hashlib.blake2b(self.weights.data)
-        for bucket in self.driver.buckets if not self.shares else ():
-            for array in bucket.store.optimizer.values():
-                digest.update(array.data)
-        found = self.comm.allgather(digest.hexdigest())
-        if odd := [rank for rank, of in enumerate(found) if of != found[0]]:
-            raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {', '.join(map(str, odd))} has other weights or optimizer state than rank 0")
+    def alike(self) -> list[Array]:
+        """Name what every rank holds for itself: weights, and where all change them the optimizer."""
+        return [self.weights, *(array for bucket in self.driver.buckets if not self.shares for array in bucket.store.optimizer.values())]
 
     @property
     def promise(self) -> str:
         """Say what is repeated."""
-        return "ordered: same bits at any number of ranks" if self.ordered else "repeat: same layout, same bits" if self.job.deterministic else AGREES
+        return "ordered: same bits at any number of ranks" if self.ordered else super().promise
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -56,13 +56,13 @@ class ParameterServer:
     """Place roles on ranks and train a network on data (Collective on comm).
 
     `prepare` makes what this rank's `roles` need and the `driver` that runs them; where the run has paused, they are made anew, with what the policy
-    has `learnt` of the workers. `views[version % copies]`:
-    the shared parameters where workers read in place.
+    has `learnt` of the workers. `views[version % copies]`: the shared parameters where workers read in place.
     """
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
+        self.told: Any = dict  # the summary says nothing of this strategy alone
         self.policy: SyncPolicy = make_policy(job.policy())
         check_rules(job, self.policy)
         self.placement: Placement = place(comm.size, job.servers)
@@ -73,7 +73,7 @@ class ParameterServer:
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
         self.by_clock = self.repeat or self.policy.commit == "clock"
-        chain = make_chain(job.optimizer, job.lr)
+        self.chain = chain = make_chain(job.optimizer, job.rate)
         on_servers = job.optimize == "servers"
         chain.each_sees(1.0 / self.n_workers)
         self.before, after = chain.split() if on_servers else (None, chain)
@@ -121,6 +121,7 @@ class ParameterServer:
         """
         comm, job = self.comm, self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
+        self.chain.see(net.params)
         self.first = SparseFirst(net) if data.is_sparse else None
         flat = net if self.first is None else self.first.rest  # what lies in the first table
         if self.first is not None:  # rows are asked for by the features that occur, and travel

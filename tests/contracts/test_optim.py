@@ -35,15 +35,15 @@ def distance_left(link, n_steps=600, rate=0.05):
 
 
 def test_the_folder_holds_the_promised_links():
-    assert {"sgd", "momentum", "nesterov", "adam", "decay", "clip", "clamp", "adagrad", "rmsprop", "adadelta", "adamw", "lion", "ftrl", "l1"} <= set(NAMES)
+    assert {"sgd", "momentum", "nesterov", "adam", "decay", "clip", "clamp", "adagrad", "rmsprop", "adadelta", "adamw", "lion", "ftrl", "l1", "lars", "lamb"} <= set(NAMES)
 
 
 @each
 def test_a_link_works_without_arguments_and_declares_itself(name):
     link = plugins.make("mpidml.optim", name)
     assert isinstance(link, Link)
-    assert link.scope in ("elementwise", "global") and isinstance(link.descends, bool) and isinstance(link.normalised, bool)
-    assert not (link.descends and link.scope == "global"), "a server could not run the descent on its shard"
+    assert link.scope in ("elementwise", "tensor", "global") and isinstance(link.descends, bool) and isinstance(link.normalised, bool)
+    assert not (link.descends and link.scope == "global"), "its step could not be cut off from what needs the whole gradient"
 
 
 @each

@@ -35,6 +35,12 @@ def test_the_defaults_can_be():
     assert Job().checked() == Job()
 
 
+def test_the_rate_grows_with_the_batch_it_was_not_meant_for():
+    assert Job(lr=0.1, batch=64).rate == 0.1
+    assert Job(lr=0.1, batch=64, lr_batch=64).rate == 0.1
+    assert Job(lr=0.1, batch=1024, lr_batch=64).rate == pytest.approx(1.6)
+
+
 @pytest.mark.parametrize("f", fields(Job), ids=lambda f: f.name)
 def test_each_field_says_what_it_does_and_its_default_is_one_of_its_choices(f):
     assert f.metadata["help"] and not f.metadata["help"].endswith(".")

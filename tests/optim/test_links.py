@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError
+from mpidml.core.flat import FlatParams
 from mpidml.optim.base import make_chain, shortened
 
 BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 N, RATE, N_STEPS = 37, 0.05, 5
+TENSORS = FlatParams([("a.weight", (4, 5)), ("a.bias", (5,)), ("b.weight", (3, 4))])
 
 
 def gradients(n=N, dtype=np.float64):
@@ -196,9 +198,56 @@ def clamp(w, gs, limit=0.5):
     return sgd(w, [np.clip(g, -limit, limit) for g in gs])
 
 
+def measured_pieces(w, gs, params, descend):
+    """Let `descend(w, gs, is_measured)` go its way with each tensor alone."""
+    pieces = [(slice(None), True)] if params is None else [(params.slices[name], len(shape) > 1) for name, shape in params.shapes.items()]
+    out = w.copy()
+    for where, is_measured in pieces:
+        out[where] = descend(w[where], [g[where] for g in gs], is_measured)
+    return out
+
+
+def lars(w, gs, trust=0.001, decay=1e-4, beta=0.9, params=None):
+    def descend(w, gs, is_measured):
+        v = 0
+        for g in gs:
+            if is_measured:
+                g = trust * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w)) * (g + decay * w)
+            v = beta * v + g
+            w = w - RATE * v
+        return w
+
+    return measured_pieces(w, gs, params, descend)
+
+
+def lars_that_measures_its_momentum(w, gs, trust=0.001, decay=1e-4):
+    v = 0
+    for g in gs:
+        v = 0.9 * v + g + decay * w
+        w = w - RATE * trust * np.linalg.norm(w) / np.linalg.norm(v) * v
+    return w
+
+
+def lamb(w, gs, decay=0.01, params=None):
+    def descend(w, gs, is_measured):
+        m = v = 0
+        for t, g in enumerate(gs, 1):
+            m = 0.9 * m + 0.1 * g
+            v = 0.999 * v + 0.001 * g**2
+            u = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
+            if is_measured:
+                u = u + decay * w
+                u = u * np.linalg.norm(w) / np.linalg.norm(u)
+            w = w - RATE * u
+        return w
+
+    return measured_pieces(w, gs, params, descend)
+
+
 FORMULAS = {
     "sgd": sgd, "momentum": momentum, "nesterov": nesterov, "adam": adam, "decay:0.1+sgd": decay, "clip+sgd": clip, "clamp:0.5+sgd": clamp,
     "adagrad": adagrad, "rmsprop": rmsprop, "adadelta": adadelta, "adamw": adamw, "lion:decay=0.2": lion, "ftrl": ftrl, "l1:0.1+sgd": l1,
+    "lars": lars, "lars:0.1:0.5:0.8": lambda w, gs: lars(w, gs, 0.1, 0.5, 0.8), "lamb": lamb, "lamb:0.3": lambda w, gs: lamb(w, gs, 0.3),
     "rmsprop:0.5:0.1": lambda w, gs: rmsprop(w, gs, 0.5, 0.1), "adagrad:0.2": lambda w, gs: adagrad(w, gs, 0.2),
     "adadelta:0.5:0.1": lambda w, gs: adadelta(w, gs, 0.5, 0.1), "ftrl:6:2:3": lambda w, gs: ftrl(w, gs, 6.0, 2.0, 3.0),
 }  # fmt: skip
@@ -206,14 +255,20 @@ BROKEN = {
     "adam": adam_without_bias_correction, "nesterov": nesterov_reading_the_old_sum, "momentum": sgd, "adagrad": adagrad_that_forgets,
     "rmsprop:0.5:0.1": rmsprop_with_eps_below_the_root, "adadelta": adadelta_that_looks_at_its_own_step,
     "adamw": adam_with_the_decay_in_its_gradient, "lion:decay=0.2": lion_by_its_new_mean, "ftrl": ftrl_that_forgets_where_it_began,
-    "l1:0.1+sgd": decay,
+    "l1:0.1+sgd": decay, "lars": lars_that_measures_its_momentum, "lamb": adamw, "lamb:0.3": lamb,
 }  # fmt: skip
-ALL = [*FORMULAS, "clip:2+decay:0.1+clamp:0.4+adam:0.8:0.99", "decay+nesterov:0.5", "clip+l1:0.1+ftrl:1"]
+ALL = [*FORMULAS, "clip:2+decay:0.1+clamp:0.4+adam:0.8:0.99", "decay+nesterov:0.5", "clip+l1:0.1+ftrl:1", "clip:2+lamb"]
 
 
-def run(text, backend, w, gs, way, **more):
+def needs_whole(text):
+    return any(name in text for name in ("clip", "lars", "lamb"))
+
+
+def run(text, backend, w, gs, way, params=None, **more):
     """Run a chain one of three ways and return the weights after the last step."""
     chain = make_chain(text, RATE)
+    if params is not None:
+        chain.see(params)
     w, state = w.copy(), chain.init(w.size, w.dtype)
     for step, g in enumerate(gs, 1):
         g = g.copy()
@@ -246,6 +301,26 @@ def test_the_formula_check_catches_a_wrong_link(text, broken):
 
 
 @both
+@pytest.mark.parametrize("way", ["in place", "delta"])
+@pytest.mark.parametrize("name, formula", [("lars", lars), ("lamb", lamb)])
+def test_each_tensor_is_measured_by_itself_and_vectors_are_not(name, formula, way, backend):
+    w, gs = weights(), gradients()
+    seen = run(name, backend, w, gs, way, TENSORS)
+    np.testing.assert_allclose(seen, formula(w, gs, params=TENSORS), rtol=1e-12, atol=1e-13)
+    assert not np.allclose(seen, formula(w, gs), rtol=1e-6), "the tensors make a difference"
+    bias = TENSORS.slices["a.bias"]
+    assert not np.allclose(run(f"{name}:vectors=true", backend, w, gs, way, TENSORS)[bias], seen[bias], rtol=1e-6)
+
+
+@both
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_a_tensor_of_zeros_without_a_gradient_stays_and_one_with_it_leaves(name, backend):
+    zeros, gs = np.zeros(N), gradients()
+    assert not run(name, backend, zeros, [0 * g for g in gs], "in place", TENSORS).any()
+    assert run(name, backend, zeros, gs, "in place", TENSORS).all()
+
+
+@both
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("text", ALL)
 def test_in_place_equals_out_of_place_to_the_bit_and_delta_within_rounding(text, dtype, backend):
@@ -261,13 +336,14 @@ def in_halves(text, w, gs, cut=13):
     return np.concatenate(halves)
 
 
-@pytest.mark.parametrize("text", [text for text in ALL if "clip" not in text])
+@pytest.mark.parametrize("text", [text for text in ALL if not needs_whole(text)])
 def test_two_halves_of_the_vector_equal_the_whole_for_elementwise_links(text):
     assert np.array_equal(in_halves(text, weights(), gradients()), run(text, BACKENDS[1], weights(), gradients(), "in place"))
 
 
-def test_two_halves_do_not_equal_the_whole_for_the_global_link():
-    assert not np.allclose(in_halves("clip+sgd", weights(), gradients()), run("clip+sgd", BACKENDS[1], weights(), gradients(), "in place"))
+@pytest.mark.parametrize("text", ["clip+sgd", "lars:0.1", "lamb"])
+def test_two_halves_do_not_equal_the_whole_for_a_link_that_needs_it(text):
+    assert not np.allclose(in_halves(text, weights(), gradients()), run(text, BACKENDS[1], weights(), gradients(), "in place"))
 
 
 @pytest.mark.parametrize("text", ALL)
@@ -275,7 +351,7 @@ def test_a_split_chain_on_shards_equals_the_whole_chain(text):
     backend, chain, w = BACKENDS[1], make_chain(text, RATE), weights()
     before, after = chain.split()
     assert all(link.scope == "elementwise" for link in after.links)
-    assert (before is None) == ("clip" not in text)
+    assert (before is None) != needs_whole(text)
     shards = [slice(0, 20), slice(20, N)]
     states = [after.init(w[s].size, w.dtype) for s in shards]
     early = before.init(w.size, w.dtype) if before else {}
@@ -289,13 +365,15 @@ def test_a_split_chain_on_shards_equals_the_whole_chain(text):
     np.testing.assert_allclose(w, run(text, backend, weights(), gradients(), "in place"), rtol=1e-14, atol=1e-15)
 
 
-def test_the_cut_lies_after_the_last_global_link_and_names_stay():
+def test_the_cut_lies_after_the_last_link_that_needs_the_whole_and_names_stay():
     before, after = make_chain("decay+clip+clamp+momentum", RATE).split()
     assert [type(link).__name__ for link in before.links] == ["Decay", "Clip"]
     assert [type(link).__name__ for link in after.links] == ["Clamp", "Momentum"]
     assert list(after.init(3, np.float32)) == ["3.momentum.v"]
     assert make_chain("adam", RATE).split()[0] is None
     assert list(make_chain("adam", RATE).init(3, np.float32)) == ["0.adam.m", "0.adam.v"]
+    before, after = make_chain("decay+lars", RATE).split()
+    assert list(before.init(3, np.float32)) == ["1.lars.v"] and [type(link).__name__ for link in after.links] == ["Sgd"]
 
 
 @both
@@ -315,6 +393,7 @@ def test_memory_shortens_both_means_of_lion_and_the_first_of_adamw(way):
     w, gs = weights(), gradients()
     np.testing.assert_allclose(run("lion:0.9:0.98:0.2", BACKENDS[1], w, gs, way, memory=2.0), lion(w, gs, 0.8, 0.96), rtol=1e-12)
     np.testing.assert_allclose(run("adamw:0", BACKENDS[1], w, gs, way, memory=2.0), adam(w, gs, 0.8), rtol=1e-12)
+    np.testing.assert_allclose(run("lars:0.1", BACKENDS[1], w, gs, way, memory=2.0), lars(w, gs, 0.1, beta=0.8), rtol=1e-12)
 
 
 @both
@@ -353,7 +432,10 @@ def test_ftrl_stands_still_at_a_rate_of_zero(backend):
         np.testing.assert_allclose(run("ftrl:0", backend, weights(), gradients(), way, rate_factor=0.0), weights(), rtol=1e-12)
 
 
-SHARED = ["sgd", "momentum", "adam", "adamw", "adagrad", "rmsprop", "adadelta", "lion", "ftrl:0.5:0.1", "decay:0.1+sgd", "l1:0.1+sgd", "clamp:0.5+sgd"]
+SHARED = [
+    "sgd", "momentum", "adam", "adamw", "adagrad", "rmsprop", "adadelta", "lion", "lars:0.1:0.5", "lamb:0.1",
+    "ftrl:0.5:0.1", "decay:0.1+sgd", "l1:0.1+sgd", "clamp:0.5+sgd",
+]  # fmt: skip
 
 
 def shared(text, way, n_workers=4, share=None):
@@ -444,6 +526,8 @@ def test_steps_allocate_no_array():
         ("lion:1", 0.1, "beta1 = 1 is not"),
         ("adamw:-0.1", 0.1, "decay = -0.1 is not"),
         ("rmsprop:1", 0.1, "alpha = 1 is not"),
+        ("lars:-1", 0.1, "trust = -1 is not"),
+        ("lamb:vectors=1", 0.1, "vectors = 1 is neither true nor false"),
         ("momentun", 0.1, "did you mean 'momentum'?"),
         ("sgd+momentum", 0.1, "both 'sgd' and 'momentum' descend"),
         ("sgd+clip", 0.1, "'sgd' descends but is not the last link"),

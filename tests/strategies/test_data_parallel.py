@@ -61,7 +61,8 @@ def test_on_any_number_of_ranks_it_is_a_serial_loop(comm, name, per_host):
 
 
 WAYS = [
-    {"optimizer": "adam", "lr": 0.01}, {"optimizer": "clip:0.1+momentum"}, {"optimizer": "clamp:0.01+adagrad"}, {"accumulate": 3},
+    {"optimizer": "adam", "lr": 0.01}, {"optimizer": "clip:0.1+momentum"}, {"optimizer": "lars:0.1"}, {"optimizer": "clip:1+lamb", "lr": 0.01},
+    {"optimizer": "clamp:0.01+adagrad"}, {"accumulate": 3},
     {"dropout": 0.3}, {"batch": 63, "epochs": 1, "steps": 0}, {"bucket": 1}, {"bucket": 1 << 24}, {"class_weights": "balanced", "label_smoothing": 0.1},
 ]  # fmt: skip
 
@@ -187,7 +188,7 @@ def test_two_runs_have_the_same_bits_and_deterministic_says_so(comm):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("optimizer", ["adam", "clip:0.5+momentum"])
+@pytest.mark.parametrize("optimizer", ["adam", "clip:0.5+momentum", "lamb"])
 @pytest.mark.parametrize("name", ["shared", "ring", "mpi"])
 def test_a_saved_run_goes_on_to_the_bits_of_one_that_was_not_and_within_rounding_on_fewer_ranks(comm, mpi_tmp_path, name, optimizer):
     options = {"collective": name, "optimizer": optimizer, "lr": 0.01, "steps": 20, "out": str(mpi_tmp_path / "whole")}
@@ -216,6 +217,19 @@ def test_it_ends_at_a_target_at_a_time_and_when_nothing_gets_better(comm):
     summary, values = run(comm, collective="ring", **best)
     assert summary["epochs"] < 40 and summary["best_epoch"] < summary["epochs"]
     np.testing.assert_allclose(values, alone(comm, **best), rtol=1e-6, atol=1e-9)  # many clocks at a high rate
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["lars:0.1", "lamb"])
+def test_what_measures_tensors_is_the_same_under_every_strategy_and_refused_where_servers_have_parts_of_a_sum(comm, optimizer):
+    ways = [{}, *({"strategy": "parameter_server", "bucket": 1 << 20, "optimize": of} for of in ("servers", "workers"))]
+    first, *others = (alone(comm, optimizer=optimizer, **way) for way in ways)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-9, atol=1e-12)
+    run(comm, SMALL, optimizer=optimizer, optimize="workers")
+    if comm.size > 1:
+        with pytest.raises(UserError, match="of which a server has a part; use --strategy data_parallel"):
+            run(comm, SMALL, optimizer=optimizer)
 
 
 @pytest.mark.mpi
