@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.sizes import parse_size
 from mpidml.core.target import parse_target
 
 EPOCHS = 30
@@ -43,6 +44,8 @@ class Job:
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)")
     hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)")
     validate: float = flag(0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)")
+    memory: str = flag("", "bytes that the data may take in the memory of a host, as 512M or 2G; what is more stays on the disk (default: no limit)")
+    scratch: str = flag("", "with --memory: folder for rows that have to be decoded first (default: the system's for temporary files)")
     scale: str = flag("standard", "scaling of the features, fitted on the training rows", ("standard", "minmax", "none"))
     model: str = flag("mlp", "the network: mlp, softmax, or the path of a file that lists its layers, as net.toml")
     hidden: tuple[int, ...] = flag((256, 128), "mlp: widths of the hidden layers, as 512,512")
@@ -145,6 +148,10 @@ class Job:
         if not (math.isfinite(self.budget) and self.budget >= 0):
             raise UserError(f"--budget {self.budget}: is not a number of bytes a second; give one from 0 up")
         parse_target(self.target)
+        if self.memory:
+            parse_size(self.memory, "--memory")
+        elif self.scratch:
+            raise UserError(f"--scratch {self.scratch}: does nothing without --memory; give a limit, or leave it out")
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if (choices or f.metadata["plugins"]) and "," in value:

@@ -19,7 +19,8 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known
-from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
+from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of, undecodable
+from mpidml.data.streamed import Crew, StreamedTable, joined
 from mpidml.data.table import Table, check_names
 
 __all__ = ["VIEWS", "RawData", "Reading", "as_rows", "check", "check_labels", "read", "read_pair"]
@@ -33,23 +34,30 @@ _FOLDER = "mpidml.data.formats"
 MANY_CLASSES = 100
 
 
-def read(source: str, view: str = "pix", label: str | None = None, labels: str | None = None, **how: Any) -> RawData:
+def read(source: str, view: str = "pix", label: str | None = None, labels: str | None = None, crew: Crew | None = None, **how: Any) -> RawData:
     """Read and check one data set: "digits" (in one `view`), a file of a known format, a glob such as 'part-*.csv', or a folder of one format.
 
     `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column of the labels, for tables. `how`: see `Reading`.
-    x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order.
+    x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order. With a `crew` x is `Stored`.
     """
-    return _checked(source, None, labels, None, Reading(view, label, **how))
+    return _checked(source, None, labels, None, Reading(view, label, **how), crew)
 
 
 def read_pair(
-    source: str, test_source: str, view: str = "pix", label: str | None = None, labels: str | None = None, test_labels: str | None = None, **how: Any
+    source: str,
+    test_source: str,
+    view: str = "pix",
+    label: str | None = None,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    crew: Crew | None = None,
+    **how: Any,
 ) -> RawData:
     """Read training data and its test data from two sources, with one coding of labels and words (that of the training data).
 
     The test rows are the test part of `test_source` where it has one, else its only part; they replace a test part of `source`.
     """
-    return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
+    return _checked(source, test_source, labels, test_labels, Reading(view, label, **how), crew)
 
 
 def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
@@ -66,8 +74,10 @@ def given(name: str, arrays: Sequence[Any], task: str) -> RawData:
     return raw
 
 
-def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
-    train: Any = load(source, reading, labels)
+def _checked(
+    source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading, crew: Crew | None
+) -> RawData:
+    train: Any = load(source, reading, labels, crew=crew)
     if reading.task == "regress" and train.classes is not None:
         raise UserError(
             f"--task regress: the labels are words ('{train.classes[0]}') in {source}; name a column of numbers by --label, or leave it out"
@@ -79,10 +89,10 @@ def _checked(source: str, test_source: str | None, labels: str | None, test_labe
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
     if test_source is not None:
-        test: Any = load(test_source, reading, test_labels)
+        test: Any = load(test_source, reading, test_labels, crew=crew)
         alike = type(test) is type(train)
-        if isinstance(train, Table) and isinstance(test, Table):
-            check_names(test, train)
+        if alike and isinstance(train, Table | StreamedTable):
+            check_names(*(of.summary if isinstance(of, StreamedTable) else of for of in (test, train)))
         same_kind(train.classes, test.classes, source, test_source)
         if isinstance(test, Arrays) and test.test_x is not None and test.test_y is not None:
             test_x, test_y, at = test.test_x, test.test_y, test.test
@@ -121,11 +131,14 @@ def same_kind(train: list[str] | None, test: list[str] | None, source: str, test
         raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
 
 
-def load(source: str, reading: Reading, labels: str | None, known: Known | None = None) -> Contents:
-    """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view."""
+def load(source: str, reading: Reading, labels: str | None, known: Known | None = None, crew: Crew | None = None) -> Contents:
+    """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view.
+
+    With a `crew` rows are left on the disk.
+    """
     if source == "digits":
         _idle(source, reading, labels, Format())
-        return _digits(reading.view)
+        return _digits(reading.view) if crew is None else joined(source, [_digits(reading.view)], crew)
     paths, form = _files(source, formats())
     _idle(source, reading, labels, form)
     if reading.view != "pix":
@@ -136,9 +149,10 @@ def load(source: str, reading: Reading, labels: str | None, known: Known | None 
             raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
-    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in zip(paths, label_paths, strict=True)]
-    joined: Contents = type(parts[0]).joined(source, parts)
-    return joined
+    decode = form.read if crew is None else form.stream
+    parts: list[Any] = [_decode(str(path), partial(decode, path, reading.label, of, known)) for path, of in zip(paths, label_paths, strict=True)]
+    found: Contents = type(parts[0]).joined(source, parts) if crew is None else joined(source, parts, crew)
+    return found
 
 
 @cache
@@ -217,5 +231,4 @@ def _decode(source: str, decode: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail in any layer: zip, zlib, npy header, unicode, csv
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source}: the file cannot be decoded ({reason}); it is truncated, corrupt or of another format: write it again") from None
+        raise undecodable(source, error) from None

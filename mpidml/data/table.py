@@ -9,12 +9,13 @@ Categories are those of the whole training file, in sorted order. What is impute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.data.exact import ExactMean
 from mpidml.data.raw import Array, Reading
 
 MISSING = frozenset(("", "?", "NA", "NaN", "nan", "NAN"))
@@ -126,10 +127,17 @@ class Table(NamedTuple):
         columns = tuple(_joined(each, [len(part.cells) for part in parts]) for each in zip(*(part.columns for part in parts), strict=True))
         return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names, first.label)
 
-    def coding(self, reading: Reading) -> Coding:
-        """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed."""
-        rows = None if reading.train_rows is None else reading.train_rows(len(self.cells))
-        columns = tuple(self._filling(j, reading, rows) for j in range(len(self.columns)) if j != self.at)
+    def part(self, lo: int, hi: int) -> Table:
+        """Return rows [lo, hi), with all that is known of the columns; no rows: the columns alone."""
+        columns = tuple(c._replace(codes=None if c.codes is None else c.codes[lo:hi]) for c in self.columns)
+        return self._replace(cells=self.cells[lo:hi], columns=columns)
+
+    def coding(self, reading: Reading, usual: Callable[[int], float] | None = None) -> Coding:
+        """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed.
+
+        `usual(j)` returns what stands in for a missing cell of column j, where the table has not all rows itself.
+        """
+        columns = tuple(self._filling(j, reading, usual or self._usual(reading)) for j in range(len(self.columns)) if j != self.at)
         if reading.categories != Reading().categories and all(column.categories is None for column in columns):
             raise UserError(f"--categories {reading.categories}: does nothing, {self.file} has no column of words; leave it out")
         return Coding(self.file, columns, self.classes, reading, self.names, self.label, self.at)
@@ -178,7 +186,25 @@ class Table(NamedTuple):
         said = [f"{len(words)} column(s) of words became {into}"] if words else []
         return (*said, *([f"{missing} column(s) had missing values, which were imputed"] if missing else []))
 
-    def _filling(self, j: int, reading: Reading, rows: Array | None) -> Filling:
+    def seen(self, j: int, rows: Any) -> ExactMean | Array:
+        """Return what stands in column j of some rows: the mean of the numbers, or of words how often each occurs, in sorted order."""
+        column = self.columns[j]
+        if column.codes is not None:
+            order = np.argsort(np.argsort([cell.text for cell in column.words]))
+            codes = column.codes[rows]
+            return np.bincount(order[codes[codes >= 0]], minlength=len(order))
+        mean, values = ExactMean(), self.cells[rows, j]
+        mean.add(values[~np.isnan(values)])
+        return mean
+
+    def _usual(self, reading: Reading) -> Callable[[int], float]:
+        """Return what finds the mean, or the commonest word, of a column's training rows."""
+        if reading.missing != "impute":
+            return lambda j: 0.0
+        rows = slice(None) if reading.train_rows is None else reading.train_rows(len(self.cells))
+        return lambda j: usual(self.seen(j, rows))
+
+    def _filling(self, j: int, reading: Reading, usual: Callable[[int], float]) -> Filling:
         """Decide how column j is coded."""
         column = self.columns[j]
         if column.n_words and column.n_numbers:
@@ -190,15 +216,8 @@ class Table(NamedTuple):
         self._refuse_missing(column, reading)
         if not column.n_words and not column.n_numbers:
             raise UserError(f"{self.file}: column {column.name} holds no value at all; leave the column out")
-        if column.codes is not None:
-            categories = tuple(sorted(cell.text for cell in column.words))
-            order = np.argsort(np.argsort([cell.text for cell in column.words]))
-            codes = column.codes if rows is None else column.codes[rows]
-            counts = np.bincount(order[codes[codes >= 0]], minlength=len(categories))
-            return Filling(column.name, categories, float(counts.argmax()))
-        values = self.cells[:, j] if rows is None else self.cells[rows, j]
-        known = values[~np.isnan(values)] if reading.missing == "impute" else values[:0]  # test rows may have missing cells, too
-        return Filling(column.name, None, float(known.mean()) if len(known) else 0.0)
+        categories = tuple(sorted(cell.text for cell in column.words)) if column.codes is not None else None
+        return Filling(column.name, categories, usual(j))  # also where no cell is missing: in test rows one may be
 
     def _numbers(self, j: int, filling: Filling, coding: Coding) -> Array:
         """Return column j as numbers, (n,) or one-hot (n, categories); a view of the cells where nothing is to be done."""
@@ -236,6 +255,11 @@ class Table(NamedTuple):
             raise UserError(
                 f"{cell.file}: {cell.at()}, column {column.name} holds '{cell.text}', not a finite number or word; give such numbers only, or --missing impute"
             )
+
+
+def usual(seen: ExactMean | Array) -> float:
+    """Return the mean, or the commonest word's place."""
+    return seen.mean() if isinstance(seen, ExactMean) else float(seen.argmax())
 
 
 def check_names(table: Table, first: Table | Coding) -> None:

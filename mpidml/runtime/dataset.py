@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,14 @@ from mpidml.data.readers import Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
 from mpidml.data.targets import Targets
-from mpidml.runtime import scoring
+from mpidml.runtime import out_of_core, scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
+from mpidml.runtime.crew import Crew
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import categories
+from mpidml.runtime.reads import Reads
+from mpidml.runtime.scratch import Scratch
 
 ARRAYS = "arrays"
 """In place of a file's name: the data were handed in by a program."""
@@ -31,23 +35,34 @@ class Dataset(NamedTuple):
     """Scaled rows x (n, features) in the job's dtype, labels y int64 (n,); test and validation parts may be empty. Shared by all ranks of a host.
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
-    `coding`: how the rows were coded, known to the first rank of each host alone.
+    `coding`: how the rows were coded, known to the first rank of each host alone. Where rows live on the disk, x are `DiskRows`, read by `reads`.
     """
 
     name: str
-    x: Array
+    x: Any
     y: Array
-    test_x: Array
+    test_x: Any
     test_y: Array
-    val_x: Array
+    val_x: Any
     val_y: Array
     n_outputs: int
     scaler: Scaler
     targets: Targets | None = None
     notes: tuple[str, ...] = ()
     coding: Any = None
+    reads: Reads | None = None
 
-    def rows(self, of: str) -> tuple[Array, Array]:
+    @property
+    def disk_nbytes(self) -> int:
+        """The bytes of rows that live on the disk."""
+        return sum(getattr(x, "disk_nbytes", 0) for x in (self.x, self.test_x, self.val_x))
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        if self.reads is not None:
+            self.reads.close()
+
+    def rows(self, of: str) -> tuple[Any, Array]:
         """Return x and y of the "test" or the "val" rows."""
         return (self.val_x, self.val_y) if of == "val" else (self.test_x, self.test_y)
 
@@ -94,30 +109,46 @@ def on_arrays(job: Job) -> Job:
 def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Dataset:
     """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
 
-    `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    Under a limit of memory all ranks of a host read, and rows that do not fit stay on the disk. `arrays`: x, y (and test_x, test_y) in place of a
+    file; those of the first rank of each host are taken.
     """
     leads = comm.host.rank == 0
-    parts = agree(comm, lambda: _split(job, arrays) if leads else None)
-    about = None if parts is None else _about(parts)
-    name, sizes, n_features, n_outputs, dtypes, targets, notes = comm.host.bcast(about, 0)
+    crew = Crew(comm, Scratch(job.scratch, comm)) if job.memory and arrays is None else None
+    about = agree(comm, lambda: crew.run(lambda: _about(job, _split(job, None, crew), crew)) if crew else _about(job, _split(job, arrays)) if leads else None)
+    parts = None if about is None else about[0]
+    name, sizes, n_features, n_outputs, dtypes, targets, notes, disk = comm.host.bcast(about and about[1:], 0)
     n = sizes[0]
+    reads = None
+    if disk is not None:
+        for stored in disk.stored:
+            stored.scratch = crew.scratch  # type: ignore[union-attr]
+        reads = Reads(disk.portion_nbytes)
     # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
-    sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    sources = [] if disk is not None else [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    raw: Any = [source.reshape(-1, n_features) for source in sources]
+    if disk is not None and reads is not None:
+        raw = out_of_core.raw_rows(disk, [part.rows for part in parts.rows] if parts is not None else [None] * 3, comm, reads, sizes)
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
     answers = [comm.shared(size * width, kind) for size in sizes]
     if parts is not None:
-        for part, to, labels in zip(parts.rows, sources, answers, strict=True):
-            part.write(to.reshape(part.n, n_features))
+        for part, to, labels in zip(parts.rows, raw, answers, strict=True):
+            if disk is None:
+                part.write(to)
             labels[:] = part.y if targets is None else targets.scaled(part.y).ravel()
     comm.Barrier()
     # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
-    mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
+    mine = block_sums(raw[0], *block_range(n, comm.rank, comm.size))
     scaler = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
+    scaled: list[Any]
+    if disk is not None:
+        scaled = out_of_core.scaled(name, job.dtype, raw, scaler, comm)
+    else:
+        scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
-    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding)
+    coding = None if parts is None else parts.coding
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, coding, reads)
 
 
 def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
@@ -164,11 +195,11 @@ class _Parts(NamedTuple):
     coding: Any
 
 
-def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
+def _split(job: Job, arrays: Sequence[Any] | None, crew: Crew | None = None) -> _Parts:
     """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
     how |= {"label": job.label or None, "labels": job.labels or None}
-    how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
+    how |= {"train_rows": partial(_trained, job), "crew": crew}
     if arrays is not None:
         raw = given(job.data, arrays, job.task)
     elif job.test_data:
@@ -193,6 +224,11 @@ def _split(job: Job, arrays: Sequence[Any] | None) -> _Parts:
     return _Parts(raw.name, rows, int(raw.y.max()) + 1, None, raw.notes, raw.coding)
 
 
+def _trained(job: Job, n: int) -> Array:
+    """Return which of a table's rows are trained on: other files may have test rows of their own."""
+    return _cut(job, n, not job.test_data)[0]
+
+
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
     """Part n rows into those that are trained on, those held out where `tests` are to be, and those kept apart for validation."""
     kept, held = hold_out(n, job.hold_out if tests else 0.0, job.seed)
@@ -200,10 +236,17 @@ def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
     return kept[trained], held, kept[apart]
 
 
-def _about(parts: _Parts) -> tuple[Any, ...]:
-    """Return what every rank has to know of the data before they are shared."""
+def _about(job: Job, parts: _Parts, crew: Crew | None = None) -> tuple[Any, ...]:
+    """Return the parts, and what every rank has to know of them before they are shared."""
     sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
-    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes
+    disk, notes = None, parts.notes
+    if crew is not None:
+        each = 8 if parts.targets is None else parts.n_outputs * np.dtype(job.dtype).itemsize
+        disk, note = out_of_core.decide(job, parts.rows, sum(sizes) * each, crew.scratch, crew.host.size)
+        notes = (*notes, note)
+    elif job.memory:
+        notes = (*notes, f"--memory {job.memory}: does nothing, the data are arrays of a program, in memory already")
+    return parts, parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, notes, disk
 
 
 def check_room(source: str, dtype: str, *parts: Part) -> None:

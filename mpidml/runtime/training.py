@@ -41,6 +41,7 @@ class Training:
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
         self.loss_factor = scoring.loss_factor(net, self.data.targets)
+        self.feed = self._feed() if hasattr(self.data.x, "feed") else None
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.salt_epoch, self.scored_epoch = -1, 0
@@ -69,7 +70,7 @@ class Training:
             return (), (0.0, 0.0, *measured)
         g, lease = self._gradient(report)
         self.running = lease if strategy.early else None
-        loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report) * self.loss_factor
+        loss = self._sum_up(rows, turn.block, w, g, turn.weight / self.sampler.batch_size(batch), report) * self.loss_factor
         if self.slowdown is not None:
             self.step_seconds = time.perf_counter() - started
         if strategy.early:
@@ -97,17 +98,32 @@ class Training:
             self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
         return found
 
-    def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
+    def _feed(self) -> Any:
+        """Return what reads the rows of this worker's blocks ahead; which block a free worker is given next can only be guessed."""
+        n, last = self.strategy.n_workers, self.strategy.n_clocks * self.strategy.n_workers
+        sure = self.job.assign == "static" or n == 1
+
+        def rows_of(block: int) -> Array:
+            return self.sampler.indices(*divmod(block, n))  # type: ignore[no-any-return]
+
+        return self.data.x.feed(rows_of, lambda block: block + n if block + n < last else None, -(-self.job.batch // n), sure)
+
+    def _sum_up(self, rows: Array, block: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
 
         A part has 1 / accumulate of the rows, rounded up or down, and the activations have room for the larger.
         Only while the last part is computed anything becomes final.
         """
         loss, n_parts = 0.0, min(self.job.accumulate, rows.size)
+        fed = None if self.feed is None else self.feed.block(block)
         for part in range(n_parts):
-            own = rows[rows.size * part // n_parts : rows.size * (part + 1) // n_parts]
+            lo, hi = rows.size * part // n_parts, rows.size * (part + 1) // n_parts
+            own = rows[lo:hi]
             step = self.net.bind(own.size, w, self.summand if part else g)
-            self.data.x.take(own, 0, step.x, "clip")
+            if fed is None:
+                self.data.x.take(own, 0, step.x, "clip")
+            else:
+                step.x[...] = fed[lo:hi]
             if self.data.targets is not None:
                 self.data.y.take(own, 0, step.targets, "clip")
             else:
@@ -115,7 +131,7 @@ class Training:
                 step.load_labels()
             if self.net.random:
                 step.ids[:] = own
-                step.salt[0] = self._salt(batch // self.sampler.clocks_per_epoch)
+                step.salt[0] = self._salt(block // self.strategy.n_workers // self.sampler.clocks_per_epoch)
             whole = n_parts == 1 or report is None
             loss += step.run(scale, report if whole else self._adding(g, part, part == n_parts - 1, report))
             if part and whole:

@@ -65,8 +65,11 @@ def train(
     """
     with given_or_all(comm) as ranks:
         run = Run(job, ranks, quiet, write, brief, data)
-        run.drive()
-        return run.end(keep)
+        try:
+            run.drive()
+            return run.end(keep)
+        finally:
+            run.data.close()
 
 
 class Run:

@@ -36,6 +36,13 @@ class Format:
         """
         raise NotImplementedError
 
+    def stream(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Any:
+        """Open one file without reading its rows: `Arrays` whose x is `Stored` or `Decoded`, or what yields a table or sparse rows piece by piece.
+
+        Pieces have `pieces() -> list[Piece]` and `parts(piece)`, which yields their rows in portions; see `streamed`.
+        """
+        raise UserError(f"{path}: files of this format are read whole; leave out --memory, or write it as .npy, HDF5, Parquet or CSV")
+
     def data_files(self, paths: Sequence[Path]) -> list[Path]:
         """Return those of a folder's files of this format that hold rows to train on."""
         return list(paths)
