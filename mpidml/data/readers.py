@@ -20,7 +20,7 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known
 from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of, undecodable
-from mpidml.data.streamed import Crew, StreamedTable, joined
+from mpidml.data.streamed import Crew, StreamedTable, joined, lies_open
 from mpidml.data.table import Table, check_names
 
 __all__ = ["VIEWS", "RawData", "Reading", "as_rows", "check", "check_labels", "read", "read_pair"]
@@ -134,11 +134,11 @@ def same_kind(train: list[str] | None, test: list[str] | None, source: str, test
 def load(source: str, reading: Reading, labels: str | None, known: Known | None = None, crew: Crew | None = None) -> Contents:
     """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view.
 
-    With a `crew` rows are left on the disk.
+    With a `crew` rows are left on the disk: all of them if it has a scratch file, else those that lie there as they are.
     """
     if source == "digits":
         _idle(source, reading, labels, Format())
-        return _digits(reading.view) if crew is None else joined(source, [_digits(reading.view)], crew)
+        return _digits(reading.view) if crew is None or crew.scratch is None else joined(source, [_digits(reading.view)], crew)
     paths, form = _files(source, formats())
     _idle(source, reading, labels, form)
     if reading.view != "pix":
@@ -149,9 +149,13 @@ def load(source: str, reading: Reading, labels: str | None, known: Known | None 
             raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
-    decode = form.read if crew is None else form.stream
-    parts: list[Any] = [_decode(str(path), partial(decode, path, reading.label, of, known)) for path, of in zip(paths, label_paths, strict=True)]
-    found: Contents = type(parts[0]).joined(source, parts) if crew is None else joined(source, parts, crew)
+    pairs = list(zip(paths, label_paths, strict=True))
+    if crew is not None and (crew.scratch is not None or form.lies_open):
+        streams = [_decode(str(path), partial(form.stream, path, reading.label, of, known)) for path, of in pairs]
+        if crew.scratch is not None or all(map(lies_open, streams)):
+            return joined(source, streams, crew)  # type: ignore[no-any-return]
+    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in pairs]
+    found: Contents = type(parts[0]).joined(source, parts)
     return found
 
 

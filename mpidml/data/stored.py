@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from mpidml.core.errors import UserError
 
 Array = np.ndarray[Any, Any]
 MOST_PIECES = 512
@@ -172,11 +171,21 @@ def matrix_in(path: str, offset: int, shape: tuple[int, ...], dtype: Any, file_n
     return Stored([Segment(path, offset, shape[0] if shape else 0, dtype.str)], shape)
 
 
-def npy_header(stream: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the header of an array in NumPy's format; UserError for one that is stored column by column."""
+def by_columns(path: str, offset: int, shape: tuple[int, ...], dtype: Any) -> Decoded:
+    """Return the rows of an array that lies in a file column by column: a block takes a piece of each column."""
+    step = rows_at_once(prod(shape[1:]) * np.dtype(dtype).itemsize, 16 * BLOCK_NBYTES)
+    pieces = [(lo, min(lo + step, shape[0])) for lo in range(0, shape[0], step)]
+    return Decoded(path, shape, dtype, pieces, partial(_mapped, path, offset, shape, dtype))
+
+
+def _mapped(path: str, offset: int, shape: tuple[int, ...], dtype: Any, lo: int, hi: int) -> Iterator[Array]:
+    """Map the file for one block, and let it go: mapped pages count as memory."""
+    yield np.array(np.memmap(path, dtype, "r", offset, shape, "F")[lo:hi])
+
+
+def npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Read the header of an array in NumPy's format: its shape, its type, whether it lies row by row."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    if fortran and len(shape) > 1:
-        raise UserError(f"{path}: its array lies column by column, and rows cannot be read from it one by one; write it again by numpy.ascontiguousarray")
-    return shape, dtype
+    return shape, dtype, not fortran or len(shape) < 2

@@ -35,9 +35,9 @@ class Scratch(Protocol):
 
 
 class Crew(Protocol):
-    """See above."""
+    """See above; without a scratch file rows can only stay where they are."""
 
-    scratch: Scratch
+    scratch: Any
 
     def share(self, function: Any, items: Sequence[Any], *arguments: Any) -> list[Any]: ...
 
@@ -63,6 +63,11 @@ def joined(source: str, parts: Sequence[Any], crew: Crew) -> Any:
     if not summaries or isinstance(summaries[0][1], SparseRows):
         return StreamedSparse(source, parts, items, summaries, crew)
     return StreamedTable(source, items, summaries, crew)
+
+
+def lies_open(part: Any) -> bool:
+    """Whether the rows of a file can be read at will as they are."""
+    return isinstance(part, Arrays) and isinstance(part.x, Stored) and (part.test_x is None or isinstance(part.test_x, Stored))
 
 
 def stored(x: Any, crew: Crew) -> Any:

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class Crew:
     """The ranks of this host and their scratch file; see `data.streamed` for what is shared out."""
 
-    def __init__(self, comm: CountedComm, scratch: Scratch) -> None:
+    def __init__(self, comm: CountedComm, scratch: Scratch | None) -> None:
+        """No scratch file: only rows that lie on the disk already can be left there."""
         self.host, self.scratch = comm.host, scratch
 
     def run(self, function: Callable[[], T]) -> T | None:
@@ -52,7 +53,7 @@ class Crew:
         return self.host.gather((value, error), 0)
 
 
-def _here(argument: Any, scratch: Scratch) -> Any:
+def _here(argument: Any, scratch: Scratch | None) -> Any:
     """Let rows in the scratch file be read by this rank's own opening of it."""
     if hasattr(argument, "segments"):
         argument.scratch = scratch

@@ -17,6 +17,7 @@ from mpidml.core.target import parse_target
 from mpidml.data.readers import Reading, given, read, read_pair
 from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
 from mpidml.data.split import hold_out
+from mpidml.data.stored import Stored
 from mpidml.data.targets import Targets
 from mpidml.runtime import out_of_core, scoring
 from mpidml.runtime.agree import agree
@@ -113,21 +114,16 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     file; those of the first rank of each host are taken.
     """
     leads = comm.host.rank == 0
-    crew = Crew(comm, Scratch(job.scratch, comm)) if job.memory and arrays is None else None
+    crew = Crew(comm, Scratch(job.scratch, comm) if job.memory else None) if arrays is None else None
     about = agree(comm, lambda: crew.run(lambda: _about(job, _split(job, None, crew), crew)) if crew else _about(job, _split(job, arrays)) if leads else None)
     parts = None if about is None else about[0]
     name, sizes, n_features, n_outputs, dtypes, targets, notes, disk = comm.host.bcast(about and about[1:], 0)
-    n = sizes[0]
-    reads = None
-    if disk is not None:
-        for stored in disk.stored:
-            stored.scratch = crew.scratch  # type: ignore[union-attr]
-        reads = Reads(disk.portion_nbytes)
+    n, reads = sizes[0], None if disk is None else Reads(disk.portion_nbytes)
     # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
     sources = [] if disk is not None else [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
     raw: Any = [source.reshape(-1, n_features) for source in sources]
-    if disk is not None and reads is not None:
-        raw = out_of_core.raw_rows(disk, [part.rows for part in parts.rows] if parts is not None else [None] * 3, comm, reads, sizes)
+    if disk is not None and crew is not None and reads is not None:
+        raw = out_of_core.raw_rows(disk, [part.rows for part in parts.rows] if parts is not None else [None] * 3, crew, comm, reads, sizes)
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
     answers = [comm.shared(size * width, kind) for size in sizes]
     if parts is not None:
@@ -142,12 +138,16 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     scaled: list[Any]
     if disk is not None:
         scaled = out_of_core.scaled(name, job.dtype, raw, scaler, comm)
+        if not disk.stays:
+            scaled, reads = [out_of_core.brought_in(rows, comm) for rows in scaled], None
     else:
         scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
     coding = None if parts is None else parts.coding
+    if reads is not None:
+        reads.forget()
     return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, coding, reads)
 
 
@@ -239,14 +239,14 @@ def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
 def _about(job: Job, parts: _Parts, crew: Crew | None = None) -> tuple[Any, ...]:
     """Return the parts, and what every rank has to know of them before they are shared."""
     sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
-    disk, notes = None, parts.notes
-    if crew is not None:
+    disk, notes = None, list(parts.notes)
+    if crew is not None and all(isinstance(part.x, Stored) for part in parts.rows):
         each = 8 if parts.targets is None else parts.n_outputs * np.dtype(job.dtype).itemsize
-        disk, note = out_of_core.decide(job, parts.rows, sum(sizes) * each, crew.scratch, crew.host.size)
-        notes = (*notes, note)
+        disk = out_of_core.decide(job, parts.rows, sum(sizes) * each, crew)
+        notes += disk.notes
     elif job.memory:
-        notes = (*notes, f"--memory {job.memory}: does nothing, the data are arrays of a program, in memory already")
-    return parts, parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, notes, disk
+        notes.append(f"--memory {job.memory}: does nothing, the data are arrays of a program, in memory already")
+    return parts, parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, tuple(notes), disk
 
 
 def check_room(source: str, dtype: str, *parts: Part) -> None:

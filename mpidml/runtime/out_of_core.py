@@ -1,6 +1,6 @@
 """Decide which rows stay on the disk under a limit of memory, and how much is read ahead.
 
-    limit >= source + scaled + labels of all rows      in memory, as without a limit
+    no limit, or limit >= scaled rows + labels         scaled rows in shared memory, each rank reads its share of them from the disk
     else                                               labels and row numbers in shared memory; each worker two portions of rows, read ahead
 """
 
@@ -19,6 +19,7 @@ from mpidml.data.scaling import BLOCK, Scaler
 from mpidml.data.stored import BLOCK_NBYTES, Stored
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.crew import Crew
 from mpidml.runtime.disk_rows import DiskRows
 from mpidml.runtime.reads import Reads
 
@@ -29,43 +30,48 @@ PLACES = 4
 
 
 class Disk(NamedTuple):
-    """What the first rank of a host says of rows that stay on the disk: where each part's rows lie, the bytes read ahead at once, and the notes."""
+    """Where each part's rows lie on the disk, whether they stay there, the bytes read ahead at once, and what is told of it."""
 
     stored: tuple[Stored, ...]
-    portion_nbytes: int
-    notes: tuple[str, ...]
+    stays: bool
+    portion_nbytes: int = PORTION_NBYTES
+    notes: tuple[str, ...] = ()
 
 
-def decide(job: Job, parts: Sequence[Any], answers_nbytes: int, scratch: Any, n_ranks: int) -> tuple[Disk | None, str]:
-    """Return what stays on the disk, None where nothing has to, and a note; UserError where not even one batch fits the limit.
+def decide(job: Job, parts: Sequence[Any], answers_nbytes: int, crew: Crew) -> Disk:
+    """Return what is to be done with rows on the disk; UserError where not even one batch of them fits the limit.
 
-    `parts`: those of the data set, whose x is `Stored`; answers_nbytes: what labels or targets take; n_ranks: those of this host.
+    `parts`: those of the data set, whose x is `Stored`; answers_nbytes: what labels or targets take.
     """
-    limit, width, item = parse_size(job.memory, "--memory"), parts[0].x.width, np.dtype(job.dtype).itemsize
-    whole = sum(part.n * width * (part.dtype.itemsize + item) for part in parts) + answers_nbytes
-    if whole <= limit:
-        return None, f"--memory {job.memory}: the data take {size_words(whole)} and fit"
-    fixed = answers_nbytes + sum(8 * part.n for part in parts if part.rows is not None)
+    stored = tuple(part.x for part in parts)
+    if not job.memory:
+        return Disk(stored, False)
+    limit, width, item, n_ranks = parse_size(job.memory, "--memory"), stored[0].width, np.dtype(job.dtype).itemsize, crew.host.size
+    n = sum(part.n for part in parts)
+    numbers = sum(8 * part.n for part in parts if part.rows is not None)
     block = -(-job.batch // n_ranks) * width * item
     # Reading takes a block as it lies there and the same in float64; fitting the scaling takes a block of its own.
     work = 4 * BLOCK_NBYTES + 2 * 8 * min(BLOCK, parts[0].n) * width
-    least = fixed + n_ranks * (PLACES * block + work)
+    if (whole := n * width * item + answers_nbytes + numbers + n_ranks * work) <= limit:
+        return Disk(stored, False, notes=(f"--memory {job.memory}: the rows take {size_words(whole)} and are in memory",))
+    least = answers_nbytes + numbers + n_ranks * (PLACES * block + work)
     if limit < least:
         raise UserError(
             f"--memory {job.memory}: labels, a batch of {job.batch} rows read ahead, and what reading them takes need {size_words(least)} on"
             f" {n_ranks} rank(s) of a host; give at least that"
         )
     portion = max(block, min(PORTION_NBYTES, block + (limit - least) // n_ranks // PLACES))
-    nbytes = sum(part.n * width * part.dtype.itemsize for part in parts)
-    where = f"{size_words(scratch.used)} of them in a scratch file in {scratch.folder}" if scratch.used else "where they are"
-    note = f"--memory {job.memory}: {size_words(nbytes)} of rows stay on the disk, {where}, read {size_words(portion)} at a time"
-    return Disk(tuple(part.x for part in parts), portion, (note,)), note
+    assert crew.scratch is not None
+    nbytes, used = sum(part.n * width * part.dtype.itemsize for part in parts), crew.scratch.used
+    where = f"{size_words(used)} in a scratch file in {crew.scratch.folder}" if used else "where they are"
+    return Disk(stored, True, portion, (f"--memory {job.memory}: {size_words(nbytes)} of rows stay on the disk, {where}, read {size_words(portion)} at a time",))
 
 
-def raw_rows(disk: Disk, numbers: Sequence[Array | None], comm: CountedComm, reads: Reads, sizes: Sequence[int]) -> list[DiskRows]:
+def raw_rows(disk: Disk, numbers: Sequence[Array | None], crew: Crew, comm: CountedComm, reads: Reads, sizes: Sequence[int]) -> list[DiskRows]:
     """Return each part's rows as they lie on the disk; `numbers` are those of the first rank of each host (Collective on the host's ranks)."""
     found = []
     for stored, own, n in zip(disk.stored, numbers, sizes, strict=True):
+        stored.scratch = crew.scratch
         of: range | Array = range(n)
         if comm.host.bcast(own is not None, 0):
             of = comm.shared(n, np.int64)
@@ -74,6 +80,17 @@ def raw_rows(disk: Disk, numbers: Sequence[Array | None], comm: CountedComm, rea
         found.append(DiskRows(stored, of, None, stored.dtype, reads))
     comm.host.Barrier()
     return found
+
+
+def brought_in(rows: DiskRows, comm: CountedComm) -> Array:
+    """Return rows in shared memory, each rank of the host reading its share (Collective on the host's ranks)."""
+    x = comm.shared(len(rows) * rows.shape[1], rows.dtype).reshape(rows.shape)
+    lo, hi = (len(rows) * r // comm.host.size for r in (comm.host.rank, comm.host.rank + 1))
+    rows.read(np.arange(lo, hi), x[lo:hi])
+    comm.host.Barrier()
+    if not isinstance(rows.numbers, range):
+        comm.unshare(rows.numbers)
+    return x
 
 
 def scaled(name: str, dtype: str, raw: Sequence[DiskRows], scaler: Scaler, comm: CountedComm) -> list[DiskRows]:

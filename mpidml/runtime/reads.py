@@ -52,6 +52,11 @@ class Reads:
         self.n_early += 1
         return found
 
+    def forget(self) -> None:
+        """Count from 0: what comes now is the run."""
+        self.read_seconds = self.wait_seconds = 0.0
+        self.n_early = self.n_late = 0
+
     def close(self) -> None:
         """End the thread."""
         if self._thread is not None:

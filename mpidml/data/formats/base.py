@@ -28,6 +28,7 @@ class Format:
     endings: ClassVar[tuple[str, ...]] = ()
     is_table: ClassVar[bool] = False  # has named columns, one of which is the label
     takes_labels: ClassVar[bool] = False  # labels lie in a file of their own
+    lies_open: ClassVar[bool] = False  # a file may hold its rows as they are, one after the other
 
     def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Contents:
         """Read one file; `label` names the label's column of a table, `labels` the file of the labels.

@@ -17,6 +17,7 @@ class Hdf5(Format):
     """`.h5` and `.hdf5`, by h5py."""
 
     endings = (".h5", ".hdf5")
+    lies_open = True
 
     def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         h5py = package("h5py", path)

@@ -30,6 +30,7 @@ class Idx(Format):
 
     endings = tuple(f"{name}{packed}" for name in (*NAMES, ".idx") for packed in ("", ".gz"))
     takes_labels = True
+    lies_open = True
 
     def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
         return self._arrays(path, labels, known, read_idx)

@@ -11,13 +11,14 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Format, Known
-from mpidml.data.stored import Stored, matrix_in, npy_header
+from mpidml.data.stored import Decoded, Stored, by_columns, matrix_in, npy_header
 
 
 class Npy(Format):
     """`.npy`: labels by --labels, else beside `x.npy` in `y.npy` (x_train.npy in y_train.npy); rows are read when they are copied, not before."""
 
     endings = (".npy",)
+    lies_open = True
     takes_labels = True
 
     def read(self, path: Path, label: str | None = None, labels: Path | None = None, known: Known | None = None) -> Arrays:
@@ -44,8 +45,9 @@ def _arrays(path: Path, labels: Path | None, known: Known | None, rows: Callable
     return Arrays(str(path), as_matrix(x, f"{path}: the array"), y)
 
 
-def _where(path: Path) -> Stored:
+def _where(path: Path) -> Stored | Decoded:
     """Return the array where it lies."""
     with path.open("rb") as file:
-        shape, dtype = npy_header(file, str(path))
-        return matrix_in(str(path), file.tell(), shape, dtype, path.stat().st_size)
+        shape, dtype, in_rows = npy_header(file)
+        found = matrix_in(str(path), file.tell(), shape, dtype, path.stat().st_size)
+        return found if in_rows else by_columns(str(path), file.tell(), shape, dtype)
