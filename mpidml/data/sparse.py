@@ -15,6 +15,8 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.raw import Array, Reading
 
+NO_ROWS = "the file holds no rows; give lines of a label and index:value pairs"
+
 
 class Line(NamedTuple):
     """A line of a file (from 1), and an index that stands there."""
@@ -63,7 +65,7 @@ class SparseRows(NamedTuple):
     def refuse_empty(self) -> None:
         """Refuse a file without rows, or without a pair."""
         if not len(self.labels):
-            raise UserError(f"{self.file}: the file holds no rows; give lines of a label and index:value pairs")
+            raise UserError(f"{self.file}: {NO_ROWS}")
         if self.highest.feature < 0:
             raise UserError(f"{self.file}: no row holds an index:value pair; give at least one feature")
 

@@ -246,9 +246,9 @@ class StreamedSparse:
     def __init__(self, source: str, files: Sequence[Any], items: Sequence[Item], summaries: Sequence[tuple[Any, SparseRows, bool]], crew: Crew) -> None:
         for file in files:
             found = [summary for of, summary, _ in summaries if of == file]
-            if not found or max(summary.highest.feature for summary in found) < 0:
-                kind = "no rows; give lines of a label and index:value pairs" if not found else "no index:value pair; give at least one feature"
-                raise UserError(f"{file.path}: the file holds {kind}")
+            if not found:
+                raise UserError(f"{file.path}: {sparse.NO_ROWS}")
+            SparseRows.joined(found[0].file, found).refuse_empty()
         self.items, self.crew = items, crew
         self.n = items[-1].row + items[-1].piece.n
         self.summary = SparseRows.joined(source, [summary for _, summary, _ in summaries])

@@ -139,7 +139,7 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     if disk is not None:
         scaled = out_of_core.scaled(name, job.dtype, raw, scaler, comm)
         if not disk.stays:
-            scaled, reads = [out_of_core.brought_in(rows, comm) for rows in scaled], None
+            scaled = [out_of_core.brought_in(rows, comm) for rows in scaled]
     else:
         scaled = [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)]
     if targets is not None:
@@ -147,8 +147,8 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None) -> Da
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
     coding = None if parts is None else parts.coding
     if reads is not None:
-        reads.forget()
-    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, coding, reads)
+        reads.begin()
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, coding, reads if disk is not None and disk.stays else None)
 
 
 def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:

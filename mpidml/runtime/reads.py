@@ -19,9 +19,9 @@ from mpidml.core.role import Array
 
 
 class Reads:
-    """The reads of one rank. Without `ahead` all are made when they are wanted. `portion_nbytes`: what is read ahead at once."""
+    """The reads of one rank. Until they `begin`, all are made when they are wanted. `portion_nbytes`: what is read ahead at once."""
 
-    def __init__(self, portion_nbytes: int, ahead: bool = True) -> None:
+    def __init__(self, portion_nbytes: int, ahead: bool = False) -> None:
         self.portion_nbytes, self.ahead = portion_nbytes, ahead
         self.read_seconds = self.wait_seconds = 0.0
         self.n_early = self.n_late = 0  # portions that were read ahead; reads at once
@@ -52,10 +52,9 @@ class Reads:
         self.n_early += 1
         return found
 
-    def forget(self) -> None:
-        """Count from 0: what comes now is the run."""
-        self.read_seconds = self.wait_seconds = 0.0
-        self.n_early = self.n_late = 0
+    def begin(self) -> None:
+        """Read ahead from now on, and count from 0."""
+        self.ahead, self.read_seconds, self.wait_seconds, self.n_early, self.n_late = True, 0.0, 0.0, 0, 0
 
     def close(self) -> None:
         """End the thread."""
