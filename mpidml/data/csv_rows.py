@@ -18,7 +18,7 @@ from mpidml.core.errors import UserError
 from mpidml.data.decimals import parse
 from mpidml.data.raw import Array
 
-BLOCK_NBYTES = 1 << 20
+BLOCK_NBYTES = 1 << 18
 ROWS_AT_ONCE = 4096
 _COMMA, _END = b",\n"
 

@@ -20,7 +20,7 @@ from mpidml.data.formats.base import Format, Known, opened
 from mpidml.data.raw import Array
 from mpidml.data.sparse import Line, SparseRows
 
-BLOCK_NBYTES = 1 << 20
+BLOCK_NBYTES = 1 << 18
 MOST_INDEX = 2**31 - 1
 _BLANK = np.zeros(256, bool)
 _BLANK[[9, 10, 11, 12, 13, 32]] = True
