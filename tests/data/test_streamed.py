@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError
-from mpidml.data import csv_rows
-from mpidml.data.formats import svmlight as svmlight_format
+from mpidml.data import csv_rows, streamed
+from mpidml.data.formats import csv, hdf5, idx, svmlight
+from mpidml.data.formats import npz as npz_format
 from mpidml.data.readers import read, read_pair
 from tests.data.written import NAMES, WRITERS, npy, npz, parquet, text
-
-FOLDER = WRITERS.keys()
 
 
 class Paper:
@@ -56,12 +55,11 @@ class Team:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut text into many pieces."""
-    monkeypatch.setattr(csv_rows, "BLOCK_NBYTES", 300)
-    monkeypatch.setattr(svmlight_format, "BLOCK_NBYTES", 300)
-    from mpidml.data.formats import csv
-
-    monkeypatch.setattr(csv, "BLOCK_NBYTES", 300)
+    """Cut text into many pieces, and rows into portions of three."""
+    for module in (csv_rows, csv, svmlight):
+        monkeypatch.setattr(module, "BLOCK_NBYTES", 300)
+    for module in (streamed, hdf5, idx, npz_format):
+        monkeypatch.setattr(module, "rows_at_once", lambda row_nbytes: 3)
 
 
 def first_half(n: int) -> np.ndarray:
