@@ -65,6 +65,12 @@ class Job:
     validate: float = flag(
         0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)", groups="data fixed one"
     )
+    memory: str = flag(
+        "", "bytes that the data may take in the memory of a host, as 512M or 2G; what is more stays on the disk (default: no limit)", groups="one"
+    )
+    scratch: str = flag(
+        "", "with --memory: folder for rows that have to be decoded first (default: the system's for temporary files)", groups="one"
+    )
     scale: str = flag(
         "standard", "scaling of the features, fitted on the training rows; sparse ones stay sparse under maxabs (largest absolute value 1) and none",
         ("standard", "minmax", "maxabs", "none"), groups="fixed",

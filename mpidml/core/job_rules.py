@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
+from mpidml.core.sizes import parse_size
 from mpidml.core.target import parse_target
 
 
@@ -33,6 +34,10 @@ def check(job: Job) -> Job:
     if not (math.isfinite(job.budget) and job.budget >= 0):
         raise UserError(f"--budget {job.budget}: is not a number of bytes a second; give one from 0 up")
     parse_target(job.target)
+    if job.memory:
+        parse_size(job.memory, "--memory")
+    elif job.scratch:
+        raise UserError(f"--scratch {job.scratch}: does nothing without --memory; give a limit, or leave it out")
     for f in fields(job):
         value, choices = getattr(job, f.name), f.metadata["choices"]
         if (choices or f.metadata["plugins"]) and "," in value:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.data.raw import Reading, check_part, is_amount, targets_of
+from mpidml.data.stored import Stored
 
 Array = np.ndarray[Any, Any]
 NAMES = ("x", "y", "x_train", "y_train", "x_test", "y_test")
@@ -19,9 +20,9 @@ class Arrays(NamedTuple):
     part and the names of its arrays, for messages."""
 
     file: str
-    x: Array
+    x: Any
     y: Any
-    test_x: Array | None = None
+    test_x: Any = None
     test_y: Array | None = None
     test: tuple[str, str, str] | None = None
 
@@ -46,7 +47,7 @@ class Arrays(NamedTuple):
                 raise UserError(f"{part.file}: its rows have {_widths(here)}, those of {first.file} have {_widths(there)}; give all files the same")
             y = targets_of(part.y, f"{part.file}, y") if is_amount(part.y) or part.y.ndim == 2 else part.y
             check_part(part.file, "x", part.x, "y", y)
-        return Arrays(name, np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))
+        return Arrays(name, _stacked([part.x for part in parts]), np.concatenate([part.y for part in parts]))
 
     @classmethod
     def _without_labels(cls, name: str, parts: Sequence[Arrays]) -> Arrays:
@@ -55,7 +56,7 @@ class Arrays(NamedTuple):
             if part.x.shape[1] != first.x.shape[1] or (part.y is None) != (first.y is None):
                 here, there = (f"{p.x.shape[1]} features and {'no labels' if p.y is None else 'labels'}" for p in (part, first))
                 raise UserError(f"{part.file}: has {here}, {first.file} has {there}; give all files the same")
-        return cls(name, np.concatenate([part.x for part in parts]), None)
+        return cls(name, _stacked([part.x for part in parts]), None)
 
     def coding(self, reading: Reading) -> None:
         """Nothing is coded: arrays are numbers."""
@@ -69,11 +70,15 @@ class Arrays(NamedTuple):
         return ()
 
 
+def _stacked(parts: Sequence[Any]) -> Any:
+    return Stored.joined(parts) if isinstance(parts[0], Stored) else np.concatenate(parts)
+
+
 def _widths(of: tuple[int, ...]) -> str:
     return f"{of[0]} features" + (f" and {of[1]} targets" if len(of) > 1 else "")
 
 
-def from_names(file: str, found: Collection[str], get: Callable[[str], Array], later: bool = False) -> Arrays:
+def from_names(file: str, found: Collection[str], get: Callable[[str], Any], later: bool = False) -> Arrays:
     """Choose arrays by their names: x, y or x_train, y_train (and x_test, y_test); images are flattened to rows. `get` decodes one array.
 
     `later`: they are rows for a run that has learnt, the test part where there is one, and may have no labels.
@@ -95,7 +100,7 @@ def from_names(file: str, found: Collection[str], get: Callable[[str], Array], l
     return Arrays(file, x, y, as_matrix(get(test[0]), f"{file}: {test[0]}"), get(test[1]), (file, test[0], test[1]))
 
 
-def as_matrix(x: Array, where: str) -> Array:
+def as_matrix(x: Any, where: str) -> Any:
     """Return rows (n, features), images flattened; UserError for fewer than two dimensions."""
     if x.ndim < 2:
         raise UserError(f"{where} has shape {x.shape}; give rows (n, features) or images (n, height, width)")

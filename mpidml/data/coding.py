@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.data import sparse, table
+from mpidml.data import columns, sparse, table
 from mpidml.data.arrays import Arrays
 from mpidml.data.learnt import Learnt, picked
 from mpidml.data.learnt import check as check_heads
@@ -100,7 +100,7 @@ def read_later(source: str, labels: str | None, known: Known, wants_labels: bool
     reading = known.reading._replace(unseen=unseen or known.reading.unseen)
     _refuse_unseen(known, unseen)
     n, k = known.n_features, known.n_outputs if known.task == "regress" else sum(len(of.columns) for of in known.heads) or 1
-    of_table = known.coding.known if isinstance(known.coding, table.Coding) else table.Known((), (), tuple(range(n, n + k)), n)
+    of_table = known.coding.known if isinstance(known.coding, table.Coding) else columns.Known((), (), tuple(range(n, n + k)), n)
     own = Reading(reading.view if source == "digits" else Reading().view, task=reading.task, unseen=unseen or Reading().unseen)
     contents: Any = load(source, own, labels, of_table)
     has_labels = contents.y is not None if isinstance(contents, Arrays) else not isinstance(contents, table.Table) or bool(contents.at)

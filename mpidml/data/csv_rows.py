@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mpidml.core.errors import UserError
 from mpidml.data.decimals import parse
 from mpidml.data.raw import Array
 
-BLOCK_NBYTES = 1 << 20
+BLOCK_NBYTES = 1 << 18
 ROWS_AT_ONCE = 4096
 _COMMA, _END = b",\n"
 
@@ -81,9 +81,47 @@ def head(stream: IO[bytes]) -> tuple[list[list[str]], int, Iterator[bytes]]:
     return [row for _, row in rows], rows[0][0] if rows else 0, chain([first], blocks)
 
 
-def batches(file: str, blocks: Iterator[bytes], width: int, skipped: int) -> Iterator[Rows | Span]:
-    """Yield the rows below the first `skipped` lines; UserError for one that has not `width` cells."""
-    line, n = 1, 0
+class Piece(NamedTuple):
+    """What can be read by itself of a file of lines: `nbytes` from byte `offset` on (-1: to the end), where row `row` stands in line `line`; n rows."""
+
+    offset: int
+    nbytes: int
+    line: int
+    row: int
+    n: int
+
+
+def pieces(stream: IO[bytes], skipped: int) -> list[Piece]:
+    """Cut a table into pieces of whole lines, without a look at its cells; a quote may hold a line's end, and from there on one piece is the rest.
+
+    `skipped`: lines of the header.
+    """
+    found: list[Piece] = []
+    offset, line, row = 0, 1, 0
+    blocks = line_blocks(stream, BLOCK_NBYTES)
+    for block in blocks:
+        if b'"' in block:
+            text = (io.StringIO(each.decode(), newline="") for each in chain([block], blocks))
+            reader = csv.reader(chain.from_iterable(text))
+            n = sum(1 for cells in reader if cells and reader.line_num > (skipped if line == 1 else 0))
+            return [*found, Piece(offset, -1, line, row, n)]
+        n = _count(block) - (skipped > 0 and line == 1)
+        found.append(Piece(offset, len(block), line, row, n))
+        offset, line, row = offset + len(block), line + block.count(b"\n"), row + n
+    return found
+
+
+def _count(block: bytes) -> int:
+    """Count the lines that are not empty."""
+    text = block.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n") if b"\r" in block else block.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in text:
+        return sum(1 for cells in csv.reader(io.StringIO(text.decode(), newline="")) if cells)
+    ends = np.flatnonzero(np.frombuffer(text if text.endswith(b"\n") else text + b"\n", np.uint8) == _END)
+    return int((np.diff(ends, prepend=-1) > 1).sum())
+
+
+def batches(file: str, blocks: Iterator[bytes], width: int, skipped: int, line: int = 1, n: int = 0) -> Iterator[Rows | Span]:
+    """Yield the rows below the first `skipped` lines; UserError for one that has not `width` cells. `line`, `n`: line and row where the blocks begin."""
     for block in blocks:
         if b'"' in block:
             rest = (io.StringIO(each.decode(), newline="") for each in chain([block], blocks))

@@ -124,6 +124,12 @@ def is_amount(y: Array) -> bool:
     return y.dtype.kind == "f" and bool((np.isfinite(y) & (y != np.floor(y))).any())
 
 
+def undecodable(source: str, error: Exception) -> UserError:
+    """Return what is told of a file in which a decoder has failed."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{source}: the file cannot be decoded ({reason}); it is truncated, corrupt or of another format: write it again")
+
+
 def check_part(name: str, x_name: str, x: Any, y_name: str, y: Array) -> None:
     """Refuse rows and labels (targets, where they are floats (n, k)) that do not fit each other or are not finite, naming the first bad place."""
     if x.dtype.kind not in "biuf":
@@ -135,7 +141,7 @@ def check_part(name: str, x_name: str, x: Any, y_name: str, y: Array) -> None:
     if 0 in x.shape:
         raise UserError(f"{name}: {x_name} is empty, shape {x.shape}; give at least one row and one feature")
     if x.dtype.kind == "f":
-        place = _sparse_fault(x) if hasattr(x, "indptr") else _fault(x)
+        place = x.fault if hasattr(x, "fault") else _sparse_fault(x) if hasattr(x, "indptr") else _fault(x)
         if place is not None:
             raise UserError(f"{name}: {x_name} holds {x[place]} in row {place[0]}, column {place[1]}; remove or replace such values")
     if y.ndim == 2 and y.dtype.kind == "f":

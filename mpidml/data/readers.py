@@ -20,7 +20,8 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known, Label
 from mpidml.data.learnt import picked
-from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of
+from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of, undecodable
+from mpidml.data.streamed import Crew, StreamedTable, joined, lies_open
 from mpidml.data.table import Table, check_names
 
 __all__ = ["VIEWS", "RawData", "Reading", "as_rows", "check", "check_labels", "read", "read_pair"]
@@ -36,23 +37,30 @@ HEADS = "heads"
 """In place of a task: several heads learn columns of y, each its own."""
 
 
-def read(source: str, view: str = "pix", label: Label = None, labels: str | None = None, **how: Any) -> RawData:
+def read(source: str, view: str = "pix", label: Label = None, labels: str | None = None, crew: Crew | None = None, **how: Any) -> RawData:
     """Read and check one data set: "digits" (in one `view`), a file of a known format, a glob such as 'part-*.csv', or a folder of one format.
 
     `labels`: the file(s) of the labels, for formats that keep them apart; `label`: the column(s) of the labels, for tables. `how`: see `Reading`.
-    x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order.
+    x keeps its dtype (tables are float64), labels become int64; labels that are words are coded 0..k-1 in sorted order. With a `crew` x is `Stored`.
     """
-    return _checked(source, None, labels, None, Reading(view, label, **how))
+    return _checked(source, None, labels, None, Reading(view, label, **how), crew)
 
 
 def read_pair(
-    source: str, test_source: str, view: str = "pix", label: Label = None, labels: str | None = None, test_labels: str | None = None, **how: Any
+    source: str,
+    test_source: str,
+    view: str = "pix",
+    label: Label = None,
+    labels: str | None = None,
+    test_labels: str | None = None,
+    crew: Crew | None = None,
+    **how: Any,
 ) -> RawData:
     """Read training data and its test data from two sources, with one coding of labels and words (that of the training data).
 
     The test rows are the test part of `test_source` where it has one, else its only part; they replace a test part of `source`.
     """
-    return _checked(source, test_source, labels, test_labels, Reading(view, label, **how))
+    return _checked(source, test_source, labels, test_labels, Reading(view, label, **how), crew)
 
 
 def given(name: str, arrays: Sequence[Any], task: str, label: Label = None, n_classes: int = 0) -> RawData:
@@ -72,21 +80,21 @@ def given(name: str, arrays: Sequence[Any], task: str, label: Label = None, n_cl
     return raw
 
 
-def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading) -> RawData:
-    train: Any = load(source, reading, labels)
+def _checked(source: str, test_source: str | None, labels: str | None, test_labels: str | None, reading: Reading, crew: Crew | None) -> RawData:
+    train: Any = load(source, reading, labels, crew=crew)
     task = _task(source, train, reading)
     coding: Any = train.coding(reading)
     x, y = train.rows(coding)
-    label = reading.label if not isinstance(train, Table) else None
+    label = reading.label if not isinstance(train, Table | StreamedTable) else None
     y, note = answers(picked(y, label, f"{source}: y"), task, f"{source}, y")
     notes = (*train.notes(coding), *note)
     name = source if source != "digits" or reading.view == "pix" else f"digits:{reading.view}"
     task = "regress" if y.dtype.kind == "f" else "classify"
     if test_source is not None:
-        test: Any = load(test_source, reading, test_labels)
+        test: Any = load(test_source, reading, test_labels, crew=crew)
         alike = type(test) is type(train)
-        if isinstance(train, Table) and isinstance(test, Table):
-            check_names(test, train)
+        if alike and isinstance(train, Table | StreamedTable):
+            check_names(*(of.summary if isinstance(of, StreamedTable) else of for of in (test, train)))
         same_kind(train.classes, test.classes, source, test_source)
         if isinstance(test, Arrays) and test.test_x is not None and test.test_y is not None:
             test_x, test_y, at = test.test_x, test.test_y, test.test
@@ -109,7 +117,7 @@ def _task(source: str, train: Any, reading: Reading) -> str:
     """Return what the labels are to be taken as; UserError for words that are to be amounts. Several columns of a table are amounts."""
     if reading.task == HEADS:
         return HEADS
-    several = isinstance(train, Table) and len(train.at) > 1
+    several = isinstance(train, Table | StreamedTable) and len(train.at) > 1
     if several and reading.task == "classify":
         raise UserError(f"--task classify: {len(train.at)} label columns are the amounts of one regression; name one, or give a net file with a [[head]] for each")
     words = next(((i, of[0]) for i, of in enumerate(train.classes) if of is not None), None)
@@ -145,11 +153,14 @@ def same_kind(train: Sequence[list[str] | None], test: Sequence[list[str] | None
             raise UserError(f"{test_source}: labels are {here}, those of {source} are {there}; label both alike")
 
 
-def load(source: str, reading: Reading, labels: str | None, known: Known | None = None) -> Contents:
-    """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view."""
+def load(source: str, reading: Reading, labels: str | None, known: Known | None = None, crew: Crew | None = None) -> Contents:
+    """Decode all files of one source, and join them. Where a run is `known`, its rows may have no labels, and digits are read in its view.
+
+    With a `crew` rows are left on the disk: all of them if it has a scratch file, else those that lie there as they are.
+    """
     if source == "digits":
         _idle(source, reading, labels, Format())
-        return _digits(reading.view)
+        return _digits(reading.view) if crew is None or crew.scratch is None else joined(source, [_digits(reading.view)], crew)
     paths, form = _files(source, formats())
     _idle(source, reading, labels, form)
     if reading.view != "pix":
@@ -160,9 +171,19 @@ def load(source: str, reading: Reading, labels: str | None, known: Known | None 
             raise UserError(f"{path}: {'is not a file' if path.exists() else 'there is no such file'}; give the path of a data file")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
-    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in zip(paths, label_paths, strict=True)]
-    joined: Contents = type(parts[0]).joined(source, parts)
-    return joined
+    pairs = list(zip(paths, label_paths, strict=True))
+    if crew is not None and (crew.scratch is not None or form.lies_open):
+        streams = [_decode(str(path), partial(form.stream, path, reading.label, of, known)) for path, of in pairs]
+        if crew.scratch is not None or all(map(lies_open, streams)):
+            return joined(source, streams, crew)  # type: ignore[no-any-return]
+    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in pairs]
+    found: Contents = type(parts[0]).joined(source, parts)
+    return found
+
+
+def is_sparse(source: str) -> bool:
+    """Tell whether the rows of a source are pairs of index and value."""
+    return source != "digits" and _files(source, formats())[1].is_sparse
 
 
 @cache
@@ -245,5 +266,4 @@ def _decode(source: str, decode: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail in any layer: zip, zlib, npy header, unicode, csv
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source}: the file cannot be decoded ({reason}); it is truncated, corrupt or of another format: write it again") from None
+        raise undecodable(source, error) from None

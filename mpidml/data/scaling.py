@@ -39,7 +39,7 @@ def block_sums(x: Array, lo: int, hi: int, dtype: Any = np.float64) -> Array:
     starts = range(lo, hi, BLOCK)
     blocks = np.empty((len(starts), 5, x.shape[1]), dtype=dtype)
     for block, start in zip(blocks, starts, strict=True):
-        rows = x[start : start + BLOCK].astype(dtype, order="C")
+        rows = np.array(x[start : start + BLOCK], dtype, order="C")
         block[_COUNT] = len(rows)
         block[_MEAN] = rows.mean(axis=0)
         block[_LEAST], block[_MOST] = rows.min(axis=0), rows.max(axis=0)

@@ -15,6 +15,8 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.raw import Array, Reading
 
+NO_ROWS = "the file holds no rows; give lines of a label and index:value pairs"
+
 
 class Line(NamedTuple):
     """A line of a file (from 1), and an index that stands there."""
@@ -70,6 +72,13 @@ class SparseRows(NamedTuple):
         lowest, highest = min((part.lowest for part in parts), key=_feature), max((part.highest for part in parts), key=_feature)
         return cls(name, labels, indptr, indices, values, lowest, highest, any(part.plus for part in parts))
 
+    def refuse_empty(self) -> None:
+        """Refuse a file without rows, or without a pair."""
+        if not len(self.labels):
+            raise UserError(f"{self.file}: {NO_ROWS}")
+        if self.highest.feature < 0:
+            raise UserError(f"{self.file}: no row holds an index:value pair; give at least one feature")
+
     def coding(self, reading: Reading) -> Coding:
         """Decide what the indices and labels mean."""
         base = 0 if self.lowest.feature == 0 else 1
@@ -80,6 +89,12 @@ class SparseRows(NamedTuple):
         """Return CSR rows and labels; UserError where an index is none of the training data's."""
         from scipy.sparse import csr_matrix
 
+        self.refuse_unknown(coding)
+        x = csr_matrix((self.values, self.indices - coding.base, self.indptr), shape=(len(self.labels), coding.n_features))
+        return x, (self.labels + 1) / 2 if coding.signs else self.labels
+
+    def refuse_unknown(self, coding: Coding) -> None:
+        """Refuse an index that is none of the training data's."""
         file, line, index = self.lowest
         if index < coding.base:
             raise UserError(f"{file}: line {line} has index 0, those of {coding.file} begin at 1; count from 1 in both, or from 0 in both")
@@ -89,8 +104,6 @@ class SparseRows(NamedTuple):
             raise UserError(
                 f"{file}: line {line} has index {index}, the largest in {coding.file} is {largest}; leave such features out, or name {index}:0 in a training row"
             )
-        x = csr_matrix((self.values, self.indices - coding.base, self.indptr), shape=(len(self.labels), coding.n_features))
-        return x, (self.labels + 1) / 2 if coding.signs else self.labels
 
     def notes(self, coding: Coding) -> tuple[str, ...]:
         """Say what was decided."""

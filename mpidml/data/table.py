@@ -9,41 +9,17 @@ Categories are those of the whole training file, in sorted order. What is impute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.data.columns import Column, Known, join, rarer
+from mpidml.data.exact import ExactMean
 from mpidml.data.raw import Array, Reading
 
-MISSING = frozenset(("", "?", "NA", "NaN", "nan", "NAN"))
 _SHOWN = 8
-
-
-class Cell(NamedTuple):
-    """Where a cell stands, and its text; `line` is 0 in files that have none."""
-
-    file: str
-    row: int
-    line: int
-    text: str
-
-    def at(self) -> str:
-        """Say in which row it stands."""
-        return f"row {self.row}" + (f" (line {self.line})" if self.line else "")
-
-
-class Column(NamedTuple):
-    """What a column holds: codes (n,) of its words, -1 elsewhere (None: no word); where each word, a number and a missing cell stand first."""
-
-    name: str
-    codes: Array | None
-    words: tuple[Cell, ...]
-    n_words: int
-    n_numbers: int
-    number: Cell | None
-    missing: Cell | None
 
 
 class Filling(NamedTuple):
@@ -52,26 +28,6 @@ class Filling(NamedTuple):
     name: str
     categories: tuple[str, ...] | None
     missing: float
-
-
-class Known(NamedTuple):
-    """The columns that a run learnt from: names of the features, names and places of the labels (no names: a table without a header), how many features."""
-
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
-    at: tuple[int, ...]
-    n: int
-
-    def find(self, file: str, first: Sequence[str]) -> tuple[tuple[int, ...], bool]:
-        """Return where the labels' columns are (none: nowhere) in a table whose first line this is, and whether that line is a header for sure."""
-        names = tuple(text.strip() for text in first)
-        if len(first) not in (self.n, self.n + len(self.at)):
-            several = "a label; give those columns, with the label" if len(self.at) == 1 else f"{len(self.at)} labels; give those columns, with the labels"
-            raise UserError(f"{file}: has {len(first)} columns, the run learnt from {self.n} features and {several} or without")
-        if len(first) == self.n:
-            return (), bool(self.names) and names == self.names
-        known = bool(self.names) and set(self.labels) <= set(names)
-        return (tuple(map(names.index, self.labels)), True) if known else (self.at, False)
 
 
 class Coding(NamedTuple):
@@ -114,12 +70,13 @@ class Table(NamedTuple):
             remedy = "give each row a label" if len(self.at) == 1 else "give each row all its labels, or leave it out"
             raise UserError(f"{label.missing.file}: {label.missing.at()} has {kind} in column {label.name if len(self.at) > 1 else j}; {remedy}")
         if label.n_words and label.n_numbers:
-            odd, kind, others = _odd(label)
+            odd, kind, others = rarer(label)
             raise UserError(f"{odd.file}: label '{odd.text}' in row {odd.row} is a {kind}, others are {others}s; label all rows alike")
         return sorted(cell.text for cell in label.words) if label.n_words else None
 
     @property
-    def _features(self) -> list[int]:
+    def features_at(self) -> list[int]:
+        """Return the places of the other columns."""
         return [j for j in range(len(self.columns)) if j not in self.at]
 
     @classmethod
@@ -133,13 +90,20 @@ class Table(NamedTuple):
                 here, there = (f"{len(p.columns)} columns, the label in {', '.join(map(str, p.at))}" for p in (part, first))
                 raise UserError(f"{part.file}: has {here}, {first.file} has {there}; give all files the same columns")
             check_names(part, first)
-        columns = tuple(_joined(each, [len(part.cells) for part in parts]) for each in zip(*(part.columns for part in parts), strict=True))
+        columns = tuple(join(each, [len(part.cells) for part in parts]) for each in zip(*(part.columns for part in parts), strict=True))
         return cls(name, np.concatenate([part.cells for part in parts]), columns, first.at, first.names, first.labels)
 
-    def coding(self, reading: Reading) -> Coding:
-        """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed."""
-        rows = None if reading.train_rows is None else reading.train_rows(len(self.cells))
-        columns = tuple(self._filling(j, reading, rows) for j in self._features)
+    def part(self, lo: int, hi: int) -> Table:
+        """Return rows [lo, hi), with all that is known of the columns; no rows: the columns alone."""
+        columns = tuple(c._replace(codes=None if c.codes is None else c.codes[lo:hi]) for c in self.columns)
+        return self._replace(cells=self.cells[lo:hi], columns=columns)
+
+    def coding(self, reading: Reading, usual: Callable[[int], float] | None = None) -> Coding:
+        """Decide how each column is coded; UserError for columns of words and numbers, and for missing cells that are not to be imputed.
+
+        `usual(j)` returns what stands in for a missing cell of column j, where the table has not all rows itself.
+        """
+        columns = tuple(self._filling(j, reading, usual or self._usual(reading)) for j in self.features_at)
         if reading.categories != Reading().categories and all(column.categories is None for column in columns):
             raise UserError(f"--categories {reading.categories}: does nothing, {self.file} has no column of words; leave it out")
         return Coding(self.file, columns, self.classes, reading, self.names, self.labels, self.at)
@@ -167,7 +131,7 @@ class Table(NamedTuple):
 
     def features(self, coding: Coding) -> Array:
         """Return x."""
-        features = self._features
+        features = self.features_at
         if len(features) != len(coding.columns):
             raise UserError(
                 f"{self.file}: train rows have {len(coding.columns)} features, test rows have {len(features)}; give both the same features"
@@ -187,16 +151,34 @@ class Table(NamedTuple):
     def notes(self, coding: Coding) -> tuple[str, ...]:
         """Say what became of words and missing cells."""
         words = [column for column in coding.columns if column.categories is not None]
-        missing = sum(self.columns[j].missing is not None for j in self._features)
+        missing = sum(self.columns[j].missing is not None for j in self.features_at)
         into = "one feature each" if coding.reading.categories == "codes" else f"{sum(len(c.categories or ()) for c in words)} features"
         said = [f"{len(words)} column(s) of words became {into}"] if words else []
         return (*said, *([f"{missing} column(s) had missing values, which were imputed"] if missing else []))
 
-    def _filling(self, j: int, reading: Reading, rows: Array | None) -> Filling:
+    def seen(self, j: int, rows: Any) -> ExactMean | Array:
+        """Return what stands in column j of some rows: the mean of the numbers, or of words how often each occurs, in sorted order."""
+        column = self.columns[j]
+        if column.codes is not None:
+            order = np.argsort(np.argsort([cell.text for cell in column.words]))
+            codes = column.codes[rows]
+            return np.bincount(order[codes[codes >= 0]], minlength=len(order))
+        mean, values = ExactMean(), self.cells[rows, j]
+        mean.add(values[~np.isnan(values)])
+        return mean
+
+    def _usual(self, reading: Reading) -> Callable[[int], float]:
+        """Return what finds the mean, or the commonest word, of a column's training rows."""
+        if reading.missing != "impute":
+            return lambda j: 0.0
+        rows = slice(None) if reading.train_rows is None else reading.train_rows(len(self.cells))
+        return lambda j: usual(self.seen(j, rows))
+
+    def _filling(self, j: int, reading: Reading, usual: Callable[[int], float]) -> Filling:
         """Decide how column j is coded."""
         column = self.columns[j]
         if column.n_words and column.n_numbers:
-            odd, kind, others = _odd(column)
+            odd, kind, others = rarer(column)
             what = f"not a finite number; give such numbers only, or words only ({others}s stand in {'most' if odd is not column.number else 'other'} rows)"
             if kind == "number":
                 what = "a number among words; give words only, as 'c3', or numbers only"
@@ -204,15 +186,8 @@ class Table(NamedTuple):
         self._refuse_missing(column, reading)
         if not column.n_words and not column.n_numbers:
             raise UserError(f"{self.file}: column {column.name} holds no value at all; leave the column out")
-        if column.codes is not None:
-            categories = tuple(sorted(cell.text for cell in column.words))
-            order = np.argsort(np.argsort([cell.text for cell in column.words]))
-            codes = column.codes if rows is None else column.codes[rows]
-            counts = np.bincount(order[codes[codes >= 0]], minlength=len(categories))
-            return Filling(column.name, categories, float(counts.argmax()))
-        values = self.cells[:, j] if rows is None else self.cells[rows, j]
-        known = values[~np.isnan(values)] if reading.missing == "impute" else values[:0]  # test rows may have missing cells, too
-        return Filling(column.name, None, float(known.mean()) if len(known) else 0.0)
+        categories = tuple(sorted(cell.text for cell in column.words)) if column.codes is not None else None
+        return Filling(column.name, categories, usual(j))  # also where no cell is missing: in test rows one may be
 
     def _numbers(self, j: int, filling: Filling, coding: Coding) -> Array:
         """Return column j as numbers, (n,) or one-hot (n, categories); a view of the cells where nothing is to be done."""
@@ -252,19 +227,9 @@ class Table(NamedTuple):
             )
 
 
-def places(file: str, names: Sequence[str], label: str | Sequence[str | int] | None) -> tuple[int, ...]:
-    """Return where the labels' columns are: the last one, that of the name `label`, or those whose names `label` lists, with commas or one by one."""
-    if label is None:
-        return (len(names) - 1,)
-    listed = [label] if label in names else [name.strip() for name in label.split(",")] if isinstance(label, str) else list(label)
-    for i, name in enumerate(listed):
-        if name not in names:
-            raise UserError(f"{file}: there is no column '{name}'; {nearest(str(name), names)}")
-        if name in listed[:i]:
-            raise UserError(f"{file}: column '{name}' is named twice as a label; name it once")
-    if len(listed) == len(names):
-        raise UserError(f"{file}: all of its {len(names)} columns are named as labels; leave at least one for the features")
-    return tuple(names.index(str(name)) for name in listed)
+def usual(seen: ExactMean | Array) -> float:
+    """Return the mean, or the commonest word's place."""
+    return seen.mean() if isinstance(seen, ExactMean) else float(seen.argmax())
 
 
 def check_names(table: Table, first: Table | Coding) -> None:
@@ -273,26 +238,3 @@ def check_names(table: Table, first: Table | Coding) -> None:
         i = next((i for i, (a, b) in enumerate(zip(table.names, first.names, strict=False)) if a != b), min(len(table.names), len(first.names)))
         here, there = (repr(names[i]) if i < len(names) else "nothing" for names in (table.names, first.names))
         raise UserError(f"{table.file}: feature {i} is {here}, in {first.file} it is {there}; give both the same columns in the same order")
-
-
-def _odd(column: Column) -> tuple[Cell, str, str]:
-    """Return the first cell of the rarer kind, its kind and the other."""
-    assert column.number is not None
-    return (column.words[0], "word", "number") if column.n_words <= column.n_numbers else (column.number, "number", "word")
-
-
-def _joined(columns: Sequence[Column], sizes: Sequence[int]) -> Column:
-    """Join one column of several files: words get codes in the order of their first occurrence over all."""
-    first = columns[0]
-    index: dict[str, int] = {}
-    words: list[Cell] = []
-    for cell in (cell for column in columns for cell in column.words):
-        if index.setdefault(cell.text, len(words)) == len(words):
-            words.append(cell)
-    codes: list[Any] = [
-        np.full(n, -1, np.int32) if c.codes is None else np.array([index[cell.text] for cell in c.words] + [-1], np.int32)[c.codes]
-        for c, n in zip(columns, sizes, strict=True)
-    ]
-    number, missing = (next((cell for cell in of if cell is not None), None) for of in ([c.number for c in columns], [c.missing for c in columns]))
-    n_words, n_numbers = sum(c.n_words for c in columns), sum(c.n_numbers for c in columns)
-    return Column(first.name, np.concatenate(codes) if words else None, tuple(words), n_words, n_numbers, number, missing)

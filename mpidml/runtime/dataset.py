@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +17,19 @@ from mpidml.core.role import Array
 from mpidml.core.target import parse_target
 from mpidml.data import learnt
 from mpidml.data.readers import HEADS, Reading, given, read, read_pair
-from mpidml.data.scaling import BLOCK, Scaler, block_range, block_sums
+from mpidml.data.scaling import BLOCK, Scaler
 from mpidml.data.split import hold_out
+from mpidml.data.stored import Stored
 from mpidml.data.targets import Targets
-from mpidml.runtime import scoring
+from mpidml.runtime import dense_rows, out_of_core, scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, shared_memory_nbytes
+from mpidml.runtime.crew import Crew
 from mpidml.runtime.info import memory_nbytes
-from mpidml.runtime.net import categories, labels
-from mpidml.runtime.sparse_rows import as_csr, share, stay_sparse
+from mpidml.runtime.net import labels
+from mpidml.runtime.reads import Reads
+from mpidml.runtime.scratch import Scratch
+from mpidml.runtime.sparse_rows import as_csr, refuse_on_disk, share, stay_sparse
 
 ARRAYS = "arrays"
 """In place of a file's name: the data were handed in by a program."""
@@ -35,7 +40,7 @@ class Dataset(NamedTuple):
 
     In a regression (`targets` is not None) y are the scaled targets (n, k) in the job's dtype, and n_outputs is k, else the number of classes.
     Where several `heads` learn y, it is float64 (n, columns), see `learnt`, and n_outputs is the sum of theirs.
-    `coding`: how the rows were coded, known to the first rank of each host alone.
+    `coding`: how the rows were coded, known to the first rank of each host alone. Where rows live on the disk, x are `DiskRows`, read by `reads`.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     coding: Any = None
     heads: tuple[learnt.Learnt, ...] = ()
+    reads: Reads | None = None
 
     @property
     def task(self) -> str:
@@ -61,6 +67,16 @@ class Dataset(NamedTuple):
     def is_sparse(self) -> bool:
         """Whether the rows are sparse ones (`Csr`)."""
         return isinstance(self.x, Csr)
+
+    @property
+    def disk_nbytes(self) -> int:
+        """The bytes of rows that live on the disk."""
+        return sum(getattr(x, "disk_nbytes", 0) for x in (self.x, self.test_x, self.val_x))
+
+    def close(self) -> None:
+        """End the thread that reads ahead."""
+        if self.reads is not None:
+            self.reads.close()
 
     def rows(self, of: str) -> tuple[Any, Array]:
         """Return x and y of the "test" or the "val" rows."""
@@ -123,14 +139,18 @@ def on_arrays(job: Job) -> Job:
 def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None, start: Any = None) -> Dataset:
     """Read, split and scale (Collective on comm). The first rank of each host reads the file; each rank scales its share of the rows.
 
-    `arrays`: x, y (and test_x, test_y) in place of a file; those of the first rank of each host are taken.
+    Under a limit of memory all ranks of a host read, and rows that do not fit stay on the disk. `arrays`: x, y (and test_x, test_y) in place of a
+    file; those of the first rank of each host are taken.
     `start`: a `Start`, whose number of classes counts, and whose model scales rows and targets as it did before.
     """
     leads = comm.host.rank == 0
-    before = start.kept.model if start is not None and start.kept is not None else None
-    parts = agree(comm, lambda: _split(job, arrays, start) if leads else None)
-    about = None if parts is None else _about(parts)
-    name, sizes, n_features, n_outputs, dtypes, targets, notes, heads, sparse = comm.host.bcast(about, 0)
+    before = start.kept.model.scaler if start is not None and start.kept is not None else None
+    crew = Crew(comm, Scratch(job.scratch, comm) if job.memory else None) if arrays is None else None
+    about = agree(
+        comm, lambda: crew.run(lambda: _about(job, _split(job, None, None, crew), crew)) if crew else _about(job, _split(job, arrays, start)) if leads else None
+    )
+    parts = None if about is None else about[0]
+    name, sizes, n_features, n_outputs, dtypes, targets, notes, heads, sparse, disk = comm.host.bcast(about and about[1:], 0)
     width, kind = (1, np.dtype(np.int64)) if targets is None else (n_outputs, np.dtype(job.dtype))
     if heads:
         width, kind = sum(len(head.columns) for head in heads), np.dtype(np.float64)
@@ -139,50 +159,20 @@ def load(job: Job, comm: CountedComm, arrays: Sequence[Any] | None = None, start
         for part, y in zip(parts.rows, answers, strict=True):
             y[:] = learnt.scaled(part.y, heads).ravel() if heads else part.y if targets is None else targets.scaled(part.y).ravel()
     scaled: list[Any]
+    reads = None
     if sparse:
         matrices = None if parts is None else [as_csr(part.x, part.rows) for part in parts.rows]
-        scaled, scaler = share(name, job, comm, matrices, n_features, None if before is None else before.scaler)
+        scaled, scaler = share(name, job, comm, matrices, n_features, before)
+    elif crew is not None and disk is not None:
+        numbers = [None] * 3 if parts is None else [part.rows for part in parts.rows]
+        scaled, scaler, reads = out_of_core.load(name, job, comm, disk, crew, numbers, sizes, before)
     else:
-        scaled, scaler = _dense(job, comm, name, sizes, n_features, dtypes, parts, None if before is None else before.scaler)
+        scaled, scaler = dense_rows.load(name, job, comm, sizes, n_features, dtypes, None if parts is None else parts.rows, before)
     if targets is not None or heads:
         answers = [y.reshape(-1, width) for y in answers]
     (x, test_x, val_x), (y, test_y, val_y) = scaled, answers
-    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, None if parts is None else parts.coding, heads)
-
-
-def _dense(
-    job: Job, comm: CountedComm, name: str, sizes: Sequence[int], n_features: int, dtypes: Sequence[str], parts: _Parts | None, before: Scaler | None
-) -> tuple[list[Array], Scaler]:
-    """Copy the rows of all parts to where they are shared, fit the scaling, unless there was one before, and scale them (Collective on comm)."""
-    n = sizes[0]
-    # Values keep the file's precision until they are scaled: large ones that differ little would be one in float32.
-    sources = [comm.shared(size * n_features, dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
-    if parts is not None:
-        for part, to in zip(parts.rows, sources, strict=True):
-            part.write(to.reshape(part.n, n_features))
-    comm.Barrier()
-    # Every rank sums its own blocks of rows; all blocks, in block order, decide the scaling on every rank.
-    mine = block_sums(sources[0].reshape(n, n_features), *block_range(n, comm.rank, comm.size))
-    fitted = Scaler.fit(np.concatenate(comm.allgather(mine)), job.scale).sparing(agree(comm, lambda: categories(job)))
-    scaler = fitted if before is None else before
-    return [scaled_rows(name, job.dtype, values, size, n_features, scaler, comm) for values, size in zip(sources, sizes, strict=True)], scaler
-
-
-def scaled_rows(name: str, dtype: str, source: Array, n: int, n_features: int, scaler: Scaler, comm: CountedComm) -> Array:
-    """Return the scaled rows of `source` in the job's dtype, each rank of the host scaling its share, and free `source`."""
-    x = comm.shared(n * n_features, dtype).reshape(n, n_features)
-    lo, hi = n * comm.host.rank // comm.host.size, n * (comm.host.rank + 1) // comm.host.size
-
-    def scale() -> None:
-        with np.errstate(over="ignore"):
-            scaler.apply(source.reshape(n, n_features)[lo:hi], x[lo:hi])
-        if not np.isfinite(x[lo:hi]).all():
-            largest = np.abs(source.reshape(n, n_features)[lo:hi].astype(np.float64)).max()
-            raise UserError(f"{name}: values reach {largest:.3g}, more than {dtype} holds after --scale; use --scale standard or --dtype float64")
-
-    agree(comm, scale)
-    comm.unshare(source)
-    return x
+    coding = None if parts is None else parts.coding
+    return Dataset(name, x, y, test_x, test_y, val_x, val_y, n_outputs, scaler, targets, notes, coding, heads, reads)
 
 
 class Part:
@@ -215,12 +205,13 @@ class _Parts(NamedTuple):
     sparse: bool = False
 
 
-def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
+def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None, crew: Crew | None = None) -> _Parts:
     """Read the files, hold test rows out where the files, or the arrays in their place, have none, and keep validation rows apart."""
     how: dict[str, Any] = {name: getattr(job, name) for name in Reading._fields if name in job.mapping()}
     label, task, asked = labels(job)
-    how |= {"label": label, "labels": job.labels or None, "task": task}
-    how["train_rows"] = lambda n: _cut(job, n, not job.test_data)[0]  # a table's: other files may have test rows of their own
+    how |= {"label": label, "labels": job.labels or None, "task": task, "train_rows": partial(_trained, job), "crew": crew}
+    if crew is not None:
+        refuse_on_disk(job)
     if arrays is not None:
         raw = given(job.data, arrays, task, label, start.n_classes if start is not None else 0)
     elif job.test_data:
@@ -254,6 +245,11 @@ def _split(job: Job, arrays: Sequence[Any] | None, start: Any = None) -> _Parts:
     return _Parts(raw.name, rows, n_classes, None, raw.notes, raw.coding, (), sparse)
 
 
+def _trained(job: Job, n: int) -> Array:
+    """Return which of a table's rows are trained on: other files may have test rows of their own."""
+    return _cut(job, n, not job.test_data)[0]
+
+
 def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
     """Part n rows into those that are trained on, those held out where `tests` are to be, and those kept apart for validation."""
     kept, held = hold_out(n, job.hold_out if tests else 0.0, job.seed)
@@ -261,10 +257,19 @@ def _cut(job: Job, n: int, tests: bool) -> tuple[Array, Array, Array]:
     return kept[trained], held, kept[apart]
 
 
-def _about(parts: _Parts) -> tuple[Any, ...]:
-    """Return what every rank has to know of the data before they are shared."""
+def _about(job: Job, parts: _Parts, crew: Crew | None = None) -> tuple[Any, ...]:
+    """Return the parts, and what every rank has to know of them before they are shared."""
     sizes, dtypes = [part.n for part in parts.rows], [part.dtype.str for part in parts.rows]
-    return parts.name, sizes, parts.rows[0].x.shape[1], parts.n_outputs, dtypes, parts.targets, parts.notes, parts.heads, parts.sparse
+    disk, notes = None, list(parts.notes)
+    if crew is not None and all(isinstance(part.x, Stored) for part in parts.rows):
+        each = 8 if parts.targets is None else parts.n_outputs * np.dtype(job.dtype).itemsize
+        each = 8 * sum(len(head.columns) for head in parts.heads) or each
+        disk = out_of_core.decide(job, parts.rows, sum(sizes) * each, crew)
+        notes += disk.notes
+    elif job.memory:
+        notes.append(f"--memory {job.memory}: does nothing, the data are arrays of a program, in memory already")
+    width = parts.rows[0].x.shape[1]
+    return parts, parts.name, sizes, width, parts.n_outputs, dtypes, parts.targets, tuple(notes), parts.heads, parts.sparse, disk
 
 
 def check_room(source: str, dtype: str, *parts: Part, remedy: str = "") -> None:

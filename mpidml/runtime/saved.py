@@ -27,7 +27,8 @@ from mpidml.nn.layers.dense import Dense
 from mpidml.nn.network import Network
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import ARRAYS, Part, check_room, load, scaled_rows
+from mpidml.runtime.dataset import ARRAYS, Part, check_room, load
+from mpidml.runtime.dense_rows import scaled_rows
 from mpidml.runtime.model import Model
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.run_files import CODING_FILE

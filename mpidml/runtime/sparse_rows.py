@@ -15,6 +15,7 @@ from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
+from mpidml.data.readers import is_sparse
 from mpidml.data.scaling import KEEP_ZEROS, Scaler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -26,6 +27,15 @@ Sizes = tuple[int, int]
 def stay_sparse(scale: str, x: Any) -> bool:
     """Tell whether rows as they were read are sparse, and are after scaling."""
     return hasattr(x, "indptr") and scale in KEEP_ZEROS
+
+
+def refuse_on_disk(job: Job) -> None:
+    """Refuse a limit of memory for files of sparse rows that stay sparse: on the disk rows are dense."""
+    if job.memory and job.scale in KEEP_ZEROS and is_sparse(job.data):
+        raise UserError(
+            f"--memory {job.memory}: the rows of {job.data} are sparse and stay so under --scale {job.scale}, and such rows are held in memory; "
+            "leave it out, or make them dense with --scale standard"
+        )
 
 
 def as_csr(x: Any, rows: Array | None) -> Any:

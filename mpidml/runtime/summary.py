@@ -13,6 +13,7 @@ from typing import Any
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.role import Array
+from mpidml.core.sizes import size_words
 from mpidml.core.target import parse_target
 from mpidml.runtime import straggler
 from mpidml.runtime.comm import CountedComm
@@ -54,6 +55,8 @@ def of_rank(strategy: Any, sent: int, started: float, seconds: float, before: Ma
         "service_delay": driver.longest_delay_seconds,
         "drain_seconds": strategy.drain_seconds,
         "histogram": histogram,
+        "read_seconds": reads.read_seconds if (reads := strategy.data.reads) is not None else 0.0,
+        "read_wait_seconds": reads.wait_seconds if reads is not None else 0.0,
     }
     for name, value in before.items():
         if name == "histogram":
@@ -130,6 +133,9 @@ def of_job(
         "serve_seconds": [r["serve_seconds"] for r in ranks],
         "wait_seconds": [r["wait_seconds"] for r in ranks],
         "comm_seconds": [r["comm_seconds"] for r in ranks],
+        "disk_nbytes": strategy.data.disk_nbytes,
+        "read_seconds": [r["read_seconds"] for r in ranks],
+        "read_wait_seconds": [r["read_wait_seconds"] for r in ranks],
         "waited_for": waits,
         "most_waited_for": straggler.find(waits, max(r["seconds"] for r in ranks), strategy.n_workers),
         "longest_service_delay_seconds": [r["service_delay"] for r in ranks],
@@ -256,10 +262,19 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + late
         + (f"\nreplicas were {apart:.3g} (root mean square) from their mean, when last measured" if (apart := summary.get("consensus_distance")) is not None else "")
+        + _read(summary)
         + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )
+
+
+def _read(summary: dict[str, Any]) -> str:
+    """Say what rows on the disk have cost."""
+    if not summary["disk_nbytes"]:
+        return ""
+    took, waited = sum(summary["read_seconds"]), sum(summary["read_wait_seconds"])
+    return f"\nreading {size_words(summary['disk_nbytes'])} of rows on the disk took the ranks {took:.2f} s, of which they waited {waited:.2f} s"
 
 
 def say(text: str) -> None:

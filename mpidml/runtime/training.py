@@ -28,6 +28,9 @@ class Training:
     scores follow (`scoring.of_heads`), all losses as they are trained.
     """
 
+    fed: Array | None = None
+    """The rows of the step's share, where they were read ahead."""
+
     def __init__(self, strategy: Any, worker: int, net: Any = None) -> None:
         """Allocate; `net`: what table 0 holds the parameters of, where that is not the whole network."""
         self.strategy, self.worker = strategy, worker
@@ -44,6 +47,7 @@ class Training:
         self.slowdown = strategy.slowdown
         self.loss_factor = scoring.loss_factor(net, self.data.targets)
         self.not_scored = (0.0,) * (N_MEASURED + scoring.n_of_heads(net))
+        self.feed = self._feed() if hasattr(self.data.x, "feed") else None
         self.step_seconds = 0.0
         self.final: Array | None = None
         self.shown: Array | None = None  # what is scored, where that is not what this worker computes with
@@ -75,6 +79,8 @@ class Training:
         if not n:
             self.running = None
             return (), (0.0, 0.0, *measured)
+        if self.feed is not None:
+            self.fed = self.feed.block(turn.block)
         g, lease = self._gradient(report)
         self.running = lease if strategy.early else None
         loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report) * self.loss_factor
@@ -111,6 +117,16 @@ class Training:
     def _score(self, w: Array, of: str, x: Any, y: Array) -> scoring.Scores:
         return scoring.score(self.net, w, x, y, self.data.targets, heads=self.data.heads)
 
+    def _feed(self) -> Any:
+        """Return what reads the rows of this worker's blocks ahead; which block a free worker is given next can only be guessed."""
+        n, last = self.strategy.n_workers, self.strategy.n_clocks * self.strategy.n_workers
+        sure = self.job.assign == "static" or n == 1
+
+        def rows_of(block: int) -> Array:
+            return self.sampler.indices(*divmod(block, n))  # type: ignore[no-any-return]
+
+        return self.data.x.feed(rows_of, lambda block: block + n if block + n < last else None, max(1, self.sampler.edges(0, self.worker)[-1]), sure)
+
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.
 
@@ -142,7 +158,10 @@ class Training:
 
     def _fill(self, step: Any, own: Array, at: int) -> None:
         """Give a step its rows, which begin at number `at` of the share."""
-        self.data.x.take(own, 0, step.x, "clip")
+        if self.fed is None:
+            self.data.x.take(own, 0, step.x, "clip")
+        else:
+            step.x[...] = self.fed[at : at + own.size]
 
     def _use(self, step: Any, own: Array, at: int) -> None:
         """Use what a step has left besides its gradient."""

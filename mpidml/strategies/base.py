@@ -64,8 +64,11 @@ def train(
     """
     with given_or_all(comm) as ranks:
         run = Run(job, ranks, quiet, write, brief, data, start)
-        run.drive()
-        return run.end(keep)
+        try:
+            run.drive()
+            return run.end(keep)
+        finally:
+            run.data.close()
 
 
 class Run:

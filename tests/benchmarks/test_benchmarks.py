@@ -12,7 +12,9 @@ from tests.ranks import ROOT, python
 MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 
-@pytest.mark.parametrize("folder", ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs"])
+@pytest.mark.parametrize(
+    "folder", ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch"]
+)
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
     result = python([ROOT / "benchmarks" / folder / "run.py", "--smoke"], timeout=100)

@@ -14,9 +14,10 @@ from typing import IO, Any, ClassVar
 
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays
+from mpidml.data.columns import Known
 from mpidml.data.raw import Label
 from mpidml.data.sparse import SparseRows
-from mpidml.data.table import Known, Table
+from mpidml.data.table import Table
 
 __all__ = ["Contents", "Format", "Known", "Label", "opened", "package"]
 
@@ -28,7 +29,9 @@ class Format:
 
     endings: ClassVar[tuple[str, ...]] = ()
     is_table: ClassVar[bool] = False  # has named columns, one of which is the label
+    is_sparse: ClassVar[bool] = False  # rows are pairs of index and value
     takes_labels: ClassVar[bool] = False  # labels lie in a file of their own
+    lies_open: ClassVar[bool] = False  # a file may hold its rows as they are, one after the other
 
     def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Contents:
         """Read one file; `label` names the label's column of a table, or several, `labels` the file of the labels.
@@ -36,6 +39,13 @@ class Format:
         `known`: the columns that a run learnt from, whose rows need no labels (y None, at empty); in place of `label` its labels' columns are looked for.
         """
         raise NotImplementedError
+
+    def stream(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Any:
+        """Open one file without reading its rows: `Arrays` whose x is `Stored` or `Decoded`, or what yields a table or sparse rows piece by piece.
+
+        Pieces have `pieces() -> list[Piece]` and `parts(piece)`, which yields their rows in portions; see `streamed`.
+        """
+        raise UserError(f"{path}: files of this format are read whole; leave out --memory, or write it as .npy, HDF5, Parquet or CSV")
 
     def data_files(self, paths: Sequence[Path]) -> list[Path]:
         """Return those of a folder's files of this format that hold rows to train on."""

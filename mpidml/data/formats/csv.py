@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import isfinite, isnan
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.data.csv_rows import Rows, Span, batches, head
+from mpidml.data.columns import MISSING, Cell, Column, places
+from mpidml.data.csv_rows import BLOCK_NBYTES, Piece, Rows, Span, batches, head, line_blocks, pieces
 from mpidml.data.formats.base import Format, Known, Label, opened
 from mpidml.data.raw import Array
-from mpidml.data.table import MISSING, Cell, Column, Table, places
+from mpidml.data.table import Table
 
 
 class Csv(Format):
@@ -28,12 +30,64 @@ class Csv(Format):
     def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Table:
         try:
             with opened(path) as stream:
-                return _table(str(path), stream, label, known)
+                top, blocks = _top(str(path), stream, label, known)
+                tables = list(_tables(top, batches(top.file, blocks, len(top.columns), top.n_lines), whole=True))
+                return tables[0]
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(path)) from None
+
+    def stream(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> CsvFile:
+        try:
+            with opened(path) as stream:
+                return CsvFile(path, _top(str(path), stream, label, known)[0])
         except UnicodeDecodeError:
             raise UserError(_not_utf8(path)) from None
 
 
-def _table(file: str, stream: IO[bytes], label: Label, known: Known | None) -> Table:
+class Top(NamedTuple):
+    """What the first lines of a table say: the columns' names, as messages call them, the lines of the header, the labels' columns, and names."""
+
+    file: str
+    columns: tuple[str, ...]
+    n_lines: int
+    at: tuple[int, ...]
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class CsvFile(NamedTuple):
+    """A table to be read piece by piece, each cut at the ends of lines; a packed one is a single piece."""
+
+    path: Path
+    top: Top
+
+    def pieces(self) -> list[Piece]:
+        """Count the rows."""
+        try:
+            with opened(self.path) as stream:
+                found = pieces(stream, self.top.n_lines)
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(self.path)) from None
+        if self.path.name.lower().endswith(".gz"):
+            return [Piece(0, -1, 1, 0, sum(piece.n for piece in found))]
+        return found
+
+    def parts(self, piece: Piece) -> Iterator[Table]:
+        """Read a piece, a batch of rows at a time."""
+        try:
+            with opened(self.path) as stream:
+                stream.seek(piece.offset)
+                blocks = line_blocks(stream, BLOCK_NBYTES) if piece.nbytes < 0 else iter([stream.read(piece.nbytes)])
+                first = next(blocks, b"")
+                whole = chain([first.removeprefix(b"\xef\xbb\xbf") if piece.line == 1 else first], blocks)
+                skipped = self.top.n_lines if piece.line == 1 else 0
+                yield from _tables(self.top, batches(self.top.file, whole, len(self.top.columns), skipped, piece.line, piece.row), piece.row)
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(self.path)) from None
+
+
+def _top(file: str, stream: IO[bytes], label: Label, known: Known | None) -> tuple[Top, Iterator[bytes]]:
+    """Look at the first lines; return what they say, and all blocks of the text."""
     rows, n_lines, blocks = head(stream)
     if not rows:
         raise UserError(f"{file}: the file holds no rows; give a table of features and labels")
@@ -50,10 +104,16 @@ def _table(file: str, stream: IO[bytes], label: Label, known: Known | None) -> T
     has_header = has_header or (bool(at) and len(rows) > 1 and len(rows[1]) == width and all(not _is_number(first[i]) and _is_number(rows[1][i]) for i in at))
     if has_header and len(rows) == 1:
         raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
-    columns = [_Column(file, f"{i} ('{name}')" if has_header else f"{i}") for i, name in enumerate(titles)]
-    cells: list[Array] = []
-    n = 0
-    for batch in batches(file, blocks, width, n_lines if has_header else 0):
+    columns = tuple(f"{i} ('{name}')" if has_header else f"{i}" for i, name in enumerate(titles))
+    features = tuple(name for i, name in enumerate(titles) if i not in at) if has_header else ()
+    return Top(file, columns, n_lines if has_header else 0, at, features, tuple(titles[i] for i in at) if has_header else ()), blocks
+
+
+def _tables(top: Top, found: Iterable[Rows | Span], n: int = 0, whole: bool = False) -> Iterator[Table]:
+    """Yield a table for each batch of rows, the first of which is row n; one for all of them if `whole`."""
+    width = len(top.columns)
+    columns, cells = [_Column(top.file, name, n) for name in top.columns], []
+    for batch in found:
         values = np.empty((len(batch.lines), width))
         numbers = batch.numbers([j for j, column in enumerate(columns) if not column.words])
         for j, column in enumerate(columns):
@@ -64,18 +124,20 @@ def _table(file: str, stream: IO[bytes], label: Label, known: Known | None) -> T
                 column.take(batch.cells(j), n, batch.lines, values[:, j])
         cells.append(values)
         n += len(values)
-    features = tuple(name for i, name in enumerate(titles) if i not in at) if has_header else ()
-    labels = tuple(titles[i] for i in at) if has_header else ()
-    return Table(file, np.concatenate(cells), tuple(column.found(n) for column in columns), at, features, labels)
+        if not whole:
+            yield Table(top.file, values, tuple(column.found(n) for column in columns), top.at, top.names, top.labels)
+            columns, cells = [_Column(top.file, name, n) for name in top.columns], []
+    if whole:
+        yield Table(top.file, np.concatenate(cells), tuple(column.found(n) for column in columns), top.at, top.names, top.labels)
 
 
 class _Column:
     """Collect what a column holds, block by block."""
 
-    def __init__(self, file: str, name: str) -> None:
-        self.file, self.name = file, name
+    def __init__(self, file: str, name: str, first_row: int = 0) -> None:
+        self.file, self.name, self.n_coded = file, name, first_row
         self.codes: list[Array] = []
-        self.n_coded = self.n_words = self.n_numbers = 0
+        self.n_words = self.n_numbers = 0
         self.index: dict[str, int] = {}
         self.words: list[Cell] = []
         self.number: Cell | None = None
@@ -119,7 +181,7 @@ class _Column:
         return -1, value
 
     def found(self, n: int) -> Column:
-        """Return the whole column of n rows."""
+        """Return the whole column, row n being the first behind it."""
         codes = np.concatenate([*self.codes, np.full(n - self.n_coded, -1, np.int32)]) if self.words else None
         return Column(self.name, codes, tuple(self.words), self.n_words, self.n_numbers, self.number, self.missing)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError
+from mpidml.data.columns import MISSING, Cell, Column, places
 from mpidml.data.formats.base import Format, Known, Label, package
 from mpidml.data.raw import Array
-from mpidml.data.table import MISSING, Cell, Column, Table, places
+from mpidml.data.stored import rows_at_once
+from mpidml.data.table import Table
+
+BUFFER_NBYTES = 1 << 16
 
 
 class Parquet(Format):
@@ -20,25 +25,77 @@ class Parquet(Format):
     is_table = True
 
     def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> Table:
-        arrow, parquet = package("pyarrow", path), package("pyarrow.parquet", path)
-        with parquet.ParquetFile(path, memory_map=True) as file:
-            schema, n = file.schema_arrow, file.metadata.num_rows
-            names = list(schema.names)
-            if len(names) < 2 and known is None:
-                raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
-            at = places(str(path), names, label) if known is None else known.find(str(path), names)[0]
-            if not n:
-                raise UserError(f"{path}: the file holds columns but no rows; give at least one row")
-            columns = [_Column(str(path), f"{i} ('{name}')", schema.field(i).type, arrow) for i, name in enumerate(names)]
-            cells = np.empty((n, len(names)))
-            lo = 0
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, use_threads=False)
-                for j, column in enumerate(columns):
-                    column.take(table.column(j), lo, cells[lo : lo + table.num_rows, j])
-                lo += table.num_rows
-        features = tuple(name for i, name in enumerate(names) if i not in at)
-        return Table(str(path), cells, tuple(column.found() for column in columns), at, features, tuple(names[i] for i in at))
+        with _opened(path, memory_map=True) as file:
+            at, n = _at(path, file, label, known), file.metadata.num_rows
+            return _table(path, file.schema_arrow, at, (file.read_row_group(g, use_threads=False) for g in range(file.num_row_groups)), 0, n)
+
+    def stream(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> ParquetFile:
+        with _opened(path) as file:
+            _columns(path, file.schema_arrow)  # what they hold
+            return ParquetFile(path, _at(path, file, label, known))
+
+
+class Piece(NamedTuple):
+    """A row group: its number, its first row, and how many rows it has."""
+
+    group: int
+    row: int
+    n: int
+
+
+class ParquetFile(NamedTuple):
+    """A table to be read row group by row group; `at`: the labels' columns."""
+
+    path: Path
+    at: tuple[int, ...]
+
+    def pieces(self) -> list[Piece]:
+        """List the row groups."""
+        with _opened(self.path) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        return [Piece(g, sum(sizes[:g]), n) for g, n in enumerate(sizes)]
+
+    def parts(self, piece: Piece) -> Iterator[Table]:
+        """Read a row group, some rows at a time."""
+        arrow, lo = package("pyarrow", self.path), piece.row
+        with _opened(self.path, buffer_size=BUFFER_NBYTES, pre_buffer=False) as file:
+            size = rows_at_once(8 * len(file.schema_arrow.names))
+            for batch in file.iter_batches(size, [piece.group], use_threads=False):
+                yield _table(self.path, file.schema_arrow, self.at, [arrow.Table.from_batches([batch])], lo, batch.num_rows)
+                lo += batch.num_rows
+
+
+def _opened(path: Path, **how: Any) -> Any:
+    package("pyarrow", path)
+    return package("pyarrow.parquet", path).ParquetFile(path, **how)
+
+
+def _at(path: Path, file: Any, label: Label, known: Known | None) -> tuple[int, ...]:
+    """Return which columns hold the labels (none: no labels); UserError for a table that cannot be trained on."""
+    names = list(file.schema_arrow.names)
+    if len(names) < 2 and known is None:
+        raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
+    at = places(str(path), names, label) if known is None else known.find(str(path), names)[0]
+    if not file.metadata.num_rows:
+        raise UserError(f"{path}: the file holds columns but no rows; give at least one row")
+    return at
+
+
+def _columns(path: Path, schema: Any) -> list[_Column]:
+    arrow = package("pyarrow", path)
+    return [_Column(str(path), f"{i} ('{name}')", schema.field(i).type, arrow) for i, name in enumerate(schema.names)]
+
+
+def _table(path: Path, schema: Any, at: tuple[int, ...], tables: Iterable[Any], first: int, n: int) -> Table:
+    """Return n rows of the file from row `first` on, which come in several tables."""
+    columns, names, lo = _columns(path, schema), list(schema.names), 0
+    cells = np.empty((n, len(names)))
+    for table in tables:
+        for j, column in enumerate(columns):
+            column.take(table.column(j), first + lo, cells[lo : lo + table.num_rows, j])
+        lo += table.num_rows
+    features = tuple(name for i, name in enumerate(names) if i not in at)
+    return Table(str(path), cells, tuple(column.found() for column in columns), at, features, tuple(names[i] for i in at))
 
 
 class _Column:

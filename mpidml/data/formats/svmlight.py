@@ -6,20 +6,21 @@ A block of lines is parsed at once: its labels, its indices, its values. Only a 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.data.csv_rows import line_blocks
+from mpidml.data.csv_rows import Piece, line_blocks
 from mpidml.data.decimals import parse
 from mpidml.data.formats.base import Format, Known, Label, opened
 from mpidml.data.raw import Array
 from mpidml.data.sparse import Line, SparseRows
 
-BLOCK_NBYTES = 1 << 20
+BLOCK_NBYTES = 1 << 18
 MOST_INDEX = 2**31 - 1
 _BLANK = np.zeros(256, bool)
 _BLANK[[9, 10, 11, 12, 13, 32]] = True
@@ -40,29 +41,64 @@ class Svmlight(Format):
     """`.svm`, `.svmlight`, `.libsvm`, packed or not; `qid:` is refused: rows are trained on one by one, not as rankings."""
 
     endings = tuple(f".{name}{packed}" for name in ("svm", "svmlight", "libsvm") for packed in ("", ".gz"))
+    is_sparse = True
 
     def read(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> SparseRows:
-        file, line = str(path), 1
-        blocks: list[Rows] = []
-        lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
         with opened(path) as stream:
-            for block in line_blocks(stream, BLOCK_NBYTES):
-                text = re.sub(rb"#[^\n]*", b"", block) if b"#" in block else block
-                rows = _parsed(text)
-                if rows is None:
-                    _refuse(file, text, line)
-                assert rows is not None
-                if rows.indices.size:
-                    lowest = min(lowest, _line(file, rows, int(rows.indices.argmin()), line), key=lambda found: found.feature)
-                    highest = max(highest, _line(file, rows, int(rows.indices.argmax()), line), key=lambda found: found.feature)
-                blocks.append(rows)
-                line += block.count(b"\n")
-        if not any(len(rows.labels) for rows in blocks):
-            raise UserError(f"{file}: the file holds no rows; give lines of a label and index:value pairs")
-        if highest.feature < 0:
-            raise UserError(f"{file}: no row holds an index:value pair; give at least one feature")
-        labels_, counts, indices, values = (np.concatenate([rows[i] for rows in blocks]) for i in range(4))
-        return SparseRows(file, labels_, np.concatenate([[0], np.cumsum(counts)]), indices, values, lowest, highest, any(rows.plus for rows in blocks))
+            blocks = [_rows(str(path), block, line) for block, line in _blocks(stream)]
+        found = SparseRows.joined(str(path), blocks or [_rows(str(path), b"", 1)])
+        found.refuse_empty()
+        return found
+
+    def stream(self, path: Path, label: Label = None, labels: Path | None = None, known: Known | None = None) -> SvmlightFile:
+        return SvmlightFile(path)
+
+
+class SvmlightFile(NamedTuple):
+    """Sparse rows to be read piece by piece, each some whole lines; a packed file is a single piece."""
+
+    path: Path
+
+    def pieces(self) -> list[Piece]:
+        """Count the rows."""
+        found: list[Piece] = []
+        offset = row = 0
+        with opened(self.path) as stream:
+            for block, line in _blocks(stream):
+                n = sum(1 for text in block.split(b"\n") if text.partition(b"#")[0].strip())
+                found.append(Piece(offset, len(block), line, row, n))
+                offset, row = offset + len(block), row + n
+        return [Piece(0, -1, 1, 0, row)] if self.path.name.lower().endswith(".gz") else found
+
+    def parts(self, piece: Piece) -> Iterator[SparseRows]:
+        """Read a piece, a block of lines at a time."""
+        with opened(self.path) as stream:
+            if piece.nbytes < 0:
+                yield from (_rows(str(self.path), block, line) for block, line in _blocks(stream))
+            else:
+                stream.seek(piece.offset)
+                yield _rows(str(self.path), stream.read(piece.nbytes), piece.line)
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Cut a file into blocks of whole lines, each with the number of its first."""
+    line = 1
+    for block in line_blocks(stream, BLOCK_NBYTES):
+        yield block, line
+        line += block.count(b"\n")
+
+
+def _rows(file: str, block: bytes, line: int) -> SparseRows:
+    """Parse a block; UserError for the first line that is wrong."""
+    text = re.sub(rb"#[^\n]*", b"", block) if b"#" in block else block
+    rows = _parsed(text)
+    if rows is None:
+        _refuse(file, text, line)
+    assert rows is not None
+    lowest, highest = Line(file, 0, MOST_INDEX), Line(file, 0, -1)
+    if rows.indices.size:
+        lowest, highest = (_line(file, rows, int(at), line) for at in (rows.indices.argmin(), rows.indices.argmax()))
+    return SparseRows(file, rows.labels, np.concatenate([[0], np.cumsum(rows.counts)]), rows.indices, rows.values, lowest, highest, rows.plus)
 
 
 def _parsed(text: bytes) -> Rows | None:
