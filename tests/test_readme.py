@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 5, "bash": 2, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 6, "bash": 3, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -160,6 +160,24 @@ def test_the_ways_to_average_learn_on_three_ranks(tmp_path):
         assert result.code == 0, result
         summary = json.loads((tmp_path / str(i) / "summary.json").read_text())
         assert summary["strategy"] == "averaging" and summary["test_accuracy"] > 0.9 and summary["consensus_distance"] > 0
+
+
+def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_path):
+    lines = block("bash", "--shares measured").strip().splitlines()
+    assert len(lines) == 3
+    for i, line in enumerate(lines):
+        words, folder = shlex.split(line), tmp_path / str(i)
+        result = mpirun(3, [*words[4:], "--out", str(folder)]) if words[0] == "mpirun" else python([*words[1:], "--out", str(folder), "--no-report"])
+        assert result.code == 0, result
+        if i < 2:
+            assert json.loads((folder / "summary.json").read_text())["test_accuracy"] > 0.9
+        else:
+            assert [row["variant"] for row in json.loads((folder / "compare.json").read_text())][1:] == ["parameter_server", "data_parallel"]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_program_of_ones_own_sums_its_gradients(tmp_path, n):
+    assert numbers_printed(block("python", "Gradients"), tmp_path, n) == [-2.0] * n
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):
