@@ -205,23 +205,38 @@ def _compute(plan: Plan, n_servers: int) -> Callable[[int, int, float], float]:
 
 
 class _Network:
-    """When a message arrives: it travels `latency`, waits for the link and the core of the shard, and takes its time there."""
+    """When a message arrives: it travels `latency`, waits for the links of both ends and the core of the shard, and takes its time there.
+
+    Every rank has one link, as fast each way. Of shards that are alike one is simulated, but a worker's link carries what goes to and comes from all of
+    them; where a server lies beside each worker, the link of its rank carries that worker's payload, too, and what the two send each other takes no link.
+    """
 
     def __init__(self, plan: Plan, n_servers: int) -> None:
         cost = plan.cost
         self.n_servers, self.latency, self.rate = n_servers, cost.latency, cost.bytes_per_second
+        self.n_alike, self.shared = plan.n_shards // n_servers - plan.colocated, plan.colocated
         self.message, self.apply = (0.0, 0.0) if plan.colocated else (cost.message, cost.apply / plan.n_shards)
-        # Until when the core and the link in, and the link out, of each shard are taken.
+        # Until when the core and the link in, and the link out, of each shard are taken; and the links of each worker.
         self.coming, self.going = [0.0] * n_servers, [0.0] * n_servers
+        self.leaving, self.reaching = [0.0] * plan.n_workers, [0.0] * plan.n_workers
 
     def __call__(self, now: float, source: int, target: int, message: Message) -> float:
         data = message.data
-        seconds = data.array.nbytes / self.rate if data is not None and self.rate else 0.0
+        beside = self.shared and abs(target - source) == self.n_servers
+        seconds = data.array.nbytes / self.rate if data is not None and self.rate and not beside else 0.0
         if target < self.n_servers:
-            at = max(self.coming[target], now + self.latency) + seconds + self.message + (self.apply if message.kind == PUSH else 0.0)
+            sent = now
+            if seconds:
+                sent = self.leaving[source - self.n_servers] = max(self.leaving[source - self.n_servers], now) + self.n_alike * seconds
+                self.going[target] += seconds * self.shared
+            taken = max(self.coming[target], now + self.latency) + seconds
+            at = max(taken, sent + self.latency) + self.message + (self.apply if message.kind == PUSH else 0.0)
             self.coming[target] = at
             return at
-        if message.kind == ROWS and seconds:
-            self.going[source] = at = max(self.going[source], now) + seconds
-            return at + self.latency
+        if message.kind == ROWS and self.rate and not beside:
+            worker = target - self.n_servers
+            self.going[source] = gone = max(self.going[source], now) + seconds
+            self.coming[source] += seconds * self.shared
+            self.reaching[worker] = reached = max(self.reaching[worker], now) + self.n_alike * seconds
+            return max(gone, reached) + self.latency
         return now + self.latency
