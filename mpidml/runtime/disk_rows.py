@@ -126,10 +126,10 @@ class Feed:
         self.portions = Portions(x.reads, self._plan, self._read)
         self.index: dict[int, Array] = {}
 
-    def block(self, block: int) -> Array:
-        """Return the rows (n, features) of a block; they are good until the next call."""
-        found: Array = self.portions.get(block, self.following)
-        return found
+    def block(self, block: int, index: Array) -> Array:
+        """Return the rows (n, features) of a block, number `index`, read at once where others were read for it; they are good until the next call."""
+        planned, found = self.portions.get(block, self.following)
+        return found if np.array_equal(planned, index) else self.x.take(index)
 
     def _plan(self, block: int) -> list[Any]:
         """Name the blocks of a portion, and find their rows: here, since orders are drawn by the worker's thread alone."""
@@ -139,12 +139,12 @@ class Feed:
         self.index = {b: self.rows_of(b) for b in blocks}
         return blocks
 
-    def _read(self, blocks: Sequence[int], place: int) -> dict[int, Array]:
+    def _read(self, blocks: Sequence[int], place: int) -> dict[int, tuple[Array, Array]]:
         index = [self.index[b] for b in blocks]
         rows = self.places.rows(place, sum(map(len, index)))
         self.x.read(np.concatenate(index), rows)
         found, at = {}, 0
         for block, own in zip(blocks, index, strict=True):
-            found[block] = rows[at : at + len(own)]
+            found[block] = own, rows[at : at + len(own)]
             at += len(own)
         return found

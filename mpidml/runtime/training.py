@@ -80,7 +80,7 @@ class Training:
             self.running = None
             return (), (0.0, 0.0, *measured)
         if self.feed is not None:
-            self.fed = self.feed.block(turn.block)
+            self.fed = self.feed.block(turn.block, rows)
         g, lease = self._gradient(report)
         self.running = lease if strategy.early else None
         loss = self._sum_up(rows, batch, w, g, turn.weight / self.sampler.batch_size(batch), report) * self.loss_factor

@@ -139,6 +139,8 @@ def test_several_label_columns_are_those_of_the_whole_table(tmp_path: Path, labe
     if isinstance(found, str):
         assert ("there is no column 'gone'" in found) if "gone" in label else "has an empty label" in found or "no label but" in found
     else:
+        names = tuple(label.split(",")) if isinstance(label, str) else label
+        assert found.coding.labels == read(str(tmp_path / "t.parquet"), label=label, task=task, missing="impute").coding.labels == names
         assert found.y.shape == (150, len(found.coding.at)) and found.x.shape[1] == {2: 6, 3: 3}[len(found.coding.at)]
 
 

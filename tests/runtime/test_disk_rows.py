@@ -32,6 +32,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x"
 
 
+def rows_of(block: int) -> np.ndarray:
+    return np.arange(16 * block, 16 * block + 16)
+
+
 def pair(path: Path, portion_nbytes: int = 4000, ahead: bool = True) -> tuple[DiskRows, np.ndarray]:
     """Return rows on the disk and the same in memory."""
     x = np.empty((len(NUMBERS), WIDTH), np.float32)
@@ -77,8 +81,8 @@ def test_parts_in_turn_are_read_ahead_once_each(path: Path, step: int, of: slice
 
 
 def blocks(disk: DiskRows, following: Any, sure: bool, order: list[int]) -> list[np.ndarray]:
-    feed = disk.feed(lambda block: np.arange(16 * block, 16 * block + 16), following, 16, sure)
-    return [feed.block(block).copy() for block in order]
+    feed = disk.feed(rows_of, following, 16, sure)
+    return [feed.block(block, rows_of(block)).copy() for block in order]
 
 
 @pytest.mark.parametrize("sure", [True, False])
@@ -102,9 +106,9 @@ def test_without_a_thread_all_is_read_when_it_is_wanted(path: Path) -> None:
 
 def test_a_portion_is_not_overwritten_while_it_is_used(path: Path) -> None:
     disk, memory = pair(path)
-    feed = disk.feed(lambda block: np.arange(16 * block, 16 * block + 16), lambda b: b + 1 if b < 49 else None, 16, True)
+    feed = disk.feed(rows_of, lambda b: b + 1 if b < 49 else None, 16, True)
     for block in range(50):
-        rows = feed.block(block)
+        rows = feed.block(block, rows_of(block))
         if feed.portions.coming is not None:
             feed.portions.coming.result()  # the next portion is there, and this one still good
         assert rows.tobytes() == memory[16 * block : 16 * block + 16].tobytes()
@@ -112,7 +116,7 @@ def test_a_portion_is_not_overwritten_while_it_is_used(path: Path) -> None:
     feed.portions.read = lambda items, place: feed._read(items, 0)  # the broken variant: one place for both
     caught = 0
     for block in range(50):
-        rows = feed.block(block)
+        rows = feed.block(block, rows_of(block))
         if feed.portions.coming is not None:
             feed.portions.coming.result()
         caught += rows.tobytes() != memory[16 * block : 16 * block + 16].tobytes()
@@ -120,15 +124,29 @@ def test_a_portion_is_not_overwritten_while_it_is_used(path: Path) -> None:
     disk.reads.close()
 
 
+def test_a_block_is_given_the_rows_that_are_asked_for_though_others_were_read_ahead(path: Path) -> None:
+    """Shares may be cut anew behind what has been planned."""
+    disk, memory = pair(path)
+    cut, late = [16], []
+    feed = disk.feed(lambda block: np.arange(16 * block, 16 * block + cut[0]), lambda b: b + 1 if b < 49 else None, 16, True)
+    for block in range(50):
+        cut[0] = 16 if block < 8 else 11
+        wanted = np.arange(16 * block, 16 * block + cut[0])
+        assert feed.block(block, wanted).tobytes() == memory[wanted].tobytes()
+        late.append(disk.reads.n_late)
+    assert late[7] == 1 < late[8] < late[30] == late[49] and disk.reads.n_early == 5, "what is planned later is read ahead again"
+    disk.reads.close()
+
+
 def test_an_error_of_the_thread_is_raised_where_its_rows_are_wanted(path: Path) -> None:
     disk, _ = pair(path)
-    feed = disk.feed(lambda block: np.arange(16 * block, 16 * block + 16), lambda b: b + 1 if b < 49 else None, 16, True)
-    feed.block(0)
+    feed = disk.feed(rows_of, lambda b: b + 1 if b < 49 else None, 16, True)
+    feed.block(0, rows_of(0))
     with path.open("r+b") as file:
         file.truncate(0)
     with pytest.raises(EOFError, match="ends at byte") as caught:
         for block in range(1, 50):
-            feed.block(block)
+            feed.block(block, rows_of(block))
     assert "_whole" in [entry.name for entry in caught.traceback], "its own traceback"
     disk.reads.close()
     assert not threads()
