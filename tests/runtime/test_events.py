@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import mpidml
+from mpidml.compare import compare
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.runtime.resume import resumed
+from mpidml.simulate import simulate
 
 needs = pytest.mark.bench("tensorboardX")
 SMALL = Job(hidden=(8,), steps=60, batch=64, tensorboard=True, report=False)
@@ -77,7 +79,7 @@ def test_without_the_package_or_a_folder_the_run_is_refused_before_it_begins(tmp
         mpidml.train(SMALL, quiet=True, write=False)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     out = str(tmp_path / "run")
-    for run in (lambda: mpidml.train(Job(tensorboard=True, out=out), quiet=True), lambda: mpidml.compare({"tensorboard": True, "out": out, "target": "0.5"}, quiet=True)):
+    for run in (lambda: mpidml.train(Job(tensorboard=True, out=out), quiet=True), lambda: compare({"tensorboard": True, "out": out, "target": "0.5"}, quiet=True)):
         with pytest.raises(UserError, match=r"pip install 'mpidml\[tensorboard\]'"):
             run()
     assert not list(tmp_path.iterdir())
@@ -85,5 +87,5 @@ def test_without_the_package_or_a_folder_the_run_is_refused_before_it_begins(tmp
 
 @needs
 def test_a_simulation_says_that_events_have_no_part_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mpidml.simulate({"tensorboard": True, "hidden": "8", "out": str(tmp_path / "run"), "workers": 2, "clocks": 5})
+    simulate({"tensorboard": True, "hidden": "8", "out": str(tmp_path / "run"), "workers": 2, "clocks": 5})
     assert "--tensorboard" in capsys.readouterr().out and not list((tmp_path / "run").glob("events*"))
