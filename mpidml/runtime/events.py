@@ -37,7 +37,9 @@ class Events:
         """Make the file in a run's folder."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=self.first)
+        # A file is named by the second in which it begins; one that goes on within it needs a name of its own, that comes later.
+        suffix = "" if self.first is None else f".{len(list(folder.glob('events.out.*'))):06d}"
+        self._writer = SummaryWriter(str(folder), purge_step=self.first, filename_suffix=suffix)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write each number of a row under its name; what is no finite number is left out."""
