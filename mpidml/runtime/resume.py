@@ -80,10 +80,12 @@ def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
     known, where = saved.facts, f"--resume {job.resume}"
     if (done := min(Position(0, tuple(known["turns"])).among(strategy.n_workers).turns)) >= strategy.n_clocks:
         raise UserError(f"{where}: the run has done {done} of {strategy.n_clocks} clocks; give more --epochs or --steps to go on")
-    if job.seconds and known["seconds"] - known["monitor"]["evaluation_seconds"] >= job.seconds:
-        raise UserError(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
     if job.target and job.target == known["job"]["target"] and known["monitor"]["reached"]:
         raise UserError(f"{where}: the run has reached its target {job.target}; give another --target to go on")
+    had = known["seconds"] - known["monitor"]["evaluation_seconds"]
+    ended_so = known["time_is_up"] and 0 < job.seconds <= known["job"]["seconds"]  # an evaluation told of later does not bring seconds back
+    if job.seconds and (had >= job.seconds or ended_so):
+        raise UserError(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
     if job.patience and "patience" in known:
         patience = Patience(job.patience)
         patience.restore(known["patience"])

@@ -180,7 +180,7 @@ class Run:
                 if self.looks is not None and self.looks.due(self.position, ends):
                     ends |= self.looks.look(self.position)
                 if saves:
-                    self._save()
+                    self._save(ends)
                 if ends:
                     return
                 if number := max(comm.allgather(self.asked())):
@@ -214,12 +214,13 @@ class Run:
     def _measured(self) -> dict[str, Any]:
         return summary.of_rank(self.strategy, self.comm.nbytes_sent - self.sent_before, self.started, self.seconds, self.before)
 
-    def _save(self) -> None:
+    def _save(self, ends: bool) -> None:
         since = time.perf_counter()
         if self.monitor is not None:
             self.monitor.flush()
         facts = resume.facts(self.strategy, self.comm, self.position, since - self.started, self.monitor, self.data_sum, self._measured())
         clock = sum(self.position.turns) // self.strategy.n_workers
+        facts |= {"time_is_up": ends and bool(self.job.seconds) and clock < self.strategy.n_clocks}  # unless it has met its target, which is asked first
         pieces = resume.pieces(self.strategy)
         if self.looks is not None:
             pieces, facts = pieces + self.looks.pieces(), facts | {"patience": self.looks.patience.state()}

@@ -134,7 +134,7 @@ class DataParallel(Serverless):
     def _compressing(self, net: Network) -> Collective | None:
         """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""
         comm, job = self.comm, self.job
-        self.memory = job.transport == "auto" and comm.size > 1 and max(comm.allgather(comm.host.size)) > 1
+        self.memory = job.transport == "auto" and (comm.size == 1 or max(comm.allgather(comm.host.size)) > 1)
         if not job.compress or (self.memory and comm.one_host):
             return None
         self.compressed = Compressed(job.compress, net.params, net.dtype, net.backend, job.seed)
