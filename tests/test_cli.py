@@ -17,8 +17,10 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume"):
-        return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows or folder of a run, they would be refused
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "scratch"):
+        return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows, folder of a run or memory, they would be refused
+    if f.name == "memory":
+        return "2G"
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):

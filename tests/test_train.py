@@ -123,7 +123,7 @@ def test_a_run_says_what_other_policies_would_have_done(traced):
 def test_the_saved_model_is_the_one_of_the_summary(traced):
     out, _ = traced
     job = Job().with_values(tomllib.loads((out / "config.toml").read_text()), "config.toml")
-    net = build(job.model, 240, 10, job.hidden, job.activation, job.dropout, job.loss, job.dtype, None)
+    net = build(job.model, 240, 10, job.hidden, job.activation, job.dropout, "cross_entropy", job.dtype, None)
     tensors = load_file(out / "model.safetensors")
     assert {name: tensors[name].shape for name in net.params.shapes} == dict(net.params.shapes)
     flat = np.empty(net.n_params, job.dtype)
