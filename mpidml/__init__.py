@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpidml.compare import compare
+    from mpidml.core.errors import UserError
     from mpidml.core.job import Job
     from mpidml.evaluate import evaluate
     from mpidml.interop.onnx_file import to_onnx as to_onnx
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from mpidml.strategies.base import train
 
 __version__ = "0.1.0"
-__all__ = ["Gradients", "Job", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]  # what needs an extra is left out, so that * can be imported without
+# What needs an extra is left out, so that * can be imported without.
+__all__ = ["Gradients", "Job", "UserError", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]
 
 _WHERE = {
     "Gradients": "mpidml.runtime.gradients",
     "Job": "mpidml.core.job",
+    "UserError": "mpidml.core.errors",
     "MLPClassifier": "mpidml.ml.mlp_classifier",
     "MLPRegressor": "mpidml.ml.mlp_regressor",
     "from_torch": "mpidml.interop.pytorch",

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from mpidml.core import plugins
+from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
@@ -105,6 +106,8 @@ def _check(variants: list[Variant], comm: CountedComm, writes: bool) -> None:
     """Let the strategy look at each job, so that a variant that cannot run is found before the first one has."""
     for _, job in variants:
         events.check(job, writes)
+        if job.compress and job.transport == "auto" and comm.one_host:
+            raise UserError(f"--compress {job.compress}: is off where all ranks share memory, so nothing would be compared; add --transport mpi, or leave it out")
         plugins.load("mpidml.strategies", job.strategy)(job, comm)
 
 

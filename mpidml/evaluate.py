@@ -16,6 +16,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.evaluation import Evaluation
 from mpidml.runtime import evaluation_plot, judging, scoring
 from mpidml.runtime.agree import agree
+from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.evaluation_text import report
 from mpidml.runtime.outputs import RunFolder
@@ -23,7 +24,6 @@ from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
-from mpidml.strategies.base import compiled
 
 
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from mpidml.core.evaluation import Prediction
 from mpidml.core.role import Array
 from mpidml.runtime import prediction_files
 from mpidml.runtime.agree import agree
+from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import Saved, open_run
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import limit_threads
-from mpidml.strategies.base import compiled
 
 CHUNK = 16 * BLOCK
 TAG = 11

@@ -156,7 +156,7 @@ def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
 def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list[str]:
     """List the flags that were given and have no part in this simulation."""
     names = [name.replace("-", "_") for name in values]
-    part = {name for name in names if name not in NO_PART}
+    part = {name for name in names if name not in (*NO_PART, "compress", "shares", "check_replicas")}
     if not scale.learn and not scale.fits:
         part &= {*PLANNED, *(PAYLOAD if cost.bytes_per_second else ())}
     return [f"--{name.replace('_', '-')}" for name in names if name not in part]

@@ -19,7 +19,8 @@ from mpidml_kernels.kernel import Kernel
 __all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "is_compiled"]
 
 AT_ONCE = (dense, norm, loss, update, adaptive, rows)
-ON_DEMAND = (rounded, packed, sparse, low_rank, csr)
+CODES = (rounded, packed, sparse, low_rank)
+ON_DEMAND = (*CODES, csr)
 FAMILIES = AT_ONCE + ON_DEMAND
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
 BACKENDS = {"numpy": "reference", "numba": "cpu"}

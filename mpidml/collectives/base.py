@@ -136,9 +136,11 @@ class Collective:
     """An algorithm that sums buffers over the ranks of `comm`. A plug-in file holds one, that works without arguments.
 
     Those that are rounds give `rounds` alone. `exact`: the result is the sum on every rank (otherwise, say, a mean with neighbours).
+    `by_timing`: what is added to what depends on measured times, so no two runs need have the same bits.
     """
 
     exact: ClassVar[bool] = True
+    by_timing: ClassVar[bool] = False
     comm: Any
 
     def open(self, comm: Any) -> None:

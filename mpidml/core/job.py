@@ -143,7 +143,7 @@ class Job:
     batch: int = flag(64, "global batch: samples per clock over all workers", groups="fixed")
     accumulate: int = flag(1, "parts in which a worker computes its share of a batch, summing the gradient: activations take so much less memory")
     seed: int = flag(0, "decides weights, order of samples and noise", groups="fixed one")
-    deterministic: bool = flag(False, "repeat mode: same layout, same bits (bsp, ssp, warmup)", groups="one")
+    deterministic: bool = flag(False, "same layout, same bits (bsp, ssp, warmup); under data_parallel the same bits at any number of ranks", groups="one")
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
     slowdown: str = flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")

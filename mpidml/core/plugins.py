@@ -74,6 +74,11 @@ def make(package: str, text: str, **given: Any) -> Any:
         raise UserError(f"'{text}': {error}") from None
 
 
+def name_of(plugin: object) -> str:
+    """Return the name of a plug-in's file: RecursiveDoubling is recursive_doubling."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(plugin).__name__).lstrip("_")
+
+
 def _public_class(module: ModuleType, name: str) -> type[Any]:
     wanted = name.replace("_", "").lower()
     for key, value in vars(module).items():

@@ -15,7 +15,9 @@ EVERY = 8
 LEAST_CHANGE = 0.03
 """A share that would change by less stays: otherwise noise alone would move samples about."""
 LEAST_SHARE = 0.01
-"""No worker's share falls below this part of an equal one: one without samples could not be measured any more."""
+"""No worker's share falls below this part of an equal one."""
+MOST_STEP = 1.5
+"""A share changes by no more than this factor at a time: one stall is no reason to take all samples from a worker."""
 
 
 class Shares:
@@ -31,6 +33,7 @@ class Shares:
         speeds = [n / s for n, s in zip(samples, seconds, strict=True)]
         least = LEAST_SHARE / len(speeds)
         wanted = [max(speed / sum(speeds), least) for speed in speeds]
+        wanted = [min(max(new, old / MOST_STEP), old * MOST_STEP) for new, old in zip(wanted, self.parts, strict=True)]
         wanted = [part / sum(wanted) for part in wanted]
         if max(abs(new - old) / old for new, old in zip(wanted, self.parts, strict=True)) < LEAST_CHANGE:
             return False
@@ -38,5 +41,11 @@ class Shares:
         return True
 
     def edge(self, size: int, worker: int) -> int:
-        """Return the first of `size` samples that belongs to `worker`; for the number of workers it is the end."""
-        return size if worker == len(self.parts) else round(size * sum(self.parts[:worker]))
+        """Return the first of `size` samples that belongs to `worker`; for the number of workers it is the end.
+
+        Each has one at least where there are enough: who computes nothing could not be measured any more.
+        """
+        n = len(self.parts)
+        if worker in (0, n) or size < n:
+            return size * worker // n
+        return min(max(round(size * sum(self.parts[:worker])), worker), size - (n - worker))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.plugins import name_of
 from mpidml.core.role import Array
-from mpidml.nn.network import type_name
 from mpidml.runtime.model import Model
 
 OPSET, IR_VERSION = 20, 10
@@ -110,7 +110,7 @@ class _Graph:
 
     def layer(self, layer: Any, parameters: dict[str, Array], at: str) -> str:
         """Add what a layer computes on `at`."""
-        kind = type_name(layer)
+        kind = name_of(layer)
         if kind == "dense":
             sums = self.node("Gemm", at, self.constant(parameters["weight"]), self.constant(parameters["bias"]))
             return self.activation(layer.activation, sums)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.plugins import name_of
 from mpidml.core.role import Array
 from mpidml.nn.layers.dense import Dense
-from mpidml.nn.network import Network, type_name
+from mpidml.nn.network import Network
 from mpidml.runtime.model import Model
 
 try:
@@ -137,7 +138,7 @@ def _places(network: Network) -> Iterator[tuple[str, bool]]:
 
 def _modules(layer: Any) -> list[torch.nn.Module]:
     """Return what a layer is in PyTorch."""
-    kind = type_name(layer)
+    kind = name_of(layer)
     if kind == "dense":
         activate = [ACTIVATIONS[layer.activation]()] if layer.activation != "linear" else []
         return [torch.nn.Linear(layer.n_in, layer.n_out), *activate]

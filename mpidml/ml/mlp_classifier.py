@@ -56,7 +56,8 @@ class MLPClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         known = unique_labels(classes) if is_first else self.classes_
         y = column_or_1d(y, warn=True)
         if unknown := set(y) - set(known):
-            raise Refused(f"MLPClassifier.partial_fit: `y` has labels {sorted(unknown)!r} that are not in `classes`, {list(known)!r}; give them on the first call")
+            found, given = np.array(sorted(unknown)).tolist(), np.asarray(known).tolist()
+            raise Refused(f"MLPClassifier.partial_fit: `y` has labels {found} that are not in `classes`, {given}; give them on the first call")
         self.classes_ = known
         self._train(X, np.searchsorted(known, y), "classify", len(known), goes_on=True)
         return self

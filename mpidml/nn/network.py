@@ -14,6 +14,7 @@ from mpidml.core import rng
 from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
+from mpidml.core.plugins import name_of
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
@@ -208,9 +209,4 @@ def naming(i: int, layer: Layer, where: str = "") -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{where}layer {i + 1} ({type_name(layer)}): {error}") from None
-
-
-def type_name(layer: Layer) -> str:
-    """Return the name of a layer's plug-in file: LayerNorm is layer_norm."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(layer).__name__).lstrip("_")
+        raise ValueError(f"{where}layer {i + 1} ({name_of(layer)}): {error}") from None

@@ -9,7 +9,7 @@
             n = total.reduce(0 if batch is None else len(batch))
             w -= rate * total["w"]                         # by now the mean over the n samples of all ranks
 
-Tensors that nobody has touched are zero. Ranks that have no batch left go on with zeros until all have ended, so nobody waits for one that is gone.
+Tensors that nobody has touched are zero. Ranks that have no batch left go on with zeros until all have ended. Without `over`, every rank calls `reduce` equally often.
 Source: Li et al. 2020 (join of uneven inputs, unused parameters).
 """
 
@@ -38,7 +38,8 @@ class Gradients:
     """Named tensors of `shapes`, in one flat buffer that is summed over the ranks of `comm` (default: all) in buckets (Collective on comm).
 
     `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
-    "zero", or "error" for a UserError on all ranks that names it. A rank that raises ends the others.
+    "zero", or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
+    by `break` lets the others wait for it until `wait_limit`, in seconds.
     """
 
     def __init__(
@@ -52,7 +53,15 @@ class Gradients:
         if unused not in ("zero", "error"):
             raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
         self.params = agree(self.comm, lambda: _layout(shapes))
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise UserError(f"gradients: {np.dtype(dtype)} is no type to take a mean in; give float32 or float64")
+        own = list(self.params.shapes.items())
+        for rank, other in enumerate(self.comm.allgather(own)):
+            if other != own:
+                raise UserError(f"gradients: rank {rank} names {other[:4]}, rank {self.comm.rank} {own[:4]}; name the same, in one order, on every rank")
         self.collective = make_collective(collective, self.comm)
+        if not self.collective.exact:
+            raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
         self.flat = self.collective.allocate(self.params.size, dtype)
         self.views = self.params.views(self.flat)
         self.counts = self.collective.allocate(3, np.float64)
@@ -63,10 +72,12 @@ class Gradients:
         self.cuts = merge_parts(parts, max(1, BUCKET_NBYTES // self.flat.itemsize))
         self.sums = [self.collective.plan(self.flat[lo:hi]) for lo, hi in self.cuts]
         self.is_ready: set[str] = set()
-        self.n_begun = 0
+        self.n_begun, self.owes = 0, False
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor: to be filled, and after `reduce` the mean gradient."""
+        if not self.views:
+            raise UserError("gradients: they are closed; copy what is to stay before the end of `with`")
         if name not in self.views:
             raise UserError(f"gradients: there is no tensor '{name}'; {nearest(name, self.views)}")
         return self.views[name]
@@ -75,14 +86,15 @@ class Gradients:
         """Yield this rank's batches, then None as long as others have any. All tensors are zero at the begin of a round."""
         own = iter(batches)
         while True:
+            if self.owes:
+                raise UserError("gradients: a round ended without reduce(); call it in each, with 0 samples where the batch is None")
             batch = next(own, None)
             self.counts[:] = (batch is not None, 0.0, 0.0)
             self._counted()
             if not self.counts[ACTIVE]:
                 return
             self.flat[:] = 0
-            self.is_ready.clear()
-            self.n_begun = 0
+            self.owes = True
             yield batch
 
     def ready(self, name: str) -> None:
@@ -109,6 +121,8 @@ class Gradients:
             raise UserError(
                 f"gradients: rank {rank} has no gradient of {', '.join(repr(name) for name in names[:3])}; call ready() for it, or take unused='zero'"
             )
+        self.n_begun, self.owes = 0, False
+        self.is_ready.clear()
         n = int(self.counts[SAMPLES])
         if n:
             self.flat /= self.flat.dtype.type(n)
@@ -126,7 +140,8 @@ class Gradients:
         self.count_sum.wait(self.wait_limit)
 
     def close(self) -> None:
-        """Free requests and communicators (Collective on comm)."""
+        """Free requests and communicators (Collective on comm). Arrays that were taken from here are gone with them: copy what is to stay."""
+        self.views = {}
         for total in (*self.sums, self.count_sum):
             total.free()
         self.collective.free()

@@ -71,14 +71,14 @@ class Training:
         measured = self.not_scored
         if epoch > self.scored_epoch and not self.job.patience:
             measured, self.scored_epoch = self._look(w if self.shown is None else self.shown, epoch), epoch
-        if self.slowdown is not None:
-            self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
-            started = time.perf_counter()
         rows = self.sampler.indices(batch, share)
         n = rows.size
         if not n:
             self.running = None
             return (), (0.0, 0.0, *measured)
+        if self.slowdown is not None:
+            self._be_slow(self.step_seconds * self.slowdown.extra(self.worker, turn.step), report)
+            started = time.perf_counter()
         if self.feed is not None:
             self.fed = self.feed.block(turn.block, rows)
         g, lease = self._gradient(report)

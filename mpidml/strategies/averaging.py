@@ -60,8 +60,8 @@ class Averaging(Serverless):
         if self.mixing is not None and self.way != "mean":
             raise UserError(f"--averaging {job.averaging}: needs a sum over all ranks, which --collective {job.collective} does not make; leave one of them out")
         self.collective = plugins.make(FOLDER, SUM) if self.mixing is not None or self.way == "elastic_async" else chosen
-        if job.deterministic and job.collective == Job.collective and comm.size > 1:
-            raise UserError("--deterministic: --collective auto chooses by timing, and each sums in an order of its own; give one, as --collective ring")
+        if job.deterministic and self.collective.by_timing and comm.size > 1:
+            raise UserError(f"--deterministic: --collective {job.collective} chooses by timing, and each sums in an order of its own; give one, as --collective ring")
         self.chain = make_chain(job.optimizer, job.rate)
         self.weight = float(self.n_workers)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import backend, is_compiled
+from mpidml_kernels import CODES, csr
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
@@ -25,6 +25,7 @@ from mpidml.core.position import Position
 from mpidml.core.trace import Trace
 from mpidml.runtime import checkpoint, events, resume, run_files, scoring, sparse_rows, summary
 from mpidml.runtime.agree import agree
+from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
 from mpidml.runtime.gather import bring
@@ -93,6 +94,9 @@ class Run:
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         sparse_rows.check(job, data, self.strategy)
+        more = (csr,) * data.is_sparse + CODES * bool(job.compress)
+        if more:  # before the clock runs
+            compiled(job.backend, comm, quiet, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None
@@ -253,7 +257,7 @@ class Run:
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds} | told
-            others = what_if.what_if(self.job.policy(), monitor.step_seconds) if found["sync"] == self.job.policy() else []
+            others = what_if.what_if(self.job.policy(), monitor.step_seconds) if self.job.strategy == Job.strategy else []
             found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
@@ -272,17 +276,6 @@ class Run:
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
-
-
-def compiled(name: str, comm: CountedComm, quiet: bool) -> Any:
-    """Load the arithmetic; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm)."""
-    arithmetic = None
-    if comm.host.rank == 0:
-        if comm.rank == 0 and name == "numba" and not quiet and not is_compiled():
-            summary.say("compiling kernels, once for this machine: about 20 seconds ...")
-        arithmetic = backend(name)
-    comm.host_nap()
-    return backend(name) if arithmetic is None else arithmetic
 
 
 def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:

@@ -50,6 +50,8 @@ class DataParallel(Serverless):
         by_mpi = "auto:memory=false" if job.transport == "mpi" and job.collective == Job.collective else job.collective
         self.collective: Collective = plugins.make(FOLDER, ORDERED if ordered else by_mpi)
         self._check_transport()
+        if job.deterministic and self.collective.by_timing and not job.compress:
+            raise UserError(f"--deterministic: --collective {job.collective} chooses by timing, and each sums in an order of its own; leave it out, or name one, as ring")
         self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
         if self.ordered and job.bucket != Job.bucket:
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
@@ -66,13 +68,14 @@ class DataParallel(Serverless):
     def _check_transport(self) -> None:
         """Refuse sums and codes that do not go together."""
         job, name = self.job, self.job.collective.partition(":")[0]
-        if job.transport == "mpi" and name in ("shared", "hierarchical"):
+        if job.transport == "mpi" and (name in ("shared", "hierarchical") or getattr(self.collective, "memory", False)):
             raise UserError(f"--transport mpi: uses no shared memory, --collective {name} does; leave one of them out")
         if job.compress:
             self.codec = make_codec(job.compress)
             if name not in (Job.collective, "hierarchical"):
                 raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
         self.compressed: Compressed | None = None
+        self.hosts: Collective | None = None
 
     def prepare(
         self,
@@ -116,8 +119,13 @@ class DataParallel(Serverless):
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient; return the task that fills it, the slices, and their sums."""
-        collective = self._compressing(net) or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = type(collective).__name__.lower() if self.job.collective == Job.collective else self.job.collective
+        collective = self._compressing(net)
+        if collective is None and self.job.deterministic and self.collective.by_timing:  # --compress is off here
+            collective = plugins.make(FOLDER, "shared" if self.memory else "rabenseifner")
+            collective.open(self.comm)
+        self.chosen = collective is None and self.collective.by_timing
+        collective = collective or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
+        self.picked = plugins.name_of(collective) if self.collective.by_timing else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
             self.compressed.look_at(self.gradient)
@@ -144,15 +152,15 @@ class DataParallel(Serverless):
             return self.compressed
         hosts: Any = plugins.make(FOLDER, "hierarchical")
         hosts.open(comm, self.compressed)
-        self.collective = hosts
+        self.hosts = hosts
         if hosts.outer is None:  # another rank of this host encodes
             self.compressed = None
-        return self.collective
+        return self.hosts
 
     def _by_blocks(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of blocks, as `_by_buckets` does for sums of slices; there is one sum, at the end of the pass."""
         collective: Any = self.collective
-        self.picked = ORDERED
+        self.picked, self.chosen = ORDERED, False
         tree = collective.tree()
         rows = np.zeros((len(tree.rows), net.n_params + N_LOSSES), net.dtype)
         self.gradient, self.total = rows[slice(*tree.first_row[self.comm.rank :][:2])], rows[0, : net.n_params]
@@ -196,11 +204,11 @@ class DataParallel(Serverless):
     def words(self) -> str:
         """Say how the ranks work together."""
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        chosen = " (chosen by measurement)" if self.job.collective == Job.collective else ""
+        chosen = " (chosen by measurement)" if self.chosen else ""
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
-            what = f"{off if self.memory and self.comm.one_host else 'codes ' + self.job.compress}; {what}"
+            what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
         return f"{self.n_workers} worker(s); {what}; {owner}"
 
     def free(self) -> None:
@@ -209,3 +217,5 @@ class DataParallel(Serverless):
             bucket.halves.reduce.free()
             bucket.halves.gather.free()
         self.collective.free()
+        if self.hosts is not None:
+            self.hosts.free()

@@ -40,8 +40,12 @@ def test_shares_follow_when_speeds_change_and_stay_when_they_only_tremble():
 def test_who_is_very_slow_keeps_a_share_and_who_did_nothing_teaches_nothing():
     shares = Shares(4)
     assert shares.learn([10] * 4, [1.0, 1.0, 1.0, 1e6])
+    assert shares.parts[3] > 0.25 / 2, "one stall takes little"
+    for _ in range(20):
+        shares.learn([10] * 4, [1.0, 1.0, 1.0, 1e6])
     assert 0 < shares.parts[3] < 0.01 and sum(shares.parts) == pytest.approx(1)
     assert shares.edge(1000, 4) - shares.edge(1000, 3) >= 2
+    assert shares.edge(8, 4) - shares.edge(8, 3) == 1, "or it could not be measured any more"
     assert not shares.learn([10, 0, 10, 10], [1.0] * 4)
     assert not shares.learn([10] * 4, [1.0, 0.0, 1.0, 1.0])
 

@@ -70,7 +70,6 @@ def test_without_rounds_of_zeros_the_one_with_more_batches_waits_for_nobody(comm
     for k in range(2 + (comm.rank == 0)):
         if k < 2:
             total.reduce(1)
-            total.n_begun = 0
             continue
         with pytest.raises(WaitTimeout):
             total.reduce(1)
@@ -126,3 +125,25 @@ def test_sums_begin_as_soon_as_all_behind_a_tensor_is_ready(comm, monkeypatch):
             total.ready("a")
             assert total.n_begun == 2
             total.reduce(1)
+
+
+@pytest.mark.mpi
+def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
+    with Gradients({"w": (3,)}, "float64", comm=comm, wait_limit=20) as total:
+        for _ in range(3):
+            total["w"][:] = comm.rank + 1
+            total.reduce(1)
+            np.testing.assert_allclose(total["w"], (comm.size + 1) / 2)
+    with pytest.raises(UserError, match="they are closed"):
+        total["w"]
+    total = Gradients({"w": (3,)}, "float64", comm=comm, wait_limit=20)
+    with pytest.raises(UserError, match="a round ended without reduce"):
+        for _ in total.over(range(3)):
+            pass
+    for changes, what in (({"collective": "gossip"}, "does not sum over all ranks"), ({"dtype": "int64"}, "no type to take a mean in")):
+        with pytest.raises(UserError, match=what):
+            Gradients({"w": (3,)}, comm=comm, **changes)
+    if comm.size > 1:
+        names = ("a", "b") if comm.rank else ("b", "a")
+        with pytest.raises(UserError, match="in one order, on every rank"):
+            Gradients(dict.fromkeys(names, (3,)), comm=comm)

@@ -351,3 +351,11 @@ def test_measured_shares_follow_speeds_and_change_no_result(comm, monkeypatch):
     np.testing.assert_allclose(kept["values"], alone(comm, steps=30, batch=60), rtol=1e-8, atol=1e-11)
     with pytest.raises(UserError, match="--shares measured cannot repeat"):
         run(comm, deterministic=True, shares="measured")
+
+
+@pytest.mark.mpi
+def test_no_repeat_is_promised_where_timing_chooses(comm):
+    with pytest.raises(UserError, match="chooses by timing"):
+        run(comm, deterministic=True, collective="auto:memory=false", bucket=Job.bucket)
+    off, _ = run(comm, deterministic=True, compress="two_bit")  # off inside a host, and summed in one way
+    assert off["model_sha256"] == run(comm, deterministic=True, compress="two_bit")[0]["model_sha256"]
