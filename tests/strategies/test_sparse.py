@@ -137,7 +137,7 @@ def test_under_every_policy_that_starts_its_own_clocks_all_samples_are_learnt_fr
     summary, values, _ = run(comm, write="checkpoint_every" in how, sync=sync, out=str(mpi_tmp_path / "run"), epochs=3, steps=0, tune=False, **how)
     assert summary["samples"] == 3 * 180 and np.isfinite(values).all()
     assert summary["test_loss"] < 0.9, "worse than chance"
-    if comm.size == 1:
+    if comm.size == 1 and not ("budget" in how and sync == "asp"):  # where nobody waits for what a budget holds back, timing decides when it counts
         assert_same((summary, values, None), run(comm, sparse=False, epochs=3, steps=0))
 
 
