@@ -17,6 +17,7 @@ from mpidml.core.errors import UserError, nearest
 Array = np.ndarray[Any, Any]
 BLOCK = 1024
 """Rows in a block."""
+PIECE_NBYTES = 1 << 20
 KINDS = ("none", "standard", "minmax", "maxabs")
 KEEP_ZEROS = ("none", "maxabs")
 """Kinds under which zero stays zero, so that sparse rows stay sparse."""
@@ -34,19 +35,41 @@ def block_sums(x: Array, lo: int, hi: int, dtype: Any = np.float64) -> Array:
 
     x is (n, features) in global row numbers; lo and hi come from `block_range`. Gathered in rank order along axis 0, the blocks of all ranks
     are those of one rank, bit for bit. Deviations are taken from the block's own mean, so that large offsets cost no digits.
-    Costs two passes over a block that fits in cache, and no copy larger than a block.
+    Costs two passes over a block, and a copy of a block or, where rows are wide, of `PIECE_NBYTES` of it: columns of several features are summed
+    row by row, so pieces change no bit.
     """
     starts = range(lo, hi, BLOCK)
-    blocks = np.empty((len(starts), 5, x.shape[1]), dtype=dtype)
+    width = x.shape[1]
+    step = BLOCK if width == 1 else rows_in_piece(width * np.dtype(dtype).itemsize)
+    blocks = np.empty((len(starts), 5, width), dtype=dtype)
     for block, start in zip(blocks, starts, strict=True):
-        rows = np.array(x[start : start + BLOCK], dtype, order="C")
-        block[_COUNT] = len(rows)
-        block[_MEAN] = rows.mean(axis=0)
-        block[_LEAST], block[_MOST] = rows.min(axis=0), rows.max(axis=0)
-        rows -= block[_MEAN]
-        np.multiply(rows, rows, out=rows)
-        block[_SQUARES] = rows.sum(axis=0)
+        end = min(start + BLOCK, len(x))
+        pieces = range(start, end, step)
+
+        def rows_at(at: int, end: int = end) -> Array:
+            return np.array(x[at : min(at + step, end)], dtype, order="C")
+
+        rows = rows_at(start)
+        total, least, most = rows.sum(axis=0), rows.min(axis=0), rows.max(axis=0)
+        for at in pieces[1:]:
+            rows = rows_at(at)
+            total = np.vstack([total, rows]).sum(axis=0)
+            least, most = np.minimum(least, rows.min(axis=0)), np.maximum(most, rows.max(axis=0))
+        block[_COUNT], block[_LEAST], block[_MOST] = end - start, least, most
+        block[_MEAN] = total / (end - start)
+        total = None
+        for at in pieces:
+            rows = rows if len(pieces) == 1 else rows_at(at)
+            rows -= block[_MEAN]
+            np.multiply(rows, rows, out=rows)
+            total = rows.sum(axis=0) if total is None else np.vstack([total, rows]).sum(axis=0)
+        block[_SQUARES] = total
     return blocks
+
+
+def rows_in_piece(row_nbytes: int) -> int:
+    """Return how many rows of a block are looked at together."""
+    return max(1, min(BLOCK, PIECE_NBYTES // row_nbytes))
 
 
 class Scaler:

@@ -15,7 +15,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.sizes import parse_size, size_words
-from mpidml.data.scaling import BLOCK, Scaler
+from mpidml.data.scaling import Scaler, rows_in_piece
 from mpidml.data.stored import BLOCK_NBYTES, Stored
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -52,7 +52,7 @@ def decide(job: Job, parts: Sequence[Any], answers_nbytes: int, crew: Crew) -> D
     numbers = sum(8 * part.n for part in parts if part.rows is not None)
     block = -(-job.batch // n_ranks) * width * item
     # Reading takes a block as it lies there and the same in float64; fitting the scaling takes a block of its own.
-    work = 4 * BLOCK_NBYTES + 2 * 8 * min(BLOCK, parts[0].n) * width
+    work = 4 * BLOCK_NBYTES + 3 * 8 * min(rows_in_piece(8 * width), parts[0].n) * width
     if (whole := n * width * item + answers_nbytes + numbers + n_ranks * work) <= limit:
         return Disk(stored, False, notes=(f"--memory {job.memory}: the rows take {size_words(whole)} and are in memory",))
     least = answers_nbytes + numbers + n_ranks * (PLACES * block + work)
@@ -133,7 +133,8 @@ def _scaled(name: str, dtype: str, raw: Sequence[DiskRows], scaler: Scaler, comm
 def _extremes(rows: DiskRows) -> tuple[Array, Array]:
     """Return the least and the largest value of each feature; zeros where there are no rows."""
     least = most = np.zeros(rows.shape[1])
-    for lo in range(0, len(rows), BLOCK):
-        block = np.array(rows[lo : lo + BLOCK], np.float64)
+    step = rows_in_piece(8 * rows.shape[1])
+    for lo in range(0, len(rows), step):
+        block = np.array(rows[lo : lo + step], np.float64)
         least, most = (np.minimum(least, block.min(axis=0)), np.maximum(most, block.max(axis=0))) if lo else (block.min(axis=0), block.max(axis=0))
     return least, most

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpidml.core.errors import UserError
+from mpidml.data import scaling
 from mpidml.data.scaling import BLOCK, KINDS, Scaler, block_range, block_sums
 
 Array = np.ndarray[Any, Any]
@@ -128,3 +129,15 @@ def test_spared_columns_keep_their_values_and_the_others_are_scaled_as_before() 
     whole.sparing((1, 3)).apply(x, spared)
     assert np.array_equal(spared[:, [1, 3]], x[:, [1, 3]]) and np.array_equal(spared[:, [0, 2]], scaled[:, [0, 2]])
     assert not np.array_equal(scaled[:, 1], x[:, 1]), "unspared, codes would not survive"
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 17, 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_that_are_summed_in_pieces_have_the_same_bits(width, dtype, monkeypatch):
+    x = (np.random.default_rng(width).standard_normal((2500, width)) * 10 + 1e3).astype(dtype)
+    whole = scaling.block_sums(x, 0, 2500)
+    monkeypatch.setattr(scaling, "PIECE_NBYTES", 8 * width * 37)
+    assert scaling.rows_in_piece(8 * width) == 37
+    assert scaling.block_sums(x, 0, 2500).tobytes() == whole.tobytes()
+    block = x[1024:2048].astype(np.float64)
+    assert whole[1, 1].tobytes() == block.mean(axis=0).tobytes(), "as NumPy sums a whole block"
