@@ -293,3 +293,8 @@ def test_a_sum_moves_only_when_it_is_asked():
     end = time.perf_counter() + 0.01
     total.wait(5)
     assert time.perf_counter() >= end
+
+
+def test_ranks_that_outnumber_the_cores_leave_them_to_each_other_at_once():
+    assert base.spin_seconds({}, 2) == base.spin_seconds({"MPI_LOCALNRANKS": "2"}, 2) > 0
+    assert base.spin_seconds({"MPI_LOCALNRANKS": "3"}, 2) == base.spin_seconds({"OMPI_COMM_WORLD_LOCAL_SIZE": "5"}, 4) == 0
