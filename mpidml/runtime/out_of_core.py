@@ -15,7 +15,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.core.sizes import parse_size, size_words
-from mpidml.data.scaling import Scaler, rows_in_piece
+from mpidml.data.scaling import BLOCK, Scaler, rows_in_piece
 from mpidml.data.stored import BLOCK_NBYTES, Stored
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -52,7 +52,8 @@ def decide(job: Job, parts: Sequence[Any], answers_nbytes: int, crew: Crew) -> D
     numbers = sum(8 * part.n for part in parts if part.rows is not None)
     block = -(-job.batch // n_ranks) * width * item
     # Reading takes a block as it lies there and the same in float64; fitting the scaling takes a block of its own.
-    work = 4 * BLOCK_NBYTES + 3 * 8 * min(rows_in_piece(8 * width), parts[0].n) * width
+    piece = rows_in_piece(8 * width)
+    work = 4 * BLOCK_NBYTES + (2 + (piece < BLOCK)) * 8 * min(piece, parts[0].n) * width
     if (whole := n * width * item + answers_nbytes + numbers + n_ranks * work) <= limit:
         return Disk(stored, False, notes=(f"--memory {job.memory}: the rows take {size_words(whole)} and are in memory",))
     least = answers_nbytes + numbers + n_ranks * (PLACES * block + work)

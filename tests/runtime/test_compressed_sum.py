@@ -111,7 +111,7 @@ def test_the_transport_counts_two_codes_of_every_part(counted, codec):
     codes = sum(collective.up.nbytes(lo, hi) for each in sums for lo, hi in each.parts)
     assert sum(counted.allgather(sent)) == 2 * (P - 1) * codes  # every part to its owner from each other rank, and back to each
     plain = 4 * PARAMS.size
-    if codec == "two_bit":
+    if codec == "two_bit" and P <= 3:  # five cut them so that most pieces go as they are
         assert codes < plain / 6  # its thresholds and the small tensors are many in so few values
 
 

@@ -331,7 +331,7 @@ def test_blocks_that_cannot_be_are_refused(comm):
         with pytest.raises(UserError, match=what):
             run(comm, **changes)
     if comm.size > 2:
-        with pytest.raises(UserError, match=f"2 blocks are too few for {comm.size} ranks; use --collective ordered:4"):
+        with pytest.raises(UserError, match=f"2 blocks are too few for {comm.size} ranks; use --collective ordered:{1 << (comm.size - 1).bit_length()}"):
             run(comm, collective="ordered:2", **plain)
 
 
