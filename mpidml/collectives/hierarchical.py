@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mpidml.collectives.base import FOLDER, Collective, Sum, check_alike
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
-from mpidml.core.segments import Segments
+from mpidml.core.segments import Segments, blocks, sum_up
 
-BLOCK_NBYTES = 1 << 17
 ARRIVED, SUMMED, BETWEEN, TAKEN = range(4)
 
 
 class Hierarchical(Collective):
     """Between hosts travels what the algorithm `between` sends for one rank a host, not for each: 1 / (ranks a host) of the bytes.
 
-    On one host nothing travels at all. Buffers from `allocate` are summed where they are. Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).
+    On one host nothing travels at all. Buffers from `allocate` are summed where they are, if every rank gives the same part.
+    Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).
     """
 
     def __init__(self, between: str = "rabenseifner") -> None:
@@ -65,73 +63,57 @@ class _HostsSum(Sum):
     """
 
     def __init__(self, collective: Hierarchical, buffer: Array) -> None:
-        host, segments, outer = collective.host, collective.segments, collective.outer
-        self.host, self.members, self.leaders, self.buffer = host, collective.members, collective.leaders, buffer
-        views = segments.views(buffer)
-        in_place = all(host.allgather(bool(views)))
-        self.own = buffer if in_place else segments.allocate(buffer.size, buffer.dtype)
-        self.views = views if in_place else segments.views(self.own)
-        self.counters = segments.counters()
+        host, outer = collective.host, collective.outer
+        self.members, self.leaders, self.buffer = collective.members, collective.leaders, buffer
+        self.views, in_place = collective.segments.adopt(buffer)
+        self.own = None if in_place else self.views[host.rank]
+        self.takes = not in_place or host.rank > 0  # the first rank's segment is where the sum comes to lie
+        self.counters = collective.segments.counters()
         self.between = outer.plan(self.views[0]) if outer is not None else None
         if self.between is not None:
             self.nbytes, self.n_rounds = self.between.nbytes, self.between.n_rounds
-        lo, hi = cut(buffer.size, host.size, host.rank)
-        step = max(1, BLOCK_NBYTES // buffer.itemsize)
-        self.blocks = [[view[at : min(hi, at + step)] for view in self.views] for at in range(lo, hi, step)]
+        self.blocks = blocks(self.views, *cut(buffer.size, host.size, host.rank))
         self.n_started, self.phase = 0, TAKEN + 1
 
     def start(self) -> None:
         """Tell the host that this rank's buffer is complete."""
         if self.phase <= TAKEN:
             raise RuntimeError("sum over ranks: it is started again before it has ended")
-        if self.own is not self.buffer:
+        if self.own is not None:
             self.own[:] = self.buffer
         self.n_started += 1
         self._reach(ARRIVED)
 
     def test(self) -> bool:
         """Go through the phases as far as possible."""
-        if self.phase == ARRIVED and self._all(ARRIVED):
-            for first, *others in self.blocks:
-                for other in others:
-                    np.add(first, other, out=first)
+        counters, times = self.counters, self.n_started
+        if self.phase == ARRIVED and counters.all_reached(ARRIVED, times):
+            sum_up(self.blocks, spreads=False)
             self._reach(SUMMED)
-        if self.phase == SUMMED and (self.between is None or self._all(SUMMED)):
+        if self.phase == SUMMED and (self.between is None or counters.all_reached(SUMMED, times)):
             if self.between is not None:
                 self.between.start()
             self.phase = BETWEEN
         if self.phase == BETWEEN:
             if self.between is not None and self.between.test():
                 self._reach(BETWEEN)
-            if self._has(0, BETWEEN):
-                self.host.fence()
-                if self.own is not self.buffer or self.host.rank:
+            if counters.has_reached(0, BETWEEN, times):
+                if self.takes:
                     self.buffer[:] = self.views[0]
                 self._reach(TAKEN)
-        if self.phase == TAKEN and self._all(TAKEN):
+        if self.phase == TAKEN and counters.all_reached(TAKEN, times):
             self.phase = TAKEN + 1
         return self.phase > TAKEN
 
     def _reach(self, phase: int) -> None:
-        self.host.fence()
         self.phase = phase
-        self.counters[self.host.rank][phase] = self.n_started
-
-    def _has(self, rank: int, phase: int) -> bool:
-        return self.counters[rank][phase] >= self.n_started
-
-    def _all(self, phase: int) -> bool:
-        for line in self.counters:
-            if line[phase] < self.n_started:
-                return False
-        self.host.fence()
-        return True
+        self.counters.reach(phase, self.n_started)
 
     def late(self) -> list[int]:
         """Return the ranks that are behind, those of other hosts by their first ranks."""
         if self.phase == BETWEEN:
             return [self.leaders[rank] for rank in self.between.late()] if self.between is not None else self.members[:1]
-        return [self.members[rank] for rank in range(self.host.size) if self.phase <= TAKEN and not self._has(rank, self.phase)]
+        return [self.members[rank] for rank in self.counters.late(self.phase, self.n_started)] if self.phase <= TAKEN else []
 
     def free(self) -> None:
         """Free the requests between hosts."""

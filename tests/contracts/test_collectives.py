@@ -202,6 +202,22 @@ def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("name", SUMS)
+def test_ranks_may_give_other_places_of_what_they_allocated(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    whole = collective.allocate(2 * ranks.size + 3, "f8")
+    whole[:] = np.arange(whole.size)
+    at = 2 * ranks.rank
+    total = collective.plan(whole[at : at + 3])
+    total.start()
+    total.wait(30)
+    np.testing.assert_array_equal(whole[at : at + 3], sum(np.arange(2 * r, 2 * r + 3) for r in range(ranks.size)))
+    collective.free()
+
+
+@pytest.mark.mpi
 @pytest.mark.openmpi
 @pytest.mark.parametrize("name", [*BY_ROUNDS, "hierarchical", "shared"])
 def test_the_transport_counts_what_the_formula_says(name, ranks):
