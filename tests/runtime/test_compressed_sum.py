@@ -17,8 +17,8 @@ from mpidml.runtime import compressed_sum
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.resume import resumed
-from mpidml.strategies.base import train
 from tests.strategies.test_identities import SMALL
+from tests.training import trained
 
 PARAMS = FlatParams([("a", (40, 30)), ("b", (7,)), ("c", (30, 50)), ("d", (300,))])
 KEEPING = [name for name in plugins.names("mpidml.compression") if (codec := make_codec(name)).has_residual and not codec.votes]
@@ -148,12 +148,8 @@ def test_what_is_kept_goes_to_other_ranks_without_loss(counted, codec):
     part.free()
 
 
-def run(comm, job=JOB, ranks_per_host=0, write=False, **changes):
-    counted, kept = CountedComm(comm, ranks_per_host), {}
-    try:
-        return train(job.with_values(changes, "test"), counted, quiet=True, write=write, keep=kept), kept["values"]
-    finally:
-        counted.free()
+def run(comm, job=JOB, **changes):
+    return trained(comm, job, **changes)
 
 
 @pytest.mark.mpi

@@ -17,19 +17,16 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.replicas import Replicas, most_moving_rate
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.stepping import Votes
-from mpidml.strategies.base import Run, train
+from mpidml.strategies.base import Run
 from tests.strategies.test_identities import SMALL
+from tests.training import trained
 
 JOB = SMALL.with_values({"strategy": "averaging", "wait_limit": 20.0, "average_every": 3, "collective": "ring"}, "test")
 SUMS = [name for name in plugins.names("mpidml.collectives") if plugins.load("mpidml.collectives", name).exact]
 
 
-def run(comm, job=JOB, ranks_per_host=0, write=False, **changes):
-    counted, kept = CountedComm(comm, ranks_per_host), {}
-    try:
-        return train(job.with_values(changes, "test"), counted, quiet=True, write=write, keep=kept), kept["values"]
-    finally:
-        counted.free()
+def run(comm, job=JOB, **changes):
+    return trained(comm, job, **changes)
 
 
 def prepared(comm, **changes):

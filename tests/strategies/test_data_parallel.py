@@ -25,17 +25,14 @@ from mpidml.runtime.training import Training
 from mpidml.strategies.base import Run, train
 from mpidml.strategies.data_parallel import DataParallel
 from tests.strategies.test_identities import SMALL, serial, warmup_cosine
+from tests.training import trained
 
 SUMS = [name for name in plugins.names("mpidml.collectives") if plugins.load("mpidml.collectives", name).exact]
 JOB = SMALL.with_values({"strategy": "data_parallel", "bucket": 512, "wait_limit": 20.0}, "test")
 
 
-def run(comm, job=JOB, ranks_per_host=0, write=False, **changes):
-    counted, kept = CountedComm(comm, ranks_per_host), {}
-    try:
-        return train(job.with_values(changes, "test"), counted, quiet=True, write=write, keep=kept), kept["values"]
-    finally:
-        counted.free()
+def run(comm, job=JOB, **changes):
+    return trained(comm, job, **changes)
 
 
 def alone(comm, **changes):
