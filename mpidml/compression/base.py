@@ -118,6 +118,31 @@ class Codec:
         """Turn the sum of all senders' decoded codes into the result, in place: for most codecs it is the result."""
 
 
+class HalfPrecision(Codec):
+    """Round values to 16 bits each by the kernels `<name>_encode`, `<name>_round` and `<name>_decode_add`.
+
+    `residual=false`: what rounding leaves is lost. That saves an array as large as the model, and half of the time.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, residual: bool = True) -> None:
+        self.has_residual = truth("residual", residual)
+
+    def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
+        """Return 2 bytes a value."""
+        return 2 * prod(shape)
+
+    def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
+        """Round; `noise` is not needed."""
+        given = (x.reshape(-1), state["residual"]) if self.has_residual else (x.reshape(-1),)
+        return bool(getattr(backend, f"{self.name}_{'encode' if self.has_residual else 'round'}")(*given, code.view(np.uint16)))
+
+    def decode_add(self, backend: Any, code: Array, out: Array) -> None:
+        """Add the halves."""
+        getattr(backend, f"{self.name}_decode_add")(code.view(np.uint16), out.reshape(-1))
+
+
 def make_codec(text: str) -> Codec:
     """Build the codec that `text` describes, as in "two_bit:0.1" or "top_k:ratio=0.05:sampled=true"."""
     codec = plugins.make("mpidml.compression", text)

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-
-from mpidml.compression.base import Codec, Shape, State, truth
-from mpidml.core.flat import Array
+from mpidml.compression.base import HalfPrecision
 
 
-class Bf16(Codec):
-    """Round to nearest, through float32; values beyond 3.39e38 are sent as that, and the rest later.
+class Bf16(HalfPrecision):
+    """Round to nearest, through float32; values beyond 3.39e38 are sent as that, and the rest later."""
 
-    `residual=false`: what rounding leaves is lost. That saves an array as large as the model, and half of the time.
-    """
-
-    def __init__(self, residual: bool = True) -> None:
-        self.has_residual = truth("residual", residual)
-
-    def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
-        """Return 2 bytes a value."""
-        return 2 * prod(shape)
-
-    def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
-        """Round; `noise` is not needed."""
-        flat, codes = x.reshape(-1), code.view(np.uint16)
-        return bool(backend.bf16_encode(flat, state["residual"], codes) if self.has_residual else backend.bf16_round(flat, codes))
-
-    def decode_add(self, backend: Any, code: Array, out: Array) -> None:
-        """Add the halves."""
-        backend.bf16_decode_add(code.view(np.uint16), out.reshape(-1))
+    name: ClassVar[str] = "bf16"
