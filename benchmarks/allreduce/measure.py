@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +109,9 @@ def sampled(comm: CountedComm, buffer: Any, go: Callable[[], Any]) -> Callable[[
 
 def start_gloo(comm: CountedComm) -> Any:
     """Return torch.distributed with its gloo group, or None where there is no PyTorch; all ranks find the same."""
-    try:
-        import torch.distributed as gloo
-    except (ImportError, OSError):
-        gloo = None  # type: ignore[assignment]
+    gloo: Any = None
+    with suppress(ImportError, OSError):
+        gloo = importlib.import_module("torch.distributed")
     if not all(comm.allgather(gloo is not None)):
         return None
     import socket

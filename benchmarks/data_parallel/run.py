@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,7 +25,7 @@ OURS, SERVER, ALONE, DDP = "data_parallel, 2 ranks", "parameter_server, 2 ranks"
 SIZES, ROWS, SHARE = [784, 512, 512, 10], 12800, 128
 
 
-def started(words: list[str], n: int, env: Mapping[str, str]) -> dict[str, object]:
+def started(words: list[str], n: int, env: Mapping[str, str]) -> dict[str, Any]:
     """Run a program on n ranks; return what rank 0 says in its last line."""
     launcher, env = mpirun_command(n, dict(env))
     done = subprocess.run([*launcher, sys.executable, *words], env=env, check=True, capture_output=True, text=True)
@@ -37,8 +38,8 @@ def measured(words: list[str], n: int, env: Mapping[str, str], losses: dict[str,
     def measure() -> Sample:
         Path(f"{words[1]}.group").unlink(missing_ok=True)
         found = started(words, n, env)
-        losses[name] = list(found["losses"])  # type: ignore[call-overload]
-        return Sample(1 / float(found["samples_per_second"]), float(found["others"]))  # type: ignore[arg-type]
+        losses[name] = found["losses"]
+        return Sample(1 / found["samples_per_second"], found["others"])
 
     return measure
 

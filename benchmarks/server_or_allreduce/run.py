@@ -82,7 +82,8 @@ def main() -> None:
     sizes, rows, share, n_rounds, steps = ([16, 8, 4], 64, 4, 1, 5) if options.smoke else (SIZES, ROWS, SHARE, options.rounds, options.steps)
     print("\n".join(describe(os.environ, options.smoke)), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        file, losses, env = str(Path(folder, "two.npz")), {}, unhindered(os.environ)  # type: ignore[var-annotated]
+        file, env = str(Path(folder, "two.npz")), unhindered(os.environ)
+        losses: dict[str, list[float]] = {}
         write(Path(file), sizes, rows, 2 * share, steps)
         variants: dict[str, Any] = {
             name: measured([str(BESIDE / "ours.py"), file, str(steps), strategy], 2, env, losses, name)

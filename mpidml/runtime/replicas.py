@@ -23,6 +23,9 @@ from mpidml.core.role import Array
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.lock import HostLock
 
+MOST_NOTED = 1000
+"""Distances that are kept; of more every other one goes."""
+
 
 class Replicas:
     """This rank's `replica`, and the `weights` that stand for all of them: here their mean, where `gather` has made it.
@@ -68,6 +71,8 @@ class Replicas:
     def _note(self, clock: int) -> None:
         """Note the length of what is in `scratch`."""
         self.squares.append((clock, float(self.backend.sum_of_squares(self.scratch))))
+        if len(self.squares) > MOST_NOTED:  # on every rank at the same clock
+            del self.squares[1:-1:2]
 
     def free(self) -> None:
         """Let requests go."""

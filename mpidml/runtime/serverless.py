@@ -31,6 +31,7 @@ from mpidml.runtime.training import Training
 from mpidml.sync.base import make_policy
 
 START = Position()
+Recorder = Callable[[int, float, str, tuple[float, ...]], None]
 LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02
 """Between looks at a run; one that has met its target goes on for about as long."""
 REPEATS = "repeat: same layout, same bits"
@@ -39,7 +40,7 @@ IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_pu
 
 
 class Serverless:
-    """What the run around a strategy asks of it. One that derives from this makes, in `prepare`, what its `driver` steps with.
+    """What the run around a strategy asks of it. One that derives from this says in `build` what its `driver` steps with.
 
     `weights` are the parameters that stand for the run, in `stores` with the state of their optimizer; `vote_every`: in how many clocks rank 0 may end the
     run; `weight`: by what a worker's gradient, a share of the global batch's, is multiplied.
@@ -71,8 +72,10 @@ class Serverless:
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
         self.coordinated = bool(job.target or job.seconds or job.checkpoint_every or job.patience)
 
-    def begin(self, net: Network, data: Dataset, trace: Any, over: Any) -> None:
-        """Take what is trained on what; `over(now)` says on rank 0 whether the time is up."""
+    def prepare(
+        self, net: Network, data: Dataset, record: Recorder, look: Callable[[float], None], trace: Any, over: Callable[[float], bool] | None = None
+    ) -> None:
+        """Take what is trained on what, and `build` (Collective on comm); `over(now)` says on rank 0 whether the time is up."""
         job = self.job
         self.net, self.data, self.trace, self.over = net, data, trace, over
         self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed, self.n_blocks)
@@ -81,6 +84,12 @@ class Serverless:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
         self.look_seconds = LOOK_SECONDS if self.target is None else TARGET_LOOK_SECONDS
+        self.driver = self.build(record, look)
+        self.comm.Barrier()  # the weights are in place before anyone reads them
+
+    def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
+        """Allocate, fill the first weights, `employ` a worker; return what steps it (Collective on comm)."""
+        raise NotImplementedError
 
     def employ(self, task: Training, gradient: Array, stores: dict[int, Store], shards: list[Shard]) -> None:
         """Make `task` this rank's worker beside the `stores` that lie here, of all `shards` (Collective on comm); its gradients go to `gradient`."""

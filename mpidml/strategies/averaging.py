@@ -22,13 +22,11 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
 from mpidml.core.partition import Shard
-from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
-from mpidml.runtime.serverless import Serverless
+from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.runtime.training import Training
 from mpidml.sync.base import Tuning
@@ -65,18 +63,9 @@ class Averaging(Serverless):
         self.chain = make_chain(job.optimizer, job.rate)
         self.weight = float(self.n_workers)
 
-    def prepare(
-        self,
-        net: Network,
-        data: Dataset,
-        record: Callable[[int, float, str, tuple[float, ...]], None],
-        look: Callable[[float], None],
-        trace: Any,
-        over: Callable[[float], bool] | None = None,
-    ) -> None:
-        """Allocate, and fill the first replicas (Collective on comm); `over(now)` says on rank 0 whether the time is up."""
-        comm, job = self.comm, self.job
-        self.begin(net, data, trace, over)
+    def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
+        """Allocate, and fill the first replicas; return what steps (Collective on comm)."""
+        net, comm, job = self.net, self.comm, self.job
         self.chain.see(net.params)
         self.collective.open(comm)
         self.gradient = np.zeros(net.n_params, net.dtype)
@@ -87,10 +76,10 @@ class Averaging(Serverless):
         task.flats = [replicas.replica] * 2  # what is computed with, at every step
         task.state = {"replica": replicas.replica, **self.chain.init(net.n_params, net.dtype)}
         task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else self.weights
-        self.driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
-        replicas.wait = self.driver.wait
-        self.looks = not job.patience and len(data.rows(job.looks_at)[0]) > 0
-        comm.Barrier()
+        driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
+        replicas.wait = driver.wait
+        self.looks = not job.patience and len(self.data.rows(job.looks_at)[0]) > 0
+        return driver
 
     def _replicas(self, initial: np.ndarray[Any, Any]) -> Replicas:
         comm, job = self.comm, self.job

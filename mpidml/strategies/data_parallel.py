@@ -29,8 +29,7 @@ from mpidml.ps.store import Store
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
-from mpidml.runtime.dataset import Dataset
-from mpidml.runtime.serverless import Serverless
+from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.training import Training
 
@@ -46,11 +45,9 @@ class DataParallel(Serverless):
         job.check_repeats({"--shares measured": job.shares == "measured"})
         job.refuse(("averaging", "average_every"), "--strategy data_parallel, whose ranks always hold the same weights")
         self.links, self.chain = make_chain(job.optimizer, job.rate).split()
-        ordered = job.deterministic and job.collective == Job.collective and not job.compress
-        by_mpi = "auto:memory=false" if job.transport == "mpi" and job.collective == Job.collective else job.collective
-        self.collective: Collective = plugins.make(FOLDER, ORDERED if ordered else by_mpi)
+        self.collective: Collective = plugins.make(FOLDER, self._collective())
         self._check_transport()
-        if job.deterministic and self.collective.by_timing and not job.compress:
+        if job.deterministic and self.collective.by_timing:
             raise UserError(f"--deterministic: --collective {job.collective} chooses by timing, and each sums in an order of its own; leave it out, or name one, as ring")
         self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
         if self.ordered and job.bucket != Job.bucket:
@@ -65,6 +62,15 @@ class DataParallel(Serverless):
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
         self.n_blocks = self.collective.blocks if self.ordered else 0
 
+    def _collective(self) -> str:
+        """Name what sums: what was asked for, else what fits how the ranks are to be heard and whether bits are to repeat."""
+        job = self.job
+        if job.collective != Job.collective:
+            return job.collective
+        if job.deterministic:  # where codes are off, all ranks share memory
+            return ORDERED if not job.compress else "shared" if self.comm.one_host and job.transport == "auto" else "rabenseifner"
+        return "auto:memory=false" if job.transport == "mpi" else job.collective
+
     def _check_transport(self) -> None:
         """Refuse sums and codes that do not go together."""
         job, name = self.job, self.job.collective.partition(":")[0]
@@ -77,18 +83,9 @@ class DataParallel(Serverless):
         self.compressed: Compressed | None = None
         self.hosts: Collective | None = None
 
-    def prepare(
-        self,
-        net: Network,
-        data: Dataset,
-        record: Callable[[int, float, str, tuple[float, ...]], None],
-        look: Callable[[float], None],
-        trace: Any,
-        over: Callable[[float], bool] | None = None,
-    ) -> None:
-        """Cut, allocate, and fill the first weights (Collective on comm); `over(now)` says on rank 0 whether the time is up."""
-        comm, job = self.comm, self.job
-        self.begin(net, data, trace, over)
+    def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
+        """Cut, allocate, and fill the first weights; return what steps (Collective on comm)."""
+        net, comm, job = self.net, self.comm, self.job
         if job.shares == "measured":
             self.sampler.shares = Shares(self.n_workers)
         if self.links is not None:
@@ -114,18 +111,14 @@ class DataParallel(Serverless):
         self.employ(task, self.total, stores, shards)
         if self.links is not None:
             task.state = self.links.init(net.n_params, net.dtype)
-        self.driver = Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
-        comm.Barrier()  # the weights are in place before anyone reads them
+        return Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient; return the task that fills it, the slices, and their sums."""
         collective = self._compressing(net)
-        if collective is None and self.job.deterministic and self.collective.by_timing:  # --compress is off here
-            collective = plugins.make(FOLDER, "shared" if self.memory else "rabenseifner")
-            collective.open(self.comm)
         self.chosen = collective is None and self.collective.by_timing
         collective = collective or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = plugins.name_of(collective) if self.collective.by_timing else self.job.collective
+        self.picked = plugins.name_of(collective) if self.job.collective == Job.collective else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
             self.compressed.look_at(self.gradient)
