@@ -27,7 +27,7 @@ class Simulation:
     compute: float = flag(0.0, "seconds of a worker's compute on its share of a batch, in place of a fit")
     jitter: float = flag(0.0, "share of a compute that is exponentially distributed, 0 to 1")
     latency: float = flag(50e-6, "seconds that a message travels")
-    bandwidth: float = flag(0.0, "bytes per second of a server's link (0: payloads take no time, as in a shared window)")
+    bandwidth: float = flag(0.0, "bytes per second of a rank's link, each way (0: payloads take no time, as in a shared window)")
     apply: float = flag(0.0, "seconds that the servers together take for one worker's gradient")
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Simulation:

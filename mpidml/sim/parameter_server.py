@@ -229,10 +229,9 @@ class _Network:
             if seconds:
                 sent = self.leaving[source - self.n_servers] = max(self.leaving[source - self.n_servers], now) + self.n_alike * seconds
                 self.going[target] += seconds * self.shared
-            taken = max(self.coming[target], now + self.latency) + seconds
-            at = max(taken, sent + self.latency) + self.message + (self.apply if message.kind == PUSH else 0.0)
-            self.coming[target] = at
-            return at
+            served = self.message + (self.apply if message.kind == PUSH else 0.0)
+            self.coming[target] = taken = max(self.coming[target], now + self.latency) + seconds + served
+            return max(taken, sent + self.latency + served)  # the shard takes from others while the rest of this one's payload leaves
         if message.kind == ROWS and self.rate and not beside:
             worker = target - self.n_servers
             self.going[source] = gone = max(self.going[source], now) + seconds

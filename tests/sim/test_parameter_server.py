@@ -67,6 +67,22 @@ def test_payloads_take_the_time_of_the_link_and_are_counted():
     assert found.nbytes == pytest.approx(2 * 20 * n * nbytes, rel=0.1)
 
 
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_no_clock_is_faster_than_what_a_ranks_link_has_to_carry(n):
+    """Beside each worker a server: the gradient to the other servers and theirs here, values from them and to them; (n - 1) / n of each is another rank's."""
+    nbytes, rate, clocks = 8_000_000, 1e8, 20
+    found = simulate(Plan(Bsp(), n, clocks, CostModel((1e-4,), latency=0.0, bytes_per_second=rate), n, nbytes=nbytes, colocated=True))
+    least = 2 * (n - 1) / n * nbytes / rate
+    assert least * 0.95 <= found.seconds / clocks <= 1.2 * least
+
+
+def test_many_servers_do_not_make_a_workers_link_wider():
+    nbytes, rate, clocks = 8_000_000, 1e8, 20
+    for k in (1, 2, 8):
+        found = simulate(Plan(Bsp(), 1, clocks, CostModel((1e-4,), latency=0.0, bytes_per_second=rate), k, nbytes=nbytes))
+        assert found.seconds / clocks == pytest.approx(2 * nbytes / rate, rel=0.1), "the gradient out, then the values in"
+
+
 def test_shards_that_are_alike_are_simulated_as_one():
     """Counts of messages and bytes are those of all; the time is that of one shard of its size."""
     one, four = (simulate(Plan(Ssp(2), 8, 25, CostModel((1.0,), 0.5, bytes_per_second=1e9), k, nbytes=800_000)) for k in (1, 4))
