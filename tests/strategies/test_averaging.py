@@ -13,6 +13,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.rounds import moved
 from mpidml.data.sampler import Sampler
+from mpidml.runtime import replicas
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.replicas import Replicas, most_moving_rate
 from mpidml.runtime.resume import resumed
@@ -402,3 +403,10 @@ def test_the_centre_in_shared_memory_is_refused_between_hosts_and_the_others_are
         run(comm, ranks_per_host=2, averaging="elastic_async", collective="auto")
     expected = run(comm, averaging="elastic")[1]
     np.testing.assert_allclose(run(comm, ranks_per_host=2, averaging="elastic", collective="auto")[1], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.mpi
+def test_distances_that_are_noted_stay_few_and_the_last_is_kept(comm, monkeypatch):
+    monkeypatch.setattr(replicas, "MOST_NOTED", 6)
+    found, _ = run(comm, average_every=1, steps=40)
+    assert len(found["consensus_distances"]) <= 7 and found["consensus_distances"][-1][0] == 40
