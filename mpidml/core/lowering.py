@@ -1,0 +1,89 @@
+"""Turn a schedule, which lists computes alone, into a program that can run: one pass after the other adds moves, versions of weights, sums and updates.
+
+    schedule    0F0 0F1 0B0 0B1
+    moves       0F0 0SF0 0F1 0SF1 0RB0 0B0 0RB1 0B1          what a compute needs from another rank, just before it; what it makes for one, just after
+    versions    0V0@0 0F0 ... 0V2@1 0F2                      which weights a microbatch reads, where they change under way
+    updates     ... 0B1 0G 0U                                where all gradients of an update are there: their sum over replicas, and the change
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mpidml.core.action import BACKWARD, COMPUTE, Action
+from mpidml.core.program import Program, program
+
+
+def lower(schedule: Any, n_ranks: int, n_items: int, sums: bool = False) -> Program:
+    """Return the program of `n_items` microbatches on `n_ranks`; `sums`: gradients are summed over replicas of each stage before an update."""
+    n_stages = n_ranks * schedule.n_chunks
+    lists = []
+    for rank in range(n_ranks):
+        actions = moves(schedule.order(rank, n_ranks, n_items), n_ranks, n_stages, schedule.trains)
+        if schedule.trains:
+            every = schedule.update_every(n_ranks)
+            actions = updates(actions, every, n_items, sums)
+            if every:
+                actions = versions(actions, schedule, n_ranks)
+        lists.append(actions)
+    return program(lists, n_stages, n_items, schedule.trains)
+
+
+def moves(actions: Iterator[Action], n_ranks: int, n_stages: int, trains: bool = True) -> Iterator[Action]:
+    """Add receives and sends; neighbours on one rank hand over without."""
+    for action in actions:
+        s, op, item, _ = action
+        before, after = s > 0 and n_ranks > 1, s < n_stages - 1 and n_ranks > 1
+        if op == "F":
+            if before:
+                yield Action(s, "RF", item)
+            yield action
+            if after:
+                yield Action(s, "SF", item)
+        elif op in BACKWARD:
+            if after:
+                yield Action(s, "RB", item)
+            yield action
+            if before:
+                yield Action(s, "SB", item)
+        else:
+            yield action
+
+
+def updates(actions: Iterator[Action], every: int, n_items: int, sums: bool) -> Iterator[Action]:
+    """Add sums and updates: after each `every` microbatches of a stage and after its last one, or for 0 at the end of all."""
+    left, due = dict[int, int](), list[Action]()
+    for action in actions:
+        yield action
+        s, op, _item, _ = action
+        if op not in ("B", "W"):
+            continue
+        done = left[s] = left.get(s, 0) + 1
+        ends = done == n_items
+        if ends or (every and not done % every):
+            if sums:
+                yield Action(s, "G")
+            if every:
+                yield Action(s, "U")
+            else:
+                due.append(Action(s, "U"))
+    yield from due
+
+
+def versions(actions: Iterator[Action], schedule: Any, n_ranks: int) -> Iterator[Action]:
+    """Add before each forward which version of the weights it reads, and its backward after it."""
+    n_updates = dict[int, int]()
+    for action in actions:
+        if action.op == "F":
+            newest = n_updates.get(action.stage, 0)
+            wanted = schedule.reads(action.item, n_ranks)
+            yield Action(action.stage, "V", action.item, newest if wanted < 0 else wanted)
+        elif action.op == "U":
+            n_updates[action.stage] = n_updates.get(action.stage, 0) + 1
+        yield action
+
+
+def computes(program_: Program) -> list[list[Action]]:
+    """Return of each rank the computes alone."""
+    return [[action for action in actions if action.op in COMPUTE] for actions in program_.lists]

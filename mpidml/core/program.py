@@ -1,0 +1,57 @@
+"""A program: what each rank of a pipeline does, in order. It is plain data: printed, checked, drawn, timed on virtual clocks, and run on MPI.
+
+    rank 0   0F0 0SF0 0F1 0SF1 0RB0 0B0 0RB1 0B1 0U        stage s lives on rank s % n_ranks; with more stages than ranks a rank has several,
+    rank 1   1RF0 1F0 1B0 1SB0 1RF1 1F1 1B1 1SB1 1U        its chunks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from mpidml.core.action import Action, parse
+
+
+class Program(NamedTuple):
+    """`lists[r]`: the actions of rank r. `trains`: whether every microbatch has a backward pass."""
+
+    lists: tuple[tuple[Action, ...], ...]
+    n_stages: int
+    n_items: int
+    trains: bool = True
+
+    @property
+    def n_ranks(self) -> int:
+        """Count the ranks."""
+        return len(self.lists)
+
+    def rank_of(self, stage: int) -> int:
+        """Return where a stage lives."""
+        return stage % len(self.lists)
+
+    def is_last(self, stage: int) -> bool:
+        """Tell whether the loss is computed there."""
+        return stage == self.n_stages - 1
+
+    def text(self, marked: tuple[int, int] | None = None) -> str:
+        """Print the lists, a line for each rank; the action `marked` = (rank, position) in angle brackets, and no more than a few around it."""
+        lines = []
+        for rank, actions in enumerate(self.lists):
+            words = [str(action) for action in actions]
+            if marked is not None:
+                at = marked[1] if marked[0] == rank else len(words)
+                if marked[0] == rank and at < len(words):
+                    words[at] = f">>{words[at]}<<"
+            lines.append(f"rank {rank}: {' '.join(words)}")
+        return "\n".join(lines)
+
+
+def program(lists: Iterable[Iterable[Action]], n_stages: int, n_items: int, trains: bool = True) -> Program:
+    """Make a program of any iterables."""
+    return Program(tuple(tuple(actions) for actions in lists), n_stages, n_items, trains)
+
+
+def read(text: str, n_stages: int, n_items: int, trains: bool = True) -> Program:
+    """Return the program that `Program.text` printed."""
+    lines: Sequence[str] = [line.partition(":")[2] for line in text.strip().splitlines()]
+    return program(([parse(word) for word in line.split()] for line in lines), n_stages, n_items, trains)

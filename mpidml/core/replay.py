@@ -1,0 +1,233 @@
+"""Replay a program on virtual clocks: when each action begins and ends, if each rank does its own in order and as early as it can.
+
+The same replay checks a program before a run (it stops where nothing can go on, or where an action lacks what it needs), draws it, and times it.
+Cost: O(actions).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mpidml.core.action import BACKWARD, COMPUTE, MOVES, Action
+from mpidml.core.program import Program
+
+
+class Seconds(NamedTuple):
+    """What actions take. `of(action)`: a compute, an update (U), or the sum over replicas (G), which goes on beside what follows until its U;
+    `travel(stage, forward)`: how long what `stage` sends is under way; `overhead`: of every action besides."""
+
+    of: Callable[[Action], float]
+    travel: Callable[[int, bool], float] = lambda stage, forward: 0.0
+    overhead: float = 0.0
+
+
+def units(action: Action) -> float:
+    """Return the usual unit costs: forward 1, backward 2, each half of it 1, all else nothing."""
+    return {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}.get(action.op, 0.0)
+
+
+class Event(NamedTuple):
+    """`rank` was busy with `action`, or waited in it, from `start` to `end`."""
+
+    rank: int
+    action: Action
+    start: float
+    end: float
+
+
+class Replay(NamedTuple):
+    """What a program was: its length, all events in the order of each rank, of each stage the most microbatches whose activations it kept at once,
+    and the most versions of its weights."""
+
+    seconds: float
+    events: list[Event]
+    activations: list[int]
+    versions: list[int]
+
+    def busy(self, rank: int) -> float:
+        """Return the seconds in which a rank computed."""
+        return sum(e.end - e.start for e in self.events if e.rank == rank and e.action.op in COMPUTE)
+
+    def bubble(self, n_ranks: int) -> float:
+        """Return the share of all ranks' time in which they did not compute."""
+        return 1 - sum(self.busy(rank) for rank in range(n_ranks)) / (n_ranks * self.seconds) if self.seconds else 0.0
+
+
+class Fault(Exception):
+    """The action at `position` of `rank` cannot be done; `str` says why."""
+
+    def __init__(self, rank: int, position: int, why: str) -> None:
+        super().__init__(why)
+        self.rank, self.position = rank, position
+
+
+class _Stage:
+    """What a stage has done: microbatches whose forward, input gradient, weight gradient is done, received, sent."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, set[int]] = defaultdict(set)
+        self.kept: set[int] = set()
+        self.most_kept = 0
+        self.summed_at = 0.0
+        self.n_updates = 0
+        self.reads: dict[int, int] = {}  # item -> version
+        self.most_versions = 1
+
+    def note_versions(self) -> None:
+        self.most_versions = max(self.most_versions, len({self.n_updates, *self.reads.values()}))
+
+
+def replay(program: Program, seconds: Seconds | None = None) -> Replay:
+    """Replay `program`; Fault names the first action that lacks what it needs, or that waits for ever."""
+    return _Machine(program, seconds or Seconds(units)).run()
+
+
+class _Machine:
+    def __init__(self, program: Program, seconds: Seconds) -> None:
+        self.program, self.seconds = program, seconds
+        self.stages = [_Stage() for _ in range(program.n_stages)]
+        self.at = [0] * program.n_ranks
+        self.now = [0.0] * program.n_ranks
+        self.arrives: dict[Action, float] = {}
+        self.events: list[Event] = []
+        self.at_barrier: dict[int, float] = {}
+
+    def run(self) -> Replay:
+        lists = self.program.lists
+        ready, sleeping = deque(range(len(lists))), dict[Action, int]()
+        while ready:
+            rank = ready.popleft()
+            while self.at[rank] < len(lists[rank]):
+                action = lists[rank][self.at[rank]]
+                if action.op == "X":
+                    self.at_barrier[rank] = self.now[rank]
+                    if len(self.at_barrier) < len(lists):
+                        break
+                    self._open()
+                    ready.extend(r for r in range(len(lists)) if r != rank)
+                    continue
+                if action.op in ("RF", "RB") and action not in self.arrives:
+                    sleeping[action] = rank
+                    break
+                start, end = self._do(rank, action)
+                self.events.append(Event(rank, action, start, end))
+                self.now[rank] = end
+                self.at[rank] += 1
+                if (arrival := _arrival(action)) is not None and arrival in sleeping:
+                    ready.append(sleeping.pop(arrival))
+        for rank, position in enumerate(self.at):
+            if position < len(lists[rank]):
+                raise Fault(rank, position, f"waits for ever{self._for_what(lists[rank][position])}")
+        self._complete()
+        return Replay(
+            max(self.now, default=0.0), self.events, [stage.most_kept for stage in self.stages], [stage.most_versions for stage in self.stages]
+        )
+
+    def _open(self) -> None:
+        at = max(self.at_barrier.values())
+        for rank, came in self.at_barrier.items():
+            self.events.append(Event(rank, self.program.lists[rank][self.at[rank]], came, at))
+            self.now[rank] = at
+            self.at[rank] += 1
+        self.at_barrier.clear()
+
+    def _for_what(self, action: Action) -> str:
+        if action.op == "X":
+            missing = [r for r in range(self.program.n_ranks) if r not in self.at_barrier]
+            return f" for rank {', '.join(map(str, missing))} to come to the same wait"
+        stage = action.stage + (1 if action.op == "RB" else -1)
+        return f" for {stage}{'SB' if action.op == 'RB' else 'SF'}{action.item}, which rank {self.program.rank_of(stage)} does not come to"
+
+    def _refuse(self, rank: int, why: str) -> None:
+        raise Fault(rank, self.at[rank], why)
+
+    def _do(self, rank: int, action: Action) -> tuple[float, float]:
+        s, op, item, version = action
+        if not 0 <= s < self.program.n_stages or self.program.rank_of(s) != rank:
+            self._refuse(rank, f"stage {s} does not live on rank {rank}")
+        stage, now = self.stages[s], self.now[rank]
+        start = now
+        if op in COMPUTE or op in MOVES or op == "V":
+            if not 0 <= item < self.program.n_items:
+                self._refuse(rank, f"there is no microbatch {item}")
+            if item in stage.done[op]:
+                self._refuse(rank, "is done a second time")
+        if lack := self._lacks(rank, action):
+            self._refuse(rank, lack)
+        stage.done[op].add(item)
+        if op in ("RF", "RB"):
+            start = max(now, self.arrives[action])
+        elif op in ("SF", "SB"):
+            self.arrives[_arrival(action)] = now + self.seconds.travel(s, op == "SF")  # type: ignore[index]
+        elif op == "V":
+            stage.reads[item] = version
+            stage.note_versions()
+        elif op == "F":
+            stage.kept.add(item)
+            stage.most_kept = max(stage.most_kept, len(stage.kept))
+            if not self.program.trains:
+                stage.kept.discard(item)
+        elif op in ("B", "W"):
+            stage.kept.discard(item)
+            stage.reads.pop(item, None)
+        elif op == "G":
+            stage.summed_at = now + self.seconds.of(action)
+        elif op == "U":
+            start = max(now, stage.summed_at)
+            stage.n_updates += 1
+            stage.note_versions()
+        seconds = self.seconds.of(action) if op in COMPUTE or op == "U" else 0.0
+        return (now, start) if op in ("RF", "RB") else (start, start + seconds + self.seconds.overhead)
+
+    def _lacks(self, rank: int, action: Action) -> str:
+        """Return what an action needs and has not; "" where nothing."""
+        s, op, item, version = action
+        stage, program = self.stages[s], self.program
+        done = stage.done
+        if op == "F":
+            if s and not (item in done["RF"] or (program.rank_of(s - 1) == rank and item in self.stages[s - 1].done["F"])):
+                return f"its input is not here, {s - 1}F{item} or {s}RF{item} comes first"
+        elif op in BACKWARD:
+            if item not in done["F"]:
+                return f"its forward {s}F{item} is not done"
+            if item in done["B"] or item in done["I"]:
+                return "its backward is done a second time"
+            if not program.is_last(s) and item not in done["RB"]:
+                after = self.stages[s + 1].done
+                if program.rank_of(s + 1) != rank or not (item in after["B"] or item in after["I"]):
+                    return f"its output's gradient is not here, {s + 1}B{item} or {s}RB{item} comes first"
+        elif op == "W":
+            if item not in done["I"]:
+                return f"{s}I{item} comes first"
+        elif op == "SF" and item not in done["F"]:
+            return f"{s}F{item} comes first"
+        elif op == "SB" and not (item in done["B"] or item in done["I"]):
+            return f"{s}B{item} or {s}I{item} comes first"
+        elif op == "V" and not 0 <= version <= stage.n_updates:
+            return f"version {version} of the weights is not there yet, the newest is {stage.n_updates}"
+        if op in ("B", "W") and (late := [i for i in done[op] | (done["W"] if op == "B" else done["B"]) if i > item]):
+            return f"gradients are summed in the order of microbatches, and that of {max(late)} is there before"
+        return ""
+
+    def _complete(self) -> None:
+        """Refuse a program in which something is never done, once all that it lists is."""
+        for s, stage in enumerate(self.stages):
+            rank, done = self.program.rank_of(s), stage.done
+            end = len(self.program.lists[rank])
+            for item in range(self.program.n_items):
+                if item not in done["F"]:
+                    raise Fault(rank, end, f"{s}F{item} is never done")
+                if self.program.trains and item not in done["B"] and not (item in done["I"] and item in done["W"]):
+                    raise Fault(rank, end, f"{s}{'W' if item in done['I'] else 'B'}{item} is never done")
+            for sent, taken, to in (("SF", "RF", s + 1), ("SB", "RB", s - 1)):
+                if lost := [item for item in done[sent] if not 0 <= to < len(self.stages) or item not in self.stages[to].done[taken]]:
+                    raise Fault(rank, end, f"what {s}{sent}{lost[0]} sends is never received")
+
+
+def _arrival(action: Action) -> Action | None:
+    """Return what receives what `action` sends."""
+    if action.op == "SF":
+        return Action(action.stage + 1, "RF", action.item)
+    return Action(action.stage - 1, "RB", action.item) if action.op == "SB" else None
