@@ -18,7 +18,7 @@ from mpidml.core.plugins import name_of
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
-from mpidml.nn.step import Buffers, Step
+from mpidml.nn.step import Buffers, Memory, Step
 
 N_STEPS_KEPT = 64
 
@@ -59,7 +59,7 @@ class Network:
         self.n_params = self.params.size
         self.random = any(layer.random for layer in self.layers)
         self.split = False
-        self._buffers: dict[int, Buffers] = {}  # of each slot, for the most rows so far
+        self._memory: dict[int, Memory] = {}  # of each slot, for the most rows so far
         self._steps: dict[tuple[int, int, int, int], Step] = {}
         self._bound: dict[tuple[int, int, int, int], tuple[Step, Array, Array]] = {}  # by id, which holds while the arrays are kept here
 
@@ -83,6 +83,18 @@ class Network:
         """Copy and pickle what the network is, without the buffers of its steps."""
         layers = self.trunk if self.given_heads else self.layers
         return _again, (layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name, self.given_heads)
+
+    def tensor_names(self, i: int) -> dict[str, str]:
+        """Return layer i's tensors by their own names: how they are called in the network."""
+        return self._names.get(i, {})
+
+    def place(self, i: int) -> int:
+        """Return the number of layer i among those that have parameters."""
+        return list(self._names).index(i)
+
+    def start(self, i: int) -> int:
+        """Return where the parameters of layers i and up begin in the flat buffer; its end if there are none."""
+        return min((self.params.slices[name].start for j, names in self._names.items() if j >= i for name in names.values()), default=self.n_params)
 
     def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
         """Return layer i's tensors by their own names ("weight") as views of `flat`."""
@@ -119,12 +131,12 @@ class Network:
             for name, flat in (("weights", w), ("gradient", g)):
                 if flat.shape != (self.n_params,) or flat.dtype != self.dtype or not flat.flags.c_contiguous or not flat.flags.aligned:
                     raise ValueError(f"{name}: {flat.dtype} of shape {flat.shape} is not a contiguous, aligned {self.dtype} array of {self.n_params}")
-            if slot not in self._buffers or m > len(self._buffers[slot].x):
+            if slot not in self._memory or m > self._memory[slot].m:
                 self._forget(slot)
-                self._buffers[slot] = Buffers(self, m)
+                self._memory[slot] = Memory(m)
             if len(self._steps) >= N_STEPS_KEPT:
                 del self._steps[next(iter(self._steps))]
-            step = self._steps[key] = Step(self, self._buffers[slot].first(m), w, g)
+            step = self._steps[key] = Step(self, Buffers(self, m, self._memory[slot]), w, g)
         if len(self._bound) >= N_STEPS_KEPT:
             self._bound.clear()
         self._bound[same] = step, w, g
@@ -132,7 +144,7 @@ class Network:
 
     def _forget(self, slot: int) -> None:
         """Let the memory of a slot go."""
-        self._buffers.pop(slot, None)
+        self._memory.pop(slot, None)
         self._bound.clear()
         for key in [key for key in self._steps if key[-1] == slot]:
             del self._steps[key]

@@ -9,10 +9,11 @@ Where several heads take one output, the last head's gradient of it is written, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mpidml.core.flat import Array
 from mpidml.nn.heads import Answers
@@ -20,48 +21,77 @@ from mpidml.nn.layers.base import Group, Pass, Thunk
 
 if TYPE_CHECKING:
     from mpidml.nn.network import Network
+    from mpidml.nn.stage import Stage
 
 Progress = Callable[[int, int], Any]
 
 
+class Edges(NamedTuple):
+    """Arrays of m rows by which a stage of a network meets its neighbours: its input and output, and the gradients of both. None: the stage's own."""
+
+    x: Array | None = None
+    out: Array | None = None
+    dy: Array | None = None
+    dx: Array | None = None
+
+
+ALONE = Edges()
+
+
+class Memory:
+    """Arrays by name, each made once with room for `m` rows and lent for as many as are asked for."""
+
+    def __init__(self, m: int) -> None:
+        self.m = m
+        self.arrays: dict[Any, Any] = {}
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """Return what `make` made the first time."""
+        if name not in self.arrays:
+            self.arrays[name] = make()
+        return self.arrays[name]
+
+    def rows(self, name: Any, m: int, width: int, dtype: DTypeLike) -> Array:
+        """Return an array (m, width), contiguous."""
+        array: Array = self.once(name, lambda: np.zeros((self.m, width), dtype))
+        return array if m == self.m else array[:m]
+
+
 class Buffers:
-    """Inputs, outputs and their gradients for m rows; shared by all steps of a slot, whatever weights they use and however many rows they have.
+    """Inputs, outputs and their gradients for m rows, out of a `memory` that all steps of a slot share, whatever weights they use and however many rows they have.
 
     `outputs[i]`, `deltas[i]` and `kept[i]` belong to layer i, and so does `inner[i]`, the gradient of its input; that of an output which a loss takes
     takes its place, and that of the input of a layer that works in place the place of that of its output. `y` is that of several heads.
     """
 
-    def __init__(self, net: Network, m: int) -> None:
-        self.x = np.zeros((m, net.n_features), net.dtype)
-        self.answers = [Answers.of(head, m, net.dtype) for head in net.heads]
-        self.y = np.zeros((m, sum(len(head.columns) for head in net.heads)), np.float64)
-        self.ids = np.arange(m, dtype=np.int64)
-        self.salt = np.zeros(1, np.uint64)
-        self.outputs = [np.zeros((m, width), net.dtype) for width in net.widths]
-        self.kept = [layer.kept(m, net.dtype) for layer in net.layers]
+    def __init__(self, net: Network | Stage, m: int, memory: Memory, edges: Edges = ALONE) -> None:
+        rows, once, dtype = memory.rows, memory.once, net.dtype
+        self.x = rows("x", m, net.n_features, dtype) if edges.x is None else edges.x
+        self.answers = [once(("answers", h), partial(Answers.of, head, memory.m, dtype)).first(m) for h, head in enumerate(net.heads)]
+        self.y = rows("y", m, sum(len(head.columns) for head in net.heads), np.float64)
+        self.ids = once("ids", lambda: np.arange(memory.m, dtype=np.int64))[:m]
+        self.salt = once("salt", lambda: np.zeros(1, np.uint64))
+        self.outputs = [
+            edges.out if edges.out is not None and i == len(net.widths) - 1 else rows(("out", i), m, width, dtype) for i, width in enumerate(net.widths)
+        ]
+        kept = [once(("kept", i), partial(layer.kept, memory.m, dtype)) for i, layer in enumerate(net.layers)]
+        self.kept = [tuple(each[:m] for each in of) for of in kept]
         self.deltas, self.inner = list(self.outputs), list(self.outputs)
+        if edges.dy is not None:
+            self.deltas[-1] = edges.dy
         self.added: set[int] = set()  # layers whose inner gradient is added to that of another head
         taken: set[int] = set()
         for i in reversed(range(len(net.layers))):
             source = net.sources[i]
             if source >= 0:
-                self.inner[i] = self.deltas[i] if net.layers[i].in_place else np.zeros_like(self.outputs[source])
+                self.inner[i] = self.deltas[i] if net.layers[i].in_place else rows(("inner", i), m, net.widths[source], dtype)
+            elif edges.dx is not None:
+                self.inner[i] = self.deltas[i] if net.layers[i].in_place else edges.dx
             if source in taken:
                 self.added.add(i)
             elif source >= 0:
                 self.deltas[source] = self.inner[i]
                 taken.add(source)
-
-    def first(self, m: int) -> Buffers:
-        """Return the same memory as buffers for its first m rows, contiguous as those are."""
-        if m == len(self.x):
-            return self
-        part = copy(self)
-        part.x, part.y, part.ids = self.x[:m], self.y[:m], self.ids[:m]
-        part.answers = [each.first(m) for each in self.answers]
-        part.outputs, part.deltas, part.inner = ([each[:m] for each in of] for of in (self.outputs, self.deltas, self.inner))
-        part.kept = [tuple(each[:m] for each in kept) for kept in self.kept]
-        return part
 
 
 class Step:
@@ -69,12 +99,14 @@ class Step:
 
     The caller fills `x` (m, n_features), `y` int64 (m,), and if the network is random `ids` int64 (m,) and `salt` uint64 (1,), the key of this pass.
     With a loss that reads values it fills `targets` (m, n_outputs), from labels by `load_labels`. `load` fills them of all heads.
+    `left`: where the gradient of the input is to be left, if somebody wants it.
     """
 
-    def __init__(self, net: Network, buffers: Buffers, w: Array, g: Array) -> None:
+    def __init__(self, net: Network | Stage, buffers: Buffers, w: Array, g: Array, left: Array | None = None) -> None:
         self.w, self.g = w, g
         self.x, self.ids, self.salt, self.answers = buffers.x, buffers.ids, buffers.salt, buffers.answers
-        self.y, self.targets = buffers.answers[0].y, buffers.answers[0].targets
+        if self.answers:
+            self.y, self.targets = buffers.answers[0].y, buffers.answers[0].targets
         self._columns = buffers.y
         backend, deltas = net.backend, buffers.deltas
         self.delta = deltas[0]  # the gradient of the first layer's output, as its backward leaves it
@@ -87,12 +119,16 @@ class Step:
             self.forward.append(Group(layer.forward(backend, a)))
             if i >= net.first:
                 groups = layer.backward(backend, a, net.split and i == net.first)
-                groups = [Group(group.thunks, group.lo + at, group.hi + at) if group.hi else group for group in groups]
+                groups = [group._replace(lo=group.lo + at, hi=group.hi + at) if group.hi else group for group in groups]
                 if dx is not None and i in buffers.added:
                     groups.append(Group([(backend.add, (deltas[source].reshape(-1), dx.reshape(-1)))]))
                 self.backward[:0] = groups
+        if left is not None and left is not buffers.inner[0]:  # a layer that works in place has left it where it was
+            self.backward.append(Group([(np.copyto, (left, buffers.inner[0]))]))
         self._forward = _flat(self.forward)
         self._backward = _flat(self.backward)
+        self.weight_thunks = _flat([group for group in self.backward if group.apart])
+        self.input_thunks = _flat([group for group in self.backward if not group.apart])
         self._losses = [
             (head.weight, getattr(backend, head.loss.kernel), (buffers.outputs[end], of.read, *head.loss.constants(head.n_outputs, net.dtype)))
             for head, end, of in zip(net.heads, net.ends, buffers.answers, strict=True)
@@ -106,12 +142,30 @@ class Step:
         """
         if progress is not None:
             return self._run_in_groups(scale, progress)
+        self.go()
+        loss = self.lose(scale)
+        self.go_back()
+        return loss
+
+    def go(self) -> None:
+        """Make the forward pass, up to the losses."""
         for function, arguments in self._forward:
             function(*arguments)
-        loss = self.lose(scale)
+
+    def go_back(self) -> None:
+        """Make the backward pass, from the gradient of the output on."""
         for function, arguments in self._backward:
             function(*arguments)
-        return loss
+
+    def go_back_to_input(self) -> None:
+        """Make the part of the backward pass that the gradient of the input needs; that of the weights is left to `go_back_to_weights`."""
+        for function, arguments in self.input_thunks:
+            function(*arguments)
+
+    def go_back_to_weights(self) -> None:
+        """Make what `go_back_to_input` has left."""
+        for function, arguments in self.weight_thunks:
+            function(*arguments)
 
     def lose(self, scale: float) -> float:
         """Return the sum of the losses after a forward pass, and leave its gradient where the backward pass begins."""

@@ -15,7 +15,7 @@ TAG = 9
 
 def bring(strategy: Any, comm: CountedComm) -> Any:
     """Return the final parameters on rank 0, from the stores or from a rank that has them all (Collective on comm)."""
-    if strategy.first is not None:
+    if strategy.first is not None or not strategy.whole:
         return to_first(strategy, comm)
     values: Any = strategy.final_values()
     source = strategy.placement.worker_ranks[0]
@@ -51,7 +51,7 @@ def to_first(strategy: Any, comm: CountedComm) -> Array | None:
         elif values is not None:
             for piece in pieces(values[lo:hi]):
                 comm.Irecv(piece, source, TAG).Wait()
-        elif own is not None:
+        elif own is not None and source == comm.rank:  # others may have the same
             for piece in pieces(own):
                 comm.Isend(piece, 0, TAG).Wait()
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Serverless:
     """What the run around a strategy asks of it. One that derives from this says in `build` what its `driver` steps with.
 
     `weights` are the parameters that stand for the run, in `stores` with the state of their optimizer; `vote_every`: in how many clocks rank 0 may end the
-    run; `weight`: by what a worker's gradient, a share of the global batch's, is multiplied.
+    run; `whole`: each rank has all of them; `tells`: this rank tells of its worker; `weight`: by what a worker's gradient, a share of the global batch's, is multiplied.
     """
 
     in_step, in_place, early, repeat, copies, n_gradients = True, True, True, True, 1, 0
@@ -55,18 +55,20 @@ class Serverless:
     collective: Collective
     weights: Array
     gradient: Array
+    whole: ClassVar[bool] = True
 
-    def __init__(self, job: Job, comm: CountedComm) -> None:
-        """Read what the job alone decides; UserError names what cannot be."""
+    def __init__(self, job: Job, comm: CountedComm, placement: Any = None) -> None:
+        """Read what the job alone decides; UserError names what cannot be. `placement`: of workers that are not one on each rank."""
         self.job, self.comm = job, comm
         self.learnt: dict[str, list[float]] = {}
         self.step = Step()
         job.refuse(IDLE, f"--strategy {job.strategy}, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
         self.policy = make_policy("bsp")
-        self.n_workers = comm.size
-        job.check_workers(comm.size)
-        self.placement = Placement(comm.size, (), tuple(range(comm.size)))
+        self.placement = placement or Placement(comm.size, (), tuple(range(comm.size)))
+        self.n_workers = len(self.placement.worker_ranks)
+        job.check_workers(self.n_workers)
+        self.tells = comm.rank in self.placement.worker_ranks
         self.endless = job.endless
         self.rates = make_rates(job.lr_policy, job.seconds if job.endless else 0.0)
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
@@ -96,14 +98,14 @@ class Serverless:
         table = SimpleNamespace(name="weights", n_rows=self.net.n_params, width=1)
         self.stores, self.views = stores, [self.weights]
         self.shards = [(table, shard) for shard in shards]
-        self.worker_roles = range(len(shards), len(shards) + self.comm.size)
-        self.worker_role = len(shards) + self.comm.rank
-        self.rank_of = [*(shard.server for shard in shards), *range(self.comm.size)]
+        self.worker_roles = range(len(shards), len(shards) + self.n_workers)
+        self.worker_role = len(shards) + task.worker
+        self.rank_of = [*(shard.server for shard in shards), *self.placement.worker_ranks]
         self.coordinator = Votes(self.collective, self.comm.rank == 0) if self.coordinated else None
         task.gradients = [(Buffer(np.empty(0, np.uint8)), gradient, Lease(gradient))]
         self.tasks = {self.worker_role: task}
         self.part = Part()
-        self.workers = {self.worker_role: self.part}
+        self.workers = {self.worker_role: self.part} if self.tells else {}
 
     def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Any]:
         """Go to `position`, to step until the end, or until `pause_at` clocks are done (0: never); there are no roles."""

@@ -111,10 +111,13 @@ class Stepper:
             if votes.pauses:
                 return
         strategy.settle()
-        self.record(strategy.worker_role, clock_now(), "left", ())
+        self._left()
         began = clock_now()
         self.part.result = self.task.finish(self._turn(), None)
         self.compute_seconds += clock_now() - began
+
+    def _left(self) -> None:
+        self.record(self.strategy.worker_role, clock_now(), "left", ())
 
     def _turn(self) -> Turn:
         return Turn(self.clock, self.clock, self.clock * self.strategy.n_workers + self.task.worker, self.strategy.weight, (0,))

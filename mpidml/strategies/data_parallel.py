@@ -19,7 +19,7 @@ from mpidml.collectives.base import FOLDER, Collective, Done, Halves
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
@@ -43,7 +43,7 @@ class DataParallel(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         super().__init__(job, comm)
         job.check_repeats({"--shares measured": job.shares == "measured"})
-        job.refuse(("averaging", "average_every"), "--strategy data_parallel, whose ranks always hold the same weights")
+        job.refuse(("averaging", "average_every", *OF_STAGES), "--strategy data_parallel, whose ranks always hold the same weights")
         self.links, self.chain = make_chain(job.optimizer, job.rate).split()
         self.collective: Collective = plugins.make(FOLDER, self._collective())
         self._check_transport()

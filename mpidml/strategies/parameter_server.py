@@ -62,7 +62,7 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        self.told: Any = dict  # the summary says nothing of this strategy alone
+        self.told, self.whole = dict, True  # the summary says nothing of this strategy alone; a rank that has the parameters has all
         self.policy: SyncPolicy = make_policy(job.policy())
         check_rules(job, self.policy)
         self.placement: Placement = place(comm.size, job.servers)

@@ -17,11 +17,15 @@ Thunk = tuple[Callable[..., Any], tuple[Any, ...]]  # a kernel and its arguments
 
 
 class Group(NamedTuple):
-    """Kernel calls after which the layer's gradient elements [lo, hi) are final (none if lo == hi)."""
+    """Kernel calls after which the layer's gradient elements [lo, hi) are final (none if lo == hi).
+
+    `apart`: they make gradients of weights alone, from arrays that stay as they are, so that they may come after all other groups.
+    """
 
     thunks: list[Thunk]
     lo: int = 0
     hi: int = 0
+    apart: bool = False
 
 
 class Pass(NamedTuple):
@@ -49,6 +53,7 @@ class Layer:
 
     `in_place`: the gradient of the input takes the place of that of the output. `training_only`: it passes its input on when rows are scored.
     `random`: it reads ids and salt. `ends`: it may be the last, since its backward does not read `out`, where the loss leaves the gradient.
+    `apart`: tensors whose gradient the groups of `backward` that are apart make.
     `place`: its position in the network, from 0. `tensors`: names and shapes, known once it is connected.
     """
 
@@ -56,6 +61,7 @@ class Layer:
     training_only: ClassVar[bool] = False
     random: ClassVar[bool] = False
     ends: ClassVar[bool] = False
+    apart: ClassVar[tuple[str, ...]] = ()
 
     place: int
     n_in: int

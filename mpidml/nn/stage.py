@@ -1,0 +1,125 @@
+"""Cut a range of layers out of a network: a stage, with parameters of its own, that meets its neighbours in four arrays.
+
+            x  ->  layers lo .. hi - 1  -> out        forward, of one microbatch
+            dx <-                       <- dy         backward
+
+What a network computes in one piece its stages compute one after the other, by the same kernels on the same shapes, so to the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mpidml.core import rng
+from mpidml.core.flat import Array, FlatParams
+from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
+from mpidml.nn.step import Buffers, Edges, Memory, Step
+
+if TYPE_CHECKING:
+    from mpidml.nn.network import Network
+
+
+class Identity(Layer):
+    """Hand on what comes: the layer of a stage that has none."""
+
+    ends: ClassVar[bool] = True
+
+    def flops(self, m: int, wants_dx: bool) -> int:
+        """Count nothing."""
+        return 0
+
+    def forward(self, backend: Any, a: Pass) -> list[Thunk]:
+        """Copy."""
+        return [(np.copyto, (a.out, a.x))]
+
+    def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
+        """Copy back."""
+        return [Group([(np.copyto, (a.dx, a.d))])] if a.dx is not None else []
+
+
+def n_cuts(net: Network) -> int:
+    """Return how many layers there are to cut between: where there are heads, those of the trunk, and all heads go with the last stage."""
+    return len(net.trunk) if net.given_heads else len(net.layers)
+
+
+class Stage:
+    """Layers [lo, hi) of the `n_cuts` that `net` can be cut into, the last ones with the heads; `net` lends layout and layers, and may be as large as it likes.
+
+    To `Step` and `Buffers` it is a network: its `layers`, `sources`, `widths` are its own, numbered from 0. `start`, `stop`: its parameters within the
+    network's flat ones. A stage without layers hands on. Nobody wants the gradient of the first one's input; the last one computes the losses.
+    """
+
+    split: ClassVar[bool] = False
+
+    def __init__(self, net: Network, lo: int, hi: int, is_first: bool, is_last: bool) -> None:
+        self.net, self.lo, self.hi, self.is_first, self.is_last = net, lo, hi, is_first, is_last
+        n, end = n_cuts(net), len(net.layers)
+        numbers = [*range(lo, hi), *(range(n, end) if is_last else ())]
+        self.places = [net.place(i) if net.tensor_names(i) else -1 for i in numbers]
+        self._names = [net.tensor_names(i) for i in numbers]
+        self.layers: list[Layer] = [net.layers[i] for i in numbers]
+        self.n_features = net.widths[lo - 1] if lo else net.n_features
+        self.widths = [net.widths[i] for i in numbers]
+        if lo == hi:  # nothing but what hands on, before the heads if there are any
+            same = Identity()
+            same.connect(lo, self.n_features, None)
+            self.layers.insert(0, same)
+            self.widths.insert(0, self.n_features)
+            self.places.insert(0, -1)
+            self._names.insert(0, {})
+            numbers.insert(0, lo - 1)
+        at = {number: j for j, number in enumerate(numbers)}
+        self.sources = [-1 if j == 0 else at[net.sources[number]] for j, number in enumerate(numbers)]
+        self.heads = net.heads if is_last else ()
+        self.ends = [at[end] for end in net.ends] if is_last else []
+        self.first = next((j for j, names in enumerate(self._names) if names), len(numbers)) if is_first else -1
+        self.params = FlatParams([(self._names[j][name], shape) for j, layer in enumerate(self.layers) for name, shape in layer.tensors])
+        self.dtype, self.backend = net.dtype, net.backend
+        self.n_params, self.n_out = self.params.size, self.widths[-1]
+        self.start = min((net.params.slices[name].start for name in self.params.shapes), default=net.start(lo))
+        self.stop = self.start + self.n_params
+        self.random = any(layer.random for layer in self.layers)
+
+    def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
+        """Return layer i's tensors by their own names as views of `flat`, this stage's parameters."""
+        return {name: self.params.view(flat, full) for name, full in self._names[i].items()}
+
+    def offset(self, i: int) -> int:
+        """Return where layer i's tensors begin in the stage's flat buffer (0 if it has none)."""
+        return min((self.params.slices[full].start for full in self._names[i].values()), default=0)
+
+    def init(self, seed: int) -> Array:
+        """Return initial weights: those of the network, whatever it is cut into; no others are drawn."""
+        flat = np.zeros(self.n_params, self.dtype)
+        for i, layer in enumerate(self.layers):
+            if self._names[i]:
+                layer.initial(rng.stream(seed, "init", self.places[i]), self.layer_views(i, flat))
+        return flat
+
+    def gradient_parts(self) -> tuple[list[slice], list[slice]]:
+        """Return which ranges of the gradient the way back to the input makes, and which ones what is left of it."""
+        found: tuple[list[slice], list[slice]] = [], []
+        for layer, names in zip(self.layers, self._names, strict=True):
+            for name, full in names.items():
+                found[name in layer.apart].append(self.params.slices[full])
+        return found
+
+    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges) -> Step:
+        """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`."""
+        return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx)
+
+    def scoring(self, m: int, w: Array, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
+        """Return what scores m rows of `x`, dropout off, and the outputs: of the heads, or `out`, which is filled."""
+        arrays, thunks = {-1: x}, list[Thunk]()
+        for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
+            hands_on = not self.is_last and i == len(self.layers) - 1
+            if layer.training_only:
+                arrays[i] = arrays[source]
+                if hands_on:
+                    thunks.append((np.copyto, (out, arrays[i])))
+                continue
+            arrays[i] = out if hands_on and out is not None else np.empty((m, layer.n_out), self.dtype)
+            thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], layer.kept(m, self.dtype), self.layer_views(i, w)))
+        return thunks, [arrays[end] for end in self.ends]

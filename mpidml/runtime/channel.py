@@ -1,0 +1,151 @@
+"""Carry arrays of one stage to the next: microbatch after microbatch, each in the slot that is its number's rest by the number of slots.
+
+    stage s, rank 0    [slot 0][slot 1]  -- send 0, 1, 2 ... -->  [slot 0][slot 1]    stage s + 1, rank 1       one host: the same memory, and
+                                         <-- free 0, 1, 2 ...                                                   messages that only say so
+
+Between hosts the slots are each side's own, receives are posted before anyone sends, and nothing has to be freed. Messages of one channel keep their order, so
+all have one tag. Every request is made once and started again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpidml.collectives.base import LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS, SPIN_SECONDS
+from mpidml.core.errors import WaitTimeout
+from mpidml.core.role import Array
+
+
+class Line(NamedTuple):
+    """What is to be carried: rows of `width` values from rank `source` to rank `target`, at most `m` a microbatch, `n_slots` of them at once."""
+
+    source: int
+    target: int
+    m: int
+    width: int
+    n_slots: int
+    name: str
+
+
+class Waiting:
+    """What a rank's waits have in common: their limit, who is told of, and the seconds that they took."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.limit_seconds, self.seconds = limit_seconds, 0.0
+
+    def until(self, ready: Callable[[], bool], for_what: Callable[[], str]) -> float:
+        """Wait until `ready()`: spin a little, then leave the core to others; return the seconds. WaitTimeout names what was waited for."""
+        if ready():
+            return 0.0
+        began, nap = time.perf_counter(), LEAST_NAP_SECONDS
+        while not ready():
+            waited = time.perf_counter() - began
+            if waited > self.limit_seconds:
+                raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")
+            if waited > SPIN_SECONDS:
+                time.sleep(nap)
+                nap = min(LONGEST_NAP_SECONDS, waited / 8)
+        waited = time.perf_counter() - began
+        self.seconds += waited
+        return waited
+
+
+class Channel:
+    """One side of a line on `comm`; `slots` (n_slots, m, width) are its arrays, in memory of the host where `shared`. `tags`: of the data, of what is freed.
+
+    The source: `claim` an item's slot before writing to it, `send`. The target: `expect` items in order, `take` one, `release` it.
+    """
+
+    def __init__(self, comm: Any, line: Line, slots: Array, shared: bool, tags: tuple[int, int], waiting: Waiting) -> None:
+        self.comm, self.line, self.slots, self.shared, self.waiting = comm, line, slots, shared, waiting
+        self.sends = comm.rank == line.source
+        self.tag, self.free_tag = tags
+        n, one = line.n_slots, np.zeros(1, np.uint8)
+        self.going: dict[tuple[int, int], Any] = {}  # by slot and rows: the request that sends them
+        self.busy: list[Any] = [None] * n  # of each slot: what is under way
+        if self.sends:
+            self.coming = [comm.Recv_init(one[:0], line.target, self.free_tag) for _ in range(n)] if shared else []
+        else:
+            self.coming = [comm.Recv_init(one[:0] if shared else slot, line.source, self.tag) for slot in slots]
+            self.freeing = [comm.Send_init(one[:0], line.source, self.free_tag) for _ in range(n)] if shared else []
+
+    def claim(self, item: int) -> None:
+        """Wait until nobody needs what the slot of `item` held before."""
+        slot = item % self.line.n_slots
+        if (request := self.busy[slot]) is not None:
+            self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - self.line.n_slots}")
+            self.busy[slot] = None
+
+    def send(self, item: int, rows: int) -> int:
+        """Send the first `rows` of the slot; return the bytes that travel."""
+        slot = item % self.line.n_slots
+        if self.shared:
+            self.comm.fence()
+            self.coming[slot].Start()  # the word that it is free again
+            self.busy[slot] = self.coming[slot]
+            word = self._request(slot, 0)
+            word.Wait()  # of the time before: it has long gone
+            word.Start()
+            return 0
+        request = self.busy[slot] = self._request(slot, rows)
+        request.Start()
+        return int(self.slots[slot, :rows].nbytes)
+
+    def _request(self, slot: int, rows: int) -> Any:
+        if (slot, rows) not in self.going:
+            self.going[slot, rows] = self.comm.Send_init(self.slots[slot, :rows], self.line.target, self.tag)
+        return self.going[slot, rows]
+
+    def expect(self, item: int) -> None:
+        """Be ready for an item whose slot nobody needs any more."""
+        self.coming[item % self.line.n_slots].Start()
+
+    def take(self, item: int) -> float:
+        """Wait until an item is here; return the seconds."""
+        request = self.coming[item % self.line.n_slots]
+        waited = self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}")
+        if self.shared:
+            self.comm.fence()
+        return waited
+
+    def release(self, item: int) -> None:
+        """Let the source write to the slot again."""
+        if self.shared:
+            self.comm.fence()
+            request = self.freeing[item % self.line.n_slots]
+            request.Wait()  # of the time before: it has long gone
+            request.Start()
+
+    def free(self) -> None:
+        """Free the requests; nothing may be under way."""
+        for slot in range(self.line.n_slots if self.sends else 0):
+            self.claim(slot)
+        for request in (*self.going.values(), *self.coming, *(self.freeing if self.shared and not self.sends else ())):
+            request.Wait()
+            request.Free()
+
+
+def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, waiting: Waiting) -> list[Channel | None]:
+    """Open all lines of a job, given alike on every rank, and return this rank's side of each, None where it has none (Collective on comm).
+
+    `memory`: ranks of one host share the slots; else, and between hosts, they are sent.
+    """
+    shares = [memory and comm.host_rank_of[line.source] >= 0 and comm.host_rank_of[line.target] >= 0 for line in lines]
+    size = sum(line.n_slots * line.m * line.width for line, here in zip(lines, shares, strict=True) if here)
+    window = comm.shared(size, dtype) if memory and max(comm.allgather(comm.host.size)) > 1 else np.zeros(0, dtype)
+    found: list[Channel | None] = []
+    at = 0
+    for line, here in zip(lines, shares, strict=True):
+        shape, n = (line.n_slots, line.m, line.width), line.n_slots * line.m * line.width
+        slots = window[at : at + n].reshape(shape) if here else None
+        at += n if here else 0
+        tags = comm.new_tag(), comm.new_tag()
+        if comm.rank not in (line.source, line.target):
+            found.append(None)
+            continue
+        found.append(Channel(comm, line, np.zeros(shape, dtype) if slots is None else slots, here, tags, waiting))
+    return found

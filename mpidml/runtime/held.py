@@ -1,0 +1,123 @@
+"""Hold a stage of a pipeline on its rank: weights, gradient, the slots of what is in flight, and the channels to its neighbours.
+
+    slots    item % n: activations of the microbatches in flight, and the arrays by which a stage meets its neighbours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.role import Array
+from mpidml.nn.stage import Stage
+from mpidml.nn.step import Edges, Memory, Step
+
+
+class Held:
+    """A stage on this rank: its weights and gradient, its sides of the channels, and a step for each combination of slots that comes up.
+
+    `store` holds the weights, in as many versions as are read at once. `every`: microbatches that make an update; `n_slots`: those whose activations are
+    kept at once, unless a stage `recomputes` them, which then keeps inputs alone; `m`: the most rows of one.
+    A channel is None at the ends of the pipeline.
+    """
+
+    def __init__(self, stage: Stage, number: int, store: Any, gradient: Array, every: int, n_slots: int, m: int, recomputes: bool, channels: Sequence[Any]) -> None:
+        self.stage, self.number, self.store, self.gradient = stage, number, store, gradient
+        self.every, self.n_slots, self.recomputes = every, n_slots, recomputes
+        self.taken, self.given, self.taken_back, self.given_back = channels
+        self.memory = [Memory(m) for _ in range(1 if recomputes else n_slots)]
+        self.inputs = None if self.taken is not None else np.zeros((n_slots, m, stage.n_features), stage.dtype)
+        self.summand = np.zeros(stage.n_params, stage.dtype)
+        self.early, self.late = stage.gradient_parts()
+        self.n_summed = self.n_updated = 0
+        self.reads: dict[int, Array] = {}
+        self.steps: dict[Any, Step] = {}
+        self.scorings: dict[Any, Any] = {}
+
+    def weights(self, item: int = -1) -> Array:
+        """Return the weights that a microbatch reads: the newest, unless it was told of others."""
+        found = self.reads.get(item)
+        return self.store.versions[self.store.latest % len(self.store.versions)] if found is None else found
+
+    def edges(self, item: int, rows: int) -> Edges:
+        """Return the arrays by which a microbatch of so many rows comes and goes."""
+
+        def part(channel: Any) -> Array | None:
+            return None if channel is None else channel.slots[item % channel.line.n_slots, :rows]
+
+        x = self.inputs[item % self.n_slots, :rows] if self.inputs is not None else part(self.taken)
+        return Edges(x, part(self.given), part(self.taken_back), part(self.given_back))
+
+    def key(self, item: int, rows: int, w: Array) -> tuple[int, ...]:
+        """Tell apart what needs a step of its own: rows, weights, and slots: the stage's and those of the channels."""
+        return (rows, id(w), *(item % n for n in (self.n_slots, *(c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None))))
+
+    def step(self, item: int, rows: int) -> Step:
+        """Return the step of a microbatch, made once for each combination; the first of an update leaves its gradient in place, others in `summand`."""
+        w, first = self.weights(item), not item % self.every
+        key = (first, *self.key(item, rows, w))
+        found = self.steps.get(key)
+        if found is None:
+            memory = self.memory[item % len(self.memory)]
+            found = self.steps[key] = self.stage.bind(rows, w, self.gradient if first else self.summand, memory, self.edges(item, rows))
+        return found
+
+    def add(self, item: int, parts: Sequence[slice]) -> None:
+        """Add those parts of the gradient that a microbatch has just left in `summand`."""
+        for part in parts if item % self.every else ():
+            self.stage.backend.add(self.gradient[part], self.summand[part])
+
+    def claim(self, item: int, back: bool) -> None:
+        """Wait until what this stage is about to write to is free."""
+        channel = self.given_back if back else self.given
+        if channel is not None:
+            channel.claim(item)
+
+    def expect(self, n_items: int, trains: bool) -> None:
+        """Be ready for the first microbatches of a program."""
+        for channel in (self.taken, self.taken_back if trains else None):
+            if channel is not None:
+                for item in range(min(n_items, channel.line.n_slots)):
+                    channel.expect(item)
+
+    def done(self, item: int, n_items: int, trains: bool) -> None:
+        """Let go of what came for a microbatch, and be ready for the one that takes its place."""
+        self.reads.pop(item, None)
+        for channel in (self.taken, self.taken_back if trains else None):
+            if channel is not None:
+                channel.release(item)
+                if (later := item + channel.line.n_slots) < n_items:
+                    channel.expect(later)
+
+    def free(self) -> None:
+        """Free the channels."""
+        for channel in (self.taken, self.given, self.taken_back, self.given_back):
+            if channel is not None:
+                channel.free()
+
+
+class Local:
+    """What a channel is between two stages of one rank: the same arrays, and nobody to wait for."""
+
+    def __init__(self, line: Any, slots: Array) -> None:
+        self.line, self.slots = line, slots
+
+    def claim(self, item: int) -> None:
+        """Do nothing."""
+
+    def send(self, item: int, rows: int) -> None:
+        """Do nothing."""
+
+    def expect(self, item: int) -> None:
+        """Do nothing."""
+
+    def take(self, item: int) -> None:
+        """Do nothing."""
+
+    def release(self, item: int) -> None:
+        """Do nothing."""
+
+    def free(self) -> None:
+        """Do nothing."""

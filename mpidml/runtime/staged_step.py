@@ -1,0 +1,179 @@
+"""Run pipeline programs on MPI: one rank's actions in order, on the stages that it has.
+
+    program     0F0 0SF0 0F1 0SF1 0RB0 0B0 0RB1 0B1 0U         each action a method of `Executor`, named in `DO`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mpidml.core.action import Action
+from mpidml.core.program import Program
+from mpidml.core.role import Array
+from mpidml.core.trace import KINDS
+from mpidml.nn.step import Step
+from mpidml.runtime.channel import Channel, Waiting
+from mpidml.runtime.held import Held
+
+clock_now = time.perf_counter
+Fill = Callable[[Held, int, Step], None]
+
+
+class Executor:
+    """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits.
+
+    `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
+    last microbatch `item`; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
+    """
+
+    def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None]) -> None:
+        self.held, self.waiting, self.updates, self.trace, self.lost = held, waiting, updates, trace, lost
+        self.compute_seconds = dict.fromkeys(held, 0.0)
+        self.n_computed = dict.fromkeys(held, 0)
+        self.update_seconds = 0.0
+        self.rows: Sequence[int] = ()
+        self.losses: dict[int, float] = {}
+        self.fill: Fill = lambda held, item, step: None
+        self.clock = 0
+        self.scale: Callable[[int], float] = lambda item: 1.0
+        self.do: dict[str, Callable[[Any, Action], None]] = {op: getattr(self, f"_{name}") for op, name in DO.items()}
+
+    def run(self, program: Program, rank: int, rows: Sequence[int], fill: Fill, scale: Callable[[int], float], clock: int) -> None:
+        """Run `rank`'s part of a program whose microbatches have so many `rows`; `fill(held, item, step)` gives a step what is no neighbour's.
+
+        Gradients are those of the losses of each item times `scale(item)`.
+        """
+        self.rows, self.fill, self.scale, self.clock = rows, fill, scale, clock
+        for held in self.held.values():
+            held.n_summed = held.n_updated = 0
+            held.expect(len(rows), trains=True)
+        do, all_held = self.do, self.held
+        for action in program.lists[rank]:
+            do[action[1]](all_held.get(action[0]), action)
+
+    def _version(self, held: Held, action: Action) -> None:
+        held.reads[action.item] = held.store.versions[(held.store.latest - held.n_updated + action.version) % len(held.store.versions)]
+
+    def _forward(self, held: Held, action: Action) -> None:
+        item = action.item
+        held.claim(item, back=False)
+        began = clock_now()
+        step = held.step(item, self.rows[item])
+        self.fill(held, item, step)
+        step.go()
+        if held.stage.is_last:
+            self.losses[item] = step.lose(self.scale(item))
+        self.n_computed[held.number] += 1
+        self._timed(held, action, began)
+
+    def _backward(self, held: Held, action: Action) -> None:
+        self._back(held, action, Step.go_back)
+        self._summed(held, action.item, (slice(None),))
+
+    def _input_gradient(self, held: Held, action: Action) -> None:
+        self._back(held, action, Step.go_back_to_input)
+        held.add(action.item, held.early)
+
+    def _back(self, held: Held, action: Action, go: Callable[[Step], None]) -> None:
+        item = action.item
+        held.claim(item, back=True)
+        began = clock_now()
+        step = held.step(item, self.rows[item])
+        if held.recomputes:
+            self.fill(held, item, step)
+            step.go()
+            if held.stage.is_last:
+                step.lose(self.scale(item))
+        go(step)
+        self._timed(held, action, began)
+
+    def _weight_gradient(self, held: Held, action: Action) -> None:
+        began = clock_now()
+        held.step(action.item, self.rows[action.item]).go_back_to_weights()
+        self._timed(held, action, began)
+        self._summed(held, action.item, held.late)
+
+    def _summed(self, held: Held, item: int, parts: Sequence[slice]) -> None:
+        held.add(item, parts)
+        held.n_summed += 1
+        held.done(item, len(self.rows), trains=True)
+        if held.stage.is_last:
+            self.lost(item, self.losses.pop(item))
+
+    def _timed(self, held: Held, action: Action, began: float) -> None:
+        seconds = clock_now() - began
+        self.compute_seconds[held.number] += seconds
+        if self.trace is not None:
+            self.trace.add(TRACED[action.op], began, seconds, self.clock)
+
+    def _take(self, channel: Channel, item: int) -> None:
+        began = clock_now()
+        waited = channel.take(item)
+        if self.trace is not None and waited:
+            self.trace.add("wait", began, waited, self.clock)
+
+    def _receive(self, held: Held, action: Action) -> None:
+        self._take(held.taken, action.item)
+
+    def _receive_back(self, held: Held, action: Action) -> None:
+        self._take(held.taken_back, action.item)
+
+    def _send(self, held: Held, action: Action) -> None:
+        held.given.send(action.item, self.rows[action.item])
+
+    def _send_back(self, held: Held, action: Action) -> None:
+        held.given_back.send(action.item, self.rows[action.item])
+
+    def _sum(self, held: Held, action: Action) -> None:
+        self.updates.start(held)
+
+    def _update(self, held: Held, action: Action) -> None:
+        began = clock_now()
+        waited = self.updates.finish(held, held.n_summed - 1)
+        held.n_updated += 1
+        seconds = clock_now() - began - waited
+        self.update_seconds += seconds
+        if self.trace is not None:
+            self.trace.add("apply", began + waited, seconds, self.clock)
+
+    def _all_wait(self, held: Held, action: Action) -> None:
+        self.updates.meet()
+
+
+DO = {
+    "F": "forward", "B": "backward", "I": "input_gradient", "W": "weight_gradient", "RF": "receive", "SF": "send", "RB": "receive_back", "SB": "send_back",
+    "V": "version", "G": "sum", "U": "update", "X": "all_wait",
+}  # fmt: skip
+"""What runs each action."""
+TRACED = {op: KINDS.index("compute") for op in ("F", "B", "I", "W")}
+
+
+def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Array], None]) -> Iterator[tuple[int, list[Array]]]:
+    """Yield of each block of rows its number and the outputs of the heads, where the last stage lives, and nothing elsewhere: forward alone, dropout off.
+
+    `held`: this rank's stages in their order; `fill(block, x)` gives the first stage its rows.
+    """
+    for own in held:
+        own.expect(len(sizes), trains=False)
+    for block, rows in enumerate(sizes):
+        for own in held:
+            edges, w = own.edges(block, rows), own.weights()
+            assert edges.x is not None
+            if own.taken is not None:
+                own.taken.take(block)
+            else:
+                fill(block, edges.x)
+            own.claim(block, back=False)
+            key = own.key(block, rows, w)
+            if key not in own.scorings:
+                own.scorings[key] = own.stage.scoring(rows, w, edges.x, edges.out)
+            thunks, outs = own.scorings[key]
+            for function, arguments in thunks:
+                function(*arguments)
+            if own.stage.is_last:
+                yield block, outs
+            else:
+                own.given.send(block, rows)
+            own.done(block, len(sizes), trains=False)

@@ -1,0 +1,169 @@
+"""Step a network that is cut into stages: what a clock's program is given, when weights change, and how rows are scored as they flow through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mpidml.core.role import Array
+from mpidml.nn.step import Step
+from mpidml.runtime import scoring
+from mpidml.runtime.held import Held
+from mpidml.runtime.staged_step import Executor, outputs
+from mpidml.runtime.stepping import Stepper, clock_now
+from mpidml.runtime.training import Training
+from mpidml.sync.base import Tuning
+
+MOST_ITEMS = 512
+"""Microbatches of a program without a flush: it ends, and all is drained, after so many."""
+
+
+class StageTraining(Training):
+    """This rank's part in a replica: the rows of its microbatches, and the scores of the replica's share of some rows, which the last stage finds."""
+
+    def score(self, w: Array, of: str) -> scoring.Scores:
+        """Score the replica's share (Collective on its ranks); ranks without the last stage find no rows. `w` is not read: each stage has its own."""
+        flow = Flow(self.strategy, self.net)
+        data = self.strategy.data
+        x, y = data.rows(of)
+        lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
+        return scoring.score(flow, w, x[lo:hi], y[lo:hi], data.targets, heads=data.heads)  # type: ignore[arg-type]
+
+
+class Flow:
+    """To `scoring.score` a network whose rows flow through the stages of a replica; where the last stage is not, nothing comes out."""
+
+    def __init__(self, strategy: Any, net: Any) -> None:
+        self.strategy, self.net = strategy, net
+        self.loss, self.dtype, self.n_outputs = net.loss, net.dtype, net.n_outputs
+        self.heads = net.heads
+
+    def scored(self, w: Array, x: Any, y: Array, block: int, out: Array | None = None) -> list[list[tuple[float, int]]]:
+        """Return what `Network.scored` does."""
+        sizes = [min(block, len(x) - lo) for lo in range(0, len(x), block)]
+
+        def fill(number: int, rows: Array) -> None:
+            rows[...] = x[number * block : number * block + len(rows)]
+
+        found = []
+        for number, outs in outputs(list(self.strategy.held.values()), sizes, fill):
+            at = slice(number * block, number * block + sizes[number])
+            if out is not None:
+                for head, each in zip(self.heads, outs, strict=True):
+                    head.cut(out)[at] = each
+            found.append([head.judge(self.net.backend, each, head.answers(y[at])) for head, each in zip(self.heads, outs, strict=True)])
+        return found
+
+
+class Updates:
+    """Change the weights of a stage by its gradient, summed over its replicas (Collective on those)."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self.clock, self.first = 0, 0
+
+    def start(self, held: Held) -> None:
+        """Begin the sum."""
+        self.strategy.sums[held.number].start()
+
+    def finish(self, held: Held, item: int) -> float:
+        """End the sum and change the weights after microbatch `item`; return the seconds waited."""
+        strategy = self.strategy
+        waited = 0.0
+        if (total := strategy.sums.get(held.number)) is not None:
+            waited, _ = total.wait(strategy.job.wait_limit)
+            strategy.waiting.seconds += waited
+        clock = self.clock + item // strategy.n_items
+        tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(clock), 1.0)
+        if strategy.links is not None:
+            strategy.links.transform(strategy.net.backend, held.gradient, strategy.link_states[held.number], held.weights(), clock + 1)
+        held.store.step(held.gradient, tuning)
+        return float(waited)
+
+    def meet(self) -> None:
+        """Wait for all ranks of the pipeline."""
+        began = clock_now()
+        self.strategy.pipeline.Barrier()
+        self.strategy.waiting.seconds += clock_now() - began
+
+
+class GridStepper(Stepper):
+    """Run the steps of one rank of a grid: a program a clock, or one for many clocks where nothing waits for the end of each."""
+
+    def __init__(self, strategy: Any, task: StageTraining, *rest: Any) -> None:
+        super().__init__(strategy, task, (), *rest)
+        self.updates = Updates(strategy)
+        self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost)
+        self.programs: dict[int, Any] = {}
+        self.losses: list[float] = []
+        self.measured: tuple[float, ...] = ()
+
+    def _span(self) -> int:
+        """Return of how many clocks the next program is."""
+        strategy = self.strategy
+        if not strategy.every:
+            return 1
+        per_epoch = strategy.sampler.clocks_per_epoch
+        return int(min(self.until - self.clock, per_epoch - self.clock % per_epoch, max(1, MOST_ITEMS // strategy.n_items)))
+
+    def _step(self) -> None:
+        strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
+        began = clock_now()
+        epoch = first // strategy.sampler.clocks_per_epoch
+        self.measured = task.not_scored
+        if epoch > task.scored_epoch and not strategy.job.patience:
+            self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
+        shares = [strategy.sampler.indices(clock, task.worker) for clock in range(first, first + n)]
+        feeds = [task.feed.block((first + i) * strategy.n_workers + task.worker, rows) for i, rows in enumerate(shares)] if task.feed is not None else None
+        parts = [part for rows in shares for part in _parts(len(rows), strategy.n_items)]
+
+        def fill(held: Held, item: int, step: Step) -> None:
+            part = parts[item]
+            rows = shares[item // strategy.n_items][part]
+            if held.stage.is_first and feeds is not None:
+                step.x[...] = feeds[item // strategy.n_items][part]
+            elif held.stage.is_first:
+                task.data.x.take(rows, 0, step.x, "clip")
+            if held.stage.random:
+                step.ids[:] = rows
+                step.salt[0] = task._salt(epoch)
+            if held.stage.is_last:
+                step.load(task.data.y, rows)
+
+        if n not in self.programs:
+            self.programs[n] = strategy.program(n)
+        sizes = [part.stop - part.start for part in parts]
+        self.updates.clock, self.losses, self.shares = first, [], shares
+        scales = [1.0 / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]
+        self.step_began = began
+        executor = self.executor
+        executor.run(self.programs[n], strategy.at["pipe"], sizes, fill, lambda item: scales[item // strategy.n_items], first)
+        self.compute_seconds, self.serve_seconds = sum(executor.compute_seconds.values()), executor.update_seconds
+        self.wait_seconds = strategy.waiting.seconds
+        self.clock += n
+        self.part.step = self.clock
+
+    def _lost(self, item: int, loss: float) -> None:
+        """Tell of a clock once all its microbatches are back: on the rank of the last stage."""
+        strategy, task = self.strategy, self.task
+        self.losses.append(loss)
+        if len(self.losses) < strategy.n_items:
+            return
+        i = item // strategy.n_items
+        now = clock_now()
+        seconds = now - self.step_began
+        row = (self.clock + i, 0, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
+        self.record(strategy.worker_role, now, "clock", row)
+        self.part.tally.read(0)
+        self.losses, self.measured, self.step_began = [], task.not_scored, now
+
+    def _left(self) -> None:
+        """Tell that this rank's worker computes no more, where it tells of one."""
+        if self.strategy.tells:
+            super()._left()
+
+
+def _parts(n: int, n_parts: int) -> Iterator[slice]:
+    """Cut n rows into parts that differ by one row at most."""
+    for i in range(n_parts):
+        yield slice(n * i // n_parts, n * (i + 1) // n_parts)

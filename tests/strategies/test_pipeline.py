@@ -1,0 +1,267 @@
+"""Hold a network cut into stages to the network in one piece: any schedule, grid, cut and number of microbatches gives one rank's training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mpidml.core import plugins
+from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.core.job import Job
+from mpidml.nn.step import Step
+from mpidml.runtime.channel import Channel
+from mpidml.runtime.held import Held
+from mpidml.runtime.resume import resumed
+from tests.strategies.test_identities import NET, SMALL, serial
+from tests.training import trained
+
+JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5}, "test")
+SCHEDULES = {name: plugins.make("mpidml.schedules", name) for name in plugins.names("mpidml.schedules")}
+FLUSHED = [name for name, schedule in SCHEDULES.items() if schedule.trains and not schedule.update_every(2)]
+
+
+def run(comm, job=JOB, **changes):
+    return trained(comm, job, **changes)
+
+
+def alone(comm, job=JOB, **changes):
+    """Return what rank 0 finds by itself, with as many microbatches as it takes on all ranks."""
+    part = comm.Split(comm.rank, 0)
+    found = trained(part, job, **changes) if comm.rank == 0 else None
+    part.Free()
+    return comm.bcast(found)
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("transport", ["auto", "mpi"])
+@pytest.mark.parametrize("name", FLUSHED)
+def test_every_schedule_gives_the_bits_of_one_rank(comm, name, transport):
+    """The microbatches of one rank, summed up in their order, whatever order they are computed in."""
+    summary, values = run(comm, schedule=name, transport=transport)
+    one, expected = alone(comm)
+    assert np.array_equal(values, expected) and np.abs(values - serial()).max() < 1e-9
+    assert summary["samples"] == one["samples"] == 400
+    assert summary["test_accuracy"] == one["test_accuracy"] and summary["test_loss"] == one["test_loss"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 7, 50])
+def test_any_number_of_microbatches_does_also_below_the_number_of_stages(comm, microbatches):
+    _, values = run(comm, microbatches=microbatches)
+    assert np.abs(values - serial()).max() < 1e-9
+
+
+def broken_claim(self, item):
+    self.busy[item % self.line.n_slots] = None
+
+
+def first_weights(self, item=-1):
+    return self.store.versions[0]
+
+
+def no_sum(self, item, parts):
+    pass
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("where", "name", "broken"), [(Held, "add", no_sum), (Step, "go_back", Step.go_back_to_input)])
+def test_the_check_catches_gradients_that_are_not_summed(comm, monkeypatch, where, name, broken):
+    monkeypatch.setattr(where, name, broken)
+    assert np.abs(run(comm)[1] - serial()).max() > 1e-3
+
+
+GRIDS = {1: ["data=1"], 2: ["data=2", "pipe=2"], 3: ["data=3", "pipe=3"], 4: ["data=2,pipe=2", "data=4", "pipe=4"], 5: ["pipe=5"]}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("collective", ["auto", "ring"])
+def test_every_grid_gives_the_training_of_one_rank(comm, collective):
+    for grid in GRIDS[comm.size]:
+        summary, values = run(comm, strategy="hybrid", grid=grid, microbatches=2, collective=collective)
+        assert np.abs(values - serial()).max() < 1e-9 and summary["ranks"] == comm.size
+
+
+@pytest.mark.mpi
+def test_a_grid_of_four(comm):
+    """On five ranks the first four make grids of two axes."""
+    if comm.size < 4:
+        pytest.skip("needs four ranks")
+    part = comm.Split(0 if comm.rank < 4 else 1, comm.rank)
+    if comm.rank < 4:
+        for grid, per_host in (("data=2,pipe=2", 0), ("data=2,pipe=2", 2), ("data=4", 0), ("pipe=4", 3)):
+            found = trained(part, JOB.with_values({"strategy": "hybrid", "grid": grid, "microbatches": 3}, "test"), per_host)
+            assert np.abs(found[1] - serial()).max() < 1e-9
+    part.Free()
+
+
+WAYS = [
+    {"optimizer": "adam", "lr": 0.01}, {"optimizer": "lars:0.1"}, {"dropout": 0.3}, {"activation": "gelu"}, {"batch": 63, "epochs": 1, "steps": 0},
+    {"class_weights": "balanced", "label_smoothing": 0.1}, {"lr_policy": "warmup:3+cosine"}, {"schedule": "zero_bubble", "dropout": 0.2},
+    {"schedule": "interleaved:3"}, {"recompute": True, "dropout": 0.3, "schedule": "gpipe"}, {"dtype": "float32", "backend": "numba"},
+]  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_every_way_to_train_gives_the_bits_of_one_rank(comm, way):
+    expected = alone(comm, **way)
+    found = run(comm, **way)
+    assert np.array_equal(found[1], expected[1]) and found[0]["test_loss"] == expected[0]["test_loss"]
+
+
+@pytest.mark.mpi
+def test_a_net_file_with_embeddings_is_cut_wherever(comm, tmp_path):
+    """Pixels of the digits are whole numbers from 0 to 6, so they can be taken as codes."""
+    (tmp_path / "net.toml").write_text(NET)
+    changes = {"model": str(tmp_path / "net.toml"), "hidden": Job.hidden}
+    assert np.array_equal(run(comm, **changes)[1], alone(comm, **changes)[1])
+
+
+@pytest.mark.mpi
+def test_stages_without_layers_hand_on(comm):
+    layers = [0] * comm.size
+    layers[comm.size // 2] = 3
+    _, values = run(comm, partition=",".join(map(str, layers)))
+    assert np.array_equal(values, alone(comm)[1])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["pipedream", "pipedream:vertical=true", "two_bw:5"])
+def test_without_a_flush_it_is_delayed_descent(comm, name):
+    """Against a serial loop that reads, for each stage, the weights that the schedule says."""
+    job = JOB.with_values({"microbatches": 0, "optimizer": "sgd", "schedule": name, "hidden": (24, 16, 12, 11), "activation": "tanh"}, "test")
+    _, values = run(comm, job, partition=",".join(map(str, _cut(comm.size))))
+    assert np.abs(values - delayed(job, _cut(comm.size), name)).max() < 1e-9
+
+
+def _cut(n):
+    return [5 - (n - 1), *[1] * (n - 1)]
+
+
+def delayed(job, cut, name, stash=True):
+    """Descend by gradients at old weights, on one rank: stage k of K computes with weights of updates before."""
+    from itertools import accumulate, pairwise
+
+    from mpidml.data.readers import read
+    from mpidml.data.sampler import Sampler
+    from mpidml.data.split import hold_out
+    from mpidml.nn.models import build
+
+    raw = read(job.data)
+    train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
+    x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
+    deviation = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
+    net = build("mlp", x.shape[1], 10, job.hidden, "tanh", dtype="float64", backend="numpy")
+    sampler = Sampler(len(x), job.batch, 1, job.seed)
+    n, size = len(cut), net.n_params
+    bounds = [net.start(i) for i in [0, *accumulate(cut)]]
+    past = [net.init(job.seed)]
+    for clock in range(job.steps):
+        at = np.empty(size)
+        for k, (lo, hi) in enumerate(pairwise(bounds)):
+            behind = 1 if name.startswith("two_bw") and n <= 5 else n - 1 if "vertical" in name else n - 1 - k
+            at[lo:hi] = past[max(0, clock - behind)][lo:hi]
+        rows, g = sampler.indices(clock, 0), np.zeros(size)
+        step = net.bind(len(rows), at, g)
+        step.x[...], step.y[...] = x[rows], y[rows]
+        step.run(1 / len(rows))
+        past.append(past[-1] - job.lr * g)
+    return past[-1]
+
+
+@pytest.mark.mpi
+def test_the_check_catches_a_backward_pass_by_other_weights_than_forward(comm, monkeypatch):
+    """Without stashing, what goes back passes through newer weights."""
+    if comm.size == 1:
+        pytest.skip("one stage reads the newest weights")
+    job = JOB.with_values({"microbatches": 0, "optimizer": "sgd", "schedule": "pipedream", "hidden": (24, 16, 12, 11), "activation": "tanh"}, "test")
+    monkeypatch.setattr(Held, "weights", lambda self, item=-1: self.store.versions[self.store.latest % len(self.store.versions)])
+    assert np.abs(run(comm, job, partition=",".join(map(str, _cut(comm.size))))[1] - delayed(job, _cut(comm.size), "pipedream")).max() > 1e-6
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", [{}, {"schedule": "pipedream", "microbatches": 0}, {"optimizer": "adam", "lr": 0.01}])
+def test_a_run_that_pauses_goes_on_bit_by_bit(comm, tmp_path, how):
+    folder = comm.bcast(str(tmp_path / "run"))
+    how = {"deterministic": True, **how}  # so that the layers are cut alike each time
+    _, expected = run(comm, checkpoint_every=3, write=True, out=folder + "-whole", **how)
+    run(comm, steps=6, checkpoint_every=3, write=True, out=folder, **how)
+    _, values = trained(comm, resumed(folder, {"steps": 8}), write=True)
+    assert np.array_equal(values, expected)
+
+
+@pytest.mark.mpi
+def test_a_run_goes_on_at_another_grid_and_by_another_strategy(comm, tmp_path):
+    folder = comm.bcast(str(tmp_path / "run"))
+    run(comm, steps=4, checkpoint_every=4, write=True, out=folder)
+    grid = {"strategy": "hybrid", "grid": f"data={comm.size}", "microbatches": 2}
+    for changes in ({"strategy": "data_parallel", "microbatches": 0}, grid, {"partition": "3" + ",0" * (comm.size - 1)}):
+        _, values = trained(comm, resumed(folder, {"steps": 8, **changes}))
+        assert np.abs(values - serial()).max() < 1e-9
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("target", [{"target": "0.5"}, {"patience": 2, "validate": 0.1}])
+def test_it_ends_where_it_is_good_enough(comm, target):
+    summary, values = run(comm, steps=0, epochs=4, **target)
+    one, expected = alone(comm, steps=0, epochs=4, **target)
+    if "patience" in target:
+        assert np.array_equal(values, expected) and summary["best_val_loss"] == one["best_val_loss"]
+    else:
+        assert summary["target_seconds"] is not None
+
+
+@pytest.mark.mpi
+def test_a_stage_that_stays_away_is_named(comm, monkeypatch):
+    if comm.size == 1:
+        pytest.skip("nobody else to wait for")
+    send = Channel.send
+    monkeypatch.setattr(Channel, "send", lambda self, item, rows: None if comm.rank == 0 and item == 3 else send(self, item, rows))
+    if comm.rank == 1:
+        with pytest.raises(WaitTimeout, match=r"waits for the output of stage 0 of microbatch 3 from rank 0 .*--wait-limit"):
+            run(comm, wait_limit=0.5)
+    else:
+        with pytest.raises(WaitTimeout, match="pipeline: waits for"):
+            run(comm, wait_limit=1.5)
+
+
+@pytest.mark.mpi
+def test_what_travels_is_the_outputs_and_their_gradients(comm):
+    """Each boundary carries its width for each sample forward and back, and forward once more where rows are scored."""
+    cut = [3] if comm.size == 1 else [1, 1, 1, *[0] * (comm.size - 3)] if comm.size >= 3 else [2, 1]
+    summary, _ = run(comm, transport="mpi", partition=",".join(map(str, cut)))
+    widths = [24, 16, 10]
+    edges = [widths[sum(cut[: k + 1]) - 1] for k in range(comm.size - 1)]
+    forward = [400 * width * 8 for width in edges]
+    tests = 400
+    expected = [(forward[k] if k < comm.size - 1 else 0) + (forward[k - 1] if k else 0) for k in range(comm.size)]
+    scored = [tests * edges[k] * 8 if k < comm.size - 1 else 0 for k in range(comm.size)]
+    assert summary["bytes_sent"] == [a + b for a, b in zip(expected, scored, strict=True)] or json.dumps(summary["bytes_sent"]) == json.dumps(expected)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schedule": "inference"}, "has no backward passes"), ({"microbatches": 51}, "at most 50"), ({"grid": "pipe=9"}, "were started"),
+        ({"strategy": "hybrid"}, "needs a grid"), ({"schedule": "pipedream", "microbatches": 3}, "says itself"), ({"bucket": 7}, "does nothing"),
+        ({"accumulate": 2}, "does nothing"), ({"servers": "1"}, "does nothing"), ({"partition": "1,1"}, "partition"), ({"collective": "gossip"}, "does not sum"),
+        ({"recompute": True, "schedule": "zero_bubble"}, "use another schedule"), ({"sync": "ssp:3"}, "does nothing"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
+    if "partition" in changes and comm.size in (1, 2):
+        pytest.skip("one stage is not cut")
+    with pytest.raises(UserError) as caught:
+        run(comm, **changes)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["data_parallel", "parameter_server", "averaging"])
+def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
+    with pytest.raises(UserError, match="--schedule gpipe: does nothing"):
+        run(comm, strategy=strategy, microbatches=0, schedule="gpipe")
