@@ -1,6 +1,6 @@
 """Draw a replayed program as text: time across, ranks down, a cell for each unit of time; dashes where an action takes several.
 
-    rank 0   F0 F1       B0---    B1---      a unit is what the shortest compute takes
+    rank 0   F0 F1       B0---    B1---      a cell is what the shortest compute takes, or a part of it
     rank 1      F0 B0--- F1 B1---            of several stages a rank has it says which, as 2F0; | is a wait for all
 """
 
@@ -15,6 +15,7 @@ from mpidml.core.program import Program
 from mpidml.core.replay import Event, Replay
 
 _NEARLY = 1e-9  # sums of costs are rounded
+_MOST_PARTS = 4
 MOST_RANKS = 32
 
 
@@ -32,7 +33,7 @@ class Drawing(NamedTuple):
 
 def draw(program: Program, run: Replay, width: int = 0) -> Drawing:
     """Draw `run` in lines of at most `width` letters (0: of any length): where it is longer its middle is left out, so that fill and drain are seen."""
-    unit = min((e.end - e.start for e in run.events if e.action.op in COMPUTE and e.end > e.start), default=1.0)
+    unit = _unit(run)
     named = program.n_stages > program.n_ranks
     n_letters = 1 + max((len(label(e.action, named)) for e in run.events if e.action.op in COMPUTE), default=1)
     n = math.ceil(run.seconds / unit - _NEARLY)
@@ -56,6 +57,17 @@ def draw(program: Program, run: Replay, width: int = 0) -> Drawing:
 def label(action: Action, with_stage: bool) -> str:
     """Return what stands in a cell: F0, or 2F0 where a rank has several stages."""
     return str(action) if with_stage else f"{action.op}{action.item}"
+
+
+def _unit(run: Replay) -> float:
+    """Return the seconds of a cell: the shortest compute, or a part of it in which all computes are whole."""
+    lengths = {e.end - e.start for e in run.events if e.action.op in COMPUTE and e.end > e.start}
+    shortest = min(lengths, default=1.0)
+    for n_parts in range(1, _MOST_PARTS + 1):
+        cells = [length * n_parts / shortest for length in lengths]
+        if all(abs(n - round(n)) < 1e-6 * n for n in cells):
+            return shortest / n_parts
+    return shortest
 
 
 def _shown(n_ranks: int) -> tuple[list[int], int]:

@@ -6,7 +6,7 @@ Cost: O(actions).
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -71,24 +71,22 @@ class _Stage:
         self.kept: set[int] = set()
         self.most_kept = 0
         self.summed_at = 0.0
-        self.newest_gradient = -1  # the last microbatch whose weight gradient was added
+        self.last_forward = self.last_back = -1
         self.is_changed = self.is_summed = True  # since the last gradient was added: by an update, by a sum
-        self.n_updates = 0
-        self.reads: dict[int, int] = {}  # item -> version
-        self.readers: Counter[int] = Counter()  # version -> how many microbatches have to go back through it yet
-        self.n_needed, self.most_versions = 0, 1  # versions before the newest that are needed yet
+        self.n_updates = self.n_back = 0
+        self.reads: dict[int, int] = {}  # of each item of the program, the version
+        self.most_versions = 1
 
     def note_update(self) -> None:
-        self.n_needed += self.readers[self.n_updates] > 0
-        self.n_updates += 1
-        self.most_versions = max(self.most_versions, self.n_needed + 1)
+        """Count the versions from the oldest that is still to be read, by the first microbatch that is not back, to the newest."""
+        self.n_updates, self.is_changed = self.n_updates + 1, True
+        oldest = self.reads.get(self.n_back, self.n_updates)
+        self.most_versions = max(self.most_versions, self.n_updates - oldest + 1)
 
     def note_gradient(self, item: int) -> None:
         self.kept.discard(item)
-        self.newest_gradient, self.is_changed, self.is_summed = item, False, False
-        if (version := self.reads.pop(item, None)) is not None:
-            self.readers[version] -= 1
-            self.n_needed -= version < self.n_updates and not self.readers[version]
+        self.last_back, self.n_back = item, self.n_back + 1
+        self.is_changed = self.is_summed = False
 
 
 def replay(program: Program, seconds: Seconds | None = None) -> Replay:
@@ -106,9 +104,10 @@ class _Machine:
         self.events: list[Event] = []
         self.at_barrier: dict[int, float] = {}
         self.has_sums = any(action.op == "G" for actions in program.lists for action in actions)
-        for action in (action for actions in program.lists for action in actions if action.op == "V" and 0 <= action.stage < program.n_stages):
-            self.stages[action.stage].readers[action.version] += 1
-        self.has_versions = [bool(stage.readers) for stage in self.stages]
+        for actions in program.lists:
+            for s, op, item, version in actions:
+                if op == "V" and 0 <= s < program.n_stages:
+                    self.stages[s].reads[item] = version
 
     def run(self) -> Replay:
         lists = self.program.lists
@@ -195,7 +194,7 @@ class _Machine:
         return ""
 
     def _do(self, rank: int, action: Action) -> tuple[float, float]:
-        s, op, item, version = action
+        s, op, item, _ = action
         stage, now = self.stages[s], self.now[rank]
         start = now
         if lack := self._lacks(rank, action):
@@ -205,9 +204,8 @@ class _Machine:
             start = max(now, self.arrives[action])
         elif op in ("SF", "SB"):
             self.arrives[_arrival(action)] = now + self.seconds.overhead + self.seconds.travel(s, op == "SF")  # type: ignore[index]
-        elif op == "V":
-            stage.reads[item] = version
         elif op == "F":
+            stage.last_forward = item
             stage.kept.add(item)
             stage.most_kept = max(stage.most_kept, len(stage.kept))
             if not self.program.trains:
@@ -218,7 +216,6 @@ class _Machine:
             stage.summed_at, stage.is_summed = now + self.seconds.of(action), True
         elif op == "U":
             start = max(now, stage.summed_at)
-            stage.is_changed = True
             stage.note_update()
         seconds = self.seconds.of(action) if op in COMPUTE or op == "U" else 0.0
         return now if op in ("RF", "RB") else start, start + seconds + self.seconds.overhead
@@ -229,7 +226,7 @@ class _Machine:
         stage, program = self.stages[s], self.program
         done = stage.done
         if op == "F":
-            if self.has_versions[s] and item not in done["V"]:
+            if stage.reads and item not in done["V"]:
                 return f"which version of the weights it reads is not said, {s}V{item} comes first"
             if s and not (item in done["RF"] or (program.rank_of(s - 1) == rank and item in self.stages[s - 1].done["F"])):
                 return f"its input is not here, {s - 1}F{item} or {s}RF{item} comes first"
@@ -257,8 +254,10 @@ class _Machine:
             return "there is no gradient since the last update"
         elif op == "U" and self.has_sums and not stage.is_summed:
             return f"the gradient is not summed over the replicas, {s}G comes first"
-        if op in ("B", "W") and item < stage.newest_gradient:
-            return f"gradients are summed in the order of microbatches, and that of {stage.newest_gradient} is there before"
+        if op == "F" and item < stage.last_forward:
+            return f"what a stage sends arrives in the order of microbatches, and {s}F{stage.last_forward} was there before"
+        if op in ("B", "W") and item < stage.last_back:
+            return f"gradients are summed in the order of microbatches, and that of {stage.last_back} is there before"
         return ""
 
     def _complete(self) -> None:
@@ -273,7 +272,7 @@ class _Machine:
                 if self.program.trains and item not in done["B"] and not (item in done["I"] and item in done["W"]):
                     raise Fault(rank, end, f"{s}{'W' if item in done['I'] else 'B'}{item} is never done", self.at)
             if not stage.is_changed:
-                last = f"{s}{'W' if done['W'] else 'B'}{stage.newest_gradient}"
+                last = f"{s}{'W' if done['W'] else 'B'}{stage.last_back}"
                 raise Fault(rank, end, f"{s}U is never done, the gradient of {last} changes no weights", self.at)
             if stage.n_updates < most:
                 raise Fault(rank, end, f"{s}U is done {stage.n_updates} times, and {most} times on another stage", self.at)

@@ -175,26 +175,29 @@ def reads(program):
 
 
 def most_kept(program):
-    """Return of each stage how many versions lie there at most, if each goes as soon as nobody will go back through it: found by looking ahead."""
+    """Return of each stage how many versions lie there at most, if the oldest goes as soon as nobody will go back through it: found by looking ahead."""
     found = []
     for stage in range(program.n_stages):
         mine = [action for action in program.lists[program.rank_of(stage)] if action.stage == stage]
         version_of = reads(program)[stage]
-        kept, most = {0}, 1
+        oldest = newest = 0
+        most = 1
         for i, action in enumerate(mine):
             if action.op == "V":
-                assert action.version in kept, "it is there to be read"
+                assert oldest <= action.version <= newest, "it is there to be read"
             if action.op == "U":
-                newest = max(kept) + 1
-                needed = {version_of[later.item] for later in mine[i + 1 :] if later.op == "B"}
-                kept = {version for version in kept if version in needed} | {newest}
-                most = max(most, len(kept))
+                newest += 1
+                oldest = min((version_of[later.item] for later in mine[i + 1 :] if later.op == "B"), default=newest)
+                most = max(most, newest - oldest + 1)
         found.append(most)
     return found
 
 
 def test_pipedream_reads_weights_as_old_as_the_stages_behind_and_keeps_a_version_for_each_in_flight():
     for n_ranks in RANKS:
+        for n in MICROBATCHES:
+            program = lower(made("pipedream"), n_ranks, n)
+            assert replay(program).versions == most_kept(program), "also where microbatches are few"
         n = 3 * n_ranks
         program = lower(made("pipedream"), n_ranks, n)
         for k, version_of in enumerate(reads(program)):

@@ -106,11 +106,14 @@ def test_a_program_in_another_order_is_another_drawing():
     assert str(draw(other, replay(other))) == "rank 0   F0 F1                B0--- B1---\nrank 1      F0 F1 B0--- B1---"
 
 
-def test_unequal_costs_are_measured_in_the_shortest_compute():
-    seconds = Seconds(lambda action: {"F": 0.1, "B": 0.25}.get(action.op, 0.0) * (1 + action.stage))
-    assert str(drawn("gpipe", 2, 2, 0, seconds)) == (
-        "rank 0   F0 F1                         B0---          B1---\nrank 1      F0--- F1--- B0------------ B1------------"
+def test_unequal_costs_are_measured_in_the_shortest_compute_or_a_part_that_goes_into_all():
+    halves = Seconds(lambda action: {"F": 0.2, "B": 0.3}.get(action.op, 0.0) * (1 + action.stage))
+    assert str(drawn("gpipe", 2, 2, 0, halves)) == (
+        "rank 0   F0--- F1---                                     B0------          B1------\n"
+        "rank 1         F0--------- F1--------- B0--------------- B1---------------"
     )
+    uneven = Seconds(lambda action: {"F": 1.0, "B": 2.137}.get(action.op, 0.0))
+    assert str(drawn("gpipe", 2, 2, 0, uneven)) == "rank 0   F0 F1          B0--- B1---\nrank 1      F0 F1 B0--- B1---"
 
 
 def test_what_travels_for_long_leaves_room():

@@ -81,6 +81,7 @@ WRONG = {
     "a forward twice": ("0F1", "0F0", (0, 2), "is done a second time"),
     "a backward in two ways": ("1B0", "1B0 1I0", (1, 3), "its backward is done a second time"),
     "backwards in descending order": ("0RB0 0B0 0RB1 0B1", "0RB0 0RB1 0B1 0B0", (0, 7), "summed in the order of microbatches, and that of 1 is there before"),
+    "forwards in descending order": ("0F0 0SF0 0F1 0SF1", "0F1 0SF1 0F0 0SF0", (0, 2), "arrives in the order of microbatches, and 0F1 was there before"),
     "an action on a wrong rank": ("1F0", "0F0", (1, 1), "stage 0 lives on rank 0, not here"),
     "a receive on a wrong rank": ("0F0", "1RF0", (0, 0), "stage 1 lives on rank 1, not here"),
     "a stage that is not there": ("0F0 0SF0", "2F0 0SF0", (0, 0), "there is no stage 2"),
