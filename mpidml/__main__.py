@@ -21,6 +21,12 @@ def main() -> None:
     try:
         argv = _launched(sys.argv[1:], world.launcher is not None)
         command, given = parse(argv)
+        if command == "schedule":  # nothing is sent: one process does it, without MPI
+            if world.rank == 0:
+                from mpidml.schedule import schedule
+
+                schedule(**given)
+            return
     except UserError as error:
         # Every rank reads the same words, so every rank finds the same fault; one says so.
         if world.rank == 0:

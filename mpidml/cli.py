@@ -15,6 +15,7 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.evaluation import Evaluation, Prediction
 from mpidml.core.job import Job
+from mpidml.core.schedule_request import ScheduleRequest
 from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.variants import LISTED, expand
 
@@ -24,10 +25,12 @@ COMMANDS = {
     "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
     "evaluate": "how good a run's model is, on the rows it held out or on others; writes evaluation.json",
     "predict": "what a run's model says of rows, with labels or without; writes a table",
+    "schedule": "draw a pipeline schedule and tell its idle time, activations and versions of weights; without a name: list them",
     "export": "write the model of a run's folder as an ONNX file, with the scaling of its data: export RUN --out model.onnx",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
-OF_A_RUN: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction}
+OF_A_WORD: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction, "schedule": ScheduleRequest}
+"""Commands on a run's folder, or on a schedule: their records, whose first field needs no dashes."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,12 +67,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         return command, (given_words.run, given_words.out)
     parsed, unknown = _parser(command, "-h" in rest or "--help" in rest).parse_known_args(rest)
     if unknown:
-        known = [*([] if command in OF_A_RUN else ["--config"]), *(_flag(f) for f in _fields(command) if f.name != "run")]
+        known = [*([] if command in OF_A_WORD else ["--config"]), *(_flag(f) for f in _fields(command) if f.name != _word(command))]
         raise UserError(f"{command}: there is no option '{unknown[0]}'; {nearest(unknown[0].partition('=')[0], known)}")
     given = vars(parsed)
-    if command in OF_A_RUN:
+    if command in OF_A_WORD:
         given = {name: value for name, value in given.items() if value is not None}
-        return command, vars(OF_A_RUN[command]().with_values(given, command))
+        return command, vars(OF_A_WORD[command]().with_values(given, command))
     config = given.pop("config", None)
     if command == "train":
         values = ({} if config is None else _toml(config)) | given
@@ -106,12 +109,12 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,
     )
-    if command in OF_A_RUN:
-        parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run that has ended, as runs/20260131-120000")
+    if word := _word(command):
+        parser.add_argument(word, nargs="?", metavar=word.upper(), help=_fields(command)[0].metadata["help"])
     else:
         parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options (without the dashes); flags win over it")
     for f in _fields(command):
-        if f.name == "run":
+        if f.name == word:
             continue
         flag, default, text = _flag(f), f.default, f.metadata["help"].replace("%", "%%")
         if isinstance(default, bool):
@@ -126,9 +129,14 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
 
 
 def _fields(command: str) -> tuple[Field[Any], ...]:
-    if command in OF_A_RUN:
-        return fields(OF_A_RUN[command])
+    if command in OF_A_WORD:
+        return fields(OF_A_WORD[command])
     return (*(fields(Simulation) if command == "simulate" else ()), *fields(Job))
+
+
+def _word(command: str) -> str:
+    """Return the argument of a command that needs no dashes; "" where all have them."""
+    return fields(OF_A_WORD[command])[0].name if command in OF_A_WORD else ""
 
 
 def _flag(field: Field[Any]) -> str:

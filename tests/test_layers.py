@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("ps", "dataflow", "graph"), 4),
     **dict.fromkeys(("sim", "runtime"), 5),
     "strategies": 6,
-    **dict.fromkeys(("ml", "interop", "planner", "compare", "evaluate", "predict", "virtual_training"), 7),
+    **dict.fromkeys(("ml", "interop", "planner", "compare", "evaluate", "predict", "schedule", "virtual_training"), 7),
     "simulate": 7.5,
     **dict.fromkeys(("cli", "__init__"), 8),
     "__main__": 9,

@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 6, "bash": 3, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 3, "text": 1, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -76,7 +76,7 @@ def test_the_python_example_runs_alone_and_under_mpirun(tmp_path, n):
 
 def test_the_policy_of_ones_own_runs_and_does_what_it_says(tmp_path):
     mine = tmp_path / "mine.py"
-    mine.write_text(block("python", "class Mine"))
+    mine.write_text(block("python", "class Mine(SyncPolicy)"))
     result = mpirun(2, ["-m", "mpidml", "train", "--sync", f"{mine}:5", "--epochs", "2", "--hidden", "16", "--no-report", "--out", str(tmp_path / "run")])
     assert result.code == 0, result
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -178,6 +178,16 @@ def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_pa
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_program_of_ones_own_sums_its_gradients(tmp_path, n):
     assert numbers_printed(block("python", "Gradients"), tmp_path, n) == [-2.0] * n
+
+
+def test_the_schedule_is_as_drawn_and_one_of_ones_own_can_run(tmp_path):
+    (line,) = re.findall(r"^`python -m mpidml (schedule .*)`:$", README, re.MULTILINE)
+    result = python(["-m", "mpidml", *shlex.split(line), "--out", tmp_path / "picture.png"])
+    assert result.code == 0 and result.out == f"{block('text', 'rank 0')}written: {tmp_path / 'picture.png'}\n", result
+    (tmp_path / "mine.py").write_text(block("python", "class Mine(Schedule)"))
+    result = python(["-m", "mpidml", "schedule", tmp_path / "mine.py", "--out", tmp_path / "mine.png"])
+    assert result.code == 0 and result.out.startswith("mine.py: 4 stages, 8 microbatches; "), result
+    assert "activations  of 4 microbatches at once (stages 0 to 3)" in result.out and "length       42 units" in result.out
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):

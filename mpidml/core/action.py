@@ -16,6 +16,11 @@ from typing import NamedTuple
 COMPUTE = ("F", "B", "I", "W")
 BACKWARD = ("B", "I")
 MOVES = ("RF", "SF", "RB", "SB")
+TRACED = {
+    **{"F": "forward", "B": "backward", "I": "backward", "W": "weight_gradient", "U": "update", "G": "sum", "X": "wait"},
+    **{"RF": "receive", "RB": "receive", "SF": "send", "SB": "send"},
+}
+"""What a trace calls an operation (`core.trace.KINDS`); reading a version leaves none."""
 _FORM = re.compile(r"(\d+)(F|B|I|W|RF|SF|RB|SB|V|G|U|X)(\d*)(?:@(\d+))?")
 
 

@@ -15,7 +15,7 @@ UNSEEN = "CSV, Parquet: a word that the run never saw (ignore: zero in all featu
 
 @dataclass(frozen=True)
 class _Request:
-    run: str = flag("", "folder of the run")
+    run: str = flag("", "folder of a run that has ended, as runs/20260131-120000")
 
     def with_values(self: T, values: Mapping[str, Any], where: str) -> T:
         """Return this with `values` in their types; UserError names what cannot be."""

@@ -1,9 +1,10 @@
 """Turn a schedule, which lists computes alone, into a program that can run: one pass after the other adds moves, versions of weights, sums and updates.
 
     schedule    0F0 0F1 0B0 0B1
-    moves       0F0 0SF0 0F1 0SF1 0RB0 0B0 0RB1 0B1          what a compute needs from another rank, just before it; what it makes for one, just after
-    versions    0V0@0 0F0 ... 0V2@1 0F2                      which weights a microbatch reads, where they change under way
     updates     ... 0B1 0G 0U                                where all gradients of an update are there: their sum over replicas, and the change
+    versions    0V0@0 0F0 ... 0V2@1 0F2                      which weights a microbatch reads, where they change under way
+    moves       0F0 0SF0 0F1 0SF1 0RB0 0B0 0RB1 0B1 0G 0U    what a compute needs from another rank, just before it; what it makes for one, just after:
+                                                             nobody waits for an update of others
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ def lower(schedule: Any, n_ranks: int, n_items: int, sums: bool = False) -> Prog
     n_stages = n_ranks * schedule.n_chunks
     lists = []
     for rank in range(n_ranks):
-        actions = moves(schedule.order(rank, n_ranks, n_items), n_ranks, n_stages, schedule.trains)
+        every = schedule.update_every(n_ranks) if schedule.trains else 0
+        actions = schedule.order(rank, n_ranks, n_items)
         if schedule.trains:
-            every = schedule.update_every(n_ranks)
             actions = updates(actions, every, n_items, sums)
-            if every:
-                actions = versions(actions, schedule, n_ranks)
-        lists.append(actions)
+        if every:
+            actions = versions(actions, schedule, n_ranks)
+        lists.append(moves(actions, n_ranks, n_stages))
     return program(lists, n_stages, n_items, schedule.trains)
 
 
-def moves(actions: Iterator[Action], n_ranks: int, n_stages: int, trains: bool = True) -> Iterator[Action]:
+def moves(actions: Iterator[Action], n_ranks: int, n_stages: int) -> Iterator[Action]:
     """Add receives and sends; neighbours on one rank hand over without."""
     for action in actions:
         s, op, item, _ = action

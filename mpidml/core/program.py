@@ -33,17 +33,26 @@ class Program(NamedTuple):
         """Tell whether the loss is computed there."""
         return stage == self.n_stages - 1
 
-    def text(self, marked: tuple[int, int] | None = None) -> str:
-        """Print the lists, a line for each rank; the action `marked` = (rank, position) in angle brackets, and no more than a few around it."""
-        lines = []
-        for rank, actions in enumerate(self.lists):
-            words = [str(action) for action in actions]
-            if marked is not None:
-                at = marked[1] if marked[0] == rank else len(words)
-                if marked[0] == rank and at < len(words):
-                    words[at] = f">>{words[at]}<<"
-            lines.append(f"rank {rank}: {' '.join(words)}")
-        return "\n".join(lines)
+    def text(self, marked: tuple[int, int] | None = None, at: Sequence[int] = (), around: int = 8) -> str:
+        """Print the lists, a line for each rank: all that they hold, which `read` reads.
+
+        `marked` = (rank, position): that action stands in angle brackets, and of long lists no more than `around` actions are shown to each side of it, of
+        the other ranks to each side of `at`, of the ranks the nearest.
+        """
+        if marked is None:
+            return "\n".join(f"rank {rank}: {' '.join(map(str, actions))}" for rank, actions in enumerate(self.lists))
+        low, high = max(0, marked[0] - around), min(self.n_ranks, marked[0] + around + 1)
+        lines = [f"... {low} ranks"] * (low > 0)
+        for rank in range(low, high):
+            actions = self.lists[rank]
+            middle = marked[1] if rank == marked[0] else at[rank] if rank < len(at) else marked[1]
+            middle = min(middle, len(actions))
+            first, end = max(0, middle - around), middle + around + 1
+            words = [str(action) for action in actions[first:end]]
+            if rank == marked[0]:
+                words[middle - first : middle - first + 1] = [f">>{actions[middle] if middle < len(actions) else 'end'}<<"]
+            lines.append(f"rank {rank}: {'... ' * (first > 0)}{' '.join(words)}{' ...' * (end < len(actions))}")
+        return "\n".join([*lines, *([f"... {self.n_ranks - high} ranks"] * (high < self.n_ranks))])
 
 
 def program(lists: Iterable[Iterable[Action]], n_stages: int, n_items: int, trains: bool = True) -> Program:

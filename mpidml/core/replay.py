@@ -7,7 +7,7 @@ Cost: O(actions).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mpidml.core.action import BACKWARD, COMPUTE, MOVES, Action
@@ -16,7 +16,7 @@ from mpidml.core.program import Program
 
 class Seconds(NamedTuple):
     """What actions take. `of(action)`: a compute, an update (U), or the sum over replicas (G), which goes on beside what follows until its U;
-    `travel(stage, forward)`: how long what `stage` sends is under way; `overhead`: of every action besides."""
+    `travel(stage, forward)`: how long what `stage` sends is under way; `overhead`: of every action besides, but of a wait for all."""
 
     of: Callable[[Action], float]
     travel: Callable[[int, bool], float] = lambda stage, forward: 0.0
@@ -52,15 +52,15 @@ class Replay(NamedTuple):
 
     def bubble(self, n_ranks: int) -> float:
         """Return the share of all ranks' time in which they did not compute."""
-        return 1 - sum(self.busy(rank) for rank in range(n_ranks)) / (n_ranks * self.seconds) if self.seconds else 0.0
+        return 1 - sum(e.end - e.start for e in self.events if e.action.op in COMPUTE) / (n_ranks * self.seconds) if self.seconds else 0.0
 
 
 class Fault(Exception):
-    """The action at `position` of `rank` cannot be done; `str` says why."""
+    """The action at `position` of `rank` cannot be done; `str` says why. `at`: how far each rank came."""
 
-    def __init__(self, rank: int, position: int, why: str) -> None:
+    def __init__(self, rank: int, position: int, why: str, at: Sequence[int] = ()) -> None:
         super().__init__(why)
-        self.rank, self.position = rank, position
+        self.rank, self.position, self.at = rank, position, tuple(at)
 
 
 class _Stage:
@@ -71,12 +71,22 @@ class _Stage:
         self.kept: set[int] = set()
         self.most_kept = 0
         self.summed_at = 0.0
-        self.n_updates = 0
-        self.reads: dict[int, int] = {}  # item -> version
+        self.last_forward = self.last_back = -1
+        self.is_changed = self.is_summed = True  # since the last gradient was added: by an update, by a sum
+        self.n_updates = self.n_back = 0
+        self.reads: dict[int, int] = {}  # of each item of the program, the version
         self.most_versions = 1
 
-    def note_versions(self) -> None:
-        self.most_versions = max(self.most_versions, len({self.n_updates, *self.reads.values()}))
+    def note_update(self) -> None:
+        """Count the versions from the oldest that is still to be read, by the first microbatch that is not back, to the newest."""
+        self.n_updates, self.is_changed = self.n_updates + 1, True
+        oldest = self.reads.get(self.n_back, self.n_updates)
+        self.most_versions = max(self.most_versions, self.n_updates - oldest + 1)
+
+    def note_gradient(self, item: int) -> None:
+        self.kept.discard(item)
+        self.last_back, self.n_back = item, self.n_back + 1
+        self.is_changed = self.is_summed = False
 
 
 def replay(program: Program, seconds: Seconds | None = None) -> Replay:
@@ -93,6 +103,11 @@ class _Machine:
         self.arrives: dict[Action, float] = {}
         self.events: list[Event] = []
         self.at_barrier: dict[int, float] = {}
+        self.has_sums = any(action.op == "G" for actions in program.lists for action in actions)
+        for actions in program.lists:
+            for s, op, item, version in actions:
+                if op == "V" and 0 <= s < program.n_stages:
+                    self.stages[s].reads[item] = version
 
     def run(self) -> Replay:
         lists = self.program.lists
@@ -108,6 +123,8 @@ class _Machine:
                     self._open()
                     ready.extend(r for r in range(len(lists)) if r != rank)
                     continue
+                if why := self._misplaced(rank, action):
+                    self._refuse(rank, why)
                 if action.op in ("RF", "RB") and action not in self.arrives:
                     sleeping[action] = rank
                     break
@@ -117,9 +134,8 @@ class _Machine:
                 self.at[rank] += 1
                 if (arrival := _arrival(action)) is not None and arrival in sleeping:
                     ready.append(sleeping.pop(arrival))
-        for rank, position in enumerate(self.at):
-            if position < len(lists[rank]):
-                raise Fault(rank, position, f"waits for ever{self._for_what(lists[rank][position])}")
+        if any(position < len(lists[rank]) for rank, position in enumerate(self.at)):
+            self._stuck()
         self._complete()
         return Replay(
             max(self.now, default=0.0), self.events, [stage.most_kept for stage in self.stages], [stage.most_versions for stage in self.stages]
@@ -133,53 +149,76 @@ class _Machine:
             self.at[rank] += 1
         self.at_barrier.clear()
 
-    def _for_what(self, action: Action) -> str:
+    def _stuck(self) -> None:
+        """Raise the Fault of ranks that wait for ever: of the one whose wait nobody ends, or of a circle of them."""
+        lists = self.program.lists
+        rank = next(r for r, position in enumerate(self.at) if position < len(lists[r]))
+        came_by: dict[int, str] = {}
+        while rank not in came_by:
+            position = self.at[rank]
+            what, other, is_listed = self._awaited(lists[rank][position])
+            if not is_listed:
+                raise Fault(rank, position, f"waits for ever for {what}, which rank {other} does not come to", self.at)
+            came_by[rank] = f"rank {rank} at {lists[rank][position]} waits for {what} of rank {other}"
+            rank = other
+        circle = list(came_by)[list(came_by).index(rank) :]
+        raise Fault(rank, self.at[rank], f"waits for ever, in a circle: {', '.join(came_by[r] for r in circle)}", self.at)
+
+    def _awaited(self, action: Action) -> tuple[str, int, bool]:
+        """Return what a waiting action waits for, the rank that has to do it, and whether that rank has it before it."""
         if action.op == "X":
-            missing = [r for r in range(self.program.n_ranks) if r not in self.at_barrier]
-            return f" for rank {', '.join(map(str, missing))} to come to the same wait"
+            other = next(r for r in range(self.program.n_ranks) if r not in self.at_barrier)
+            rest = self.program.lists[other][self.at[other] :]
+            return str(action), other, any(each.op == "X" for each in rest)
         stage = action.stage + (1 if action.op == "RB" else -1)
-        return f" for {stage}{'SB' if action.op == 'RB' else 'SF'}{action.item}, which rank {self.program.rank_of(stage)} does not come to"
+        sends, other = Action(stage, "SB" if action.op == "RB" else "SF", action.item), self.program.rank_of(stage)
+        return str(sends), other, sends in self.program.lists[other][self.at[other] :]
 
     def _refuse(self, rank: int, why: str) -> None:
-        raise Fault(rank, self.at[rank], why)
+        raise Fault(rank, self.at[rank], why, self.at)
 
-    def _do(self, rank: int, action: Action) -> tuple[float, float]:
-        s, op, item, version = action
-        if not 0 <= s < self.program.n_stages or self.program.rank_of(s) != rank:
-            self._refuse(rank, f"stage {s} does not live on rank {rank}")
-        stage, now = self.stages[s], self.now[rank]
-        start = now
+    def _misplaced(self, rank: int, action: Action) -> str:
+        """Return why an action can be nowhere in this list; "" where it can."""
+        s, op, item, _ = action
+        if not 0 <= s < self.program.n_stages:
+            return f"there is no stage {s}"
+        if self.program.rank_of(s) != rank:
+            return f"stage {s} lives on rank {self.program.rank_of(s)}, not here"
         if op in COMPUTE or op in MOVES or op == "V":
             if not 0 <= item < self.program.n_items:
-                self._refuse(rank, f"there is no microbatch {item}")
-            if item in stage.done[op]:
-                self._refuse(rank, "is done a second time")
+                return f"there is no microbatch {item}"
+            if item in self.stages[s].done[op]:
+                return "is done a second time"
+        if (op in ("RF", "SB") and not s) or (op in ("SF", "RB") and self.program.is_last(s)):
+            return f"there is no stage {'before' if s == 0 and op in ('RF', 'SB') else 'after'} it"
+        return ""
+
+    def _do(self, rank: int, action: Action) -> tuple[float, float]:
+        s, op, item, _ = action
+        stage, now = self.stages[s], self.now[rank]
+        start = now
         if lack := self._lacks(rank, action):
             self._refuse(rank, lack)
         stage.done[op].add(item)
         if op in ("RF", "RB"):
             start = max(now, self.arrives[action])
         elif op in ("SF", "SB"):
-            self.arrives[_arrival(action)] = now + self.seconds.travel(s, op == "SF")  # type: ignore[index]
-        elif op == "V":
-            stage.reads[item] = version
-            stage.note_versions()
+            self.arrives[_arrival(action)] = now + self.seconds.overhead + self.seconds.travel(s, op == "SF")  # type: ignore[index]
         elif op == "F":
+            stage.last_forward = item
             stage.kept.add(item)
             stage.most_kept = max(stage.most_kept, len(stage.kept))
             if not self.program.trains:
                 stage.kept.discard(item)
         elif op in ("B", "W"):
-            stage.kept.discard(item)
-            stage.reads.pop(item, None)
+            stage.note_gradient(item)
         elif op == "G":
-            stage.summed_at = now + self.seconds.of(action)
+            stage.summed_at, stage.is_summed = now + self.seconds.of(action), True
         elif op == "U":
             start = max(now, stage.summed_at)
-            stage.n_updates += 1
-            stage.note_versions()
+            stage.note_update()
         seconds = self.seconds.of(action) if op in COMPUTE or op == "U" else 0.0
-        return (now, start) if op in ("RF", "RB") else (start, start + seconds + self.seconds.overhead)
+        return now if op in ("RF", "RB") else start, start + seconds + self.seconds.overhead
 
     def _lacks(self, rank: int, action: Action) -> str:
         """Return what an action needs and has not; "" where nothing."""
@@ -187,6 +226,8 @@ class _Machine:
         stage, program = self.stages[s], self.program
         done = stage.done
         if op == "F":
+            if stage.reads and item not in done["V"]:
+                return f"which version of the weights it reads is not said, {s}V{item} comes first"
             if s and not (item in done["RF"] or (program.rank_of(s - 1) == rank and item in self.stages[s - 1].done["F"])):
                 return f"its input is not here, {s - 1}F{item} or {s}RF{item} comes first"
         elif op in BACKWARD:
@@ -207,23 +248,37 @@ class _Machine:
             return f"{s}B{item} or {s}I{item} comes first"
         elif op == "V" and not 0 <= version <= stage.n_updates:
             return f"version {version} of the weights is not there yet, the newest is {stage.n_updates}"
-        if op in ("B", "W") and (late := [i for i in done[op] | (done["W"] if op == "B" else done["B"]) if i > item]):
-            return f"gradients are summed in the order of microbatches, and that of {max(late)} is there before"
+        elif op == "G" and stage.is_summed:
+            return "there is no gradient to sum since the last sum"
+        elif op == "U" and stage.is_changed:
+            return "there is no gradient since the last update"
+        elif op == "U" and self.has_sums and not stage.is_summed:
+            return f"the gradient is not summed over the replicas, {s}G comes first"
+        if op == "F" and item < stage.last_forward:
+            return f"what a stage sends arrives in the order of microbatches, and {s}F{stage.last_forward} was there before"
+        if op in ("B", "W") and item < stage.last_back:
+            return f"gradients are summed in the order of microbatches, and that of {stage.last_back} is there before"
         return ""
 
     def _complete(self) -> None:
         """Refuse a program in which something is never done, once all that it lists is."""
+        most = max(stage.n_updates for stage in self.stages)
         for s, stage in enumerate(self.stages):
             rank, done = self.program.rank_of(s), stage.done
             end = len(self.program.lists[rank])
             for item in range(self.program.n_items):
                 if item not in done["F"]:
-                    raise Fault(rank, end, f"{s}F{item} is never done")
+                    raise Fault(rank, end, f"{s}F{item} is never done", self.at)
                 if self.program.trains and item not in done["B"] and not (item in done["I"] and item in done["W"]):
-                    raise Fault(rank, end, f"{s}{'W' if item in done['I'] else 'B'}{item} is never done")
+                    raise Fault(rank, end, f"{s}{'W' if item in done['I'] else 'B'}{item} is never done", self.at)
+            if not stage.is_changed:
+                last = f"{s}{'W' if done['W'] else 'B'}{stage.last_back}"
+                raise Fault(rank, end, f"{s}U is never done, the gradient of {last} changes no weights", self.at)
+            if stage.n_updates < most:
+                raise Fault(rank, end, f"{s}U is done {stage.n_updates} times, and {most} times on another stage", self.at)
             for sent, taken, to in (("SF", "RF", s + 1), ("SB", "RB", s - 1)):
                 if lost := [item for item in done[sent] if not 0 <= to < len(self.stages) or item not in self.stages[to].done[taken]]:
-                    raise Fault(rank, end, f"what {s}{sent}{lost[0]} sends is never received")
+                    raise Fault(rank, end, f"what {s}{sent}{lost[0]} sends is never received", self.at)
 
 
 def _arrival(action: Action) -> Action | None:

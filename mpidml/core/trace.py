@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-KINDS = ("compute", "wait", "pull", "push", "apply", "evaluate", "sum")
+KINDS = ("compute", "wait", "pull", "push", "apply", "evaluate", "sum", "forward", "backward", "weight_gradient", "receive", "send", "update")
 """The kinds of events; an event stores the position of its kind here."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
-_LANES = {"evaluate": "compute"}  # the lane of a kind, where it is not its own: a rank never computes and evaluates at once
+_LANES = dict.fromkeys(("evaluate", "forward", "backward", "weight_gradient", "update"), "compute")
+# the lane of a kind, where it is not its own: a rank never does two of these at once
 _DTYPE = np.dtype([("kind", "<i8"), ("start", "<f8"), ("seconds", "<f8"), ("clock", "<i8"), ("nbytes", "<i8"), ("peer", "<i8")])
 _NBYTES = _DTYPE.itemsize
 _pack = struct.Struct("<qddqqq").pack_into  # one record of _DTYPE

@@ -22,7 +22,7 @@ class TwoBw(Schedule):
     def update_every(self, n_ranks: int) -> int:
         """Return `every`; ValueError where it is below the number of ranks, for which two versions do not do."""
         if 0 < self.every < n_ranks:
-            raise ValueError(f"every = {self.every}: is below the {n_ranks} ranks, and more than two versions would be read; give {n_ranks} or more")
+            raise ValueError(f"every = {self.every} is below the {n_ranks} ranks, and more than two versions would be read; give {n_ranks} or more")
         return self.every or n_ranks
 
     def reads(self, item: int, n_ranks: int) -> int:

@@ -1,0 +1,34 @@
+"""Refuse a program that cannot run before it does: one line says which action lacks what, the table below it shows where.
+
+    one_f_one_b: rank 1, action 4 (1B0): its forward 1F0 is not done; correct the order of the schedule
+    rank 0: 0F0 0SF0 0RB0 0B0 0U
+    rank 1: 1RF0 >>1B0<< 1F0 1SB0 1U
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpidml.core.errors import UserError
+from mpidml.core.lowering import lower
+from mpidml.core.program import Program
+from mpidml.core.replay import Fault, Replay, Seconds, replay
+
+
+def check(program: Program, where: str = "program", seconds: Seconds | None = None) -> Replay:
+    """Replay `program` and return what it was; UserError shows the action that cannot be done. `where`: what the program was made from."""
+    try:
+        return replay(program, seconds)
+    except Fault as fault:
+        actions = program.lists[fault.rank]
+        action = f"action {fault.position} ({actions[fault.position]})" if fault.position < len(actions) else "at its end"
+        table = program.text((fault.rank, fault.position), fault.at)
+        raise UserError(f"{where}: rank {fault.rank}, {action}: {fault}; correct the order of the schedule\n{table}") from None
+
+
+def lowered(schedule: Any, n_ranks: int, n_items: int, where: str, sums: bool = False) -> Program:
+    """Return the program of a schedule, as `core.lowering.lower`; UserError where the schedule cannot be for so many ranks."""
+    try:
+        return lower(schedule, n_ranks, n_items, sums)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
