@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mpidml.collectives.base import Sum
 from mpidml.core.role import Array
 from mpidml.nn.step import Step
 from mpidml.runtime import scoring
@@ -27,7 +28,9 @@ class StageTraining(Training):
         data = self.strategy.data
         x, y = data.rows(of)
         lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
-        return scoring.score(flow, w, x[lo:hi], y[lo:hi], data.targets, heads=data.heads)  # type: ignore[arg-type]
+        found = scoring.score(flow, w, x[lo:hi], y[lo:hi], data.targets, heads=data.heads)  # type: ignore[arg-type]
+        nothing = scoring.Scores((), (), 0)
+        return found if self.strategy.tells else nothing._replace(heads=(nothing,) * len(data.heads))
 
 
 class Flow:
@@ -156,6 +159,10 @@ class GridStepper(Stepper):
         self.record(strategy.worker_role, now, "clock", row)
         self.part.tally.read(0)
         self.losses, self.measured, self.step_began = [], task.not_scored, now
+
+    def wait(self, total: Sum) -> None:
+        """Wait for a sum over all ranks."""
+        self.strategy.waiting.seconds += total.wait(self.limit)[0]
 
     def _left(self) -> None:
         """Tell that this rank's worker computes no more, where it tells of one."""
