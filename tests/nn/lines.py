@@ -1,0 +1,131 @@
+"""Run ranks of a line as threads of one process, and chains of layers without a network around them."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+
+from mpidml.core.partition import weighted_cut
+from mpidml.nn.layers.base import Pass
+
+
+class ThreadLine:
+    """One rank of several threads; sums go in rank order, and ranks that sum other buffers, or in another order, are found."""
+
+    def __init__(self, rank, weights, meeting):
+        self.rank, self.size, self.weights, self.meeting = rank, len(weights), weights, meeting
+        self.n_planned = 0
+
+    def edges(self, n):
+        return weighted_cut(n, self.weights)
+
+    def sum(self, buffer):
+        return self._call(buffer, lambda given: np.sum(given, axis=0))
+
+    def most(self, buffer):
+        return self._call(buffer, lambda given: np.max(given, axis=0))
+
+    def _call(self, buffer, joined):
+        assert buffer.ndim == 1 and buffer.flags.c_contiguous
+        self.n_planned += 1
+        number, meeting = self.n_planned, self.meeting
+
+        def run():
+            meeting.given[self.rank] = number, buffer.dtype, buffer.copy()
+            meeting.barrier.wait()
+            assert len({(k, dtype, len(values)) for k, dtype, values in meeting.given}) == 1, "every rank calls the same sums"
+            total = joined([values for *_, values in meeting.given])
+            meeting.barrier.wait()
+            buffer[...] = total
+
+        return run
+
+
+class MuteLine(ThreadLine):
+    """A rank that is alone with its parts: its sums leave its own terms."""
+
+    def __init__(self, rank, weights):
+        super().__init__(rank, weights, None)
+
+    def _call(self, buffer, joined):
+        return _nothing
+
+
+def _nothing():
+    pass
+
+
+def on_ranks(weights, body):
+    """Call body(line) on a thread for each weight, and return what each returns; the first error of any ends all."""
+    meeting = SimpleNamespace(barrier=threading.Barrier(len(weights)), given=[None] * len(weights))
+    found, errors = [None] * len(weights), []
+
+    def run(rank):
+        try:
+            found[rank] = body(ThreadLine(rank, weights, meeting))
+        except threading.BrokenBarrierError:
+            pass
+        except BaseException as error:
+            errors.append(error)
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(weights))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if errors:
+        raise errors[0]
+    return found
+
+
+def connected(layers, n_in, n_outputs=None):
+    """Connect a chain; the last layer gets n_outputs."""
+    for i, layer in enumerate(layers):
+        n_in = layer.connect(i, n_in, n_outputs if i + 1 == len(layers) else None)
+    return layers
+
+
+class Bound:
+    """A chain's calls for m rows: `split` of mpidml.nn.split, weights and gradient flat and local. Fill x, y, d, then run."""
+
+    def __init__(self, split, w, m, backend, read=None):
+        layers, dtype = split.layers, w.dtype
+        self.split, self.w, self.g = split, w, np.full_like(w, np.nan)
+        self.x = np.zeros((m, layers[0].n_in), dtype)
+        self.ids, self.salt = np.arange(m) * 13 + 5, np.array([99], np.uint64)
+        self.y = np.zeros(m, np.int64) if read is None else read
+        self.outputs = [np.zeros((m, layer.n_out), dtype) for layer in layers]
+        layout = split.layout()
+        parameters, gradients = layout.views(w), layout.views(self.g)
+        kept = [layer.kept(m, dtype) for layer in layers]
+        self.forward, self.backward = [], []
+        for i, layer in enumerate(layers):
+            a = Pass(self.outputs[i - 1] if i else self.x, self.outputs[i], kept[i], parameters[i], ids=self.ids, salt=self.salt)
+            self.forward += layer.forward(backend, a)
+        self.lose = split.loss.bind(backend, self.outputs[-1], self.y) if split.loss else None
+        self.d = d = self.outputs[-1] if split.loss else np.zeros_like(self.outputs[-1])  # where the loss leaves the gradient
+        for i in reversed(range(len(layers))):
+            x = self.outputs[i - 1] if i else self.x
+            wanted = i > split.first
+            dx = None if not wanted else d if layers[i].in_place else np.zeros_like(x)
+            a = Pass(x, self.outputs[i], kept[i], parameters[i], d, dx, gradients[i], self.ids, self.salt)
+            if i >= split.first:
+                for group in layers[i].backward(backend, a):
+                    self.backward += group.thunks
+            d = dx
+        self.dx = d
+
+    def run(self, scale=1.0, d=None):
+        """Run forward, the loss or the given gradient, and backward; return (loss, a copy of the output)."""
+        for function, arguments in self.forward:
+            function(*arguments)
+        out = self.outputs[-1].copy()
+        loss = self.lose(scale) if self.lose else 0.0
+        if d is not None:
+            self.d[...] = d
+        for function, arguments in self.backward:
+            function(*arguments)
+        return loss, out
