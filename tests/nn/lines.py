@@ -1,14 +1,27 @@
-"""Run ranks of a line as threads of one process, and chains of layers without a network around them."""
+"""Run ranks of a line as threads of one process, chains of layers without a network around them, and networks to cut."""
 
 from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
 
+import mpidml_kernels
 import numpy as np
 
 from mpidml.core.partition import weighted_cut
 from mpidml.nn.layers.base import Pass
+from mpidml.nn.layers.dense import ACTIVATIONS, Dense
+from mpidml.nn.layers.dropout import Dropout
+from mpidml.nn.layers.embedding import Embedding
+from mpidml.nn.layers.layer_norm import LayerNorm
+from mpidml.nn.losses.base import make_loss
+from mpidml.nn.models import connect
+from mpidml.nn.split.ways import GIVES_PART, possible
+
+BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]
+BACKENDS[1].load(mpidml_kernels.split)  # before there are threads
+LINES = [(1,), (1, 1), (3, 1), (0, 1), (1, 2, 1), (1, 0, 5), (1, 1, 1, 1, 1), (2, 0, 1, 0.3, 4)]
+"""Weights of lines of 1, 2, 3 and 5 ranks, some with nothing."""
 
 
 class ThreadLine:
@@ -129,3 +142,49 @@ class Bound:
         for function, arguments in self.backward:
             function(*arguments)
         return loss, out
+
+
+def case(name):
+    """Return (layers, loss, features, outputs, ways or None) of a network by name."""
+    plain, smoothed = make_loss("cross_entropy"), make_loss("cross_entropy", np.linspace(0.5, 2, 5), 0.1)
+    return {
+        "pair": ([Dense(9, "gelu"), Dense()], make_loss("squared_error"), 6, 3, None),
+        "mlp": ([Dense(9, "relu"), Dropout(0.3), Dense(8, "softplus"), Dropout(0.3), Dense(7, "gelu"), Dropout(0.3), Dense()], plain, 6, 5, None),
+        "softmax": ([Dense()], plain, 6, 5, ["columns"]),
+        "weighted": ([Dense(8, "tanh"), Dense()], smoothed, 6, 5, ["slices", "columns"]),
+        "tail": ([Dense(8, "tanh"), Dropout(0.3), Dense(7, "gelu"), Dense()], smoothed, 6, 5, ["columns", "part", "rows", "columns"]),
+        "norm": ([Dense(9, "tanh"), LayerNorm(), Dropout(0.3), Dense(8, "relu"), Dense(6, "sigmoid"), LayerNorm(), Dense()], plain, 6, 5, None),
+        "embedding": ([Embedding([0], 3, 4), Dense(9, "leaky_relu"), Dense()], make_loss("huber"), 6, 3, None),
+        "whole": ([Dense(9, "tanh"), Dense()], make_loss("hinge"), 6, 3, ["whole", "slices"]),
+        "binary": ([Dense(9, "tanh"), Dropout(0.5), Dense()], make_loss("binary_cross_entropy"), 6, 3, None),
+    }[name]
+
+
+CASES = ("pair", "mlp", "softmax", "weighted", "tail", "norm", "embedding", "whole", "binary")
+def data_of(net, m, seed=0):
+    random = np.random.default_rng(seed)
+    x, y = random.standard_normal((m, net.n_features)), random.integers(0, net.n_outputs, m)
+    x[:, 0] = random.integers(0, 4, m)
+    return x, y
+
+
+def whole_of(name, backend=BACKENDS[1], dtype="float64"):
+    layers, loss, n_features, n_outputs, ways = case(name)
+    return connect(layers, "test", n_features, n_outputs, loss, dtype, backend), ways
+
+
+def random_chain(random):
+    """Draw layers, whose last is dense, and a loss."""
+    layers = []
+    for _ in range(random.integers(0, 4)):
+        layers.append(Dense(int(random.integers(1, 9)), str(random.choice(ACTIVATIONS))))
+        layers += [Dropout(0.3)] * (random.random() < 0.4) + [LayerNorm()] * (random.random() < 0.2)
+    return [*layers, Dense()], make_loss(str(random.choice(["cross_entropy", "squared_error"])))
+
+
+def ways_of(layers, loss):
+    """List all ways that fit."""
+    chains = [()]
+    for layer in layers:
+        chains = [(*chain, way) for chain in chains for way in possible(layer, bool(chain) and chain[-1] in GIVES_PART)]
+    return [chain for chain in chains if chain[-1] not in GIVES_PART or loss.kernel == "softmax_xent"]

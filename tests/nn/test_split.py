@@ -1,36 +1,30 @@
 """Hold parts of layers to the whole: outputs, gradients, noise and initial weights do not depend on how a network is cut over ranks."""
 
 import tracemalloc
-from math import prod
 
-import mpidml_kernels
 import numpy as np
 import pytest
 
-from mpidml.core import rng
+from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError
-from mpidml.nn.layers.base import Layer, Pass
+from mpidml.nn.heads import Head
+from mpidml.nn.layers.base import Pass
 from mpidml.nn.layers.dense import ACTIVATIONS, Dense
 from mpidml.nn.layers.dropout import Dropout
 from mpidml.nn.layers.embedding import Embedding
-from mpidml.nn.layers.layer_norm import LayerNorm
 from mpidml.nn.losses.base import make_loss
 from mpidml.nn.models import connect
 from mpidml.nn.network import Network
-from mpidml.nn.split import draws
 from mpidml.nn.split.chain import split
 from mpidml.nn.split.dense import Columns, Rows, Slices
 from mpidml.nn.split.dropout import DropoutPart
 from mpidml.nn.split.embedding import Ranges
-from mpidml.nn.split.line import gathered, own
+from mpidml.nn.split.line import gathered, own, summed
 from mpidml.nn.split.loss import SplitCrossEntropy
 from mpidml.nn.split.traffic import nbytes
-from mpidml.nn.split.ways import GIVES_PART, choose, first_with_tensors, may_stay_whole, possible, price
-from tests.nn.lines import Bound, MuteLine, connected, on_ranks
+from mpidml.nn.split.ways import GIVES_PART, choose
+from tests.nn.lines import BACKENDS, CASES, LINES, Bound, MuteLine, connected, data_of, on_ranks, random_chain, ways_of, whole_of
 
-BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]
-BACKENDS[1].load(mpidml_kernels.split)  # before there are threads
-LINES = [(1,), (1, 1), (3, 1), (0, 1), (1, 2, 1), (1, 0, 5), (1, 1, 1, 1, 1), (2, 0, 1, 0.3, 4)]
 lines = pytest.mark.parametrize("weights", LINES, ids=str)
 M = 6
 AT_ONE = ("gelu", "softplus", "relu")
@@ -205,36 +199,7 @@ def test_the_dot_test_catches_a_backward_that_is_no_transpose(way, maker):
 # ---- chains with a loss
 
 
-def case(name):
-    """Return (layers, loss, features, outputs, ways or None) of a network by name."""
-    plain, smoothed = make_loss("cross_entropy"), make_loss("cross_entropy", np.linspace(0.5, 2, 5), 0.1)
-    return {
-        "pair": ([Dense(9, "gelu"), Dense()], make_loss("squared_error"), 6, 3, None),
-        "mlp": ([Dense(9, "relu"), Dropout(0.3), Dense(8, "softplus"), Dropout(0.3), Dense(7, "gelu"), Dropout(0.3), Dense()], plain, 6, 5, None),
-        "softmax": ([Dense()], plain, 6, 5, ["columns"]),
-        "weighted": ([Dense(8, "tanh"), Dense()], smoothed, 6, 5, ["slices", "columns"]),
-        "tail": ([Dense(8, "tanh"), Dropout(0.3), Dense(7, "gelu"), Dense()], smoothed, 6, 5, ["columns", "part", "rows", "columns"]),
-        "norm": ([Dense(9, "tanh"), LayerNorm(), Dropout(0.3), Dense(8, "relu"), Dense(6, "sigmoid"), LayerNorm(), Dense()], plain, 6, 5, None),
-        "embedding": ([Embedding([0], 3, 4), Dense(9, "leaky_relu"), Dense()], make_loss("huber"), 6, 3, None),
-        "whole": ([Dense(9, "tanh"), Dense()], make_loss("hinge"), 6, 3, ["whole", "slices"]),
-        "binary": ([Dense(9, "tanh"), Dropout(0.5), Dense()], make_loss("binary_cross_entropy"), 6, 3, None),
-    }[name]
-
-
-CASES = ("pair", "mlp", "softmax", "weighted", "tail", "norm", "embedding", "whole", "binary")
 cases = pytest.mark.parametrize("name", CASES)
-
-
-def data_of(net, m, seed=0):
-    random = np.random.default_rng(seed)
-    x, y = random.standard_normal((m, net.n_features)), random.integers(0, net.n_outputs, m)
-    x[:, 0] = random.integers(0, 4, m)
-    return x, y
-
-
-def whole_of(name, backend=BACKENDS[1], dtype="float64"):
-    layers, loss, n_features, n_outputs, ways = case(name)
-    return connect(layers, "test", n_features, n_outputs, loss, dtype, backend), ways
 
 
 def bound(net, parts, w, x, y):
@@ -321,24 +286,6 @@ def broken(kind):
 def test_the_comparison_catches_a_broken_chain(kind, name):
     assert not any(on_ranks((1, 2, 1), lambda line: faults_of_chain(line, name)))
     assert any(on_ranks((1, 2, 1), lambda line: faults_of_chain(line, name, broken(kind))))
-
-
-def random_chain(random):
-    """Draw layers, whose last is dense, and a loss."""
-    layers = []
-    for _ in range(random.integers(0, 4)):
-        layers.append(Dense(int(random.integers(1, 9)), str(random.choice(ACTIVATIONS))))
-        layers += [Dropout(0.3)] * (random.random() < 0.4) + [LayerNorm()] * (random.random() < 0.2)
-    return [*layers, Dense()], make_loss(str(random.choice(["cross_entropy", "squared_error"])))
-
-
-def ways_of(layers, loss, random=None):
-    """List all ways that fit, or draw one of them."""
-    chains = [()]
-    for layer in layers:
-        grown = [(*chain, way) for chain in chains for way in possible(layer, bool(chain) and chain[-1] in GIVES_PART)]
-        chains = grown
-    return [chain for chain in chains if chain[-1] not in GIVES_PART or loss.kernel == "softmax_xent"]
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -472,155 +419,104 @@ def test_a_run_of_parts_allocates_no_array():
             chain.outputs[-1] = out
 
 
-# ---- which way
-
-
-def test_a_chain_of_dense_layers_is_cut_by_columns_and_rows_in_turn():
-    layers = connected([Dense(16, "relu"), Dropout(0.5), Dense(16, "relu"), Dropout(0.5), Dense(16), Dense(16), Dense()], 16, 16)
-    ways = choose(layers, make_loss("squared_error"), 0)
-    assert ways == ["columns", "part", "rows", "whole", "columns", "rows", "slices"]
-    assert choose(layers[:-1], make_loss("squared_error"), 0) == ["columns", "part", "rows", "whole", "columns", "rows"]
-    parts = split(layers[4:6], None, MuteLine(0, (1, 1)), inner=True)
-    assert parts.ways == ("columns", "rows")
-    assert [each.n for each in parts.exchanges(3, "f4")] == [3 * 16, 3 * 16], "a pair has one sum forward and one backward"
-
-
-def test_a_large_vocabulary_is_not_summed_and_a_small_last_layer_stays_whole():
-    large = connected([Dense(64, "relu"), Dense()], 64, 1000)
-    assert choose(large, make_loss("cross_entropy"), 0) == ["slices", "columns"]
-    assert choose(connected([Dense(8, "relu"), Dense()], 8, 3), make_loss("cross_entropy"), 0) == ["columns", "rows"]
-    small = connected([Dense(60), Dense(60), Dense()], 60, 1)
-    assert choose(small, make_loss("squared_error"), 0) == ["columns", "rows", "whole"]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_no_other_way_sums_less(seed):
-    layers, loss = random_chain(np.random.default_rng(seed))
-    connected(layers, 5, 4)
-    first = first_with_tensors(layers)
-    small = may_stay_whole(layers)
-    fitting = [ways for ways in ways_of(layers, loss) if all(small[i] or way != "whole" for i, way in enumerate(ways))]
-    best = choose(layers, loss, first)
-    assert tuple(best) in fitting
-    assert price(best, layers, loss, first) == min(price(ways, layers, loss, first) for ways in fitting)
-
-
-class Reversing(Layer):
-    """A plug-in, of which nothing is known but that it is a layer."""
-
-    def flops(self, m, wants_dx):
-        return 0
-
-    def forward(self, backend, a):
-        return [(np.copyto, (a.out, a.x[:, ::-1]))]
-
-
-def test_what_needs_whole_rows_gets_them():
-    for layer in (LayerNorm(), Reversing()):
-        layers = connected([Dense(9, "relu"), layer, Dense(9), Dropout(0.1), layer, Dense(9), Dense()], 9, 9)
-        ways = choose(layers, make_loss("cross_entropy"), 0)
-        assert ways[1] == ways[4] == "whole" and ways[0] not in GIVES_PART and ways[3] not in GIVES_PART
-
-
-@pytest.mark.parametrize(
-    ("ways", "message"),
-    [
-        (["columns", "whole", "rows"], r"layer 2 \(layer_norm\): cannot be cut by 'whole' behind a layer that leaves .*; cut the layer before it by rows or slices"),
-        (["columns"], "1 ways are given for 3 layers"),
-        (["slices", "whole", "columns"], "the last layer leaves each rank its own columns, and the loss squared_error needs whole outputs"),
-        (["slices", "whole", "colums"], r"layer 3 \(dense\): there is no way 'colums'; .* did you mean 'columns'"),
-        (["rows", "whole", "slices"], r"layer 1 \(dense\): cannot be cut by 'rows' behind whole rows; choose one of: columns, slices, whole"),
-    ],
-)
-def test_ways_that_do_not_fit_are_refused(ways, message):
-    layers = connected([Dense(4), LayerNorm(), Dense()], 5, 3)
-    with pytest.raises(UserError, match=message):
-        split(layers, make_loss("squared_error"), MuteLine(0, (1, 1)), ways=ways)
-
-
-@pytest.mark.parametrize("edges", [[0, 5], [0, 3, 2, 5], [0, 2, 4], [1, 2, 5]])
-def test_edges_that_do_not_cut_a_width_are_refused(edges):
-    line = MuteLine(0, (1, 1))
-    line.edges = lambda n: edges
-    with pytest.raises(UserError, match="do not cut a width of 5 over 2 rank"):
-        own(line, 5)
-
-
-# ---- weights
-
-
-@lines
-@cases
-def test_initial_weights_are_the_bits_of_the_whole_network(name, weights, monkeypatch):
-    monkeypatch.setattr(draws, "AT_ONCE", 11)  # so that blocks end everywhere
-    for dtype in ("float32", "float64"):
-        net, ways = whole_of(name, dtype=dtype)
-        whole = net.init(5)
-        seen = np.zeros(net.n_params, int)
-        for rank in range(len(weights)):
-            layout = split(net.layers, net.loss, MuteLine(rank, weights), ways=ways).layout()
-            assert layout.init(5, dtype).tobytes() == layout.cut(whole).tobytes()
-            np.add.at(seen, layout.elements(), 1)
-        shared = np.zeros(net.n_params, bool)
-        for key in layout.shared:
-            shared[net.params.slices[key]] = True
-        assert (seen[~shared] == 1).all() and (seen[shared] == len(weights)).all(), "each element is on one rank, or on all"
-
-
-def test_a_part_drawn_as_a_layer_of_its_own_is_caught():
-    net, _ = whole_of("pair")
-    layout = split(net.layers, net.loss, MuteLine(1, (1, 1))).layout()
-    part, alone = layout.parts[0], np.zeros((6, 5))
-    part.drawn(rng.stream(5, "init", 0), alone.shape)
-    own_weight = part.drawn(rng.stream(5, "init", 0), dict(part.tensors)["weight"])
-    assert not np.array_equal(own_weight, layout.local.view(layout.init(5, "float64"), "layers.0.weight"))
-
-
-def peak(call):
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("shape", [(2000, 1000), (4, 500_000)], ids=str)
-@pytest.mark.parametrize("maker", [Columns, Rows])
-def test_no_rank_holds_the_whole_weight_to_draw_its_own(maker, shape):
-    layer = connected([Dense(shape[1], "relu")], shape[0])[0]
-    part, nbytes_whole = maker(layer, MuteLine(3, (1, 1, 1, 1))), 8 * prod(shape)
-    held = {name: np.empty(each) for name, each in part.tensors}
-    assert peak(lambda: part.initial(rng.stream(0, "init", 0), held)) < nbytes_whole / 8
-    whole = {name: np.empty(each) for name, each in layer.tensors}
-    assert peak(lambda: layer.initial(rng.stream(0, "init", 0), whole)) > nbytes_whole, "what the check would see"
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_a_rank_holds_its_part_of_the_weights(size):
-    networks = [
-        ([Dense(300, "relu"), Dropout(0.5), Dense(200, "relu"), Dropout(0.5), Dense()], 784, 100, "cross_entropy"),
-        ([Dense(300), LayerNorm(), Dense(300), LayerNorm(), Dense()], 200, 1, "squared_error"),
-        ([Embedding([0], 64, 1000), Dense(200), Dense()], 100, 50, "cross_entropy"),
+def test_heads_share_a_split_trunk():
+    heads = [
+        Head("kind", (Dense(8, "tanh"), Dense()), 3, make_loss("cross_entropy"), 0.5, (0,), True, 0),
+        Head("amount", (Dropout(0.2), Dense()), 2, make_loss("squared_error"), 2.0, (1, 2), False, 3),
     ]
-    for layers, n_features, n_outputs, loss in networks:
-        net = connect(layers, "test", n_features, n_outputs, make_loss(loss), "float32", BACKENDS[0])
-        for rank in range(size):
-            parts = split(net.layers, net.loss, MuteLine(rank, (1,) * size))
-            assert parts.layout().local.size <= (1 / size + 0.05) * net.n_params
-            assert parts.flops(64) <= (1 / size + 0.08) * net.flops(64) * 1.05
+    net = connect([Dense(9, "gelu"), Dropout(0.3), Dense(7, "relu")], "test", 6, 5, heads[0].loss, "float64", BACKENDS[1], heads)
+    w, random = net.init(2), np.random.default_rng(3)
+    x, y = random.standard_normal((M, 6)), np.column_stack([random.integers(0, 3, M), random.standard_normal((M, 2))])
+    step = net.bind(M, w, np.empty_like(w))
+    step.x[...], step.ids[...], step.salt[0] = x, np.arange(M) * 13 + 5, 99
+    step.load(y, np.arange(M))
+    loss, edge = step.run(0.5), len(net.trunk)
+
+    def body(line):
+        trunk = split(net.layers[:edge], None, line)
+        ends = [split(net.layers[edge:][:2], heads[0].loss, line, inner=True), split(net.layers[edge:][2:], heads[1].loss, line, inner=True)]
+        layouts = [trunk.layout(), ends[0].layout("heads.kind"), ends[1].layout("heads.amount")]
+        assert [name for layout in layouts for name in layout.whole.slices] == list(net.params.slices)
+        edges = np.cumsum([0, *(layout.whole.size for layout in layouts)])
+        flats = [layout.cut(w[lo:hi]) for layout, lo, hi in zip(layouts, edges, edges[1:], strict=False)]
+        places = np.cumsum([0, 2, 2])
+        assert [f.tobytes() for f in flats] == [layout.init(2, "float64", int(at)).tobytes() for layout, at in zip(layouts, places, strict=True)]
+        base = Bound(trunk, flats[0], M, net.backend)
+        chains = [Bound(end, flat, M, net.backend, of.read) for end, flat, of in zip(ends, flats[1:], step.answers, strict=True)]
+        base.x[...] = x
+        _, out = base.run(d=0)
+        for chain in chains:
+            chain.x[...] = out
+        total = sum(head.weight * chain.run(0.5 * head.weight)[0] for head, chain in zip(heads, chains, strict=True))
+        base.run(d=chains[0].dx + chains[1].dx)
+        assert total == pytest.approx(loss, rel=1e-12)
+        for layout, chain, lo, hi in zip(layouts, [base, *chains], edges, edges[1:], strict=False):
+            assert near(chain.g, layout.cut(step.g[lo:hi]))
+
+    for weights in LINES:
+        on_ranks(weights, body)
 
 
-def test_what_is_cut_and_put_back_is_the_whole():
-    for name in CASES:
-        net, ways = whole_of(name)
-        whole, back = np.arange(net.n_params, dtype=float), np.full(net.n_params, np.nan)
-        for rank in range(3):
-            layout = split(net.layers, net.loss, MuteLine(rank, (1, 0, 2)), ways=ways).layout()
-            local = layout.cut(whole)
-            assert np.array_equal(local, whole[layout.elements()])
-            layout.put(local, back)
-        assert np.array_equal(whole, back)
+def test_columns_take_sparse_rows_and_slices_say_that_they_do_not():
+    layer = connected([Dense(7, "softplus")], 8)[0]
+    random = np.random.default_rng(0)
+    x = np.where(random.random((M, 8)) < 0.3, random.standard_normal((M, 8)), 0)
+    rows = Csr(np.concatenate([[0], np.cumsum((x != 0).sum(axis=1))]), np.nonzero(x)[1].astype(np.int32), x[x != 0], 8)
+    parameters = {name: random.standard_normal(shape) for name, shape in layer.tensors}
+    expected = passed(layer, BACKENDS[1], x, np.zeros((M, 7)), parameters)[0]
+    for rank in range(3):
+        line = MuteLine(rank, (1, 0, 2))
+        part, columns = Columns(layer, line), own(line, 7)
+        held, out = {name: np.ascontiguousarray(parameters[name][at]) for name, at in part.index.items()}, np.empty((M, columns.stop - columns.start))
+        for function, arguments in part.forward(BACKENDS[1], Pass(rows, out, part.kept(M, "f8"), held)):
+            function(*arguments)
+        assert near(out, expected[:, columns])
+        slices = Slices(layer, line)
+        with pytest.raises(UserError, match="takes sparse rows and gives whole ones cannot be cut"):
+            slices.forward(BACKENDS[1], Pass(rows, np.empty((M, 7)), slices.kept(M, "f8"), parameters))
+
+
+@pytest.mark.parametrize("maker", [Columns, Rows, Slices])
+def test_a_large_weight_gradient_may_be_finished_in_two_parts(maker):
+    layer = connected([Dense(700, "tanh")], 720)[0]
+    line = MuteLine(0, (1, 1))
+    part, random = maker(layer, line), np.random.default_rng(0)
+    held = {name: random.standard_normal(shape) for name, shape in part.tensors}
+    x, d = random.standard_normal((3, part.n_in)), random.standard_normal((3, part.n_out))
+    found = []
+    for two in (False, True):
+        out, dx, delta, gradients = np.zeros_like(d), np.zeros_like(x), d.copy(), {name: np.full_like(value, np.nan) for name, value in held.items()}
+        a = Pass(x, out, part.kept(3, "f8"), held, delta, dx, gradients)
+        groups = part.backward(BACKENDS[1], a, two)
+        for function, arguments in (*part.forward(BACKENDS[1], a), *(thunk for group in groups for thunk in group.thunks)):
+            function(*arguments)
+        reported = [(group.lo, group.hi) for group in groups if group.hi]
+        assert reported == part.parts(8, two) and len(reported) == 1 + two
+        found.append((dx.tobytes(), *(value.tobytes() for value in gradients.values())))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["mlp", "weighted", "embedding"])
+def test_in_float32_a_split_network_is_near_the_whole(name):
+    net, ways = whole_of(name, dtype="float32")
+    w, (x, y) = net.init(3), data_of(net, 50)
+    step = net.bind(50, w, np.empty_like(w))
+    step.x[...], step.y[...], step.ids[...], step.salt[0] = x, y, np.arange(50) * 13 + 5, 99
+    step.load_labels()
+    loss = step.run(0.02)
+
+    def body(line):
+        parts = split(net.layers, net.loss, line, ways=ways)
+        chain = bound(net, parts, parts.layout().cut(w), x, y)
+        assert chain.run(0.02)[0] == pytest.approx(loss, rel=1e-5)
+        np.testing.assert_allclose(chain.g, parts.layout().cut(step.g), rtol=1e-3, atol=1e-5)
+
+    on_ranks((1, 2, 1), body)
+
+
+def test_a_buffer_whose_sum_would_be_lost_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) is not contiguous"):
+        summed(MuteLine(0, (1, 1)), np.zeros((3, 4))[:, :2])
 
 
 # ---- bytes
