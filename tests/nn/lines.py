@@ -71,15 +71,15 @@ def _nothing():
 
 
 def on_ranks(weights, body):
-    """Call body(line) on a thread for each weight, and return what each returns; the first error of any ends all."""
-    meeting = SimpleNamespace(barrier=threading.Barrier(len(weights)), given=[None] * len(weights))
-    found, errors = [None] * len(weights), []
+    """Call body(line) on a thread for each weight, and return what each returns; the first error of any ends all, and so does a wait of 20 s."""
+    meeting = SimpleNamespace(barrier=threading.Barrier(len(weights), timeout=20), given=[None] * len(weights))
+    found, errors, broken = [None] * len(weights), [], []
 
     def run(rank):
         try:
             found[rank] = body(ThreadLine(rank, weights, meeting))
         except threading.BrokenBarrierError:
-            pass
+            broken.append(rank)
         except BaseException as error:
             errors.append(error)
             meeting.barrier.abort()
@@ -91,6 +91,7 @@ def on_ranks(weights, body):
         thread.join(60)
     if errors:
         raise errors[0]
+    assert not broken, f"ranks {broken} of {len(weights)} wait for a sum that others do not call"
     return found
 
 

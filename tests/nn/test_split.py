@@ -399,6 +399,23 @@ def test_own_columns_are_laid_beside_those_of_others():
     assert all(on_ranks((1, 0, 2), body))
 
 
+@pytest.mark.parametrize("name", ["weighted", "softmax", "pair"])
+def test_whole_outputs_can_be_had_wherever_a_chain_ends(name):
+    net, ways = whole_of(name)
+    w, (x, y) = net.init(3), data_of(net, M)
+    expected, n_correct = net.predict(w, x), net.score(w, x, y)[1]
+
+    def body(line):
+        parts = split(net.layers, net.loss, line, ways=ways)
+        chain = bound(net, parts, parts.layout().cut(w), x, y)
+        thunks, out = parts.loss.whole_outputs(chain.outputs[-1])
+        for function, arguments in (*chain.forward, *thunks):
+            function(*arguments)
+        assert near(out, expected) and net.loss.n_correct(net.backend, out, y, None) == n_correct
+
+    on_ranks((1, 2, 1), body)
+
+
 def test_a_run_of_parts_allocates_no_array():
     for name in CASES:
         net, ways = whole_of(name, dtype="float32")

@@ -45,6 +45,16 @@ def test_no_other_way_sums_less(seed):
     assert price(best, layers, loss, first) == min(price(ways, layers, loss, first) for ways in fitting)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_the_price_of_a_way_is_what_its_parts_sum(seed):
+    layers, loss = random_chain(np.random.default_rng(seed))
+    connected(layers, 5, 4)
+    first = first_with_tensors(layers)
+    for ways in ways_of(layers, loss):
+        listed = split(layers, loss, MuteLine(0, (1, 1)), ways=ways).exchanges(1, "float64")
+        assert price(ways, layers, loss, first) == (sum(each.n for each in listed), len(listed))
+
+
 class Reversing(Layer):
     """A plug-in, of which nothing is known but that it is a layer."""
 

@@ -16,6 +16,7 @@ from mpidml.nn.models import connect
 from mpidml.nn.split import draws
 from mpidml.nn.split.chain import split
 from mpidml.nn.split.dense import Columns, Rows
+from mpidml.nn.split.layout import Layout
 from tests.nn.lines import BACKENDS, CASES, LINES, MuteLine, connected, whole_of
 
 
@@ -91,3 +92,15 @@ def test_what_is_cut_and_put_back_is_the_whole():
             assert np.array_equal(local, whole[layout.elements()])
             layout.put(local, back)
         assert np.array_equal(whole, back)
+
+
+def test_ranges_of_a_chain_have_the_names_and_weights_of_the_chain():
+    net, _ = whole_of("norm")
+    parts = split(net.layers, net.loss, MuteLine(1, (1, 2)))
+    whole = parts.layout()
+    for cut in range(len(net.layers)):
+        place = sum(bool(layer.tensors) for layer in net.layers[:cut])
+        ranges = [Layout(net.layers[:cut], parts.layers[:cut]), Layout(net.layers[cut:], parts.layers[cut:], place=place)]
+        assert [name for each in ranges for name in each.index] == list(whole.index)
+        assert [name for each in ranges for name in each.shared] == whole.shared
+        assert np.array_equal(np.concatenate([each.init(5, "float64") for each in ranges]), whole.init(5, "float64"))

@@ -14,9 +14,10 @@ from mpidml_kernels import LAWS
 from numpy.typing import DTypeLike
 
 from mpidml.core.flat import Array
+from mpidml.nn.layers.base import Thunk
 from mpidml.nn.losses.base import Loss
 from mpidml.nn.losses.cross_entropy import CrossEntropy
-from mpidml.nn.split.line import Line, own
+from mpidml.nn.split.line import Line, gathered, own
 
 Lose = Callable[[float], float]
 
@@ -33,6 +34,10 @@ class Ending:
         answers: what the loss reads, labels int64 (m,) or targets (m, n_outputs).
         """
         return partial(getattr(backend, self.loss.kernel), z, answers, *self.loss.constants(self.n_outputs, z.dtype))
+
+    def whole_outputs(self, z: Array) -> tuple[list[Thunk], Array]:
+        """Return the calls that make whole outputs of z, and where they then lie (m, n_outputs): to count right rows, or to predict, before the loss."""
+        return [], z
 
     def flops(self, m: int) -> int:
         """Count this rank's operations."""
@@ -72,6 +77,11 @@ class SplitCrossEntropy(Ending):
             return float(finish(z, answers, first, sums, factors, smoothing, scale))
 
         return lose
+
+    def whole_outputs(self, z: Array) -> tuple[list[Thunk], Array]:
+        """Return a sum that lays all columns side by side in a buffer of its own; `sums` does not count it."""
+        out = np.zeros((len(z), self.n_outputs), z.dtype)
+        return gathered(self.line, z, out), out
 
     def flops(self, m: int) -> int:
         """Count the three kernels."""
