@@ -181,7 +181,10 @@ class RangesThatPassEverywhere(Ranges):
         return [thunk for thunk in super().forward(backend, a) if len(thunk[1]) != 1]  # nothing is filled with 0
 
 
-BROKEN = {"columns": ColumnsWithoutSum, "rows": RowsWithBiasEverywhere, "slices": SlicesWithoutZeros, "part": DropoutByOwnColumn, "ranges": RangesThatPassEverywhere}
+BROKEN = {
+    "columns": ColumnsWithoutSum, "rows": RowsWithBiasEverywhere, "slices": SlicesWithoutZeros, "part": DropoutByOwnColumn,
+    "ranges": RangesThatPassEverywhere,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", BROKEN)

@@ -29,7 +29,7 @@ class DensePart(Part, Dense):
         """Take rows and columns of the weight; the bias goes with the columns."""
         Part.__init__(self, whole, line)
         self.units, self.activation = whole.units, whole.activation
-        self.hold(weight=((rows, columns), (whole.n_in, whole.n_out)), bias=((columns,), (whole.n_out,)))
+        self.hold(weight=(rows, columns), bias=(columns,))
         self.n_in, self.n_out = self.tensors[0][1]
 
     def initial(self, random: np.random.Generator, parameters: dict[str, Array]) -> None:
@@ -115,7 +115,7 @@ class Slices(Part):
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls of `Rows` on the own columns of x; UserError for sparse rows, whose columns cannot be sliced."""
         if isinstance(a.x, Csr):
-            raise UserError("tensor line: a dense layer that takes sparse rows and gives whole ones cannot be cut; follow it by a dense one, or scale the data")
+            raise UserError("tensor line: a dense layer that takes sparse rows and gives whole ones cannot be cut; follow it by a dense one")
         return self.rows.forward(backend, a._replace(x=a.x[:, self.columns], kept=a.kept[:-1]))
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:

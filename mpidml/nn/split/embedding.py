@@ -25,7 +25,7 @@ class Ranges(Part):
         self.shape = sum(whole.n_rows), whole.units
         rows = own(line, self.shape[0])
         self.first = rows.start
-        self.hold(table=((rows, slice(0, whole.units)), self.shape))
+        self.hold(table=(rows, slice(0, whole.units)))
 
     def categories(self) -> tuple[int, ...]:
         """Return the columns of the whole layer."""

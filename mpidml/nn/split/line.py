@@ -33,12 +33,12 @@ def own(line: Line, n: int) -> slice:
     """Return this rank's part of a width n; UserError for edges that do not cut it."""
     edges = [int(edge) for edge in line.edges(n)]
     if len(edges) != line.size + 1 or edges[0] != 0 or edges[-1] != n or any(lo > hi for lo, hi in pairwise(edges)):
-        raise UserError(f"tensor line: edges {edges} do not cut a width of {n} over {line.size} rank(s); give {line.size + 1} that rise from 0 to {n}")
+        raise UserError(f"tensor line: edges {edges} do not cut a width of {n} over {line.size} rank(s); give {line.size + 1} from 0 to {n}")
     return slice(edges[line.rank], edges[line.rank + 1])
 
 
 def summed(line: Line, buffer: Array) -> Thunk:
-    """Return the call that sums `buffer` over the line in place, whatever its shape; ValueError if it is not contiguous: a sum of its copy is lost."""
+    """Return the call that sums `buffer` over the line in place, whatever its shape; ValueError if it is not contiguous: the sum would be lost."""
     if not buffer.flags.c_contiguous:
         raise ValueError(f"tensor line: a buffer of shape {buffer.shape} is not contiguous, and cannot be summed in place")
     return line.sum(buffer.reshape(-1)), ()

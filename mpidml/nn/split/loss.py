@@ -36,7 +36,7 @@ class Ending:
         return partial(getattr(backend, self.loss.kernel), z, answers, *self.loss.constants(self.n_outputs, z.dtype))
 
     def whole_outputs(self, z: Array) -> tuple[list[Thunk], Array]:
-        """Return the calls that make whole outputs of z, and where they then lie (m, n_outputs): to count right rows, or to predict, before the loss."""
+        """Return the calls that make whole outputs of z, and where they lie (m, n_outputs): to count right rows, or to predict, before the loss."""
         return [], z
 
     def flops(self, m: int) -> int:

@@ -33,10 +33,10 @@ class Part(Layer):
             raise ValueError(f"takes {self.n_in} columns on rank {self.line.rank}, the layer before it gives {n_in}; split the network again")
         return self.n_out
 
-    def hold(self, **tensors: tuple[Index, tuple[int, ...]]) -> None:
-        """Take tensors by name: index, and shape of the whole."""
-        self.index = {name: index for name, (index, _) in tensors.items()}
-        self.tensors = [(name, tuple(len(range(*at.indices(n))) for at, n in zip(index, shape, strict=True))) for name, (index, shape) in tensors.items()]
+    def hold(self, **index: Index) -> None:
+        """Take tensors by name, each its place within the whole: slices with a start and a stop."""
+        self.index = index
+        self.tensors = [(name, tuple(at.stop - at.start for at in place)) for name, place in index.items()]
 
     def parts(self, itemsize: int, split: bool) -> list[tuple[int, int]]:
         """Return the ranges of the part's gradient, none where it holds nothing."""

@@ -119,7 +119,7 @@ def checked(ways: Sequence[str], layers: Sequence[Layer], loss: Loss | None) -> 
             raise UserError(f"{where}: cannot be cut by '{way}' {stands}; {advice}")
         is_part = way in GIVES_PART
     if is_part and not ends_in_part(loss):
-        raise UserError(f"tensor line: the last layer leaves each rank its own columns, and {_named(loss)} needs whole outputs; cut it by rows or slices")
+        raise UserError(f"tensor line: the last layer leaves each rank its own columns, {_named(loss)} needs whole outputs; cut it by rows or slices")
     return list(ways)
 
 
