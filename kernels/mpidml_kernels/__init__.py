@@ -13,14 +13,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from mpidml_kernels import adaptive, cache, csr, dense, loss, low_rank, norm, packed, rounded, rows, sparse, update
+from mpidml_kernels import adaptive, cache, csr, dense, loss, low_rank, norm, packed, rounded, rows, sparse, split, update
 from mpidml_kernels.kernel import Kernel
 
 __all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "is_compiled"]
 
 AT_ONCE = (dense, norm, loss, update, adaptive, rows)
 CODES = (rounded, packed, sparse, low_rank)
-ON_DEMAND = (*CODES, csr)
+ON_DEMAND = (*CODES, csr, split)
 FAMILIES = AT_ONCE + ON_DEMAND
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
 BACKENDS = {"numpy": "reference", "numba": "cpu"}

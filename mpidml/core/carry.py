@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ class Carry:
     """The rounds of one rank on `buffer`, over and over: `start`, then `test` until it is true.
 
     In a round whose sends overlap its receives, what comes is added when the sends have left; elsewhere as it comes, piece by piece.
+    `joins`: what is done instead of adding, as np.maximum, where rounds have no weights.
     """
 
-    def __init__(self, comm: Any, rounds: Sequence[Round], buffer: Array) -> None:
+    def __init__(self, comm: Any, rounds: Sequence[Round], buffer: Array, joins: Callable[..., Any] = np.add) -> None:
         self.buffer = buffer
         self.n_rounds, self.nbytes = len(rounds), moved(rounds) * buffer.itemsize
-        self.rounds = [_Posted(comm, each, buffer, tag) for tag in [comm.new_tag()] for each in rounds]
+        self.rounds = [_Posted(comm, each, buffer, tag, joins) for tag in [comm.new_tag()] for each in rounds]
         self.at = self.n_rounds
 
     def start(self) -> None:
@@ -56,8 +57,8 @@ class Carry:
 class _Posted:
     """One round with its requests; `scratch` holds what is to be added."""
 
-    def __init__(self, comm: Any, each: Round, buffer: Array, tag: int) -> None:
-        self.weights, self.buffer = each.weights, buffer
+    def __init__(self, comm: Any, each: Round, buffer: Array, tag: int, joins: Callable[..., Any]) -> None:
+        self.weights, self.buffer, self.joins = each.weights, buffer, joins
         sends, receives = ([piece for move in moves for piece in _pieces(move, buffer.itemsize)] for moves in (each.sends, each.receives))
         overlaps = any(a.lo < b.hi and b.lo < a.hi for a in sends for b in receives)
         self.deferred = bool(each.weights) or overlaps
@@ -91,7 +92,7 @@ class _Posted:
         while self.n_taken < len(receives) and receives[self.n_taken][0].Test():
             if not (self.deferred or self.into_place):
                 _, source, target, _, _ = receives[self.n_taken]
-                np.add(target, source, out=target)
+                self.joins(target, source, out=target)
             self.n_taken += 1
         while self.n_left < len(sends) and sends[self.n_left].Test():
             self.n_left += 1
@@ -107,7 +108,7 @@ class _Posted:
         for _, source, target, weight, _ in self.receives:
             if self.weights:
                 source *= self.buffer.dtype.type(weight)
-            np.add(target, source, out=target)
+            self.joins(target, source, out=target)
 
     def late(self) -> list[int]:
         return sorted({peer for *_, peer in self.receives[self.n_taken :]} or self.takers)

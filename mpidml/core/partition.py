@@ -8,9 +8,10 @@ shards   |   a0  | b0  |  b1  |  c1 |      c2       |        one shard = one rol
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 
@@ -28,6 +29,18 @@ def cut(n_rows: int, n_servers: int, align: int = 1) -> list[int]:
         align = 1
     n_blocks = -(-n_rows // align)
     return [i * n_blocks // n_servers * align for i in range(n_servers)] + [n_rows]
+
+
+def weighted_cut(n: int, weights: Sequence[float]) -> list[int]:
+    """Return the len(weights) + 1 edges of a cut of n elements in the proportion of `weights`; a part of weight 0 is empty.
+
+    ValueError for weights that are negative, no numbers, or all 0.
+    """
+    total = math.fsum(weights)
+    if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):
+        raise ValueError(f"weights {', '.join(f'{weight:g}' for weight in weights)} cut nothing; give numbers from 0 up, not all of them 0")
+    last = max(i for i, weight in enumerate(weights) if weight)  # rounding leaves no rest to a part of weight 0
+    return [n if i > last else min(n, round(n * before / total)) for i, before in enumerate(accumulate(weights, initial=0.0))]
 
 
 def shards(n_rows: int, n_servers: int, parts: Sequence[tuple[int, int]] = (), align: int = 1) -> list[Shard]:

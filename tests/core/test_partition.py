@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpidml.core.partition import Shard, cut, merge_parts, shards
+from mpidml.core.partition import Shard, cut, merge_parts, shards, weighted_cut
 
 SIZES = st.tuples(st.integers(0, 3000), st.integers(1, 40), st.sampled_from([1, 4, 16]))
 
@@ -102,3 +102,18 @@ def test_merged_parts_tile_the_same_rows_and_only_the_last_may_be_small(rows, n_
 
 def test_parts_that_are_not_neighbours_stay_apart():
     assert merge_parts([(8, 10), (2, 4), (0, 2)], 5) == [(8, 10), (0, 4)]
+
+
+@given(st.integers(0, 3000), st.lists(st.sampled_from([0, 0.1, 1, 2.5, 1000]), min_size=1, max_size=9).filter(any))
+def test_a_weighted_cut_tiles_a_width_in_proportion_and_gives_nothing_to_a_weight_of_zero(n, weights):
+    edges = weighted_cut(n, weights)
+    sizes = [hi - lo for lo, hi in pairwise(edges)]
+    assert edges[0] == 0 and edges[-1] == n and len(sizes) == len(weights) and min(sizes) >= 0
+    for size, weight in zip(sizes, weights, strict=True):
+        assert abs(size - n * weight / sum(weights)) <= 1 and (weight or not size)
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [float("nan"), 1], [float("inf"), 1]])
+def test_weights_that_cut_nothing_are_named(weights):
+    with pytest.raises(ValueError, match="cut nothing; give numbers from 0 up"):
+        weighted_cut(10, weights)

@@ -17,16 +17,16 @@ matmul = np.dot
 
 
 @njit(error_model="numpy")
-def _mix(x):
+def mix(x):
     x = u32(u32(x ^ u32(x >> u32(16))) * u32(0x7FEB352D))
     x = u32(u32(x ^ u32(x >> u32(15))) * u32(0x846CA68B))
     return u32(x ^ u32(x >> u32(16)))
 
 
 @njit(error_model="numpy")
-def _row(key, index):
-    row = _mix(u32(u32(index) + u32(key & np.uint64(0xFFFFFFFF))))
-    return _mix(u32(u32(row ^ u32(index >> 32)) + u32(key >> np.uint64(32))))
+def counter_of_row(key, index):
+    row = mix(u32(u32(index) + u32(key & np.uint64(0xFFFFFFFF))))
+    return mix(u32(u32(row ^ u32(index >> 32)) + u32(key >> np.uint64(32))))
 
 
 @kernel("void(T[:,::1], R1)")
@@ -177,12 +177,12 @@ def dropout(x, ids, key, rate, out):
     limit = u32(rate * 4294967296.0)
     scale, zero = x.dtype.type(1 / (1 - rate)), x.dtype.type(0)
     for i in range(out.shape[0]):
-        counter, source, target = _row(key[0], ids[i]), x[i], out[i]
+        counter, source, target = counter_of_row(key[0], ids[i]), x[i], out[i]
         for j in range(target.size):
             target[j] = source[j]
         for j in range(target.size):  # with one pointer the hash vectorises, with two it does not: half the time, the copy included
             scaled = target[j] * scale
-            target[j] = scaled if _mix(counter) >= limit else zero
+            target[j] = scaled if mix(counter) >= limit else zero
             counter = u32(counter + u32(0x9E3779B9))
 
 
@@ -191,8 +191,8 @@ def dropout_in_place(x, ids, key, rate):
     limit = u32(rate * 4294967296.0)
     scale, zero = x.dtype.type(1 / (1 - rate)), x.dtype.type(0)
     for i in range(x.shape[0]):
-        counter, values = _row(key[0], ids[i]), x[i]
+        counter, values = counter_of_row(key[0], ids[i]), x[i]
         for j in range(values.size):
             scaled = values[j] * scale
-            values[j] = scaled if _mix(counter) >= limit else zero
+            values[j] = scaled if mix(counter) >= limit else zero
             counter = u32(counter + u32(0x9E3779B9))

@@ -113,7 +113,7 @@ def dropout(x: Array, ids: Array, key: Array, rate: float, out: Array) -> None:
     ids: int64 (m,), the rows' global sample indices; key: uint64 (1,); 0 <= rate < 1. Whether (i, j) is kept depends on key, ids[i] and j
     only: the same sample has the same mask on any rank, in any batch. Source of the method: Srivastava et al., JMLR 15 (2014).
     """
-    out[...] = np.where(_kept(ids, key, rate, x.shape[1]), x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0))
+    out[...] = np.where(kept(ids, key, rate, x.shape[1]), x * x.dtype.type(1 / (1 - rate)), x.dtype.type(0))
 
 
 def dropout_in_place(x: Array, ids: Array, key: Array, rate: float) -> None:
@@ -121,13 +121,14 @@ def dropout_in_place(x: Array, ids: Array, key: Array, rate: float) -> None:
     dropout(x, ids, key, rate, x)
 
 
-def _kept(ids: Array, key: Array, rate: float, n: int) -> Array:
+def kept(ids: Array, key: Array, rate: float, n: int, first: int = 0) -> Array:
+    """Return which of columns first to first + n are kept, bool (m, n)."""
     low, high = np.uint32(key[0] & np.uint64(0xFFFFFFFF)), np.uint32(key[0] >> np.uint64(32))
     row = _mix(ids.astype(np.uint32) + low)
     row = _mix((row ^ (ids >> 32).astype(np.uint32)) + high)
-    column = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    kept: Array = _mix(row[:, None] + column[None, :]) >= np.uint32(rate * 2.0**32)
-    return kept
+    column = np.arange(first, first + n, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    found: Array = _mix(row[:, None] + column[None, :]) >= np.uint32(rate * 2.0**32)
+    return found
 
 
 def _mix(x: Array) -> Array:

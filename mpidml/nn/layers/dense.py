@@ -47,10 +47,15 @@ class Dense(Layer):
 
         For rectifiers: normal of variance 2 / n_in (He et al., ICCV 2015); else uniform of variance 2 / (n_in + n_out) (Glorot, Bengio, AISTATS 2010).
         """
-        shape, bound = (self.n_in, self.n_out), (6 / (self.n_in + self.n_out)) ** 0.5
-        rectified = self.activation in RECTIFIERS
-        parameters["weight"][...] = random.standard_normal(shape) * (2 / self.n_in) ** 0.5 if rectified else random.uniform(-bound, bound, shape)
+        parameters["weight"][...] = self.drawn(random, (self.n_in, self.n_out))
         parameters["bias"][...] = 0
+
+    def drawn(self, random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the next values of the weight, which is drawn row by row, in float64."""
+        bound = (6 / (self.n_in + self.n_out)) ** 0.5
+        rectified = self.activation in RECTIFIERS
+        values: Array = random.standard_normal(shape) * (2 / self.n_in) ** 0.5 if rectified else random.uniform(-bound, bound, shape)
+        return values
 
     def flops(self, m: int, wants_dx: bool) -> int:
         """Count three products, or two if nobody wants dx, and the activation."""

@@ -70,7 +70,11 @@ class Embedding(Layer):
 
     def initial(self, random: np.random.Generator, parameters: dict[str, Array]) -> None:
         """Draw normal values of variance 1, the spread of the columns that pass through."""
-        parameters["table"][...] = random.standard_normal(parameters["table"].shape)
+        parameters["table"][...] = self.drawn(random, parameters["table"].shape)
+
+    def drawn(self, random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the next values of the table, which is drawn row by row, in float64."""
+        return random.standard_normal(shape)
 
     def flops(self, m: int, wants_dx: bool) -> int:
         """Count the additions to the table's gradient."""

@@ -1,0 +1,61 @@
+"""Cut an embedding's table by rows: each rank gives the rows that it holds, zeros for those of others, and a sum puts them together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.flat import Array
+from mpidml.nn.layers.base import Group, Pass, Thunk
+from mpidml.nn.layers.embedding import Embedding
+from mpidml.nn.split.draws import draw_part
+from mpidml.nn.split.line import Line, own, summed
+from mpidml.nn.split.part import Part
+
+
+class Ranges(Part):
+    """table: (own rows of those of all columns, units); x and out are whole, and the columns that pass through come from rank 0.
+
+    The sum has one term that is not 0, so the values are those of the whole table, to the bit (Shoeybi et al., Megatron-LM, 2019, section 3).
+    """
+
+    def __init__(self, whole: Embedding, line: Line) -> None:
+        super().__init__(whole, line)
+        self.shape = sum(whole.n_rows), whole.units
+        rows = own(line, self.shape[0])
+        self.first = rows.start
+        self.hold(table=(rows, slice(0, whole.units)))
+
+    def categories(self) -> tuple[int, ...]:
+        """Return the columns of the whole layer."""
+        columns: tuple[int, ...] = self.whole.categories()
+        return columns
+
+    def initial(self, random: np.random.Generator, parameters: dict[str, Array]) -> None:
+        """Draw the own rows of the whole table."""
+        whole: Embedding = self.whole
+        draw_part(lambda shape: whole.drawn(random, shape), self.shape, self.index["table"], parameters["table"])
+
+    def flops(self, m: int, wants_dx: bool) -> int:
+        """Count this rank's part of the additions to the gradient, as if all rows were read as often."""
+        whole: Embedding = self.whole
+        return whole.flops(m, wants_dx) * self.tensors[0][1][0] // self.shape[0]
+
+    def forward(self, backend: Any, a: Pass) -> list[Thunk]:
+        """Return the calls that fill `out` with the rows at hand, and sum it."""
+        passed = a.out[:, : len(self.whole.passed)]
+        once: list[Thunk] = [(passed.fill, (0,))] if self.line.rank else []  # what passes through may come from one rank only
+        return [(backend.embed_part, (a.x, *self._where(), a.parameters["table"], a.out)), *once, summed(self.line, a.out)]
+
+    def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
+        """Return the call that adds up the gradient of the own rows; d is whole, so nothing is summed."""
+        return [Group([(backend.embed_part_backward, (a.d, a.x, *self._where(), a.gradients["table"]))], *next(iter(self.parts(0, False)), (0, 0)))]
+
+    def forward_sums(self, m: int) -> list[int]:
+        """Return the length of the output."""
+        return [m * self.n_out]
+
+    def _where(self) -> tuple[Array, Array, Array, int]:
+        whole: Embedding = self.whole
+        return whole.passed, np.array(whole.columns, np.int64), whole.starts, self.first

@@ -1,0 +1,67 @@
+"""Join the ranks that hold one split model: sums and largest values of their buffers, planned once and counted where they leave.
+
+    layer  ->  line.sum(buffer)  ->  a call that starts the collective's sum of that buffer, and waits for it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike
+from mpidml.collectives.recursive_doubling import RecursiveDoubling
+from mpidml.core.errors import UserError
+from mpidml.core.partition import weighted_cut
+from mpidml.core.rounds import Array
+
+
+class TensorLine:
+    """The line of all ranks of `collective.comm`; `weights`: each rank's part of every width, alike where none are given, 0 for nothing.
+
+    UserError where there are not as many weights as ranks, where they are no weights, and for a collective that does not sum. `free` lets all
+    planned sums go.
+    """
+
+    def __init__(self, collective: Collective, weights: Sequence[float] = (), wait_limit: float = 300.0) -> None:
+        self.collective, self.comm, self.wait_limit = collective, collective.comm, wait_limit
+        self.rank, self.size = int(self.comm.rank), int(self.comm.size)
+        self.weights = tuple(weights) or (1.0,) * self.size
+        if not collective.exact:
+            raise UserError(f"tensor line: {type(collective).__name__} leaves no sum on every rank; choose a collective that does, as ring")
+        if len(self.weights) != self.size:
+            raise UserError(f"tensor line: {len(self.weights)} weights are given for {self.size} ranks; give one for each")
+        try:
+            weighted_cut(1, self.weights)
+        except ValueError as error:
+            raise UserError(f"tensor line: {error}") from None
+        self._planned: list[Sum] = []
+
+    def edges(self, n: int) -> list[int]:
+        """Return the size + 1 edges by which a width n is cut."""
+        return weighted_cut(n, self.weights)
+
+    def sum(self, buffer: Array) -> Callable[[], None]:
+        """Return the call that sums `buffer`, 1-D and contiguous, over the ranks in place (Collective on comm, and so is each call)."""
+        return self._call(self.collective.plan(buffer))
+
+    def most(self, buffer: Array) -> Callable[[], None]:
+        """Return the call that leaves each element's largest value over the ranks in `buffer`, by recursive doubling (Collective, as `sum`)."""
+        check_alike(self.comm, buffer)
+        part = RecursiveDoubling().rounds(self.rank, self.size, buffer.size)
+        return self._call(RoundSum(self.comm, part.reduce, buffer, np.maximum))
+
+    def _call(self, total: Sum) -> Callable[[], None]:
+        self._planned.append(total)
+
+        def run() -> None:
+            total.start()
+            total.wait(self.wait_limit)
+
+        return run
+
+    def free(self) -> None:
+        """Let all sums go; none may be under way."""
+        for total in self._planned:
+            total.free()
+        self._planned.clear()

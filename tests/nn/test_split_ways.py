@@ -1,0 +1,96 @@
+"""The way in which a network is cut sums the least, and gives whole rows to what needs them."""
+
+import numpy as np
+import pytest
+
+from mpidml.core.errors import UserError
+from mpidml.nn.layers.base import Layer
+from mpidml.nn.layers.dense import Dense
+from mpidml.nn.layers.dropout import Dropout
+from mpidml.nn.layers.layer_norm import LayerNorm
+from mpidml.nn.losses.base import make_loss
+from mpidml.nn.split.chain import split
+from mpidml.nn.split.line import own
+from mpidml.nn.split.ways import GIVES_PART, choose, first_with_tensors, may_stay_whole, price
+from tests.nn.lines import MuteLine, connected, random_chain, ways_of
+
+
+def test_a_chain_of_dense_layers_is_cut_by_columns_and_rows_in_turn():
+    layers = connected([Dense(16, "relu"), Dropout(0.5), Dense(16, "relu"), Dropout(0.5), Dense(16), Dense(16), Dense()], 16, 16)
+    ways = choose(layers, make_loss("squared_error"), 0)
+    assert ways == ["columns", "part", "rows", "whole", "columns", "rows", "slices"]
+    assert choose(layers[:-1], make_loss("squared_error"), 0) == ["columns", "part", "rows", "whole", "columns", "rows"]
+    parts = split(layers[4:6], None, MuteLine(0, (1, 1)), inner=True)
+    assert parts.ways == ("columns", "rows")
+    assert [each.n for each in parts.exchanges(3, "f4")] == [3 * 16, 3 * 16], "a pair has one sum forward and one backward"
+
+
+def test_a_large_vocabulary_is_not_summed_and_a_small_last_layer_stays_whole():
+    large = connected([Dense(64, "relu"), Dense()], 64, 1000)
+    assert choose(large, make_loss("cross_entropy"), 0) == ["slices", "columns"]
+    assert choose(connected([Dense(8, "relu"), Dense()], 8, 3), make_loss("cross_entropy"), 0) == ["columns", "rows"]
+    small = connected([Dense(60), Dense(60), Dense()], 60, 1)
+    assert choose(small, make_loss("squared_error"), 0) == ["columns", "rows", "whole"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_way_sums_less(seed):
+    layers, loss = random_chain(np.random.default_rng(seed))
+    connected(layers, 5, 4)
+    first = first_with_tensors(layers)
+    small = may_stay_whole(layers)
+    fitting = [ways for ways in ways_of(layers, loss) if all(small[i] or way != "whole" for i, way in enumerate(ways))]
+    best = choose(layers, loss, first)
+    assert tuple(best) in fitting
+    assert price(best, layers, loss, first) == min(price(ways, layers, loss, first) for ways in fitting)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_price_of_a_way_is_what_its_parts_sum(seed):
+    layers, loss = random_chain(np.random.default_rng(seed))
+    connected(layers, 5, 4)
+    first = first_with_tensors(layers)
+    for ways in ways_of(layers, loss):
+        listed = split(layers, loss, MuteLine(0, (1, 1)), ways=ways).exchanges(1, "float64")
+        assert price(ways, layers, loss, first) == (sum(each.n for each in listed), len(listed))
+
+
+class Reversing(Layer):
+    """A plug-in, of which nothing is known but that it is a layer."""
+
+    def flops(self, m, wants_dx):
+        return 0
+
+    def forward(self, backend, a):
+        return [(np.copyto, (a.out, a.x[:, ::-1]))]
+
+
+def test_what_needs_whole_rows_gets_them():
+    for layer in (LayerNorm(), Reversing()):
+        layers = connected([Dense(9, "relu"), layer, Dense(9), Dropout(0.1), layer, Dense(9), Dense()], 9, 9)
+        ways = choose(layers, make_loss("cross_entropy"), 0)
+        assert ways[1] == ways[4] == "whole" and ways[0] not in GIVES_PART and ways[3] not in GIVES_PART
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        (["columns", "whole", "rows"], r"layer 2 \(layer_norm\): cannot be cut by 'whole' behind a layer .*; cut the layer before it by rows"),
+        (["columns"], "1 ways are given for 3 layers"),
+        (["slices", "whole", "columns"], "the last layer leaves each rank its own columns, the loss squared_error needs whole outputs"),
+        (["slices", "whole", "colums"], r"layer 3 \(dense\): there is no way 'colums'; .* did you mean 'columns'"),
+        (["rows", "whole", "slices"], r"layer 1 \(dense\): cannot be cut by 'rows' behind whole rows; choose one of: columns, slices, whole"),
+    ],
+)
+def test_ways_that_do_not_fit_are_refused(ways, message):
+    layers = connected([Dense(4), LayerNorm(), Dense()], 5, 3)
+    with pytest.raises(UserError, match=message):
+        split(layers, make_loss("squared_error"), MuteLine(0, (1, 1)), ways=ways)
+
+
+@pytest.mark.parametrize("edges", [[0, 5], [0, 3, 2, 5], [0, 2, 4], [1, 2, 5]])
+def test_edges_that_do_not_cut_a_width_are_refused(edges):
+    line = MuteLine(0, (1, 1))
+    line.edges = lambda n: edges
+    with pytest.raises(UserError, match="do not cut a width of 5 over 2 rank"):
+        own(line, 5)
