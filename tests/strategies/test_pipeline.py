@@ -69,30 +69,6 @@ def test_the_check_catches_gradients_that_are_not_summed(comm, monkeypatch, wher
     assert np.abs(run(comm)[1] - serial()).max() > 1e-3
 
 
-GRIDS = {1: ["data=1"], 2: ["data=2", "pipe=2"], 3: ["data=3", "pipe=3"], 4: ["data=2,pipe=2", "data=4", "pipe=4"], 5: ["pipe=5"]}
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("collective", ["auto", "ring"])
-def test_every_grid_gives_the_training_of_one_rank(comm, collective):
-    for grid in GRIDS[comm.size]:
-        summary, values = run(comm, strategy="hybrid", grid=grid, microbatches=2, collective=collective)
-        assert np.abs(values - serial()).max() < 1e-9 and summary["ranks"] == comm.size
-
-
-@pytest.mark.mpi
-def test_a_grid_of_four(comm):
-    """On five ranks the first four make grids of two axes."""
-    if comm.size < 4:
-        pytest.skip("needs four ranks")
-    part = comm.Split(0 if comm.rank < 4 else 1, comm.rank)
-    if comm.rank < 4:
-        for grid, per_host in (("data=2,pipe=2", 0), ("data=2,pipe=2", 2), ("data=4", 0), ("pipe=4", 3)):
-            found = trained(part, JOB.with_values({"strategy": "hybrid", "grid": grid, "microbatches": 3}, "test"), per_host)
-            assert np.abs(found[1] - serial()).max() < 1e-9
-    part.Free()
-
-
 WAYS = [
     {"optimizer": "adam", "lr": 0.01}, {"optimizer": "lars:0.1"}, {"dropout": 0.3}, {"activation": "gelu"}, {"batch": 63, "epochs": 1, "steps": 0},
     {"class_weights": "balanced", "label_smoothing": 0.1}, {"lr_policy": "warmup:3+cosine"}, {"schedule": "zero_bubble", "dropout": 0.2},
