@@ -83,7 +83,10 @@ def own_part(self, a):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("where", "name", "broken", "optimizer"), [(Norms, "sum_of_squares", own_part, "lars:0.1"), (Updates, "_squares", lambda self: 1e-3, "clip:0.1+momentum")])
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "optimizer"),
+    [(Norms, "sum_of_squares", own_part, "lars:0.1"), (Updates, "_squares", lambda self: 1e-3, "clip:0.1+momentum")],
+)
 def test_the_check_catches_norms_of_parts(comm, monkeypatch, where, name, broken, optimizer):
     if comm.size == 1 and where is Norms:
         pytest.skip("one rank has all parts")
@@ -182,7 +185,10 @@ def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"grid": ""}, "needs a grid"), ({"grid": "pipe=7"}, "were started"), ({"grid": "pip=1"}, "did you mean 'pipe'"), ({"optimizer": "clip+sgd", "schedule": "pipedream", "microbatches": 0}, "use clamp")],
+    [
+        ({"grid": ""}, "needs a grid"), ({"grid": "pipe=7"}, "were started"), ({"grid": "pip=1"}, "did you mean 'pipe'"),
+        ({"optimizer": "clip+sgd", "schedule": "pipedream", "microbatches": 0}, "use clamp"),
+    ],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
