@@ -124,7 +124,7 @@ class Job:
     collective: str = flag("auto", "data_parallel, averaging: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
-        "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
+        "", "send gradients, and what comes back, in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
         groups="fixed",
     )
     shares: str = flag(

@@ -203,7 +203,9 @@ class CodedClient(Client):
             super().answer(now, source, message)
             return
         if message.batch and message.batch != self.n_codes[source] + 1:
-            raise RuntimeError(f"code {message.batch} of shard {source} came after code {self.n_codes[source]}; each changes what the one before has left")
+            raise RuntimeError(
+                f"code {message.batch} of shard {source} came after code {self.n_codes[source]}; each changes what the one before has left"
+            )
         self.n_codes[source] = message.batch
         if not message.batch:
             self.held[source] = payload.array.view(self.coder.dtype).copy()

@@ -107,7 +107,11 @@ class Job:
         for store in self.stores:
             if self.by_clock:
                 store.begin(position.clock)
-            found.append((self.shard if self.codec else Shard)("weights", workers, self.policy, store, self.buffers.allocate, repeat=self.repeat, clock=position.clock))
+            found.append(
+                (self.shard if self.codec else Shard)(
+                    "weights", workers, self.policy, store, self.buffers.allocate, repeat=self.repeat, clock=position.clock
+                )
+            )
         self.clients = []
         for w, task in enumerate(self.tasks):
             of = (self.coders[w], self.buffers.allocate) if self.codec else ()
@@ -225,7 +229,9 @@ def test_a_worker_holds_bit_by_bit_what_its_shard_knows_of_it(codec, policy):
     job = watched(codec, policy)
     assert job.n_watched == job.n_answers
     assert (job.n_answers >= 2 * 3 * 10) == coded.codes_answers(make_codec(codec))
-    assert all((worker == job.values).all() for worker in (task.out[step % 2] for task, step in zip(job.tasks, steps(job), strict=True))), "the last read is in full"
+    assert all((worker == job.values).all() for worker in (task.out[step % 2] for task, step in zip(job.tasks, steps(job), strict=True))), (
+        "the last read is in full"
+    )
 
 
 def steps(job):
@@ -256,7 +262,9 @@ def lacks(codec, n=400):
     return np.array(found)
 
 
-@pytest.mark.parametrize("codec", [*(name for name in CODECS if coded.codes_answers(make_codec(name))), "bf16:residual=false", "int8:residual=false", "two_bit:0.1"])
+@pytest.mark.parametrize(
+    "codec", [*(name for name in CODECS if coded.codes_answers(make_codec(name))), "bf16:residual=false", "int8:residual=false", "two_bit:0.1"]
+)
 def test_what_an_answer_leaves_is_sent_by_later_ones(codec):
     found = lacks(codec)
     assert (np.diff(found) <= 1e-12).all() and found[-1] < 0.2 * found[0]
