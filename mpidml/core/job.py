@@ -133,7 +133,7 @@ class Job:
     recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
-        "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
+        "", "send gradients, and what comes back, in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
         groups="fixed",
     )
     shares: str = flag(

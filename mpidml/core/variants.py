@@ -79,4 +79,5 @@ def alone(job: Job) -> Job:
     slowdown = job.slowdown if job.slowdown.startswith("exponential") else ""
     plain = {"sync": "bsp", "staleness": "", "servers": "colocated", "assign": "static", "reads": "fresh", "early_push": "auto", "slowdown": slowdown}
     plain |= {"budget": "0", "order": "fifo"}
+    plain |= {"compress": ""} if job.transport == "auto" else {}  # nothing is sent inside a host
     return job.with_values(plain, "one process")
