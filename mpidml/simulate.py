@@ -158,7 +158,7 @@ def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
 def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list[str]:
     """List the flags that were given and have no part in this simulation."""
     names = [name.replace("-", "_") for name in values]
-    part = {name for name in names if name not in (*NO_PART, "shares", "check_replicas")}
+    part = {name for name in names if name not in (*NO_PART, "shares", "progress_thread", "check_replicas")}
     if not scale.learn and not scale.fits:
         part &= {*PLANNED, *(PAYLOAD if cost.bytes_per_second else ())}
     if values.get("strategy", Job.strategy) != Job.strategy or not (scale.learn or cost.bytes_per_second):
@@ -255,7 +255,8 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
     n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
     trial = job.with_values(
         {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""}
-        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0},
+        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0}
+        | {"progress_thread": Job.progress_thread},
         "fit",
     )
     trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "tensorboard": False, "out": ""}, "fit")

@@ -140,6 +140,9 @@ class Job:
         "equal", "data_parallel: samples of a batch: equal shares, or measured (in proportion to what each rank gets done, learnt anew as it changes)",
         ("equal", "measured"),
     )
+    progress_thread: str = flag(
+        "auto", "data_parallel: a thread that keeps sums going while a rank computes (auto: between hosts, where a core is free)", ("auto", "on", "off")
+    )
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     averaging: str = flag("mean", "averaging: the replicas become their mean, or are pulled to a centre: elastic, elastic_async, with a moving rate as in elastic:0.1")
     average_every: int = flag(8, "averaging: each time after so many clocks")

@@ -44,7 +44,7 @@ from mpidml.schedules.base import Schedule
 
 PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
-ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "compress")
+ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "compress", "progress_thread")
 
 
 class GridPlacement:
