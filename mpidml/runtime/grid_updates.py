@@ -59,6 +59,7 @@ class Updates:
 
     def start(self, held: Held) -> None:
         """Begin the sum over replicas."""
+        self.strategy.step.number = self.clock + (held.n_summed - 1) // self.strategy.n_items
         self.strategy.sums[held.number].start()
 
     def finish(self, held: Held, item: int) -> float:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective, Sum
+from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
 from mpidml.core.errors import UserError
@@ -27,6 +28,7 @@ from mpidml.core.lowering import lower
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay, replay
+from mpidml.core.role import Array
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Transforms, make_chain
@@ -34,6 +36,7 @@ from mpidml.ps.store import Store
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.held import Held, Local
 from mpidml.runtime.line import PaperLine, TensorLine
 from mpidml.runtime.profiling import counted, profiles
@@ -44,7 +47,7 @@ from mpidml.schedules.base import Schedule
 
 PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
-ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "compress", "progress_thread")
+ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
 
 
 class GridPlacement:
@@ -90,10 +93,23 @@ class Staged(Serverless):
         before, _ = make_chain(job.optimizer, job.rate).split()
         if self.every and self.n_pipe > 1 and before is not None and any(link.scope == "global" for link in before.links):
             raise UserError(f"--optimizer {job.optimizer}: measures the gradient of all stages at once, which --schedule {job.schedule} changes one by one; use clamp")
-        self.summing = job.collective if job.collective != Job.collective or not job.deterministic else "ring"
+        self.summing = job.collective
+        if job.collective == Job.collective:
+            self.summing = "ring" if job.deterministic else "auto:memory=false" if job.transport == "mpi" else job.collective
         self.collective: Collective = plugins.make(FOLDER, self.summing)
+        if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
+            raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
+
+        if job.compress:
+            make_codec(job.compress)
+        if job.compress and self.n_workers == 1:
+            raise UserError(f"--compress {job.compress}: gradients are sent between replicas, and the grid {self.grid} has one; leave it out, or give data=2")
+        if job.compress and self.n_parts > 1:
+            raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={self.n_parts} cuts them; leave one of them out")
+        if job.compress and job.collective != Job.collective:
+            raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
 
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
@@ -115,7 +131,8 @@ class Staged(Serverless):
         self.collective.open(comm)
         data, pipe, tensor = self.at.values()
         self.pipeline: Any = comm.split(data)
-        self.replicas: Any = comm.split(pipe * self.n_parts + tensor)
+        replicas: Any = comm.split(pipe * self.n_parts + tensor)
+        self.replicas = replicas
         self.line: Any = comm.split(data * self.n_pipe + pipe)
         self.between: Collective = plugins.make(FOLDER, self.summing)
         self.between.open(self.replicas)
@@ -126,7 +143,8 @@ class Staged(Serverless):
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
         self.all_stages = every[tensor]
-        self.held, self.sums = dict[int, Held](), dict[int, Sum]()
+        self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
+        self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(replicas.one_host)))
         self.links, self.link_states = dict[int, Transforms](), dict[int, Any]()
         channels = self._channels(every)
         stores: dict[int, Any] = {}
@@ -189,7 +207,12 @@ class Staged(Serverless):
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
         gradient = chosen.allocate(stage.n_params, net.dtype)
         held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], max(self.m, BLOCK), job.recompute, own)
-        if self.n_workers > 1:
+        if self.coded:
+            coded = self.codes[s] = Compressed(job.compress, stage.params, net.dtype, net.backend, job.seed, stage.start, net.n_params)
+            coded.step = self.step
+            coded.open(self.replicas)
+            self.sums[s] = coded.plan(coded.look_at(gradient))
+        elif self.n_workers > 1:
             self.sums[s] = chosen.plan(gradient)
         if before is not None:
             before.see(stage.params)
@@ -213,7 +236,24 @@ class Staged(Serverless):
         """Say how the ranks work together."""
         layers = ",".join(str(stage.hi - stage.lo) for stage in self.plan.stages)
         parts = f"{self.n_items} microbatches a {'clock' if self.every else 'batch'}"
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers"
+        codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
+        if self.job.compress and not self.coded:
+            codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
+        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{codes}"
+
+    @property
+    def n_keepers(self) -> int:
+        """How many replicas keep what their codes have left."""
+        return self.n_workers if self.coded else 0
+
+    def kept(self) -> list[tuple[str, int, int, Array]]:
+        """List what codes have left on this rank."""
+        return [piece for coded in self.codes.values() for piece in coded.kept()]
+
+    def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
+        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
+        for coded in self.codes.values() if n_before else ():
+            coded.restore(read, n_before)
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""

@@ -150,6 +150,33 @@ def test_the_check_catches_bands_that_lose_an_element(comm, tmp_path, monkeypatc
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("codec", ["two_bit", "low_rank", "bf16"])
+def test_codes_between_replicas_are_those_of_data_parallel_training(comm, codec):
+    """One stage, one microbatch, one bucket: the same gradients, cut and coded alike."""
+    if comm.size == 1:
+        pytest.skip("nothing is sent")
+    how = {"compress": codec, "transport": "mpi", "hidden": (40, 30)}
+    summary, values = run(comm, grid=f"data={comm.size}", microbatches=1, **how)
+    _, expected = run(comm, strategy="data_parallel", microbatches=0, bucket=1 << 30, **how)
+    assert np.array_equal(values, expected)
+    plain = run(comm, grid=f"data={comm.size}", microbatches=1, **{**how, "compress": ""})[0]
+    assert sum(summary["bytes_sent"]) < 0.7 * sum(plain["bytes_sent"])
+
+
+@pytest.mark.mpi
+def test_what_codes_have_left_goes_on_at_another_cut(comm, tmp_path):
+    if comm.size < 4:
+        pytest.skip("needs two replicas of two stages")
+    folder, how = comm.bcast(str(tmp_path / "run")), {"grid": "data=2,pipe=2", "compress": "two_bit", "transport": "mpi", "hidden": (40, 30), "deterministic": True}
+    _, expected = run(comm, n_ranks=4, **how)
+    run(comm, n_ranks=4, steps=4, checkpoint_every=4, write=True, out=folder, **how)
+    comm.Barrier()
+    for changes in ({}, {"partition": "2,1"}, {"partition": "1,2"}):
+        _, values = run(comm, resumed(folder, {"steps": 8, **changes}), 4)
+        assert values is None or np.array_equal(values, expected) or (changes and np.abs(values - expected).max() < 0.1), changes
+
+
+@pytest.mark.mpi
 def test_each_rank_holds_its_part_of_the_weights_alone(comm):
     from mpidml.runtime.comm import CountedComm
     from mpidml.strategies.base import Run
@@ -187,6 +214,7 @@ def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
     ("changes", "told"),
     [
         ({"grid": ""}, "needs a grid"), ({"grid": "pipe=7"}, "were started"), ({"grid": "pip=1"}, "did you mean 'pipe'"),
+        ({"compress": "two_bit", "grid": "tensor=0"}, "has one"), ({"compress": "two_bits", "grid": "data=0"}, "did you mean 'two_bit'"),
         ({"optimizer": "clip+sgd", "schedule": "pipedream", "microbatches": 0}, "use clamp"),
     ],
     ids=str,
