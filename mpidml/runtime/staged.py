@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER, Collective, Sum
+from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
@@ -47,6 +47,8 @@ from mpidml.schedules.base import Schedule
 
 PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
+VOTING = "recursive_doubling"
+"""Sums what rank 0 wants, two numbers."""
 ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
 
 
@@ -96,11 +98,11 @@ class Staged(Serverless):
         self.summing = job.collective
         if job.collective == Job.collective:
             self.summing = "ring" if job.deterministic else "auto:memory=false" if job.transport == "mpi" else job.collective
-        self.collective: Collective = plugins.make(FOLDER, self.summing)
+        if not plugins.make(FOLDER, self.summing).exact:
+            raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
+        self.collective: Collective = plugins.make(FOLDER, VOTING)
         if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
             raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
-        if not self.collective.exact:
-            raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
 
         if job.compress:
             make_codec(job.compress)
@@ -134,10 +136,8 @@ class Staged(Serverless):
         replicas: Any = comm.split(pipe * self.n_parts + tensor)
         self.replicas = replicas
         self.line: Any = comm.split(data * self.n_pipe + pipe)
-        self.between: Collective = plugins.make(FOLDER, self.summing)
-        self.between.open(self.replicas)
-        self.across: Collective = plugins.make(FOLDER, self.summing)
-        self.across.open(self.line)
+        self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
+        self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
         self.parts = TensorLine(self.across, (), self.job.wait_limit)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]

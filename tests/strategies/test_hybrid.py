@@ -17,7 +17,7 @@ from tests.strategies.test_heads import job_in
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import trained
 
-JOB = SMALL.with_values({"strategy": "hybrid", "wait_limit": 20.0, "microbatches": 2}, "test")
+JOB = SMALL.with_values({"strategy": "hybrid", "wait_limit": 20.0, "microbatches": 2, "collective": "ring"}, "test")
 
 
 def grids(n):
@@ -62,7 +62,7 @@ WAYS = [
     {"optimizer": "clip:0.1+momentum"}, {"optimizer": "lars:0.1"}, {"optimizer": "decay:0.01+clip:0.3+lamb", "lr": 0.01}, {"dropout": 0.3, "hidden": (24, 16, 12)},
     {"activation": "gelu", "optimizer": "adam", "lr": 0.01}, {"batch": 63, "epochs": 1, "steps": 0}, {"class_weights": "balanced", "label_smoothing": 0.1},
     {"loss": "hinge:0.5"}, {"schedule": "zero_bubble", "dropout": 0.2}, {"schedule": "interleaved", "optimizer": "clip:0.1+momentum"},
-    {"recompute": True, "schedule": "gpipe"}, {"collective": "ring"}, {"epochs": 3, "steps": 0, "patience": 1, "validate": 0.1},
+    {"recompute": True, "schedule": "gpipe"}, {"collective": "auto"}, {"epochs": 3, "steps": 0, "patience": 1, "validate": 0.1},
 ]  # fmt: skip
 
 
@@ -155,11 +155,11 @@ def test_codes_between_replicas_are_those_of_data_parallel_training(comm, codec)
     """One stage, one microbatch, one bucket: the same gradients, cut and coded alike."""
     if comm.size == 1:
         pytest.skip("nothing is sent")
-    how = {"compress": codec, "transport": "mpi", "hidden": (40, 30)}
+    how = {"compress": codec, "collective": "auto", "transport": "mpi", "hidden": (40, 30)}
     summary, values = run(comm, grid=f"data={comm.size}", microbatches=1, **how)
     _, expected = run(comm, strategy="data_parallel", microbatches=0, bucket=1 << 30, **how)
     assert np.array_equal(values, expected)
-    plain = run(comm, grid=f"data={comm.size}", microbatches=1, **{**how, "compress": ""})[0]
+    plain = run(comm, grid=f"data={comm.size}", microbatches=1, **{**how, "compress": "", "collective": "ring"})[0]
     assert sum(summary["bytes_sent"]) < 0.7 * sum(plain["bytes_sent"])
 
 
@@ -167,7 +167,8 @@ def test_codes_between_replicas_are_those_of_data_parallel_training(comm, codec)
 def test_what_codes_have_left_goes_on_at_another_cut(comm, tmp_path):
     if comm.size < 4:
         pytest.skip("needs two replicas of two stages")
-    folder, how = comm.bcast(str(tmp_path / "run")), {"grid": "data=2,pipe=2", "compress": "two_bit", "transport": "mpi", "hidden": (40, 30), "deterministic": True}
+    folder = comm.bcast(str(tmp_path / "run"))
+    how = {"grid": "data=2,pipe=2", "compress": "two_bit", "collective": "auto", "transport": "mpi", "hidden": (40, 30), "deterministic": True}
     _, expected = run(comm, n_ranks=4, **how)
     run(comm, n_ranks=4, steps=4, checkpoint_every=4, write=True, out=folder, **how)
     comm.Barrier()
