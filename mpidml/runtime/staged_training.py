@@ -22,6 +22,10 @@ MOST_ITEMS = 512
 class StageTraining(Training):
     """This rank's part in a replica: the rows of its microbatches, and the scores of the replica's share of some rows, which the last stage finds."""
 
+    def _feed(self) -> Any:
+        """Return what reads rows ahead, on the ranks that take them in."""
+        return super()._feed() if 0 in self.strategy.held else None
+
     def score(self, w: Array, of: str) -> scoring.Scores:
         """Score the replica's share (Collective on its ranks); ranks without the last stage find no rows. `w` is not read: each stage has its own."""
         flow = Flow(self.strategy, self.net)

@@ -239,3 +239,16 @@ def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
 def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
     with pytest.raises(UserError, match="--schedule gpipe: does nothing"):
         run(comm, strategy=strategy, microbatches=0, schedule="gpipe")
+
+
+@pytest.mark.mpi
+def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tmp_path):
+    path = comm.bcast(str(tmp_path / "rows.npz"))
+    if comm.rank == 0:
+        draws = np.random.default_rng(2)
+        np.savez(path, x=draws.normal(size=(60_000, 60)).astype(np.float32), y=draws.integers(3, size=60_000))
+    comm.Barrier()
+    how = {"data": path, "deterministic": True}
+    summary, values = run(comm, memory=f"{2 + 2 * comm.size}M", **how)
+    assert summary["disk_nbytes"] > 0 and np.array_equal(values, run(comm, **how)[1])
+    assert [seconds > 0 for seconds in summary["read_seconds"]] == [rank == 0 for rank in range(comm.size)]
