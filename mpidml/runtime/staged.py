@@ -151,7 +151,7 @@ class Staged(Serverless):
         for data in range(self.n_workers):
             for s in range(self.n_stages - 1):
                 a, b = (self.grid.rank(data=data, pipe=stage % self.n_pipe) for stage in (s, s + 1))
-                m, width, n = max(self.m, BLOCK), self.all_stages[s].n_out, max(kept[s : s + 2])
+                m, width, n = max(self.m, BLOCK), self.all_stages[s].n_out, max(kept[s], kept[s + 1] + 1)  # one is on its way
                 lines += [Line(a, b, m, width, n, f"the output of stage {s}"), Line(b, a, m, width, n, f"the gradient of stage {s}'s output")]
         if self.n_pipe == 1:
             sides: list[Any] = [Local(line, np.zeros((line.n_slots, line.m, line.width), self.net.dtype)) for line in lines]
