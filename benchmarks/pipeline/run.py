@@ -1,0 +1,84 @@
+"""Answer "how fast do two ranks train a net that is cut in two?": `python benchmarks/pipeline/run.py [--rounds R] [--steps N] [--smoke]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.data_parallel.problem import write
+from benchmarks.data_parallel.run import measured
+from benchmarks.machine import describe, unhindered
+from benchmarks.pipeline.problem import LOSS_TOLERANCE
+from benchmarks.rounds import Rounds, interleave
+
+HERE = Path(__file__).resolve().parent
+OURS, OURS_1F1B = "two ranks, zero_bubble", "two ranks, one_f_one_b"
+WHOLE, PARTS, APART = "one rank, 1 microbatch", "one rank, 8 microbatches", "two ranks apart, half the net each"
+TORCH, TORCH_WHOLE = "torch Schedule1F1B over gloo, two ranks", "torch, one rank, 1 microbatch"
+SIZES, ROWS, SHARE, N_ITEMS = [1024] * 9 + [10], 12800, 64, 8
+SPEED_UP, OVER_PEER = 1.7, 1.3
+
+
+def show(rounds: Rounds, smoke: bool) -> None:
+    """Print a line a variant, ratios and the verdicts."""
+    for name in rounds.samples:
+        print(f"  {name:40s} {1 / rounds.median(name):8,.0f} samples/s, best {1 / rounds.least(name):8,.0f}, others {rounds.others(name):.2f} cores")
+    if smoke:
+        return
+    alone = min((WHOLE, PARTS), key=rounds.median)
+    ratio = rounds.ratio(alone, OURS)
+    print(f"{'met   ' if ratio >= SPEED_UP else 'MISSED'} {OURS} is x{ratio:.2f} of {alone}, target >= x{SPEED_UP:g}")
+    bests = rounds.least(alone) / rounds.least(OURS)
+    print(f"       of {WHOLE} x{rounds.ratio(WHOLE, OURS):.2f}, of {PARTS} x{rounds.ratio(PARTS, OURS):.2f}; bests: x{bests:.2f} of {alone}")
+    print(f"       {APART}, nobody waiting: x{rounds.ratio(alone, APART):.2f} of {alone}: what these cores can give with {N_ITEMS} microbatches")
+    if TORCH in rounds.samples:
+        ratio = rounds.ratio(TORCH, OURS)
+        print(f"{'met   ' if ratio >= OVER_PEER else 'MISSED'} {OURS} is x{ratio:.2f} of {TORCH}, target >= x{OVER_PEER:g}")
+        print(f"       by its schedule x{rounds.ratio(TORCH, OURS_1F1B):.2f}; bests: x{rounds.least(TORCH) / rounds.least(OURS):.2f}")
+        print(f"       torch's own two ranks over its one: x{rounds.ratio(TORCH_WHOLE, TORCH):.2f}, bests x{rounds.least(TORCH_WHOLE) / rounds.least(TORCH):.2f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
+    options = parser.parse_args()
+    sizes, rows, share, n_rounds, steps = ([16] * 3 + [4], 64, 4, 1, 5) if options.smoke else (SIZES, ROWS, SHARE, options.rounds, options.steps)
+    print("\n".join(describe(os.environ, options.smoke)), flush=True)
+    has_torch = importlib.util.find_spec("torch") is not None and not options.smoke
+    if not has_torch:
+        print("torch is left out: " + ("a smoke run" if options.smoke else "it is not installed (pip install 'mpidml[bench]')"))
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "given.npz"))
+        write(Path(file), sizes, rows, N_ITEMS * share, steps)
+        many, losses, env = str(N_ITEMS), dict[str, list[float]](), unhindered(os.environ)
+        plans = {
+            OURS: ("ours.py", 2, [many, "zero_bubble"]),
+            OURS_1F1B: ("ours.py", 2, [many, "one_f_one_b"]),
+            WHOLE: ("ours.py", 1, ["1", "one_f_one_b"]),
+            PARTS: ("ours.py", 1, [many, "one_f_one_b"]),
+            APART: ("ours.py", 2, [many, "one_f_one_b", "--apart"]),
+        }
+        if has_torch:
+            plans |= {TORCH: ("peer_torch.py", 2, [many]), TORCH_WHOLE: ("peer_torch.py", 1, ["1"])}
+        print(f"\n{'-'.join(map(str, sizes))}, SGD, {N_ITEMS} microbatches of {share}, {steps} steps, {n_rounds} rounds", flush=True)
+        variants = {name: measured([str(HERE / script), file, str(steps), *more], n, env, losses, name) for name, (script, n, more) in plans.items()}
+        rounds = interleave(variants, n_rounds)
+        for name, found in losses.items():
+            worst = max(abs(a - b) / abs(b) for a, b in zip(found, losses[OURS], strict=True))
+            assert name == APART or worst < LOSS_TOLERANCE, f"{name}: losses differ by {worst:.1e} from ours; a comparison would mean nothing"
+            if name != APART:
+                print(f"  losses of {len(found)} steps of {name} agree within {worst:.1e}")
+        show(rounds, options.smoke)
+
+
+if __name__ == "__main__":
+    main()
