@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +24,22 @@ from mpidml.runtime.comm import CountedComm, world
 from mpidml.strategies.base import train
 
 
+def job_of(given: Mapping[str, Any], steps: int, microbatches: int, schedule: str, depth: float = 1.0) -> Job:
+    """Return the job, of a net with a share of the hidden layers."""
+    hidden = widths(given)[1:-1]
+    job = Job(strategy="pipeline", schedule=schedule, microbatches=microbatches, batch=given["order"].shape[1], steps=steps)
+    return job.with_values({"hidden": hidden[: int(len(hidden) * depth)], "lr": RATE, "optimizer": "sgd", "scale": "none", "hold_out": 0.0}, "benchmark")
+
+
 def main() -> None:
     """Train, and find the rate from when the clocks ended."""
     given, steps, microbatches, schedule, apart = np.load(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], "--apart" in sys.argv
     comm = CountedComm(world())
     own = CountedComm(comm.mpi.Split(comm.rank)) if apart else comm
-    hidden = widths(given)[1:-1]
-    hidden = hidden[: len(hidden) // 2] if apart else hidden
-    job = Job(strategy="pipeline", schedule=schedule, microbatches=microbatches, hidden=hidden, batch=given["order"].shape[1], steps=steps)
-    job = job.with_values({"lr": RATE, "optimizer": "sgd", "scale": "none", "hold_out": 0.0}, "benchmark")
+    job = job_of(given, steps, microbatches, schedule, 0.5 if apart else 1.0)
     kept: dict[str, object] = {}
     with Watch() as watch:
-        found = train(job, own, quiet=True, write=False, keep=kept, data=[given["x"], given["y"]])
+        train(job, own, quiet=True, write=False, keep=kept, data=[given["x"], given["y"]])
     cpu = sum(comm.allgather(watch.cpu_seconds))
     if own.rank == 0:
         rows = kept["metrics"]
@@ -42,7 +48,6 @@ def main() -> None:
         seconds = rows[-1]["seconds"] - rows[skipped - 1]["seconds"]
         rate = (rows[-1]["samples"] - rows[skipped - 1]["samples"]) / seconds
         told = {"samples_per_second": rate, "losses": [row["loss"] for row in rows[:skipped]], "others": watch.others(cpu)}
-        told |= {name: found[name] for name in ("compute_seconds", "wait_seconds", "serve_seconds") if name in found}
     rates = comm.allgather(rate if own.rank == 0 else None)
     if comm.rank == 0:
         print(json.dumps(told | ({"samples_per_second": min(rates)} if apart else {})))

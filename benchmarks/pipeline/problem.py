@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-N_COMPARED = 10
+N_COMPARED = 5
 """Steps whose losses must agree, which are not timed."""
 LOSS_TOLERANCE = 1e-3
 

@@ -48,7 +48,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
     options = parser.parse_args()
     sizes, rows, share, n_rounds, steps = ([16] * 3 + [4], 64, 4, 1, 5) if options.smoke else (SIZES, ROWS, SHARE, options.rounds, options.steps)
