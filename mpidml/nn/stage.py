@@ -125,17 +125,18 @@ class Stage:
                 layer.initial(rng.stream(seed, "init", self.places[i]), self.layer_views(i, flat))
         return flat
 
-    def gradient_parts(self) -> tuple[list[slice], list[slice]]:
-        """Return which ranges of the gradient the way back to the input makes, and which ones what is left of it."""
+    def gradient_parts(self, adding: bool = False) -> tuple[list[slice], list[slice]]:
+        """Return which ranges of the gradient the way back to the input makes, and which ones what is left of it; `adding`: but those that layers add."""
         found: tuple[list[slice], list[slice]] = [], []
         for layer, names in zip(self.layers, self._names, strict=True):
             for name, full in names.items():
-                found[name in layer.apart].append(self.params.slices[full])
+                if not (adding and name in layer.adds):
+                    found[name in layer.apart].append(self.params.slices[full])
         return found
 
-    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges) -> Step:
-        """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`."""
-        return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx)
+    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges, total: Array | None = None) -> Step:
+        """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`; with `total` layers add to that what they can."""
+        return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx, total)
 
     def scoring(self, m: int, w: Array, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
         """Return what scores m rows of `x`, dropout off, and the outputs: of the heads, or `out`, which is filled."""

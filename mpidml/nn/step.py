@@ -99,10 +99,11 @@ class Step:
 
     The caller fills `x` (m, n_features), `y` int64 (m,), and if the network is random `ids` int64 (m,) and `salt` uint64 (1,), the key of this pass.
     With a loss that reads values it fills `targets` (m, n_outputs), from labels by `load_labels`. `load` fills them of all heads.
-    `left`: where the gradient of the input is to be left, if somebody wants it.
+    `left`: where the gradient of the input is to be left, if somebody wants it. `total`: to which gradients are added that layers can add; they do not
+    come to `g`.
     """
 
-    def __init__(self, net: Network | Stage, buffers: Buffers, w: Array, g: Array, left: Array | None = None) -> None:
+    def __init__(self, net: Network | Stage, buffers: Buffers, w: Array, g: Array, left: Array | None = None, total: Array | None = None) -> None:
         self.w, self.g = w, g
         self.x, self.ids, self.salt, self.answers = buffers.x, buffers.ids, buffers.salt, buffers.answers
         if self.answers:
@@ -115,7 +116,10 @@ class Step:
         for i, (layer, source, out, kept) in enumerate(zip(net.layers, net.sources, buffers.outputs, buffers.kept, strict=True)):
             x, dx = buffers.outputs[source] if source >= 0 else buffers.x, buffers.inner[i] if i > net.first else None
             at = net.offset(i)
-            a = Pass(x, out, kept, net.layer_views(i, w), deltas[i], dx, net.layer_views(i, g), buffers.ids, buffers.salt)
+            gradients, adding = net.layer_views(i, g), total is not None and bool(layer.adds)
+            if total is not None:
+                gradients |= {name: view for name, view in net.layer_views(i, total).items() if name in layer.adds}
+            a = Pass(x, out, kept, net.layer_views(i, w), deltas[i], dx, gradients, buffers.ids, buffers.salt, adding)
             self.forward.append(Group(layer.forward(backend, a)))
             if i >= net.first:
                 groups = layer.backward(backend, a, net.split and i == net.first)

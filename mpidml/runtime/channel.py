@@ -18,6 +18,11 @@ import numpy as np
 from mpidml.collectives.base import LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS, SPIN_SECONDS
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
+from mpidml.runtime.bell import Bell
+
+LINE_NBYTES = 64
+LONGEST_SLEEP_SECONDS = 5e-3
+"""A sleep that nobody rings in: should a ring be lost, that is what it costs."""
 
 
 class Line(NamedTuple):
@@ -32,13 +37,34 @@ class Line(NamedTuple):
 
 
 class Waiting:
-    """What a rank's waits have in common: their limit, who is told of, and the seconds that they took."""
+    """What a rank's waits have in common: their limit, who is told of, the seconds that they took, and the bell by which ranks of a host wake each other.
+
+    `asleep[r]`: whether rank r of the host wants to be rung. It says so before it looks for the last time, so that no ring is lost.
+    """
 
     def __init__(self, limit_seconds: float) -> None:
         self.limit_seconds, self.seconds = limit_seconds, 0.0
+        self.bell: Bell | None = None
+        self.asleep: Any = ()
+        self.me = 0
+        self.fence: Callable[[], None] = lambda: None
 
-    def until(self, ready: Callable[[], bool], for_what: Callable[[], str]) -> float:
-        """Wait until `ready()`: spin a little, then leave the core to others; return the seconds. WaitTimeout names what was waited for."""
+    def open(self, comm: Any) -> None:
+        """Have a bell (Collective on the ranks of the host)."""
+        flags = comm.shared(comm.host.size * LINE_NBYTES // 8, np.int64)
+        self.asleep = memoryview(flags)[:: LINE_NBYTES // 8]
+        self.me, self.fence, self.bell = comm.host.rank, comm.fence, Bell(comm.host)
+
+    def ring(self, host_rank: int) -> None:
+        """Wake a rank of the host if it sleeps."""
+        if self.bell is not None and self.asleep[host_rank]:
+            self.bell.ring(host_rank)
+
+    def until(self, ready: Callable[[], bool], for_what: Callable[[], str], rung: bool = False) -> float:
+        """Wait until `ready()`: spin a little, then leave the core to others; return the seconds. WaitTimeout names what was waited for.
+
+        `rung`: whoever makes it ready rings.
+        """
         if ready():
             return 0.0
         began, nap = time.perf_counter(), LEAST_NAP_SECONDS
@@ -46,12 +72,27 @@ class Waiting:
             waited = time.perf_counter() - began
             if waited > self.limit_seconds:
                 raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")
-            if waited > SPIN_SECONDS:
+            if waited > SPIN_SECONDS and rung and self.bell is not None:
+                self._sleep(self.bell, ready)
+            elif waited > SPIN_SECONDS:
                 time.sleep(nap)
                 nap = min(LONGEST_NAP_SECONDS, waited / 8)
         waited = time.perf_counter() - began
         self.seconds += waited
         return waited
+
+    def _sleep(self, bell: Bell, ready: Callable[[], bool]) -> None:
+        self.asleep[self.me] = 1
+        self.fence()
+        if not ready():
+            bell.wait(LONGEST_SLEEP_SECONDS)
+        self.asleep[self.me] = 0
+
+    def close(self) -> None:
+        """Have no bell any more."""
+        if self.bell is not None:
+            self.bell.close()
+            self.bell = None
 
 
 class Channel:
@@ -64,6 +105,7 @@ class Channel:
         self.comm, self.line, self.slots, self.shared, self.waiting = comm, line, slots, shared, waiting
         self.sends = comm.rank == line.source
         self.tag, self.free_tag = tags
+        self.other = comm.host_rank_of[line.target if self.sends else line.source]
         n, one = line.n_slots, np.zeros(1, np.uint8)
         self.going: dict[tuple[int, int], Any] = {}  # by slot and rows: the request that sends them
         self.busy: list[Any] = [None] * n  # of each slot: what is under way
@@ -77,7 +119,8 @@ class Channel:
         """Wait until nobody needs what the slot of `item` held before."""
         slot = item % self.line.n_slots
         if (request := self.busy[slot]) is not None:
-            self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - self.line.n_slots}")
+            n = self.line.n_slots
+            self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}", self.shared)
             self.busy[slot] = None
 
     def send(self, item: int, rows: int) -> int:
@@ -90,6 +133,7 @@ class Channel:
             word = self._request(slot, 0)
             word.Wait()  # of the time before: it has long gone
             word.Start()
+            self.waiting.ring(self.other)
             return 0
         request = self.busy[slot] = self._request(slot, rows)
         request.Start()
@@ -107,7 +151,7 @@ class Channel:
     def take(self, item: int) -> float:
         """Wait until an item is here; return the seconds."""
         request = self.coming[item % self.line.n_slots]
-        waited = self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}")
+        waited = self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}", self.shared)
         if self.shared:
             self.comm.fence()
         return waited
@@ -119,14 +163,16 @@ class Channel:
             request = self.freeing[item % self.line.n_slots]
             request.Wait()  # of the time before: it has long gone
             request.Start()
+            self.waiting.ring(self.other)
 
     def free(self) -> None:
-        """Free the requests; nothing may be under way."""
+        """Free the requests, and let go of the bell; nothing may be under way."""
         for slot in range(self.line.n_slots if self.sends else 0):
             self.claim(slot)
         for request in (*self.going.values(), *self.coming, *(self.freeing if self.shared and not self.sends else ())):
             request.Wait()
             request.Free()
+        self.waiting.close()
 
 
 def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, waiting: Waiting) -> list[Channel | None]:
@@ -136,7 +182,10 @@ def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, wa
     """
     shares = [memory and comm.host_rank_of[line.source] >= 0 and comm.host_rank_of[line.target] >= 0 for line in lines]
     size = sum(line.n_slots * line.m * line.width for line, here in zip(lines, shares, strict=True) if here)
-    window = comm.shared(size, dtype) if memory and max(comm.allgather(comm.host.size)) > 1 else np.zeros(0, dtype)
+    together = memory and max(comm.allgather(comm.host.size)) > 1
+    window = comm.shared(size, dtype) if together else np.zeros(0, dtype)
+    if together:
+        waiting.open(comm)
     found: list[Channel | None] = []
     at = 0
     for line, here in zip(lines, shares, strict=True):

@@ -30,7 +30,8 @@ class Held:
         self.memory = [Memory(m) for _ in range(1 if recomputes else n_slots)]
         self.inputs = None if self.taken is not None else np.zeros((n_slots, m, stage.n_features), stage.dtype)
         self.summand = np.zeros(stage.n_params, stage.dtype)
-        self.early, self.late = stage.gradient_parts()
+        self.early, self.late = stage.gradient_parts(adding=True)
+        self.both = (*self.early, *self.late)
         self.n_summed = self.n_updated = 0
         self.reads: dict[int, Array] = {}
         self.steps: dict[Any, Step] = {}
@@ -55,13 +56,17 @@ class Held:
         return (rows, id(w), *(item % n for n in (self.n_slots, *(c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None))))
 
     def step(self, item: int, rows: int) -> Step:
-        """Return the step of a microbatch, made once for each combination; the first of an update leaves its gradient in place, others in `summand`."""
+        """Return the step of a microbatch, made once for each combination; the first of an update leaves its gradient in place.
+
+        Others add to it what their layers can, and leave the rest in `summand`.
+        """
         w, first = self.weights(item), not item % self.every
         key = (first, *self.key(item, rows, w))
         found = self.steps.get(key)
         if found is None:
             memory = self.memory[item % len(self.memory)]
-            found = self.steps[key] = self.stage.bind(rows, w, self.gradient if first else self.summand, memory, self.edges(item, rows))
+            g, total = (self.gradient, None) if first else (self.summand, self.gradient)
+            found = self.steps[key] = self.stage.bind(rows, w, g, memory, self.edges(item, rows), total)
         return found
 
     def add(self, item: int, parts: Sequence[slice]) -> None:

@@ -15,7 +15,10 @@ REPEATS = 3
 
 
 def profiles(net: Network, rows: int) -> list[Profile]:
-    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of three, and its bytes."""
+    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of three, and its bytes.
+
+    They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere.
+    """
     found, itemsize = [], net.dtype.itemsize
     for i in range(n := n_cuts(net)):
         stage = Stage(net, i, i + 1, i == 0, i == n - 1)
@@ -25,13 +28,13 @@ def profiles(net: Network, rows: int) -> list[Profile]:
         step = stage.bind(rows, w, g, Memory(rows), Edges(dy=dy, dx=dx))
         forward, backward = np.inf, np.inf
         for _ in range(REPEATS):
-            began = time.perf_counter()
+            began = time.thread_time()
             step.go()
             if stage.is_last:
                 step.lose(1.0)
-            between = time.perf_counter()
+            between = time.thread_time()
             step.go_back()
-            forward, backward = min(forward, between - began), min(backward, time.perf_counter() - between)
+            forward, backward = min(forward, between - began), min(backward, time.thread_time() - between)
         found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
 

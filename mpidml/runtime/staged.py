@@ -188,7 +188,7 @@ class Staged(Serverless):
         for data, tensor in product(range(self.n_workers), range(self.n_parts)):
             for s in range(self.n_stages - 1):
                 a, b = (self.grid.rank(data=data, pipe=stage % self.n_pipe, tensor=tensor) for stage in (s, s + 1))
-                width, n = every[tensor][s].n_out, max(kept[s : s + 2])
+                width, n = every[tensor][s].n_out, max(kept[s], kept[s + 1] + 1)  # one is on its way
                 lines += [Line(a, b, m, width, n, f"the output of stage {s}"), Line(b, a, m, width, n, f"the gradient of stage {s}'s output")]
         if self.n_pipe == 1:
             sides: list[Any] = [Local(line, np.zeros((line.n_slots, m, line.width), self.net.dtype)) if line.source == self.comm.rank else None for line in lines]

@@ -70,7 +70,7 @@ class Executor:
 
     def _backward(self, held: Held, action: Action) -> None:
         self._back(held, action, Step.go_back)
-        self._summed(held, action.item, (slice(None),))
+        self._summed(held, action.item, held.both)
 
     def _input_gradient(self, held: Held, action: Action) -> None:
         self._back(held, action, Step.go_back_to_input)

@@ -11,10 +11,12 @@ def limit_threads() -> None:
     """Give BLAS one thread in this process, unless the environment names a number of threads.
 
     `python -m mpidml` sets the environment before NumPy is loaded; a script may have loaded NumPy already, and its ranks would then run
-    as many threads as the host has cores, each (on two cores with three ranks: 50 times slower).
+    as many threads as the host has cores, each (on two cores with three ranks: 50 times slower). SciPy has a BLAS of its own, which is loaded when
+    a kernel first asks for it, and reads the environment then.
     """
     if any(name in os.environ for name in THREAD_VARIABLES):
         return
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, "blas")
+    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")

@@ -10,6 +10,8 @@ from mpidml.core import plugins
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import make_loss
 from mpidml.nn.models import connect
+from mpidml.nn.stage import Stage, n_cuts
+from mpidml.nn.step import Edges, Memory, Step
 
 NAMES = plugins.names("mpidml.nn.layers")
 BACKENDS = [mpidml_kernels.backend("numpy"), mpidml_kernels.backend("numba")]
@@ -146,6 +148,30 @@ def test_both_backends_agree_and_so_do_all_splits_of_the_rows(name):
         part.run(0.25)
         total += part.g
     np.testing.assert_allclose(total, whole.g, rtol=1e-10, atol=1e-12)
+
+
+def sums_of_two(net, add=True):
+    """Return the gradient of the same rows twice, the second added to that of the first as a stage of a pipeline does it."""
+    stage, w = Stage(net, 0, n_cuts(net), True, True), weights(net)
+    total, rest = np.full_like(w, np.nan), np.full_like(w, np.nan)
+    for g, to in ((total, None), (rest, total if add else None)):
+        step, given = stage.bind(M, w, g, Memory(M), Edges(), to), filled(net, w)
+        step.x[...], step.y[...], step.salt[...] = given.x, given.y, given.salt
+        step.run(0.25)
+    for part in (part for parts in stage.gradient_parts(adding=True) for part in parts):
+        total[part] += rest[part]
+    return total
+
+
+@each
+@both
+def test_gradients_that_it_adds_are_those_that_are_added_to_it(name, backend):
+    """What a layer `adds` is left out of what is summed afterwards, so it has to be there already."""
+    net = net_of(name, backend)
+    step = filled(net, weights(net))
+    step.run(0.25)
+    np.testing.assert_allclose(sums_of_two(net), 2 * step.g, rtol=1e-10, atol=1e-13)
+    assert isinstance(step, Step) and not np.allclose(sums_of_two(net, add=False), 2 * step.g, rtol=1e-3), "a layer that adds nothing is caught"
 
 
 @each

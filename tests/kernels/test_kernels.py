@@ -1,6 +1,7 @@
 """Hold every compiled kernel to its reference, on random and on hostile inputs, in both types."""
 
 import inspect
+import tracemalloc
 
 import mpidml_kernels
 import numpy as np
@@ -57,10 +58,13 @@ def compare(name, arguments, dtype, n_terms=1, result_scale=0.0, at_least=0.0):
 def test_every_kernel_has_a_law_and_one_signature_in_both_backends(family):
     for name, law in family.LAWS.items():
         assert law.name == name
-        if name != "matmul":
-            reference, cpu = getattr(REFERENCE, name), getattr(CPU, name).py_func
-            assert list(inspect.signature(reference).parameters) == list(inspect.signature(cpu).parameters)
-            assert len(getattr(CPU, name).signatures) == 2
+        if name == "matmul":
+            continue
+        reference, cpu = getattr(REFERENCE, name), getattr(CPU, name)
+        if name != "matmul_add":
+            assert len(cpu.signatures) == 2
+            cpu = cpu.py_func
+        assert list(inspect.signature(reference).parameters) == list(inspect.signature(cpu).parameters)
     assert set(family.LAWS) <= set(vars(CPU))
 
 
@@ -89,6 +93,38 @@ def test_matmul_takes_transposed_views(backend, dtype):
         backend.matmul(left, right, out)
         assert_close(out, a.astype(np.float64) @ b, dtype, 10)
     backend.matmul(np.ones((3, 0), dtype), np.ones((0, 2), dtype), out[:3, :2].copy())
+
+
+@both
+@types
+@pytest.mark.parametrize(("m", "k", "n"), [(5, 7, 3), (1, 4, 1), (1, 1, 6), (6, 1, 1), (33, 65, 17), (300, 700, 200)])
+def test_matmul_add_adds_to_what_is_there_in_place_whatever_is_transposed(backend, dtype, m, k, n):
+    a, b, before = array((m, k), dtype), array((k, n), dtype, seed=1), array((m, n), dtype, seed=2)
+    expected = before + a.astype(np.float64) @ b
+    for left in (a, np.ascontiguousarray(a.T).T):
+        for right in (b, np.ascontiguousarray(b.T).T):
+            flat = np.full(m * n + 2, 9, dtype)
+            out = flat[1:-1].reshape(m, n)
+            out[...] = before
+            backend.matmul_add(left, right, out)
+            assert_close(out, expected, dtype, 10 + k)
+            assert flat[0] == flat[-1] == 9
+    out = before.copy()
+    backend.matmul_add(np.ones((m, 0), dtype), np.ones((0, n), dtype), out)
+    backend.matmul_add(a[:0], b, out[:0])
+    assert np.array_equal(out, before)
+
+
+def test_compiled_matmul_add_allocates_nothing():
+    x, d, out = np.ones((64, 512), np.float32), np.ones((64, 256), np.float32), np.zeros((512, 256), np.float32)
+    CPU.matmul_add(x.T, d, out)
+    tracemalloc.start()
+    try:
+        CPU.matmul_add(x.T, d, out)
+        assert tracemalloc.get_traced_memory()[1] < 4096
+    finally:
+        tracemalloc.stop()
+    assert (out == 128).all()
 
 
 @types

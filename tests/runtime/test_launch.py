@@ -178,6 +178,7 @@ def test_a_script_that_loaded_numpy_first_gets_one_blas_thread_a_rank(tmp_path):
         "np.dot(np.ones((8, 8)), np.ones((8, 8)))\n"
         "from mpidml.runtime.threads import limit_threads\n"
         "limit_threads()\n"
+        "import scipy.linalg.blas  # with a BLAS of its own, that nobody has limited\n"
         "print(max(pool['num_threads'] for pool in threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'))\n"
     )
     free = {name: value for name, value in os.environ.items() if name not in launch.THREAD_VARIABLES}

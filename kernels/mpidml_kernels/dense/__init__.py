@@ -1,4 +1,4 @@
-"""Fully connected layers: products, activations and dropout. Sizes: (m, k, n) for `matmul`, (m, n) for the rest."""
+"""Fully connected layers: products, activations and dropout. Sizes: (m, k, n) for `matmul` and `matmul_add`, (m, n) for the rest."""
 
 from mpidml_kernels.kernel import Kernel, law
 
@@ -7,6 +7,7 @@ LAWS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
         law("matmul", lambda m, k, n: 2 * m * k * n, lambda m, k, n: m * k + k * n + m * n),
+        law("matmul_add", lambda m, k, n: 2 * m * k * n, lambda m, k, n: m * k + k * n + 2 * m * n),
         law("bias_linear", lambda m, n: m * n, lambda m, n: 2 * m * n + n),
         law("bias_relu", lambda m, n: 2 * m * n, lambda m, n: 2 * m * n + n),
         law("bias_tanh", lambda m, n: 9 * m * n, lambda m, n: 2 * m * n + n),

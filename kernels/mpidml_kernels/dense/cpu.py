@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numba import njit
 
@@ -14,6 +16,20 @@ from mpidml_kernels.jit import kernel
 u32 = np.uint32
 
 matmul = np.dot
+
+
+def matmul_add(a, b, out):
+    if a.size and b.size:  # the rows of out are the columns of what BLAS sees
+        left, turned_left = (b.T, 0) if b.flags.c_contiguous else (b, 1)
+        right, turned_right = (a.T, 0) if a.flags.c_contiguous else (a, 1)
+        _gemm(out.dtype)(1, left, right, 1, out.T, turned_left, turned_right, 1)
+
+
+@functools.cache
+def _gemm(dtype):
+    from scipy.linalg.blas import get_blas_funcs  # takes a tenth of a second, which few jobs need to wait for
+
+    return get_blas_funcs("gemm", dtype=dtype)
 
 
 @njit(error_model="numpy")

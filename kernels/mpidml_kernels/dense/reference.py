@@ -12,6 +12,11 @@ matmul = np.dot
 """Compute out = a @ b, `matmul(a, b, out)`; a and b may be transposed views, out is contiguous. NumPy's BLAS is the fastest at hand."""
 
 
+def matmul_add(a: Array, b: Array, out: Array) -> None:
+    """Compute out += a @ b; a and b may be transposed views, out is contiguous."""
+    out += a @ b
+
+
 def bias_linear(z: Array, b: Array) -> None:
     """Compute z += b."""
     z += b

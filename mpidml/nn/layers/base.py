@@ -33,8 +33,8 @@ class Pass(NamedTuple):
 
     x (m, n_in) and out (m, n_out) are kept from forward to backward, and so are `kept`, the layer's own. d: the gradient of out, overwritten;
     dx: that of x, None if nobody wants it; where the layer works in place, d itself. ids: int64 (m,), the rows' global sample indices;
-    salt: uint64 (1,), the key of this pass. A pass that only scores has no d, dx, gradients, ids and salt, and its x may be sparse rows (`Csr`)
-    where the layer is a dense one, the first.
+    salt: uint64 (1,), the key of this pass. `adding`: gradients that the layer `adds` are added to what their arrays hold.
+    A pass that only scores has no d, dx, gradients, ids and salt, and its x may be sparse rows (`Csr`) where the layer is a dense one, the first.
     """
 
     x: Any
@@ -46,6 +46,7 @@ class Pass(NamedTuple):
     gradients: dict[str, Array] = {}  # noqa: RUF012 - never changed
     ids: Array | None = None
     salt: Array | None = None
+    adding: bool = False
 
 
 class Layer:
@@ -53,7 +54,7 @@ class Layer:
 
     `in_place`: the gradient of the input takes the place of that of the output. `training_only`: it passes its input on when rows are scored.
     `random`: it reads ids and salt. `ends`: it may be the last, since its backward does not read `out`, where the loss leaves the gradient.
-    `apart`: tensors whose gradient the groups of `backward` that are apart make.
+    `apart`: tensors whose gradient the groups of `backward` that are apart make. `adds`: tensors whose gradient it can add to another where that lies.
     `place`: its position in the network, from 0. `tensors`: names and shapes, known once it is connected.
     """
 
@@ -62,6 +63,7 @@ class Layer:
     random: ClassVar[bool] = False
     ends: ClassVar[bool] = False
     apart: ClassVar[tuple[str, ...]] = ()
+    adds: ClassVar[tuple[str, ...]] = ()
 
     place: int
     n_in: int

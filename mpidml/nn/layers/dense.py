@@ -24,6 +24,7 @@ class Dense(Layer):
 
     ends: ClassVar[bool] = True
     apart: ClassVar[tuple[str, ...]] = ("weight",)
+    adds: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, units: int | None = None, activation: str = "linear") -> None:
         if activation not in ACTIVATIONS:
@@ -84,10 +85,11 @@ class Dense(Layer):
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Undo the activation, which also sums the bias gradient; then dW = x^T d from its last rows to its first; then dx = d W^T."""
         weight, d, known = a.gradients["weight"], a.d, (*a.kept, a.out)[0]
+        product = backend.matmul_add if a.adding else backend.matmul
         groups = [Group([(getattr(backend, f"{self.activation}_backward"), (d, known, a.gradients["bias"]))])]
         for lo, hi in self.parts(weight.itemsize, split):
             rows = slice(lo // self.n_out, min(hi // self.n_out, self.n_in))
-            groups.append(Group([(backend.matmul, (a.x.T[rows], d, weight[rows]))], lo, hi, apart=True))
+            groups.append(Group([(product, (a.x.T[rows], d, weight[rows]))], lo, hi, apart=True))
         if a.dx is not None:
             groups.append(Group([(backend.matmul, (d, a.parameters["weight"].T, a.dx))]))
         return groups

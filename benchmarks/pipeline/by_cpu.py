@@ -1,0 +1,68 @@
+"""Say what a clock would take on cores of its own: `mpirun -n N python by_cpu.py FILE STEPS MICROBATCHES SCHEDULE`; rank 0 prints one JSON line.
+
+Each compute and each update is taken by its CPU time, which does not count what other processes take of a core, the median over the clocks; a replay of
+the program puts them in their order on N ranks, with OVERHEAD_SECONDS for every action besides. What is left of the neighbours is their part of cache and memory bus.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.machine import Watch
+from benchmarks.pipeline.ours import job_of
+from benchmarks.pipeline.problem import N_COMPARED
+from mpidml.core.action import Action
+from mpidml.core.lowering import computes
+from mpidml.core.replay import Seconds, replay
+from mpidml.core.trace import KINDS
+from mpidml.runtime import staged_step
+from mpidml.runtime.comm import CountedComm, world
+from mpidml.strategies.base import Run
+
+OVERHEAD_SECONDS = 100e-6
+"""The target of `../pipeline_bubble`, which is more than an action takes on a quiet machine."""
+
+
+def medians(columns: dict[str, Any], kind: str, n_each: int) -> list[float]:
+    """Return of each of the `n_each` events of a kind in a clock its median over the clocks that are counted."""
+    seconds = columns["seconds"][columns["kind"] == KINDS.index(kind)].reshape(-1, n_each)
+    found: list[float] = np.median(seconds[min(N_COMPARED, len(seconds) - 1) :], axis=0).tolist()
+    return found
+
+
+def main() -> None:
+    """Train with CPU time for the executor's clock, and replay."""
+    given = np.load(sys.argv[1])
+    comm, job = CountedComm(world()), job_of(given, int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    staged_step.clock_now = time.thread_time
+    with Watch() as watch:
+        run = Run(job.with_values({"trace": True}, "benchmark"), comm, quiet=True, write=False, brief=False, arrays=[given["x"], given["y"]])
+        run.drive()
+    program = run.strategy.program()
+    assert run.trace is not None
+    traces = comm.allgather(run.trace.columns())
+    kept: dict[str, Any] = {}
+    run.end(kept)
+    run.data.close()
+    cpu = sum(comm.allgather(watch.cpu_seconds))
+    if comm.rank == 0:
+        took: dict[Action, float] = {}
+        for own, columns, actions in zip(computes(program), traces, program.lists, strict=True):
+            updates = [action for action in actions if action.op == "U"]
+            took.update(zip(own, medians(columns, "compute", len(own)), strict=True))
+            took.update(zip(updates, medians(columns, "apply", len(updates)), strict=True))
+        seconds = replay(program, Seconds(lambda action: took[action], overhead=OVERHEAD_SECONDS)).seconds
+        losses = [row["loss"] for row in kept["metrics"][: min(N_COMPARED, len(kept["metrics"]) - 1)]]
+        print(json.dumps({"samples_per_second": job.batch / seconds, "losses": losses, "others": watch.others(cpu)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Answer "how idle are the ranks of a pipeline?": `python benchmarks/pipeline_bubble/run.py [--rounds R] [--microbatches M] [--seconds S] [--smoke]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.machine import describe, unhindered
+from benchmarks.rounds import Rounds, Sample, interleave
+from mpidml.core import plugins
+from mpidml.core.lowering import lower
+from mpidml.core.replay import replay
+from mpidml.runtime.launch import mpirun_command
+
+HERE = Path(__file__).resolve().parent
+N_RANKS = 4
+GAP, OVERHEAD_SECONDS = 0.05, 100e-6
+FLUSHING = {name: made for name in plugins.names("mpidml.schedules") for made in [plugins.make("mpidml.schedules", name)] if made.trains and not made.update_every(N_RANKS)}
+
+
+def measured(name: str, n_items: int, seconds: float, clocks: int, env: Mapping[str, str]) -> Callable[[], Sample]:
+    """Return the measurement of one schedule, in seconds a clock."""
+
+    def measure() -> Sample:
+        launcher, full = mpirun_command(N_RANKS, dict(env))
+        words = [name, str(n_items), str(seconds), str(clocks), str(FLUSHING[name].n_chunks)]
+        done = subprocess.run([*launcher, sys.executable, str(HERE / "measure.py"), *words], env=full, check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        return Sample(found["seconds"], found["others"], found)
+
+    return measure
+
+
+def bubble(name: str, n_items: int) -> float:
+    """Return the share of idle time by the schedule's formula, or where it has none for this size by a replay."""
+    share = FLUSHING[name].bubble(N_RANKS, n_items)
+    return replay(lower(FLUSHING[name], N_RANKS, n_items)).bubble(N_RANKS) if share is None else float(share)
+
+
+def show(rounds: Rounds, n_items: int, seconds: float, smoke: bool) -> None:
+    """Print a line a schedule, and the verdicts."""
+    print("                                                       us above computes, by actions")
+    print(f"{'schedule':14s} {'formula':>8s} {'measured':>9s} {'gap':>7s} {'ms a clock':>11s} {'of a rank':>10s} {'of the chain':>13s} {'least':>6s} {'others':>7s}")
+    gaps, late = dict[str, float](), dict[str, float]()
+    for name in rounds.samples:
+        share, found = bubble(name, n_items), rounds.extra(name, "bubble")
+        gaps[name], late[name] = abs(found - share), rounds.extra(name, "of_chain")
+        least = min(sample.extra["least"] for sample in rounds.samples[name])
+        print(
+            f"{name:14s} {share:8.1%} {found:9.1%} {found - share:+7.1%} {rounds.median(name) * 1e3:11.1f} {rounds.extra(name, 'of_rank') * 1e6:10.0f} "
+            f"{late[name] * 1e6:13.0f} {least * 1e6:6.0f} {rounds.others(name):7.2f}"
+        )
+    if smoke:
+        return
+    worst = max(gaps, key=lambda name: gaps[name])
+    print(f"{'met   ' if gaps[worst] <= GAP else 'MISSED'} bubble within {GAP:.0%} of the ranks' time of its formula: at most {gaps[worst]:.1%} off ({worst})")
+    worst = max(late, key=lambda name: late[name])
+    print(f"{'met   ' if late[worst] < OVERHEAD_SECONDS else 'MISSED'} overhead an action < {OVERHEAD_SECONDS * 1e6:.0f} us: at most {late[worst] * 1e6:.0f} ({worst})")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=0.01, help="of a rank's forward of one microbatch")
+    parser.add_argument("--clocks", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
+    options = parser.parse_args()
+    n_items, seconds, clocks, n_rounds = (4, 1e-4, 2, 1) if options.smoke else (options.microbatches, options.seconds, options.clocks, options.rounds)
+    print("\n".join(describe(os.environ, options.smoke)), flush=True)
+    names = ["one_f_one_b"] if options.smoke else list(FLUSHING)
+    print(f"\n{N_RANKS} ranks, {n_items} microbatches, a forward sleeps {seconds * 1e3:g} ms, {n_rounds} rounds of {clocks} clocks", flush=True)
+    show(interleave({name: measured(name, n_items, seconds, clocks, unhindered(os.environ)) for name in names}, n_rounds), n_items, seconds, options.smoke)
+
+
+if __name__ == "__main__":
+    main()
