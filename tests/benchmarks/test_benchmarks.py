@@ -18,8 +18,11 @@ ON_A_LINK = ["overlap", "compression_link"]
 
 @pytest.mark.parametrize(
     "folder",
-    ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "pipeline", "pipeline_bubble", *ON_A_LINK],
-)
+    [
+        "training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "pipeline", "pipeline_bubble",
+        *ON_A_LINK,
+    ],
+)  # fmt: skip
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
     if folder in ON_A_LINK:
