@@ -68,12 +68,13 @@ def numbers(share: int) -> list[int]:
 def candidates(grids: Sequence[Grid], batch: int, schedules: Sequence[str], microbatches: int = 0) -> Iterator[Candidate]:
     """Yield what a batch can be run by on each of `grids`, with `schedules` where there are stages; `microbatches`: this many alone (0: all).
 
-    None of a grid whose replicas are more than the samples. What computes activations again is not listed: it is asked for where memory wants it.
+    None of a grid whose replicas are more than the samples. What computes activations again, or a rank's share in parts, is not listed: it is slower,
+    and looked at where memory asks for it.
     """
     for data, pipe, tensor in grids:
+        most = batch // data
+        given = [microbatches] if 0 < microbatches <= most else []
+        found = given if microbatches else [n for n in numbers(most) if n * pipe <= MOST]
         for schedule in schedules if pipe > 1 else [""]:
-            for number in numbers(batch // data):
-                if number == microbatches or (not microbatches and number * pipe <= MOST):
-                    yield Candidate(data, pipe, tensor, schedule, number)
-            if microbatches and microbatches <= batch // data and microbatches not in numbers(batch // data):
-                yield Candidate(data, pipe, tensor, schedule, microbatches)
+            for number in found[:1] if pipe == tensor == 1 else found:
+                yield Candidate(data, pipe, tensor, schedule, number)

@@ -1,6 +1,6 @@
 """Find the best of many candidates: those are timed first that can be fastest, and the search ends where none that is left can be among the best.
 
-    memory      counted for all; where what is kept does not fit, the same with activations computed again is looked at
+    memory      counted for all; where what is kept does not fit, the same with activations computed again is looked at, or a share in parts
     at least    seconds that no replay falls below, in whose order candidates are replayed
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mpidml.core.errors import UserError
 from mpidml.core.sizes import size_words
-from mpidml.planner.candidate import Candidate
+from mpidml.planner.candidate import Candidate, numbers
 from mpidml.planner.price import Priced, Pricer, course
 
 
@@ -52,8 +52,10 @@ def search(
         if why := pricer.why_not(of) or refused(of):
             left_out.append((of, why))
             continue
-        forms = ([] if recompute and not of.is_plain else [of]) + ([of._replace(recompute=True)] if can_recompute(of) else [])
-        for form in forms:
+        if recompute and not of.is_plain and not can_recompute(of):
+            left_out.append((of, "comes back to activations twice, which would have to be computed as often"))
+            continue
+        for form in forms(of, pricer.task.batch)[recompute and not of.is_plain :]:
             if (nbytes := pricer.memory_nbytes(form) if limit < math.inf else 0.0) <= limit:
                 heapq.heappush(waiting, (pricer.least_seconds(form), order(form), form))
                 break
@@ -76,6 +78,13 @@ def order(of: Candidate) -> tuple[object, ...]:
     return of.n_ranks, of.pipe, of.tensor, of.microbatches, of.recompute, of.schedule
 
 
+def forms(of: Candidate, batch: int) -> list[Candidate]:
+    """Return a candidate, and what is slower and takes less memory, in whose order they are looked at."""
+    if of.is_plain:
+        return [of] + [of._replace(microbatches=n) for n in numbers(batch // of.data) if of.microbatches == 1 < n]
+    return [of, of._replace(recompute=True)] if can_recompute(of) else [of]
+
+
 def can_recompute(of: Candidate) -> bool:
     """Tell whether activations can be computed again: there are stages or parts, and a backward comes back to them once."""
     return not of.is_plain and not course(of.schedule, of.pipe, 1).splits
@@ -89,7 +98,9 @@ def _nothing(left_out: list[tuple[Candidate, str]], fullest: list[tuple[float, C
         return f"plan: none of {len(left_out)} candidates can be run: {why}{advice}"
     nbytes, of = min(fullest, key=lambda each: (each[0], order(each[1])))
     how = f"{of.grid}, {of.microbatches} microbatch(es)" + f", {of.schedule}" * bool(of.schedule) + ", --recompute" * of.recompute
+    words = [size_words(int(limit)), size_words(math.ceil(nbytes))]
+    has, needs = words if words[0] != words[1] else (str(int(limit)), str(math.ceil(nbytes)))
     return (
-        f"--memory-per-rank {size_words(int(limit))}: nothing fits, the least that is needed is {size_words(math.ceil(nbytes))} ({how}); "
+        f"--memory-per-rank {has}: nothing fits, the least that is needed is {needs} ({how}); "
         "give as much, or more ranks, a smaller batch, or an optimizer with less state"
     )

@@ -43,6 +43,7 @@ def test_candidates_are_all_combinations_once():
     listed = list(candidates(list(factorisations(8)), 12, ["gpipe", "naive"]))
     assert len(listed) == len(set(listed)) and {each[:3] for each in listed} == set(factorised(8))
     assert {each.microbatches for each in listed if each.data == 1} == {1, 2, 3, 4, 6, 8, 12}
+    assert {each.microbatches for each in listed if each.is_plain} == {1}, "a share in parts is slower"
     assert {each.schedule for each in listed if each.pipe > 1} == {"gpipe", "naive"} and {each.schedule for each in listed if each.pipe == 1} == {""}
     assert {each.microbatches for each in candidates([(2, 2, 1)], 12, ["gpipe"], 5)} == {5} and not list(candidates([(4, 2, 1)], 12, ["gpipe"], 5))
     assert not list(candidates([(16, 1, 1)], 12, [])) and numbers(0) == []

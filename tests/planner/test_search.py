@@ -10,7 +10,7 @@ from mpidml.core.errors import UserError
 from mpidml.planner.candidate import Candidate, candidates, factorisations
 from mpidml.planner.machine import Link, Machine
 from mpidml.planner.price import Pricer, Task
-from mpidml.planner.search import can_recompute, order, search
+from mpidml.planner.search import can_recompute, forms, order, search
 from tests.planner.plain import FLUSHING, Chain, costs, slow_seconds
 from tests.planner.test_price import BETWEEN, INSIDE, chain
 
@@ -82,6 +82,8 @@ def test_what_does_not_fit_is_left_out_and_activations_are_computed_again_where_
     assert "\n" not in text and text.startswith("--memory-per-rank 1000: nothing fits, the least that is needed is ") and "give as much, or more ranks" in text
     found = search(pricer, listed, least)
     assert found.best[0].memory_nbytes == least
+    plain = search(pricer, [ONE], pricer.memory_nbytes(ONE._replace(microbatches=8))).best[0]
+    assert plain.candidate.microbatches == 8 and forms(Candidate(2), 12) == [Candidate(2, microbatches=n) for n in (1, 2, 3, 4, 6)]
 
 
 def test_what_is_refused_is_told():
