@@ -21,7 +21,7 @@ import numpy as np
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
-from mpidml.core.job import Job
+from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.plan_request import NAMES, PlanRequest, asked
 from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
@@ -105,7 +105,7 @@ def _found(
     if text := table.left_out(found):
         speak(f"\n{text}")
     best = found.best[0]
-    kept = {name: value for name, value in values.items() if name.replace("-", "_") not in (*NAMES, "out")} | chosen(best)
+    kept = {name: value for name, value in values.items() if name.replace("-", "_") not in (*NAMES, *OF_STAGES, "out")} | chosen(best)
     n_ranks = best.candidate.n_ranks
     if folder is not None:
         line = f"mpirun -n {n_ranks} python -m mpidml train --config {folder.path / 'plan.toml'}"

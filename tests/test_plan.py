@@ -26,9 +26,10 @@ def lines(result):
     [
         (["--ranks", "2", "--cores", "2"], 2, None),
         (["--ranks", "4", "--cores", "4", "--grid", "data=2,pipe=2", "--schedule", "gpipe", "--microbatches", "4"], 4, "data=2,pipe=2"),
+        (["--ranks", "2", "--cores", "2", "--grid", "data=2"], 2, "data=2"),
         (["--ranks", "2", "--cores", "1"], 1, "data=1"),
     ],
-    ids=["two ranks", "a grid that is given", "one rank where two share a core"],
+    ids=["two ranks", "a grid that is given", "replicas that are given", "one rank where two share a core"],
 )
 def test_what_is_proposed_runs(tmp_path, words, n, grid):
     out = tmp_path / "plan"

@@ -13,7 +13,7 @@ MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 
 @pytest.mark.parametrize(
-    "folder", ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch"]
+    "folder", ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "plan"]
 )
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
