@@ -70,7 +70,7 @@ def test_a_sum_costs_what_the_simulation_of_data_parallel_says(n):
 
 
 @pytest.mark.parametrize("schedule", FLUSHING)
-@pytest.mark.parametrize("grid", [(1, 3, 1), (2, 2, 1), (1, 2, 2), (2, 2, 2), (4, 1, 2), (1, 1, 4), (4, 1, 1)])
+@pytest.mark.parametrize("grid", [(1, 3, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2), (2, 2, 2), (4, 1, 2), (1, 1, 4), (4, 1, 1)])
 def test_a_price_is_the_replay_of_the_program(schedule, grid):
     net, given = chain(9, 3)
     machine, task = Machine(prod(grid), 2 if prod(grid) % 2 == 0 else 1, 99, INSIDE, BETWEEN), Task(48)
@@ -222,6 +222,8 @@ def test_memory_is_weights_gradients_state_and_what_is_in_flight():
         ]
         assert pricer.memory_nbytes(Candidate(1, 2, 1, schedule, n)) == max(sides)
         assert pricer.memory_nbytes(Candidate(1, 2, 1, schedule, n, True)) <= max(sides)
+    late = Pricer(Task(8), Machine(2, 1, 2), costs([(0, 1, 0, 2)] * 2), Chain([7] * 2, [1000, 5000]))
+    assert late.memory_nbytes(Candidate(1, 2, 1, "one_f_one_b", 4)) == 3 * 7 + 2 * (1 * 10000 + 2 * 1000), "what comes has as many slots as its sender keeps"
     far = Pricer(Task(32, state=2.0, least_rows=4), Machine(2, 2, 4), costs([(0, 1, 0, 2)] * 7), parts)
     assert far.memory_nbytes(Candidate(1, 2, 1, "gpipe", 4)) > pricer.memory_nbytes(Candidate(1, 2, 1, "gpipe", 4)), "between hosts each side has slots"
 
