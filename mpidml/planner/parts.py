@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -12,7 +11,8 @@ from mpidml.core.errors import UserError
 from mpidml.core.rounds import cut
 from mpidml.nn.layers.base import Layer
 from mpidml.nn.network import Network
-from mpidml.nn.split.chain import split
+from mpidml.nn.split.traffic import exchanges
+from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 
 
@@ -61,32 +61,29 @@ class NetParts:
 
     def __init__(self, net: Network) -> None:
         self.net, self.n_layers = net, n_cuts(net)
-        self.part = lru_cache(None)(self._part)
+        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Fullest(n)))
 
     def _part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
         net, size = self.net, self.net.dtype.itemsize
-        stage = Stage(net, lo, hi, is_first, is_last)
-        layers, forward, backward = list(stage.layers), tuple[float, ...](), tuple[float, ...]()
-        if n > 1:
-            if net.given_heads:
-                return "layers of a net with heads are not split over ranks"
-            loss = net.loss if is_last else None
-            try:
-                found = split(stage.layers, loss, _Fullest(n), inner=not is_first)
-            except UserError as error:
-                return str(error)
-            layers = list(found.layers)
-            if len(layers) != len(stage.layers):
-                return "its layers cannot be cut so that each takes what the one before gives"
-            listed, halves = found.exchanges(1, net.dtype), found.exchanges(1, net.dtype, trains=False)
-            forward = tuple(float(each.n * each.itemsize) for each in halves)
-            backward = tuple(float(each.n * each.itemsize) for each in listed[len(halves) :])
-        whole = [layer.flops(1, i > stage.first) for i, layer in enumerate(stage.layers)]
+        of = Stage(net, lo, hi, is_first, is_last)
+        try:
+            stage = of if n == 1 else Stage(net, lo, hi, is_first, is_last, self.cut(n))
+        except UserError as error:
+            return str(error)
+        layers = stage.layers
+        halves = exchanges(layers, None, stage.first, 1, net.dtype, trains=False)
+        listed = exchanges(layers, None, stage.first, 1, net.dtype)
+        forward = [each.n * each.itemsize for each in halves]
+        for ending in stage.endings if n > 1 else ():
+            sums, most = ending.sums(1, net.dtype)
+            forward += [k * itemsize for k, itemsize in (*most, *sums)]
+        backward = [each.n * each.itemsize for each in listed[len(halves) :]]
+        whole = [layer.flops(1, i > of.first) for i, layer in enumerate(of.layers)]
         own = [layer.flops(1, i > stage.first) for i, layer in enumerate(layers)]
-        shares = tuple(part / of if of else 1.0 for part, of in zip(own, whole, strict=True))
-        parameters = sum(prod(shape) for layer in layers for _, shape in layer.tensors) * size
+        shares = tuple(part / all_ if all_ else 1.0 for part, all_ in zip(own, whole, strict=True))
         kept = sum(_kept(layer, i, stage, is_last or i < len(layers) - 1, net.dtype) for i, layer in enumerate(layers))
-        return Part(shares, parameters, kept, stage.n_features * size, stage.n_out * size, forward, backward)
+        edges = float(stage.n_features * size), float(stage.n_out * size)
+        return Part(shares, float(stage.n_params * size), kept, *edges, tuple(map(float, forward)), tuple(map(float, backward)))
 
 
 def _kept(layer: Layer, i: int, stage: Stage, has_output: bool, dtype: Any) -> float:

@@ -13,12 +13,13 @@ from mpidml.core import plugins
 from mpidml.core.lowering import lower
 from mpidml.core.replay import Seconds, replay
 from mpidml.nn.models import build
+from mpidml.nn.split.chain import split
 from mpidml.nn.stage import Stage
 from mpidml.nn.step import Edges, Memory
 from mpidml.planner.candidate import Candidate, candidates, factorisations, numbers
 from mpidml.planner.course import Course
 from mpidml.planner.machine import Link, Machine, Places, places, sum_costs
-from mpidml.planner.parts import NetParts
+from mpidml.planner.parts import NetParts, _Fullest
 from mpidml.planner.price import Pricer, Task
 from tests.planner.plain import FLUSHING, Chain, costs, crossing, factorised, slow_seconds, summed
 
@@ -235,7 +236,15 @@ def test_parts_of_a_real_net_hold_a_share_and_sum_what_the_split_sums():
     assert 0.5 * whole.parameter_nbytes < half.parameter_nbytes < 0.7 * whole.parameter_nbytes and half.kept < whole.kept
     assert half.forward_sums and half.backward_sums and all(0.4 < share <= 1 for share in half.shares)
     middle = parts.part(1, 3, 2, False, False)
-    assert middle.forward_sums == (24 * 4.0,) and middle.backward_sums == (16 * 4.0,), "columns, then rows: one sum each way"
+    assert middle.forward_sums == middle.backward_sums == (8 * 4.0,), "rows, then columns: one sum each way"
+    assert (middle.comes, middle.goes) == (16 / 2 * 4, 24 / 2 * 4), "stages hand on the columns that a rank has"
+    ends = [parts.part(0, 1, 2, True, False), parts.part(3, 4, 2, False, True)]
+    n = len(split(net.layers, net.loss, _Fullest(2)).exchanges(1, net.dtype, trains=False))
+    cut = {"forward_sums": (0, n), "backward_sums": (n, None)}
+    for way in cut:
+        assert sum(sum(getattr(part, way)) for part in (*ends, middle)) == sum(getattr(half, way)) == sum(
+            each.n * each.itemsize for each in split(net.layers, net.loss, _Fullest(2)).exchanges(1, net.dtype)[slice(*cut[way])]
+        )
 
 
 def test_why_a_candidate_cannot_be():
