@@ -3,6 +3,7 @@
     mpidml.train(mpidml.Job(data="digits", sync="ssp:1"))          what `python -m mpidml train` does
     mpidml.compare({"sync": ["bsp", "ssp:3"], "target": "0.95"})    the same job under several policies, in one table
     mpidml.simulate({"sync": "ssp:3", "workers": 10_000})           the same on virtual clocks
+    mpidml.plan({"ranks": 64, "hosts": 8})                          how to run a job: grid, schedule, microbatches
     mpidml.evaluate("runs/x")                                       how good the run's model is on its test rows, or on others
     mpidml.predict("runs/x", data="new.csv", out="of_new.csv")      what it says of rows without labels
     mpidml.run_tables(main, {"w": (1000, 16)}, sync="ssp:3")       pull, push and clock from a program of your own
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mpidml.interop.pytorch import to_torch as to_torch
     from mpidml.ml.mlp_classifier import MLPClassifier as MLPClassifier
     from mpidml.ml.mlp_regressor import MLPRegressor as MLPRegressor
+    from mpidml.plan import plan
     from mpidml.predict import predict
     from mpidml.runtime.gradients import Gradients
     from mpidml.runtime.tables import run_tables
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # What needs an extra is left out, so that * can be imported without.
-__all__ = ["Gradients", "Job", "UserError", "compare", "evaluate", "predict", "run_tables", "simulate", "train"]
+__all__ = ["Gradients", "Job", "UserError", "compare", "evaluate", "plan", "predict", "run_tables", "simulate", "train"]
 
 _WHERE = {
     "Gradients": "mpidml.runtime.gradients",
@@ -46,7 +48,7 @@ _WHERE = {
     "to_torch": "mpidml.interop.pytorch",
     "train": "mpidml.strategies.base",
 }
-_WHERE |= {name: f"mpidml.{name}" for name in ("compare", "evaluate", "predict", "simulate")}
+_WHERE |= {name: f"mpidml.{name}" for name in ("compare", "evaluate", "plan", "predict", "simulate")}
 
 
 def __getattr__(name: str) -> Any:

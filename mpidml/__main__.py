@@ -64,6 +64,10 @@ def main() -> None:
         from mpidml.simulate import simulate
 
         simulate(given)
+    elif command == "plan":
+        from mpidml.plan import plan
+
+        plan(given)
     elif command == "evaluate":
         from mpidml.evaluate import evaluate
 

@@ -244,6 +244,20 @@ CASES = {
     "predict into no folder": Case("predict {}/begun --data {}/good.npz --out {}/no/p.csv", ("/no/p.csv: there is no folder", "make it")),
     "evaluate into a file": Case("evaluate {}/begun --out {}/a_file", ("/a_file: is a file", "name a folder")),
     "evaluate without its data": Case("evaluate {}/begun --labels y.npy", ("--labels y.npy: does nothing without --data", "leave it out")),
+    "ranks that hosts cannot share": Case("plan --ranks 6 --hosts 4", ("--ranks 6: are not as many on each of --hosts 4", "give a multiple of 4")),
+    "a plan for no memory": Case(
+        "plan --ranks 4 --memory-per-rank 10K --hidden 64", ("--memory-per-rank 10K: nothing fits, the least that is needed is", "give as much, or more ranks")
+    ),
+    "a plan without a known size": Case("plan --memory-per-rank lots", ("--memory-per-rank lots: is not a number of bytes", "512M or 2G")),
+    "a plan by an unknown schedule": Case("plan --schedule one_f_one_c", ("schedules: there is no 'one_f_one_c'", "did you mean 'one_f_one_b'?")),
+    "a plan by a schedule without a flush": Case("plan --schedule pipedream", ("--schedule pipedream: ends no batch by a flush", "give another")),
+    "a plan on a grid of other ranks": Case("plan --ranks 4 --grid data=3", ("--grid data=3: 3 = 3 ranks, and 4 were", "give a grid of 4")),
+    "a plan that is told its strategy": Case("plan --strategy hybrid", ("--strategy hybrid: does nothing under plan", "leave it out")),
+    "a plan with a link to nowhere": Case("plan --latency 1e-3", ("--latency 1e-3: does nothing on one host", "give --hosts")),
+    "a plan for a bandwidth that is none": Case("plan --hosts 2 --bandwidth -1", ("--bandwidth -1.0: is not a number from 0 up", "give one")),
+    "a plan without samples for all": Case("plan --batch 4 --microbatches 9", ("--microbatches 9: no grid's share of --batch 4", "give fewer")),
+    "a plan that no strategy runs": Case("plan --ranks 4 --servers 2 --hidden 8", ("plan: none of ", "--servers 2: does nothing", "leave it out")),
+    "a plan of a run": Case("plan --resume {}/begun", ("--resume ", "a run that goes on has its plan", "leave it out")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 
@@ -273,6 +287,8 @@ def words(argv, folder):
     given = argv.format(*[folder] * 3).split()
     if given[0] in ("evaluate", "predict"):
         return given
+    if given[0] == "plan":
+        return [*given, "--backend", "numpy", "--flops-per-second", "1e9", "--out", str(folder / "out")]
     return ["train", "--backend", "numpy", *given, *([] if "--out" in given else ["--out", str(folder / "out")])]
 
 

@@ -19,11 +19,11 @@ FLOORS = {
     **dict.fromkeys(("sim", "runtime"), 5),
     "strategies": 6,
     **dict.fromkeys(("ml", "interop", "planner", "compare", "evaluate", "predict", "schedule", "virtual_training"), 7),
-    "simulate": 7.5,
+    **dict.fromkeys(("simulate", "plan"), 7.5),
     **dict.fromkeys(("cli", "__init__"), 8),
     "__main__": 9,
 }
-PURE = {"core", "sync", "schedules", "schedulers", "optim", "rates", "compression", "nn", "ps", "dataflow", "sim"}
+PURE = {"core", "sync", "schedules", "schedulers", "optim", "rates", "compression", "nn", "ps", "dataflow", "sim", "planner"}
 IMPURE_MODULES = {"time", "os", "random", "datetime", "subprocess", "socket", "threading", "multiprocessing", "secrets", "uuid", "asyncio"}
 SEEDED = {"Generator", "Philox", "SeedSequence", "BitGenerator"}
 MAX_LINES = 300

@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 5, "text": 1, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 6, "text": 1, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -211,6 +211,14 @@ def test_the_schedule_is_as_drawn_and_one_of_ones_own_can_run(tmp_path):
     result = python(["-m", "mpidml", "schedule", tmp_path / "mine.py", "--out", tmp_path / "mine.png"])
     assert result.code == 0 and result.out.startswith("mine.py: 4 stages, 8 microbatches; "), result
     assert "activations  of 4 microbatches at once (stages 0 to 3)" in result.out and "length       42 units" in result.out
+
+
+def test_the_plan_is_made_and_runs(tmp_path):
+    planned, run = (shlex.split(line.replace(" plan/plan", f" {tmp_path}/plan/plan")) for line in block("bash", "mpidml plan").strip().splitlines())
+    result = python([*planned[1:-1], str(tmp_path / "plan")])
+    assert result.code == 0 and result.out.splitlines()[-1].split()[:3] == run[:3] == ["mpirun", "-n", "4"], result
+    result = mpirun(4, [*run[4:], "--out", str(tmp_path / "run")])
+    assert result.code == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 4, result
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):

@@ -20,7 +20,7 @@ ON_A_LINK = ["overlap", "compression_link"]
     "folder",
     [
         "training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "pipeline", "pipeline_bubble",
-        *ON_A_LINK,
+        "plan", *ON_A_LINK,
     ],
 )  # fmt: skip
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:

@@ -1,0 +1,94 @@
+"""Say what one rank of a line holds, keeps and sums of a stage's layers, by the code that splits layers: no weight is made."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import numpy as np
+
+from mpidml.core.errors import UserError
+from mpidml.core.rounds import cut
+from mpidml.nn.layers.base import Layer
+from mpidml.nn.network import Network
+from mpidml.nn.split.traffic import exchanges
+from mpidml.nn.split.whole import parts_of
+from mpidml.nn.stage import Stage, n_cuts
+
+
+class Part(NamedTuple):
+    """One rank's part of a stage, the fullest one's. `shares`: of each layer's compute; bytes of its parameters.
+
+    Bytes for each row: `kept` of activations between forward and backward, `comes` and `goes` what the stage takes and hands on, `forward_sums` and
+    `backward_sums` what is summed over the line.
+    """
+
+    shares: tuple[float, ...]
+    parameter_nbytes: float
+    kept: float
+    comes: float
+    goes: float
+    forward_sums: tuple[float, ...] = ()
+    backward_sums: tuple[float, ...] = ()
+
+
+class Parts(Protocol):
+    """What the planner asks of a network."""
+
+    n_layers: int
+
+    def part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
+        """Return a rank's part of layers [lo, hi) over n ranks, or why there is none."""
+
+
+class _Fullest:
+    """The rank of an even line that has most, as `split` asks of a line; nothing is summed."""
+
+    def __init__(self, size: int) -> None:
+        self.rank, self.size = size - 1, size
+
+    def edges(self, n: int) -> list[int]:
+        return [cut(n, self.size, rank)[0] for rank in range(self.size)] + [n]
+
+    def sum(self, buffer: Any) -> NoReturn:
+        raise RuntimeError("planner: nothing is summed while a plan is made")
+
+    most = sum
+
+
+class NetParts:
+    """The parts of a real network, whose layers are connected."""
+
+    def __init__(self, net: Network) -> None:
+        self.net, self.n_layers = net, n_cuts(net)
+        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Fullest(n)))
+
+    def _part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
+        net, size = self.net, self.net.dtype.itemsize
+        of = Stage(net, lo, hi, is_first, is_last)
+        try:
+            stage = of if n == 1 else Stage(net, lo, hi, is_first, is_last, self.cut(n))
+        except UserError as error:
+            return str(error)
+        layers = stage.layers
+        halves = exchanges(layers, None, stage.first, 1, net.dtype, trains=False)
+        listed = exchanges(layers, None, stage.first, 1, net.dtype)
+        forward = [each.n * each.itemsize for each in halves]
+        for ending in stage.endings if n > 1 else ():
+            sums, most = ending.sums(1, net.dtype)
+            forward += [k * itemsize for k, itemsize in (*most, *sums)]
+        backward = [each.n * each.itemsize for each in listed[len(halves) :]]
+        whole = [layer.flops(1, i > of.first) for i, layer in enumerate(of.layers)]
+        own = [layer.flops(1, i > stage.first) for i, layer in enumerate(layers)]
+        shares = tuple(part / all_ if all_ else 1.0 for part, all_ in zip(own, whole, strict=True))
+        kept = sum(_kept(layer, i, stage, is_last or i < len(layers) - 1, net.dtype) for i, layer in enumerate(layers))
+        edges = float(stage.n_features * size), float(stage.n_out * size)
+        return Part(shares, float(stage.n_params * size), kept, *edges, tuple(map(float, forward)), tuple(map(float, backward)))
+
+
+def _kept(layer: Layer, i: int, stage: Stage, has_output: bool, dtype: Any) -> float:
+    """Return the bytes of a row that a layer keeps: its output, the gradient of its input, and what its backward needs besides."""
+    size = np.dtype(dtype).itemsize
+    inner = layer.n_in if stage.sources[i] >= 0 and not layer.in_place else 0
+    besides = sum(array[:1].nbytes for array in layer.kept(2, dtype) if len(array) == 2)
+    return float(layer.n_out * size * has_output + inner * size + besides)
