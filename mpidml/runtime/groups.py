@@ -54,7 +54,7 @@ def collective_name(job: Job, one_host: bool) -> str:
 
 def check_groups(job: Job, comm: Any, groups: Sequence[Sequence[int]]) -> None:
     """Refuse what cannot sum gradients inside the groups."""
-    if not groups or job.collective == Job.collective:
+    if job.collective == Job.collective:
         return
     name, collective = job.collective.partition(":")[0], plugins.make(FOLDER, job.collective)
     if not collective.exact or hasattr(collective, "blocks"):
