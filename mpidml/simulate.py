@@ -202,6 +202,8 @@ def _given(scale: Simulation) -> CostModel | None:
 
 def _plan(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -> Plan:
     """Return what is simulated; UserError where the job's parts cannot be."""
+    if job.group > 1:
+        raise UserError(f"simulate: --group {job.group}: to its servers a group is one worker; give the number of groups as --workers, and leave it out")
     policy = make_policy(job.policy())
     try:
         policy.needed(scale.workers)

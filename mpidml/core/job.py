@@ -107,6 +107,9 @@ class Job:
         ("static", "dynamic"),
     )
     servers: str = flag("colocated", "'colocated' (a server beside each worker) or a number of ranks that serve only")
+    group: int = flag(
+        1, "parameter_server: so many neighbouring ranks are one worker; they sum their gradients (by --collective), and the first of them alone talks to servers"
+    )
     optimizer: str = flag("momentum", "chain of links joined by '+', as clip:1+decay:1e-4+adam", plugins="mpidml.optim", groups="fixed")
     optimize: str = flag(
         "servers", "where the optimizer runs: on the servers, or on the workers (adam then steps by each one's own gradient)", ("servers", "workers"),
@@ -125,7 +128,7 @@ class Job:
     order: str = flag(
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
-    collective: str = flag("auto", "data_parallel, averaging: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
+    collective: str = flag("auto", "data_parallel, averaging, and inside a --group: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
     grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
     schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
     microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")

@@ -14,7 +14,7 @@ from mpidml.core.target import parse_target
 def check(job: Job) -> Job:
     """Return `job`, or raise UserError naming the first value that cannot be, or would do nothing."""
     least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "microbatches": 0}
-    least |= {"lr_batch": 0, "check_replicas": 0, "average_every": 1}
+    least |= {"lr_batch": 0, "check_replicas": 0, "average_every": 1, "group": 1}
     for name, bound in least.items():
         if getattr(job, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: is below {bound:g}; give a whole number from {bound:g} up")

@@ -10,7 +10,7 @@ from mpidml.sync.base import SyncPolicy
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    others = ("collective", "bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
+    others = (*(("collective",) if job.group == 1 else ()), "bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
     job.refuse(others, "--strategy parameter_server, whose servers sum")
     if job.deterministic and not policy.repeatable:
         raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
@@ -25,9 +25,9 @@ def check_rules(job: Job, policy: SyncPolicy) -> None:
         raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
 
 
-def check_workers(job: Job, policy: SyncPolicy, n_workers: int) -> None:
-    """Refuse a batch that so many workers cannot share, and a policy that needs more of them, and links that measure a sum of which each has a part."""
-    job.check_workers(n_workers)
+def check_workers(job: Job, policy: SyncPolicy, n_workers: int, n_computing: int) -> None:
+    """Refuse a batch that so many computing ranks cannot share, a policy that needs more workers, and links that measure a sum of which each has a part."""
+    job.check_workers(n_computing)
     if job.optimize == "servers" and n_workers > 1 and any(link.scope == "tensor" for link in make_chain(job.optimizer, job.rate).links):
         raise UserError(f"--optimizer {job.optimizer}: measures the summed gradient of each tensor, of which a server has a part; use --strategy data_parallel")
     try:
@@ -40,5 +40,6 @@ def check_early(job: Job, is_possible: bool) -> None:
     """Refuse gradients that are to be pushed layer by layer where that cannot be."""
     if job.early_push == "on" and not is_possible:
         raise UserError(
-            "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy; use auto"
+            "--early-push on: needs several ranks, the optimizer on the servers, no link such as clip that needs the whole gradient, no gate in the policy,"
+            " no --group; use auto"
         )

@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from mpidml.core.buffers import Buffer, Buffers
 from mpidml.core.role import Array, Lease
-from mpidml.runtime.comm import STRONG_ORDER
+from mpidml.runtime.comm import STRONG_ORDER, CountedComm
 
 LINE_NBYTES = 64
 
@@ -88,3 +88,13 @@ class WindowBuffers(Buffers):
         """Free the window; no lease may be open (Collective on host)."""
         self.window.Unlock_all()
         self.window.Free()
+
+
+def make_window(comm: CountedComm, n_buffers: int, nbytes: int) -> WindowBuffers | None:
+    """Return a pool with room for so many buffers of `nbytes` on each rank of the host; None for one rank, or where they do not fit (Collective on comm).
+
+    Sizes are rounded up to powers of two; pages that are never touched take no memory.
+    """
+    if comm.size == 1 or not comm.fits(comm.host.size * n_buffers * nbytes + (1 << 22)):
+        return None
+    return WindowBuffers(comm.host, n_buffers * 2 * nbytes + (1 << 20))

@@ -36,7 +36,7 @@ Recorder = Callable[[int, float, str, tuple[float, ...]], None]
 LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02
 """Between looks at a run; one that has met its target goes on for about as long."""
 REPEATS = "repeat: same layout, same bits"
-IDLE = ("sync", "staleness", "reads", "assign", "servers", "optimize", "early_push", "budget", "order")
+IDLE = ("sync", "staleness", "reads", "assign", "servers", "group", "optimize", "early_push", "budget", "order")
 """Flags of the parameter server, which decide nothing here."""
 
 

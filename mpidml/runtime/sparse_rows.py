@@ -103,6 +103,8 @@ def check(job: Job, data: Any, strategy: Any) -> None:
     dense = "or make them dense with --scale standard"
     if job.strategy != Job.strategy:
         raise UserError(f"--strategy {job.strategy}: {why}only servers take the gradients of a few rows; use --strategy {Job.strategy}, {dense}")
+    if job.group > 1:
+        raise UserError(f"--group {job.group}: {why}a worker reads the weights of its own samples' features, a group's members have others; leave it out, {dense}")
     if data.heads:
         raise UserError(f"--model {job.model}: {why}nets of several heads read dense rows; {dense.removeprefix('or ')}")
     if strategy.policy.gate_at:

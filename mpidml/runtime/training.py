@@ -66,12 +66,12 @@ class Training:
         """Push the gradient of a block of samples over the size of the global batch, or the change that the own optimizer makes of it."""
         strategy = self.strategy
         w = self._parameters(turn)
-        batch, share = divmod(turn.block, strategy.n_workers)
+        batch = turn.block // strategy.n_workers
         epoch = batch // self.sampler.clocks_per_epoch
         measured = self.not_scored
         if epoch > self.scored_epoch and not self.job.patience:
             measured, self.scored_epoch = self._look(w if self.shown is None else self.shown, epoch), epoch
-        rows = self.sampler.indices(batch, share)
+        rows = self._rows(turn.block)
         n = rows.size
         if not n:
             self.running = None
@@ -108,11 +108,19 @@ class Training:
         """Score this worker's share of the "test" or the "val" rows, block by block."""
         started = time.perf_counter()
         x, y = self.data.rows(of)
-        lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
+        lo, hi = self._scored(len(x))
         found = self._score(w, of, x[lo:hi], y[lo:hi])
         if self.strategy.trace is not None:
             self.strategy.trace.add("evaluate", started, time.perf_counter() - started)
         return found
+
+    def _scored(self, n: int) -> tuple[int, int]:
+        """Return which of n rows this worker scores."""
+        return scoring.share(n, self.worker, self.strategy.n_workers)
+
+    def _rows(self, block: int) -> Array:
+        """Return the rows of a block that are computed here."""
+        return self.sampler.indices(*divmod(block, self.strategy.n_workers))  # type: ignore[no-any-return]
 
     def _score(self, w: Array, of: str, x: Any, y: Array) -> scoring.Scores:
         return scoring.score(self.net, w, x, y, self.data.targets, heads=self.data.heads)
@@ -121,11 +129,7 @@ class Training:
         """Return what reads the rows of this worker's blocks ahead; which block a free worker is given next can only be guessed."""
         n, last = self.strategy.n_workers, self.strategy.n_clocks * self.strategy.n_workers
         sure = self.job.assign == "static" or n == 1
-
-        def rows_of(block: int) -> Array:
-            return self.sampler.indices(*divmod(block, n))  # type: ignore[no-any-return]
-
-        return self.data.x.feed(rows_of, lambda block: block + n if block + n < last else None, max(1, self.sampler.edges(0, self.worker)[-1]), sure)
+        return self.data.x.feed(self._rows, lambda block: block + n if block + n < last else None, max(1, self.sampler.edges(0, self.worker)[-1]), sure)
 
     def _sum_up(self, rows: Array, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
         """Leave the gradient of `rows` in `g`, summed over the parts in which they are computed; return the sum of the losses.

@@ -36,15 +36,16 @@ from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
 from mpidml.ps.worker import Worker
 from mpidml.rates.base import make_rates
-from mpidml.runtime import resume
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
-from mpidml.runtime.memory import WindowBuffers
+from mpidml.runtime.group_training import GroupTraining, LeaderDriver, Member
+from mpidml.runtime.groups import check_groups, make_group
+from mpidml.runtime.memory import make_window
 from mpidml.runtime.occupancy import Occupancy
+from mpidml.runtime.served import Served
 from mpidml.runtime.sparse_training import SparseTraining
-from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
 from mpidml.sync.base import SyncPolicy, make_policy
 
@@ -55,7 +56,7 @@ TARGET_LOOK_SECONDS = 0.02  # a run that has met its target goes on for as long 
 START = Position()
 
 
-class ParameterServer:
+class ParameterServer(Served):
     """Place roles on ranks and train a network on data (Collective on comm).
 
     `prepare` makes what this rank's `roles` need and the `driver` that runs them; where the run has paused, they are made anew, with what the policy
@@ -65,12 +66,14 @@ class ParameterServer:
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.job, self.comm = job, comm
-        self.told, self.whole = dict, True  # the summary says nothing of this strategy alone; a rank that has the parameters has all
         self.policy: SyncPolicy = make_policy(job.policy())
         check_rules(job, self.policy)
-        self.placement: Placement = place(comm.size, job.servers)
+        self.placement: Placement = place(comm.size, job.servers, job.group)
         self.n_workers = len(self.placement.worker_ranks)
-        check_workers(job, self.policy, self.n_workers)
+        groups = self.placement.groups
+        self.n_computing = sum(map(len, groups)) or self.n_workers
+        check_workers(job, self.policy, self.n_workers, self.n_computing)
+        check_groups(job, comm, groups)
         self.in_step = self.policy.bound == 0 and not self.policy.gate_at  # nobody computes a clock before all have ended the last
         self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every or job.patience)
         self.coordinator: Coordinator | None = None
@@ -99,6 +102,7 @@ class ParameterServer:
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
         possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at and not self.job.budget
+        possible &= not self.placement.groups
         check_early(self.job, possible)
         apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
         return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
@@ -115,7 +119,12 @@ class ParameterServer:
         """Make what this rank's roles need and the driver that runs them (Collective on comm); `over`: see `make`."""
         self.make(net, data, trace, over)
         often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
-        self.driver = Driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace, look_seconds=often)
+        if self.member is not None:
+            self.driver: Any = Member(self.member, look, often)
+            return
+        driver = LeaderDriver if self.group is not None else Driver
+        self.driver = driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace, look_seconds=often)
+        self.driver.group = self.group
 
     def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> None:
         """Cut the parameters, allocate buffers, fill the first version (Collective on comm).
@@ -130,7 +139,8 @@ class ParameterServer:
         if self.first is not None:  # rows are asked for by the features that occur, and travel
             self.early = self.in_place = False
             self.copies = n_versions(False, self.by_clock, self.policy.bound, self.repeat)
-        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed)
+        blocks = self.n_computing if job.assign == "static" else 0  # a group's share of a batch is as large as its number of ranks
+        self.sampler = Sampler(len(data.x), job.batch, self.n_workers, job.seed, blocks)
         self.n_clocks = job.n_clocks(self.sampler.clocks_per_epoch)
         if self.rates is not None:
             self.rates.span(self.n_clocks)
@@ -154,15 +164,10 @@ class ParameterServer:
         nbytes = n_values * net.dtype.itemsize
         ahead = self.policy.bound if self.policy.bound is not None else GRADIENTS_AHEAD
         self.n_gradients = 2 + (ahead if self.repeat else min(ahead, GRADIENTS_AHEAD))
-        self.buffers: Buffers = Buffers()
-        self.window: WindowBuffers | None = None
-        self.bell: Bell | None = None
-        # Sizes are rounded up to powers of two; pages that are never touched take no memory.
-        n_buffers = self.n_gradients + 2 * self.n_workers * (not self.in_place)
-        if comm.size > 1 and job.transport == "auto" and comm.fits(comm.host.size * n_buffers * nbytes + (1 << 22)):
-            self.buffers = self.window = WindowBuffers(comm.host, n_buffers * 2 * nbytes + (1 << 20))
-        if comm.one_host and comm.size > 1 and self.window is not None:
-            self.bell = Bell(comm.host)
+        self.window = make_window(comm, self.n_gradients + 2 * self.n_workers * (not self.in_place), nbytes) if job.transport == "auto" else None
+        self.buffers: Buffers = self.window or Buffers()
+        self.bell = Bell(comm.host) if comm.one_host and self.window is not None else None
+        self.group = make_group(self) if self.placement.groups else None
         n_all = self.copies * net.n_params
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
@@ -175,8 +180,12 @@ class ParameterServer:
                 versions[0][:] = initial[lo:hi]
                 self.stores[number] = (self.codes.store if self.codes else Store)(versions, shard.lo, spec.width, net.backend, self.server_chain)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
-                program = Training if self.first is None else SparseTraining
+                program = SparseTraining if self.first is not None else GroupTraining if self.group is not None else Training
                 self.tasks[number] = program(self, number - self.worker_roles.start)
+        self.member: GroupTraining | None = None
+        if self.group is not None and not self.group.leads:
+            self.n_gradients = 0  # a member has one, that its group sums
+            self.member = GroupTraining(self, self.group.worker)
         self.load = Occupancy() if self.policy.watches_seconds else None
 
     def extent(self, number: int) -> tuple[int, int]:
@@ -244,57 +253,3 @@ class ParameterServer:
         if self.codes:
             return self.codes.client(self.specs, worker, self.buffers.allocate)
         return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
-
-    def position(self) -> Position:
-        """Return where the run stands once its roles have stopped, and keep what they have learnt for those that go on (Collective on comm)."""
-        return resume.position(self)
-
-    @property
-    def n_keepers(self) -> int:
-        """How many workers keep what their codes have left."""
-        return self.n_workers if self.codes else 0
-
-    @property
-    def drain_seconds(self) -> float:
-        """How long a worker of this rank went on sending what a budget had kept back, at the end."""
-        return max((worker.client.drain_seconds for worker in self.workers.values()), default=0.0)
-
-    def kept(self) -> list[tuple[str, int, int, Array]]:
-        """List what is to be saved besides values and optimizer: name, first element, elements in all, array."""
-        return self.codes.kept() if self.codes else []
-
-    def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
-        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
-        if self.codes and n_before:
-            self.codes.restore(read, n_before)
-
-    def refresh(self) -> None:
-        """Let all ranks see what was changed in the shared window (Collective on comm)."""
-        self.comm.Barrier()
-
-    @property
-    def promise(self) -> str:
-        """Say what is repeated."""
-        return "repeat: same layout, same bits" if self.job.deterministic else AGREES
-
-    def words(self) -> str:
-        """Say how the ranks work together."""
-        beside = " beside them" if self.job.servers == "colocated" else ""
-        where = "in place" if self.in_place else f"by copy, {self.codes.words()}" if self.codes else "by copy"
-        return f"{self.n_workers} worker(s), {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}"
-
-    def final_values(self) -> Array | None:
-        """Return the parameters after the last clock on the ranks that have them."""
-        if self.views:
-            last = next((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), None)
-            if last is None:
-                last = next(worker.turn.versions[0] for worker in self.workers.values())
-            return self.views[last % self.copies]
-        return next(iter(self.tasks.values())).final if self.tasks else None
-
-    def free(self) -> None:
-        """Free windows and sockets (Collective on comm)."""
-        if self.bell is not None:
-            self.bell.close()
-        if self.window is not None:
-            self.window.free()

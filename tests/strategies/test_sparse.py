@@ -295,6 +295,7 @@ NET = '[[layer]]\ntype = "embedding"\ncolumns = [0]\nunits = 2\n[[layer]]\ntype 
         ({"assign": "dynamic"}, "--assign dynamic: the rows of arrays are sparse"),
         ({"optimize": "workers"}, "--optimize workers: the rows of arrays are sparse"),
         ({"reads": "eager"}, "--reads eager: the rows of arrays are sparse"),
+        ({"group": 2}, "--group 2: the rows of arrays are sparse"),
         ({"optimizer": "l1+clip+sgd"}, None),
         ({"model": "net.toml"}, "rows that are sparse, as under --scale none, need a dense first layer; begin with one, or make them dense by --scale standard"),
         ({"dtype": "float32"}, "arrays: values reach 1e+300, more than float32 holds after --scale; use --scale maxabs or --dtype float64"),
