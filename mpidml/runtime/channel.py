@@ -32,10 +32,30 @@ class Line(NamedTuple):
 
 
 class Waiting:
-    """What a rank's waits have in common: their limit, who is told of, and the seconds that they took."""
+    """What a rank's waits have in common: their limit, who is told of, and the seconds that they took.
+
+    `moved_seconds`: of sums in the middle of computes, what was no wait.
+    """
 
     def __init__(self, limit_seconds: float) -> None:
-        self.limit_seconds, self.seconds = limit_seconds, 0.0
+        self.limit_seconds, self.seconds, self.moved_seconds = limit_seconds, 0.0, 0.0
+
+    @property
+    def away_seconds(self) -> float:
+        """Return all that a compute has to leave out: what passed in it without computing."""
+        return self.seconds + self.moved_seconds
+
+    def gather(self, comm: Any, value: float, what: str) -> list[float]:
+        """Return the value of each rank (Collective on comm)."""
+        found = np.empty(comm.size)
+        request = comm.mpi.Iallgather(np.array([value]), found)
+        self.until(request.Test, lambda: f"all ranks to come to {what}")
+        return [float(each) for each in found]
+
+    def meet(self, comm: Any, what: str) -> None:
+        """Wait for all ranks (Collective on comm)."""
+        request = comm.mpi.Ibarrier()
+        self.until(request.Test, lambda: f"all ranks to come to {what}")
 
     def until(self, ready: Callable[[], bool], for_what: Callable[[], str]) -> float:
         """Wait until `ready()`: spin a little, then leave the core to others; return the seconds. WaitTimeout names what was waited for."""

@@ -1,21 +1,28 @@
-"""Measure what each layer of a network costs on this machine, one at a time, so that no rank needs room for all of them."""
+"""Measure what each layer of a network costs on this machine, one at a time, so that no rank needs room for all of them, and on each rank."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from mpidml.core.balance import Profile
+from mpidml.core.pace import relative
 from mpidml.nn.network import Network
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
 
-REPEATS = 3
+REPEATS, MOST_REPEATS, LEAST_SECONDS = 3, 12, 2e-3
+"""Passes of each layer: so many, and more of short ones."""
 
 
-def profiles(net: Network, rows: int) -> list[Profile]:
-    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of three, and its bytes."""
+def profiles(net: Network, rows: int, after: Callable[[float, int], None] = lambda seconds, repeat: None) -> list[Profile]:
+    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of a few, and its bytes.
+
+    `after(seconds, repeat)` is called after each compute, and what it takes on average counts to it.
+    """
     found, itemsize = [], net.dtype.itemsize
     for i in range(n := n_cuts(net)):
         stage = Stage(net, i, i + 1, i == 0, i == n - 1)
@@ -23,16 +30,22 @@ def profiles(net: Network, rows: int) -> list[Profile]:
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
         w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
         step = stage.bind(rows, w, g, Memory(rows), Edges(dy=dy, dx=dx))
-        forward, backward = np.inf, np.inf
-        for _ in range(REPEATS):
+        forward, backward, slept, repeat, first = np.inf, np.inf, [0.0, 0.0], 0, time.perf_counter()
+        while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
             began = time.perf_counter()
             step.go()
             if stage.is_last:
                 step.lose(1.0)
+            there = time.perf_counter()
+            after(there - began, repeat)
             between = time.perf_counter()
             step.go_back()
-            forward, backward = min(forward, between - began), min(backward, time.perf_counter() - between)
-        found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))
+            back = time.perf_counter()
+            after(back - between, repeat)
+            slept[0] += between - there
+            slept[1] += time.perf_counter() - back
+            forward, backward, repeat = min(forward, there - began), min(backward, back - between), repeat + 1
+        found.append(Profile(forward + slept[0] / repeat, backward + slept[1] / repeat, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
 
 
@@ -44,3 +57,12 @@ def counted(net: Network, rows: int) -> list[Profile]:
         flops = sum(layer.flops(rows, wants_dx=i > 0) for layer in stage.layers)
         found.append(Profile(flops / 3, flops * 2 / 3, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
+
+
+def of_all(comm: Any, net: Network, rows: int, after: Callable[[float, int], None]) -> tuple[list[Profile], list[float]]:
+    """Return what the layers cost the fastest rank, and how fast each rank is (Collective on comm); all measure at the same time."""
+    own = profiles(net, rows, after)
+    comm.nap()  # whoever is done leaves its core to the others
+    every: list[list[Profile]] = comm.allgather(own)
+    seconds = [sum(profile.forward_seconds + profile.backward_seconds for profile in of) for of in every]
+    return every[seconds.index(min(seconds))], relative(seconds)
