@@ -129,7 +129,7 @@ class Job:
     grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
     schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
     microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
-    partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and the speed of each rank; equal: by costs alone)", groups="commas")
+    partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and ranks' speeds; equal: by costs alone)", groups="commas")
     recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,16 @@ from mpidml.core.pace import relative
 from mpidml.nn.network import Network
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
+from mpidml.runtime.slowness import Slowness
 
 REPEATS, MOST_REPEATS, LEAST_SECONDS = 3, 12, 2e-3
 """Passes of each layer: so many, and more of short ones."""
 
 
-def profiles(net: Network, rows: int, after: Callable[[float, int], None] = lambda seconds, repeat: None) -> list[Profile]:
+def profiles(net: Network, rows: int, slow: Slowness) -> list[Profile]:
     """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of a few, and its bytes.
 
-    `after(seconds, repeat)` is called after each compute, and what it takes on average counts to it.
+    What `slow` sleeps prolongs a compute, on average: a single sleep may be shorter than what is owed.
     """
     found, itemsize = [], net.dtype.itemsize
     for i in range(n := n_cuts(net)):
@@ -30,22 +30,22 @@ def profiles(net: Network, rows: int, after: Callable[[float, int], None] = lamb
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
         w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
         step = stage.bind(rows, w, g, Memory(rows), Edges(dy=dy, dx=dx))
-        forward, backward, slept, repeat, first = np.inf, np.inf, [0.0, 0.0], 0, time.perf_counter()
+        least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, time.perf_counter()
         while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
-            began = time.perf_counter()
-            step.go()
-            if stage.is_last:
-                step.lose(1.0)
-            there = time.perf_counter()
-            after(there - began, repeat)
-            between = time.perf_counter()
-            step.go_back()
-            back = time.perf_counter()
-            after(back - between, repeat)
-            slept[0] += between - there
-            slept[1] += time.perf_counter() - back
-            forward, backward, repeat = min(forward, there - began), min(backward, back - between), repeat + 1
-        found.append(Profile(forward + slept[0] / repeat, backward + slept[1] / repeat, rows * stage.n_out * itemsize, stage.n_params * itemsize))
+            for way in range(2):
+                slow.begin(repeat)
+                began = time.perf_counter()
+                step.go_back() if way else step.go()
+                if not way and stage.is_last:
+                    step.lose(1.0)
+                ended = time.perf_counter()
+                slow.end()
+                least[way] = min(least[way], ended - began)
+                computed[way] += ended - began
+                slept[way] += time.perf_counter() - ended
+            repeat += 1
+        forward, backward = (of * (1 + sleep / seconds) for of, sleep, seconds in zip(least, slept, computed, strict=True))
+        found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
 
 
@@ -59,9 +59,9 @@ def counted(net: Network, rows: int) -> list[Profile]:
     return found
 
 
-def of_all(comm: Any, net: Network, rows: int, after: Callable[[float, int], None]) -> tuple[list[Profile], list[float]]:
+def of_all(comm: Any, net: Network, rows: int, slow: Slowness) -> tuple[list[Profile], list[float]]:
     """Return what the layers cost the fastest rank, and how fast each rank is (Collective on comm); all measure at the same time."""
-    own = profiles(net, rows, after)
+    own = profiles(net, rows, slow)
     comm.nap()  # whoever is done leaves its core to the others
     every: list[list[Profile]] = comm.allgather(own)
     seconds = [sum(profile.forward_seconds + profile.backward_seconds for profile in of) for of in every]

@@ -33,6 +33,7 @@ from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Transforms, make_chain
 from mpidml.ps.store import Store
+from mpidml.runtime import stage_report
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
@@ -127,7 +128,7 @@ class Staged(Serverless):
         self.between.open(self.replicas)
         self.across: Collective = plugins.make(FOLDER, self.summing)
         self.across.open(self.line)
-        self.parts = TensorLine(self.across, self.part_weights, self.waiting)
+        self.parts = TensorLine(self.across, self.part_weights, self.waiting, self.slowness)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
@@ -164,7 +165,7 @@ class Staged(Serverless):
         self.profiles, self.speeds, self.part_weights = list[Profile](), [1.0] * self.comm.size, (1.0,) * self.n_parts
         if self.n_pipe * self.n_parts * self.n_stages > 1:
             measures = not job.deterministic
-            slow = Slowness(self.slowness.slowdown, self.comm.rank).after
+            slow = Slowness(self.slowness.slowdown, self.comm.rank)
             self.profiles, self.speeds = of_all(self.comm, self.net, self.m, slow) if measures else (counted(self.net, self.m), self.speeds)
         if self.profiles and job.partition == Job.partition:
             plan, self.part_weights = paced(self.profiles, self.grid, self.speeds, self.n_stages)
@@ -221,6 +222,10 @@ class Staged(Serverless):
             first = every[self.grid.rank(**{**self.grid.coords(rank), "data": 0})]
             if odd := [s for s in found if found[s] != first[s]]:
                 raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {rank} has other weights or optimizer state of stage {odd[0]} than replica 0")
+
+    def told(self) -> dict[str, Any]:
+        """Return on rank 0 what the summary says of the stages (Collective on comm)."""
+        return stage_report.told(self)
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -64,7 +64,7 @@ class GridStepper(Stepper):
     def __init__(self, strategy: Any, task: StageTraining, *rest: Any) -> None:
         super().__init__(strategy, task, (), *rest)
         self.updates = Updates(strategy)
-        self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness.after)
+        self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness)
         self.programs: dict[int, Any] = {}
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
