@@ -33,7 +33,7 @@ from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Transforms, make_chain
 from mpidml.ps.store import Store
-from mpidml.runtime import stage_report
+from mpidml.runtime import abort, stage_report
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
@@ -114,6 +114,7 @@ class Staged(Serverless):
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
         net, comm = self.net, self.comm
+        abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
         self.plan = self._plan()
@@ -235,6 +236,7 @@ class Staged(Serverless):
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
+        abort.call("")
         for held in self.held.values():
             held.free()
         for total in self.sums.values():
