@@ -19,6 +19,8 @@ NO_END = 1 << 40
 
 OF_STAGES = ("grid", "schedule", "microbatches", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
+STAGED = ("pipeline", "tensor", "hybrid")
+"""These strategies."""
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "", groups: str = "") -> Any:
