@@ -93,6 +93,21 @@ def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, word
     assert result.out == "" and not (tmp_path / "run").exists()
 
 
+def test_strategies_and_schedules_are_compared_with_one_process(tmp_path):
+    words = ["--strategy", "hybrid,data_parallel", "--grid", "pipe=2", "--schedule", "gpipe,pipedream", "--hidden", "8", "--backend", "numpy", "--steps", "4"]
+    result = mpirun(2, [*COMPARE, *words, "--no-report", "--out", tmp_path / "run"])
+    assert result.code == 0 and result.err == "", result
+    rows = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert [row["variant"] for row in rows] == ["one process", "hybrid, schedule gpipe", "hybrid, schedule pipedream", "data_parallel"]
+    assert [row["ranks"] for row in rows] == [1, 2, 2, 2] and {row["samples"] for row in rows} == {256}
+    assert rows[1]["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-4) and rows[3]["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-4)
+
+
+def test_a_simulation_of_stages_is_refused_with_what_knows_them():
+    result = python(["-m", "mpidml", "simulate", "--strategy", "pipeline", "--workers", "4", "--compute", "1e-3"])
+    assert result.code == 2 and result.err.count("\n") == 1 and "python -m mpidml schedule" in result.err, result
+
+
 @pytest.mark.parametrize("command", ["compare", "simulate"])
 def test_a_variant_whose_loss_does_not_fit_ends_before_anything_is_written(tmp_path, command):
     more = ["--learn", "--workers", "2", "--compute", "1e-3", "--sync", "bsp"] if command == "simulate" else ["--sync", "bsp"]

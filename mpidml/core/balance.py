@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -62,6 +63,7 @@ def balanced(
     memory_nbytes: float | None = None,
     in_flight: Callable[[int], int] | None = None,
     optimizer_factor: float = 0.0,
+    speeds: Sequence[float] = (),
 ) -> Plan:
     """Return the fastest cut into `n_stages` stages of one rank each; among equally fast ones that whose first stage ends earliest, then the second.
 
@@ -69,11 +71,12 @@ def balanced(
     the first: it has layers and takes the samples, the last has layers and computes the loss (a single layer is the first stage's), and the rest
     stand late, where least is in flight. `bytes_per_second` 0: links take no time. With `memory_nbytes` a rank's parameters, gradient, optimizer
     state (`optimizer_factor` bytes per byte of parameters: momentum 1, adam 2) and outputs of all layers for `in_flight(stage)` microbatches fit
-    into it; without `in_flight` these are n_stages - stage, as with one forward, one backward. Costs O(layers^2 stages).
+    into it; without `in_flight` these are n_stages - stage, as with one forward, one backward. `speeds`: of each stage's rank; one of speed 0.5
+    computes twice as long as the profile says. Costs O(layers^2 stages).
     UserError where nothing fits, or the numbers are none.
     """
     chain = _chain(profiles, n_stages, bytes_per_second)
-    n_full = min(n_stages, len(profiles))
+    n_full, paces = min(n_stages, len(profiles)), _paces(speeds, n_stages)
 
     def flights(left: int, replicas: int) -> int:
         stage = 0 if left == n_full else n_stages - left
@@ -82,8 +85,9 @@ def balanced(
     def nbytes(left: int, replicas: int) -> Array:
         return chain.nbytes(flights(left, replicas), 1, optimizer_factor)
 
-    first, *rest = _fastest(chain, n_full, 1, nbytes, memory_nbytes)
-    return _priced(chain, (first, *[Stage(first.hi, first.hi)] * (n_stages - n_full), *rest))
+    own = [1.0, *reversed(paces[n_stages - n_full + 1 :]), paces[0]]  # by the full stages from one to the end
+    first, *rest = _fastest(chain, n_full, 1, nbytes, memory_nbytes, own)
+    return _priced(chain, (first, *[Stage(first.hi, first.hi)] * (n_stages - n_full), *rest), paces)
 
 
 def planned(
@@ -108,16 +112,16 @@ def planned(
         n_in_flight = -(-left // replicas)
         return chain.nbytes(n_in_flight, n_in_flight, optimizer_factor)
 
-    return _priced(chain, _fastest(chain, n_ranks, n_ranks, nbytes, memory_nbytes))
+    return _priced(chain, _fastest(chain, n_ranks, n_ranks, nbytes, memory_nbytes, _paces((), n_ranks + 1)), _paces((), n_ranks))
 
 
-def priced(profiles: Sequence[Profile], stages: Sequence[Stage], bytes_per_second: float) -> Plan:
-    """Return any cut, as one that `by_hand` read, with what it costs; the earliest of equally slow ones is named.
+def priced(profiles: Sequence[Profile], stages: Sequence[Stage], bytes_per_second: float, speeds: Sequence[float] = ()) -> Plan:
+    """Return any cut, as one that `by_hand` read, with what it costs at these `speeds`; the earliest of equally slow ones is named.
 
     A link carries the output of the last layer before it, also from and to empty stages; what the first layer takes in has no known size and costs
     nothing. Between replicated stages it costs no less, as in the paper. UserError where the numbers are none.
     """
-    return _priced(_chain(profiles, len(stages), bytes_per_second), tuple(stages))
+    return _priced(_chain(profiles, len(stages), bytes_per_second), tuple(stages), _paces(speeds, len(stages)))
 
 
 def route(minibatch: int, replicas: int) -> int:
@@ -184,6 +188,13 @@ def _chain(profiles: Sequence[Profile], n_stages: int, bytes_per_second: float) 
     return _Chain(compute, activations, parameters, link, bytes_per_second)
 
 
+def _paces(speeds: Sequence[float], n_stages: int) -> list[float]:
+    """Return the speed of each stage, 1 where none are given."""
+    if speeds and (len(speeds) != n_stages or not all(0 < speed < math.inf for speed in speeds)):
+        raise UserError(f"stages: {', '.join(f'{speed:g}' for speed in speeds)} are not the speeds of {n_stages} stages; give a number above 0 for each")
+    return list(speeds) or [1.0] * n_stages
+
+
 def _sums(values: Sequence[Fraction]) -> Array:
     edges, sums = [Fraction(0), *accumulate(values)], np.zeros((len(values) + 1,) * 2)
     for lo, before in enumerate(edges):
@@ -196,15 +207,20 @@ Cost = Callable[[int, int], Array]
 """For a stage of r ranks, `left` ranks from it to the end, what it costs with layers [lo, hi), at [lo, hi]: cost(left, r)."""
 
 
-def _fastest(chain: _Chain, n_ranks: int, most: int, nbytes: Cost, limit: float | None) -> tuple[Stage, ...]:
-    """Return the stages, none empty, whose slowest is fastest among those that fit, ties as `planned` says."""
+def _fastest(chain: _Chain, n_ranks: int, most: int, nbytes: Cost, limit: float | None, paces: Sequence[float]) -> tuple[Stage, ...]:
+    """Return the stages, none empty, whose slowest is fastest among those that fit, ties as `planned` says; paces[left]: their ranks' speed."""
     n = len(chain.link) - 1
     absent = np.where(np.tri(n + 1, dtype=bool), np.inf, 0.0)
     behind = np.append(chain.link[:-1], 0.0)
-    free = [np.maximum(np.maximum(chain.compute / r, chain.sync(r)), behind) + absent for r in range(1, most + 1)]
+
+    @cache
+    def free(r: int, pace: float) -> Array:
+        seconds: Array = np.maximum(np.maximum(chain.compute / r / pace, chain.sync(r)), behind) + absent
+        return seconds
 
     def seconds(left: int, r: int) -> Array:
-        return free[r - 1] if limit is None else np.where(nbytes(left, r) <= limit, free[r - 1], np.inf)
+        found = free(r, paces[left])
+        return found if limit is None else np.where(nbytes(left, r) <= limit, found, np.inf)
 
     best = _levels(seconds, np.maximum, n, n_ranks, most)[n_ranks][0]
     if np.isinf(best):
@@ -240,10 +256,10 @@ def _levels(cost: Cost, join: Callable[[Array, Array], Array], n_layers: int, n_
     return levels
 
 
-def _priced(chain: _Chain, stages: tuple[Stage, ...]) -> Plan:
+def _priced(chain: _Chain, stages: tuple[Stage, ...], paces: Sequence[float]) -> Plan:
     found: list[tuple[float, Literal["stage", "link"], int, str]] = []
     for k, (lo, hi, r) in enumerate(stages):
-        compute, sync = float(chain.compute[lo, hi]) / r, float(chain.sync(r)[lo, hi])
+        compute, sync = float(chain.compute[lo, hi]) / r / paces[k], float(chain.sync(r)[lo, hi])
         seconds, nbytes = max(compute, sync), float(chain.parameters[lo, hi])
         why = "of compute per microbatch" if compute >= sync else f"per microbatch for the sum of {nbytes:.0f} bytes of gradients"
         found.append((seconds, "stage", k, f"{_named(k, stages[k], len(chain.link) - 1)} is the slowest: {seconds:.3g} s {why}"))

@@ -19,6 +19,8 @@ NO_END = 1 << 40
 
 OF_STAGES = ("grid", "schedule", "microbatches", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
+STAGED = ("pipeline", "tensor", "hybrid")
+"""These strategies."""
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "", groups: str = "") -> Any:
@@ -132,7 +134,7 @@ class Job:
     grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
     schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
     microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
-    partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by what they cost)", groups="commas")
+    partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and ranks' speeds; equal: by costs alone)", groups="commas")
     recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
@@ -160,7 +162,7 @@ class Job:
     seed: int = flag(0, "decides weights, order of samples and noise", groups="fixed one")
     deterministic: bool = flag(False, "same layout, same bits (bsp, ssp, warmup); under data_parallel the same bits at any number of ranks", groups="one")
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
-    slowdown: str = flag("", "slow workers down: exponential:F, rotating:F or permanent:F")
+    slowdown: str = flag("", "slow workers (pipeline, tensor, hybrid: ranks) down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")

@@ -3,6 +3,8 @@
 `exponential:f`  every compute is stretched by a draw with mean f (transient jitter)
 `rotating:f`     one worker at a time is f times slower, for 20 clocks, then the next
 `permanent:f`    worker 0 is f times slower for ever
+
+Of a network that is cut into stages, each rank of the grid is such a worker, and sleeps after each compute.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job, members
+from mpidml.core.job import OF_STAGES, STAGED, Job, members
 
 LISTED = tuple(f.name for f in fields(Job) if "one" not in f.metadata["groups"])
 MOST_VARIANTS = 64
@@ -36,7 +36,8 @@ def several(value: Any) -> list[Any] | None:
 def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     """Return the variants that `values` (field name -> value or list) mean, in the order of the lists.
 
-    UserError for a list where none is taken, an empty one or one with a value twice, and for what `Job` itself refuses.
+    Where several strategies are named, flags of stages are for those alone that cut a network into some, and the others have one variant for all of
+    their values. UserError for a list where none is taken, an empty one or one with a value twice, and for what `Job` itself refuses.
     """
     lists: dict[str, Sequence[Any]] = {}
     single: dict[str, Any] = {}
@@ -59,9 +60,16 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         lists[name] = found
     names = list(lists)
     variants = []
+    several_ways = "strategy" in lists and any(name in STAGED for name in lists["strategy"])
+    every: list[Any] = []
     for combination in product(*lists.values()):
-        job = Job().with_values({**single, **dict(zip(names, combination, strict=True))}, where).checked()
-        words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in zip(names, combination, strict=True)]
+        chosen = _meant(dict(zip(names, combination, strict=True)), several_ways)
+        if chosen in every:
+            continue
+        every.append(chosen)
+        given = {n: v for n, v in single.items() if not (several_ways and n in OF_STAGES and dict(chosen)["strategy"] not in STAGED)}
+        job = Job().with_values({**given, **dict(chosen)}, where).checked()
+        words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in chosen]
         variants.append(Variant(", ".join(words) or job.policy(), job))
         if (twin := next((v.name for v in variants[:-1] if v.job == job), None)) is not None:
             raise UserError(f"{where}: '{twin}' and '{variants[-1].name}' are the same job; name each once")
@@ -70,14 +78,22 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     return variants
 
 
+def _meant(combination: Mapping[str, Any], several_ways: bool) -> tuple[tuple[str, Any], ...]:
+    """Return the names and values that make a variant."""
+    cut = not several_ways or combination["strategy"] in STAGED
+    return tuple((name, value) for name, value in combination.items() if cut or name not in OF_STAGES)
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ",".join(map(str, value))
 
 
 def alone(job: Job) -> Job:
-    """Return `job` for one process: no policy, no servers, and of injected slowness only what slows every worker."""
+    """Return `job` for one process: no policy, no servers, no grid, and of injected slowness only what slows every worker."""
     slowdown = job.slowdown if job.slowdown.startswith("exponential") else ""
     plain = {"sync": "bsp", "staleness": "", "servers": "colocated", "assign": "static", "reads": "fresh", "early_push": "auto", "slowdown": slowdown}
     plain |= {"budget": "0", "order": "fifo", "progress_thread": "auto"}
     plain |= {"compress": ""} if job.transport == "auto" else {}  # nothing is sent inside a host
+    if job.strategy in STAGED:
+        plain |= {"grid": "data=1", "partition": Job.partition}
     return job.with_values(plain, "one process")

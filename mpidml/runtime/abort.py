@@ -1,6 +1,6 @@
 """End the whole job, soon and with one message, when one rank cannot go on.
 
-    exception on one rank    traceback once, `[rank 3/8]` before it; Abort(1)
+    exception on one rank    traceback once, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
     SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; then the others are aborted
@@ -60,6 +60,12 @@ def install(comm: MPI.Intracomm) -> None:
     end.watch_signals()
     atexit.register(end.at_exit)
     show_stacks_on_request()
+
+
+def call(place: str) -> None:
+    """Name this rank's place in reports from now on; "" for none."""
+    if _end is not None:
+        _end.where = f"[{' '.join(filter(None, [f'rank {_end.comm.rank}/{_end.comm.size}', place]))}]"
 
 
 def show_stacks_on_request() -> None:

@@ -39,15 +39,33 @@ class Line(NamedTuple):
 class Waiting:
     """What a rank's waits have in common: their limit, who is told of, the seconds that they took, and the bell by which ranks of a host wake each other.
 
+    `moved_seconds`: of sums in the middle of computes, what was no wait.
     `asleep[r]`: whether rank r of the host wants to be rung. It says so before it looks for the last time, so that no ring is lost.
     """
 
     def __init__(self, limit_seconds: float) -> None:
-        self.limit_seconds, self.seconds = limit_seconds, 0.0
+        self.limit_seconds, self.seconds, self.moved_seconds = limit_seconds, 0.0, 0.0
         self.bell: Bell | None = None
         self.asleep: Any = ()
         self.me = 0
         self.fence: Callable[[], None] = lambda: None
+
+    @property
+    def away_seconds(self) -> float:
+        """Return all that a compute has to leave out: what passed in it without computing."""
+        return self.seconds + self.moved_seconds
+
+    def gather(self, comm: Any, value: float, what: str) -> list[float]:
+        """Return the value of each rank (Collective on comm)."""
+        found = np.empty(comm.size)
+        request = comm.mpi.Iallgather(np.array([value]), found)
+        self.until(request.Test, lambda: f"all ranks to come to {what}")
+        return [float(each) for each in found]
+
+    def meet(self, comm: Any, what: str) -> None:
+        """Wait for all ranks (Collective on comm)."""
+        request = comm.mpi.Ibarrier()
+        self.until(request.Test, lambda: f"all ranks to come to {what}")
 
     def open(self, comm: Any) -> None:
         """Have a bell (Collective on the ranks of the host)."""

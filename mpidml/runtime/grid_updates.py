@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
 from mpidml.core.role import Array
 from mpidml.optim.base import Link
+from mpidml.runtime.channel import Waiting
 from mpidml.runtime.held import Held
 from mpidml.sync.base import Tuning
 
@@ -22,8 +22,8 @@ class Norms:
     Given to one link and one stage: `whole` and `weights` are its flat arrays, of which a tensor's are views.
     """
 
-    def __init__(self, backend: Any, held: Held, line: Any, shared: list[slice], total: float | None) -> None:
-        self.backend, self.held, self.line, self.shared, self.total = backend, held, line, shared, total
+    def __init__(self, backend: Any, held: Held, line: Any, shared: list[slice], total: float | None, waiting: Waiting) -> None:
+        self.backend, self.held, self.line, self.shared, self.total, self.waiting = backend, held, line, shared, total, waiting
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -35,7 +35,7 @@ class Norms:
         own = float(self.backend.sum_of_squares(a)) if a.size else 0.0
         if self.line.size == 1 or any(self._begins(a) == part.start for part in self.shared):
             return own
-        return float(sum(self.line.allgather(own)))
+        return float(sum(self.waiting.gather(self.line, own, "the norm of a tensor")))
 
     def _begins(self, a: Array) -> int:
         """Return where a tensor begins in the flat array that it is a view of."""
@@ -62,22 +62,20 @@ class Updates:
         self.strategy.step.number = self.clock + (held.n_summed - 1) // self.strategy.n_items
         self.strategy.sums[held.number].start()
 
-    def finish(self, held: Held, item: int) -> float:
-        """End the sum and change the weights after microbatch `item`; return the seconds waited. A norm over all stages ends the sums of all."""
-        strategy, waited = self.strategy, 0.0
+    def finish(self, held: Held, item: int) -> None:
+        """End the sum and change the weights after microbatch `item`. A norm over all stages ends the sums of all."""
+        strategy = self.strategy
         clock = self.clock + item // strategy.n_items
         if held.number not in self.summed:
             due = list(strategy.held.values()) if self.measures_all else [held]
             for each in due:
                 if (total := strategy.sums.get(each.number)) is not None:
-                    waited += total.wait(strategy.job.wait_limit)[0]
+                    strategy.waiting.seconds += total.wait(strategy.job.wait_limit)[0]
                 self.summed.add(each.number)
             self._transform(due, clock + 1)
         self.summed.discard(held.number)
-        strategy.waiting.seconds += waited
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(clock), 1.0)
         held.store.step(held.gradient, tuning)
-        return waited
 
     def _transform(self, due: list[Held], step: int) -> None:
         """Run the links that need more than elements, one after the other over all the stages that are due."""
@@ -88,7 +86,7 @@ class Updates:
             for held in due:
                 link, keys = of[at.index(held.number)]
                 state = {name: strategy.link_states[held.number][key] for name, key in keys}
-                norms = Norms(strategy.net.backend, held, strategy.line, self.shared[held.number], total)
+                norms = Norms(strategy.net.backend, held, strategy.line, self.shared[held.number], total, strategy.waiting)
                 self._apply(link, norms, held, state, step)
 
     @staticmethod
@@ -102,10 +100,8 @@ class Updates:
             own += float(strategy.net.backend.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
             if strategy.at["tensor"]:
                 own -= sum(float(strategy.net.backend.sum_of_squares(np.ascontiguousarray(held.gradient[part]))) for part in self.shared[number])
-        return float(sum(strategy.pipeline.allgather(own)))
+        return float(sum(strategy.waiting.gather(strategy.pipeline, own, "the norm of the gradient")))
 
     def meet(self) -> None:
         """Wait for all ranks of the replica."""
-        began = time.perf_counter()
-        self.strategy.pipeline.Barrier()
-        self.strategy.waiting.seconds += time.perf_counter() - began
+        self.strategy.waiting.meet(self.strategy.pipeline, "the end of a phase")

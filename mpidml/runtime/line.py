@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,17 +15,20 @@ from mpidml.collectives.recursive_doubling import RecursiveDoubling
 from mpidml.core.errors import UserError
 from mpidml.core.partition import weighted_cut
 from mpidml.core.rounds import Array
+from mpidml.runtime.channel import Waiting
+from mpidml.runtime.slowness import Slowness
 
 
 class TensorLine:
     """The line of all ranks of `collective.comm`; `weights`: each rank's part of every width, alike where none are given, 0 for nothing.
 
     UserError where there are not as many weights as ranks, where they are no weights, and for a collective that does not sum. `free` lets all
-    planned sums go.
+    planned sums go. `waiting` counts what they take, and limits it; `slow` prolongs the computes before.
     """
 
-    def __init__(self, collective: Collective, weights: Sequence[float] = (), wait_limit: float = 300.0) -> None:
-        self.collective, self.comm, self.wait_limit = collective, collective.comm, wait_limit
+    def __init__(self, collective: Collective, weights: Sequence[float] = (), waiting: Waiting | None = None, slow: Slowness | None = None) -> None:
+        self.collective, self.comm, self.waiting = collective, collective.comm, waiting or Waiting(300.0)
+        self.slow = slow or Slowness(None, self.comm.rank)
         self.rank, self.size = int(self.comm.rank), int(self.comm.size)
         self.weights = tuple(weights) or (1.0,) * self.size
         if not collective.exact:
@@ -54,9 +58,16 @@ class TensorLine:
     def _call(self, total: Sum) -> Callable[[], None]:
         self._planned.append(total)
 
+        waiting, slow, clock_now = self.waiting, self.slow, time.perf_counter
+
         def run() -> None:
+            slow.pause()
+            began = clock_now()
             total.start()
-            total.wait(self.wait_limit)
+            idle, _ = total.wait(waiting.limit_seconds)
+            waiting.seconds += idle
+            waiting.moved_seconds += clock_now() - began - idle
+            slow.resume()
 
         return run
 

@@ -1,23 +1,31 @@
-"""Measure what each layer of a network costs on this machine, one at a time, so that no rank needs room for all of them."""
+"""Measure what each layer of a network costs on this machine, one at a time, so that no rank needs room for all of them, and on each rank."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
 from mpidml.core.balance import Profile
+from mpidml.core.pace import relative
 from mpidml.nn.network import Network
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
+from mpidml.runtime.slowness import Slowness
 
-REPEATS = 3
+REPEATS, MOST_REPEATS, LEAST_SECONDS = 3, 12, 2e-3
+"""Passes of each layer: so many, and more of short ones."""
+ATTEMPTS = 4
+"""How often a rank that seems slow is measured."""
+AS_IT_IS = Slowness(None, 0)
 
 
-def profiles(net: Network, rows: int) -> list[Profile]:
-    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of three, and its bytes.
+def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile]:
+    """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of a few, and its bytes.
 
     They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere.
+    What `slow` sleeps prolongs a compute, on average: a single sleep may be shorter than what is owed.
     """
     found, itemsize = [], net.dtype.itemsize
     for i in range(n := n_cuts(net)):
@@ -26,15 +34,20 @@ def profiles(net: Network, rows: int) -> list[Profile]:
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
         w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
         step = stage.bind(rows, w, g, Memory(rows), Edges(dy=dy, dx=dx))
-        forward, backward = np.inf, np.inf
-        for _ in range(REPEATS):
-            began = time.thread_time()
-            step.go()
-            if stage.is_last:
-                step.lose(1.0)
-            between = time.thread_time()
-            step.go_back()
-            forward, backward = min(forward, between - began), min(backward, time.thread_time() - between)
+        least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, time.perf_counter()
+        while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
+            for way in range(2):
+                slow.begin(repeat)
+                began, on_cpu = time.perf_counter(), time.thread_time()
+                step.go_back() if way else step.go()
+                if not way and stage.is_last:
+                    step.lose(1.0)
+                ended, least[way] = time.perf_counter(), min(least[way], time.thread_time() - on_cpu)
+                slow.end()
+                computed[way] += ended - began
+                slept[way] += time.perf_counter() - ended
+            repeat += 1
+        forward, backward = (of * (1 + sleep / seconds) for of, sleep, seconds in zip(least, slept, computed, strict=True))
         found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
 
@@ -47,3 +60,25 @@ def counted(net: Network, rows: int) -> list[Profile]:
         flops = sum(layer.flops(rows, wants_dx=i > 0) for layer in stage.layers)
         found.append(Profile(flops / 3, flops * 2 / 3, rows * stage.n_out * itemsize, stage.n_params * itemsize))
     return found
+
+
+def of_all(comm: Any, net: Network, rows: int, slow: Slowness) -> tuple[list[Profile], list[float]]:
+    """Return what the layers cost the fastest rank, and how fast each rank is (Collective on comm).
+
+    All measure at the same time; those that seem slow do so again while the others sleep, since another process may have had their core.
+    """
+    own, speeds = profiles(net, rows, slow), [0.0] * comm.size
+    for attempt in range(ATTEMPTS):
+        if attempt and speeds[comm.rank] < 1:
+            own = [_least(a, b) for a, b in zip(own, profiles(net, rows, slow), strict=True)]
+        comm.nap()  # whoever is done leaves its core to the others
+        every: list[list[Profile]] = comm.allgather(own)
+        seconds = [sum(profile.forward_seconds + profile.backward_seconds for profile in of) for of in every]
+        speeds = relative(seconds)
+        if min(speeds) == 1:
+            break
+    return every[seconds.index(min(seconds))], speeds
+
+
+def _least(a: Profile, b: Profile) -> Profile:
+    return a._replace(forward_seconds=min(a.forward_seconds, b.forward_seconds), backward_seconds=min(a.backward_seconds, b.backward_seconds))

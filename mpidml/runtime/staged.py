@@ -25,23 +25,27 @@ from mpidml.core.errors import UserError
 from mpidml.core.grid import ProcessGrid, parse_grid
 from mpidml.core.job import Job
 from mpidml.core.lowering import lower
+from mpidml.core.pace import paced
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay, replay
 from mpidml.core.role import Array
+from mpidml.core.slowdown import Slowdown
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Transforms, make_chain
 from mpidml.ps.store import Store
+from mpidml.runtime import abort, stage_report
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.held import Held, Local
 from mpidml.runtime.line import PaperLine, TensorLine
-from mpidml.runtime.profiling import counted, profiles
+from mpidml.runtime.profiling import counted, of_all
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.serverless import Recorder, Serverless
+from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.schedules.base import Schedule
 
@@ -49,6 +53,8 @@ PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
 VOTING = "recursive_doubling"
 """Sums what rank 0 wants, two numbers."""
+EQUAL = "equal"
+"""The --partition that takes all ranks for equally fast."""
 ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
 
 
@@ -76,6 +82,7 @@ class Staged(Serverless):
         tellers = tuple(self.grid.rank(data=d, pipe=self.n_pipe - 1) for d in range(self.grid.sizes["data"]))
         super().__init__(job, comm, GridPlacement(self.grid, tellers))
         job.refuse(ELSEWHERE, f"--strategy {job.strategy}")
+        self.slowness = Slowness(Slowdown(job.slowdown, comm.size, job.seed) if job.slowdown else None, comm.rank)
         self.schedule: Schedule = plugins.make("mpidml.schedules", job.schedule)
         if not self.schedule.trains:
             raise UserError(f"--schedule {job.schedule}: has no backward passes, nothing would be learnt; use one_f_one_b")
@@ -125,6 +132,7 @@ class Staged(Serverless):
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
         net, comm = self.net, self.comm
+        abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
         self.plan = self._plan()
@@ -138,7 +146,7 @@ class Staged(Serverless):
         self.line: Any = comm.split(data * self.n_pipe + pipe)
         self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
         self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
-        self.parts = TensorLine(self.across, (), self.job.wait_limit)
+        self.parts = TensorLine(self.across, self.part_weights, self.waiting, self.slowness)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
@@ -171,15 +179,21 @@ class Staged(Serverless):
         return [Stage(self.net, lo, hi, s == 0, s == self.n_stages - 1, parts) for s, (lo, hi) in enumerate(pairwise(ends))]
 
     def _plan(self) -> Plan:
-        """Cut the layers into stages: by hand, or by what they cost rank 0, or where bits are to repeat by what is computed (Collective on comm)."""
-        measure = counted if self.job.deterministic else profiles
-        costs = self.comm.bcast(measure(self.net, self.m) if self.comm.rank == 0 and self.n_stages > 1 else None)
-        if costs is None:
-            return Plan((by_hand(str(n_cuts(self.net)), n_cuts(self.net), 1)), 0.0, "stage", 0, "")
-        self.profiles: list[Profile] = costs
-        if self.job.partition != Job.partition:
-            return priced(costs, by_hand(self.job.partition, n_cuts(self.net), self.n_stages), 0.0)
-        return balanced(costs, self.n_stages, 0.0)
+        """Cut the layers into stages: by hand, or by what they cost and how fast each rank is, or where bits are to repeat by what is computed (Collective on comm)."""
+        job, n_layers = self.job, n_cuts(self.net)
+        self.profiles, self.speeds, self.part_weights = list[Profile](), [1.0] * self.comm.size, (1.0,) * self.n_parts
+        if self.n_pipe * self.n_parts * self.n_stages > 1:
+            measures = not job.deterministic
+            slow = Slowness(self.slowness.slowdown, self.comm.rank)
+            self.profiles, self.speeds = of_all(self.comm, self.net, self.m, slow) if measures else (counted(self.net, self.m), self.speeds)
+        if self.profiles and job.partition == Job.partition:
+            plan, self.part_weights = paced(self.profiles, self.grid, self.speeds, self.n_stages)
+            return plan
+        if self.n_stages == 1:
+            return Plan((by_hand(str(n_layers), n_layers, 1)), 0.0, "stage", 0, "")
+        if job.partition == EQUAL:
+            return balanced(self.profiles, self.n_stages, 0.0)
+        return priced(self.profiles, by_hand(job.partition, n_layers, self.n_stages), 0.0)
 
     def _channels(self, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
         """Open what is between each two stages: forward and back, None where this rank has neither (Collective on comm). `every`: stages of each part."""
@@ -221,6 +235,7 @@ class Staged(Serverless):
 
     def check_alike(self) -> None:
         """Compare the weights and optimizers of each stage's replicas (Collective on comm). RuntimeError names who differs."""
+        self.waiting.meet(self.comm, "the comparison of replicas")
         digests = {}
         for s, held in self.held.items():
             digest = hashlib.blake2b(held.weights().data)
@@ -231,6 +246,10 @@ class Staged(Serverless):
             first = every[self.grid.rank(**{**self.grid.coords(rank), "data": 0})]
             if odd := [s for s in found if found[s] != first[s]]:
                 raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {rank} has other weights or optimizer state of stage {odd[0]} than replica 0")
+
+    def told(self) -> dict[str, Any]:
+        """Return on rank 0 what the summary says of the stages (Collective on comm)."""
+        return stage_report.told(self)
 
     def words(self) -> str:
         """Say how the ranks work together."""
@@ -257,6 +276,7 @@ class Staged(Serverless):
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
+        abort.call("")
         for held in self.held.values():
             held.free()
         for total in self.sums.values():

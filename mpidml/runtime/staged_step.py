@@ -16,20 +16,22 @@ from mpidml.core.trace import KINDS
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel, Waiting
 from mpidml.runtime.held import Held
+from mpidml.runtime.slowness import Slowness
 
 clock_now = time.perf_counter
 Fill = Callable[[Held, int, Step], None]
 
 
 class Executor:
-    """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits.
+    """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits,
+    also in the middle of both, which then are none of theirs. `slow` prolongs each compute, and counts to it.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
     last microbatch `item`; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
     """
 
-    def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None]) -> None:
-        self.held, self.waiting, self.updates, self.trace, self.lost = held, waiting, updates, trace, lost
+    def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None], slow: Slowness) -> None:
+        self.held, self.waiting, self.updates, self.trace, self.lost, self.slow = held, waiting, updates, trace, lost, slow
         self.compute_seconds = dict.fromkeys(held, 0.0)
         self.n_computed = dict.fromkeys(held, 0)
         self.update_seconds = 0.0
@@ -59,8 +61,8 @@ class Executor:
     def _forward(self, held: Held, action: Action) -> None:
         item = action.item
         held.claim(item, back=False)
-        began = clock_now()
-        step = held.step(item, self.rows[item])
+        step = held.step(item, self.rows[item])  # made the first time, all ranks of a stage together: no compute
+        began = self._begin(held, item)
         self.fill(held, item, step)
         step.go()
         if held.stage.is_last:
@@ -79,8 +81,8 @@ class Executor:
     def _back(self, held: Held, action: Action, go: Callable[[Step], None]) -> None:
         item = action.item
         held.claim(item, back=True)
-        began = clock_now()
         step = held.step(item, self.rows[item])
+        began = self._begin(held, item)
         if held.recomputes:
             self.fill(held, item, step)
             step.go()
@@ -90,8 +92,9 @@ class Executor:
         self._timed(held, action, began)
 
     def _weight_gradient(self, held: Held, action: Action) -> None:
-        began = clock_now()
-        held.step(action.item, self.rows[action.item]).go_back_to_weights()
+        step = held.step(action.item, self.rows[action.item])
+        began = self._begin(held, action.item)
+        step.go_back_to_weights()
         self._timed(held, action, began)
         self._summed(held, action.item, held.late)
 
@@ -102,11 +105,18 @@ class Executor:
         if held.stage.is_last:
             self.lost(item, self.losses.pop(item))
 
-    def _timed(self, held: Held, action: Action, began: float) -> None:
-        seconds = clock_now() - began
-        self.compute_seconds[held.number] += seconds
+    def _begin(self, held: Held, item: int) -> tuple[float, float]:
+        """Begin a compute; return the time, and what of it was spent without computing until now."""
+        self.slow.begin(self.clock + item // held.every)
+        return clock_now(), self.waiting.away_seconds
+
+    def _timed(self, held: Held, action: Action, began: tuple[float, float]) -> None:
+        self.slow.end()
+        since, away = began[0], self.waiting.away_seconds - began[1]
+        seconds = clock_now() - since
+        self.compute_seconds[held.number] += seconds - away
         if self.trace is not None:
-            self.trace.add(TRACED[action.op], began, seconds, self.clock)
+            self.trace.add(TRACED[action.op], since, seconds, self.clock)
 
     def _take(self, channel: Channel, item: int) -> None:
         began = clock_now()
@@ -130,9 +140,10 @@ class Executor:
         self.updates.start(held)
 
     def _update(self, held: Held, action: Action) -> None:
-        began = clock_now()
-        waited = self.updates.finish(held, held.n_summed - 1)
+        began, before = clock_now(), self.waiting.away_seconds
+        self.updates.finish(held, held.n_summed - 1)
         held.n_updated += 1
+        waited = self.waiting.away_seconds - before
         seconds = clock_now() - began - waited
         self.update_seconds += seconds
         if self.trace is not None:

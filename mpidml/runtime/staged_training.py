@@ -68,10 +68,21 @@ class GridStepper(Stepper):
     def __init__(self, strategy: Any, task: StageTraining, *rest: Any) -> None:
         super().__init__(strategy, task, (), *rest)
         self.updates = Updates(strategy)
-        self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost)
+        self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness)
         self.programs: dict[int, Any] = {}
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
+        self.score_seconds = self.run_seconds = 0.0
+        self.left_at = -1.0
+
+    def run(self) -> None:
+        """Step, and score in the end; what was waited for then is no compute."""
+        began, self.left_at = clock_now(), -1.0
+        super().run()
+        if self.left_at >= 0:
+            self.compute_seconds -= self.strategy.waiting.away_seconds - self.left_at
+        self.wait_seconds = self.strategy.waiting.seconds
+        self.run_seconds += clock_now() - began
 
     def _span(self) -> int:
         """Return of how many clocks the next program is."""
@@ -87,7 +98,9 @@ class GridStepper(Stepper):
         epoch = first // strategy.sampler.clocks_per_epoch
         self.measured = task.not_scored
         if epoch > task.scored_epoch and not strategy.job.patience:
+            away = strategy.waiting.away_seconds
             self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
+            self.score_seconds += clock_now() - began - (strategy.waiting.away_seconds - away)
         shares = [strategy.sampler.indices(clock, task.worker) for clock in range(first, first + n)]
         feeds = [task.feed.block((first + i) * strategy.n_workers + task.worker, rows) for i, rows in enumerate(shares)] if task.feed is not None else None
         parts = [part for rows in shares for part in _parts(len(rows), strategy.n_items)]
@@ -113,7 +126,7 @@ class GridStepper(Stepper):
         self.step_began = began
         executor = self.executor
         executor.run(self.programs[n], strategy.at["pipe"], sizes, fill, lambda item: scales[item // strategy.n_items], first)
-        self.compute_seconds, self.serve_seconds = sum(executor.compute_seconds.values()), executor.update_seconds
+        self.compute_seconds, self.serve_seconds = sum(executor.compute_seconds.values()) + self.score_seconds, executor.update_seconds
         self.wait_seconds = strategy.waiting.seconds
         self.clock += n
         self.part.step = self.clock
@@ -140,6 +153,7 @@ class GridStepper(Stepper):
 
     def _left(self) -> None:
         """Tell that this rank's worker computes no more, where it tells of one."""
+        self.left_at = self.strategy.waiting.away_seconds
         if self.strategy.tells:
             super()._left()
 

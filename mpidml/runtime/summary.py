@@ -15,7 +15,7 @@ from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.core.sizes import size_words
 from mpidml.core.target import parse_target
-from mpidml.runtime import straggler
+from mpidml.runtime import stage_report, straggler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.evaluation_text import told
 from mpidml.runtime.monitor import Monitor
@@ -260,6 +260,7 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     return (
         f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
+        + stage_report.closing(summary)
         + late
         + (f"\nreplicas were {apart:.3g} (root mean square) from their mean, when last measured" if (apart := summary.get("consensus_distance")) is not None else "")
         + _read(summary)

@@ -14,6 +14,7 @@ import numpy as np
 from mpidml.collectives.base import FOLDER, Collective
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
+from mpidml.core.job import STAGED
 from mpidml.core.rounds import Rounds, moved, priced
 from mpidml.ps.waits import Waited
 from mpidml.sim.parameter_server import MOST_ROWS, Plan, Simulated
@@ -26,6 +27,10 @@ SEEN_RANKS = 64
 
 def check(strategy: str, name: str, learns: bool) -> None:
     """Refuse what is not known here: another strategy, a collective without rounds, arithmetic."""
+    if strategy in STAGED:
+        raise UserError(
+            f"--strategy {strategy}: is not known on virtual clocks; simulate parameter_server or data_parallel, or replay a schedule: python -m mpidml schedule"
+        )
     if strategy != "data_parallel":
         raise UserError(f"--strategy {strategy}: is not known on virtual clocks; simulate parameter_server or data_parallel")
     if learns:

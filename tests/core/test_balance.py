@@ -26,18 +26,18 @@ def stage_seconds(profiles, r, bandwidth):
     return max(compute_of(profiles), bytes_of_sum / Fraction(bandwidth) if bandwidth else 0) / r
 
 
-def costs(profiles, stages, bandwidth):
+def costs(profiles, stages, bandwidth, speeds=()):
     """List (seconds, what it is, its number) of each stage and of the link behind it, as exact fractions, from the formulas alone."""
     found = []
     for k, (lo, hi, r) in enumerate(stages):
-        found.append((stage_seconds(tuple(profiles[lo:hi]), r, bandwidth), "stage", k))
+        found.append((stage_seconds(tuple(profiles[lo:hi]), r, bandwidth) / (Fraction(speeds[k]) if speeds else 1), "stage", k))
         if k + 1 < len(stages) and hi and bandwidth:
             found.append((Fraction(2 * profiles[hi - 1].activation_nbytes) / Fraction(bandwidth), "link", k))
     return found
 
 
-def bottleneck(profiles, stages, bandwidth):
-    return max(seconds for seconds, _, _ in costs(profiles, stages, bandwidth))
+def bottleneck(profiles, stages, bandwidth, speeds=()):
+    return max(seconds for seconds, _, _ in costs(profiles, stages, bandwidth, speeds))
 
 
 def nbytes(profiles, stage, n_in_flight, optimizer_factor, n_versions):
@@ -63,16 +63,16 @@ def replicated_cuts(n_layers, n_ranks):
                     yield tuple(Stage(s.lo, s.hi, r) for s, r in zip(stages, replicas, strict=True))
 
 
-def tie_break(profiles, stages, bandwidth):
-    return bottleneck(profiles, stages, bandwidth), len(stages), [(s.hi, -s.replicas) for s in stages]
+def tie_break(profiles, stages, bandwidth, speeds=()):
+    return bottleneck(profiles, stages, bandwidth, speeds), len(stages), [(s.hi, -s.replicas) for s in stages]
 
 
-def check(plan, profiles, bandwidth, cuts):
+def check(plan, profiles, bandwidth, cuts, speeds=()):
     """Compare a plan with every cut: its bottleneck is the least, is that of its stages, and ties are broken as promised."""
-    best = min(cuts, key=lambda stages: tie_break(profiles, stages, bandwidth))
-    found = costs(profiles, plan.stages, bandwidth)
+    best = min(cuts, key=lambda stages: tie_break(profiles, stages, bandwidth, speeds))
+    found = costs(profiles, plan.stages, bandwidth, speeds)
     assert float(max(found)[0]) == pytest.approx(plan.seconds, rel=1e-12), "does not cost what it says"
-    assert float(bottleneck(profiles, best, bandwidth)) == pytest.approx(plan.seconds, rel=1e-12), "another cut is faster"
+    assert float(bottleneck(profiles, best, bandwidth, speeds)) == pytest.approx(plan.seconds, rel=1e-12), "another cut is faster"
     assert next(c for c in found if c[1:] == (plan.slowest, plan.number))[0] == max(found)[0], "names another than the slowest"
     assert plan.stages == best
 
@@ -95,6 +95,38 @@ def cases(seed, n_profiles=N_PROFILES):
 def test_no_straight_cut_is_faster_than_the_balanced_one():
     for profiles, n_stages, bandwidth in cases(1):
         check(balanced(profiles, n_stages, bandwidth), profiles, bandwidth, straight_cuts(len(profiles), n_stages))
+
+
+def paced(seed, n_profiles=N_PROFILES):
+    """Draw cases with a speed for each stage: powers of two, so that ties are exact."""
+    random_ = random.Random(seed)
+    for profiles, n_stages, bandwidth in cases(seed, n_profiles):
+        yield profiles, n_stages, bandwidth, [2.0 ** random_.randint(-2, 1) for _ in range(n_stages)]
+
+
+def test_no_straight_cut_is_faster_on_ranks_of_different_speeds():
+    for profiles, n_stages, bandwidth, speeds in paced(7):
+        plan = balanced(profiles, n_stages, bandwidth, speeds=speeds)
+        check(plan, profiles, bandwidth, straight_cuts(len(profiles), n_stages), speeds)
+        assert plan == priced(profiles, plan.stages, bandwidth, speeds)
+
+
+@pytest.mark.parametrize("broken", [lambda speeds: (), lambda speeds: speeds[::-1], lambda speeds: [1 / speed for speed in speeds]])
+def test_the_check_catches_speeds_that_are_left_out_or_another_rank_s(broken):
+    n_caught = 0
+    for profiles, n_stages, bandwidth, speeds in paced(8, 200):
+        stages = balanced(profiles, n_stages, bandwidth, speeds=broken(speeds)).stages
+        try:
+            check(priced(profiles, stages, bandwidth, speeds), profiles, bandwidth, straight_cuts(len(profiles), n_stages), speeds)
+        except AssertionError as error:
+            n_caught += FASTER in str(error)
+    assert n_caught >= 20
+
+
+@pytest.mark.parametrize("speeds", [[1.0], [1.0, 0.0], [1.0, math.nan]])
+def test_what_are_no_speeds_is_one_line(speeds):
+    with pytest.raises(UserError, match=r"stages: 1(, (0|nan))? are not the speeds of 2 stages; give a number above 0 for each$"):
+        balanced(layers(1, 2, 3), 2, 0, speeds=speeds)
 
 
 def test_no_plan_on_all_ranks_is_faster_than_the_planned_one():

@@ -49,3 +49,19 @@ def test_one_process_has_no_policy_and_only_the_slowness_that_everybody_has():
     job = Job(sync="asp", servers="2", reads="cached", assign="dynamic", slowdown="permanent:3", lr=0.2)
     assert alone(job) == Job(lr=0.2)
     assert alone(Job(slowdown="exponential:2")).slowdown == "exponential:2"
+
+
+def test_flags_of_stages_are_for_the_strategies_that_have_some():
+    values = {"strategy": "data_parallel,pipeline,parameter_server", "schedule": "gpipe,one_f_one_b", "microbatches": "4"}
+    assert [(v.name, v.job) for v in expand(values, "compare")] == [
+        ("data_parallel", Job(strategy="data_parallel")),
+        ("pipeline, schedule gpipe", Job(strategy="pipeline", schedule="gpipe", microbatches=4)),
+        ("pipeline, schedule one_f_one_b", Job(strategy="pipeline", schedule="one_f_one_b", microbatches=4)),
+        ("parameter_server", Job()),
+    ]
+    assert [v.job.schedule for v in expand({"strategy": "data_parallel,averaging", "schedule": "gpipe"}, "compare")] == ["gpipe"] * 2, "which they refuse"
+
+
+def test_one_process_is_a_grid_of_one():
+    job = Job(strategy="hybrid", grid="data=2,pipe=2", partition="2,1", schedule="gpipe", microbatches=4)
+    assert alone(job) == Job(strategy="hybrid", grid="data=1", schedule="gpipe", microbatches=4)

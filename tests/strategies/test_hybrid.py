@@ -183,7 +183,7 @@ def test_each_rank_holds_its_part_of_the_weights_alone(comm):
     from mpidml.strategies.base import Run
 
     counted = CountedComm(comm)
-    job = JOB.with_values({"grid": f"tensor={comm.size}", "hidden": (120, 240, 120), "steps": 1}, "test")
+    job = JOB.with_values({"grid": f"tensor={comm.size}", "hidden": (120, 240, 120), "steps": 1, "partition": "equal"}, "test")
     running = Run(job.checked(), counted, quiet=True, write=False, brief=True)
     n_whole, n_own = running.net.n_params, sum(held.stage.n_params for held in running.strategy.held.values())
     assert n_own <= n_whole / comm.size * 1.05 + 2 * math.ceil(10 / comm.size) * 120
