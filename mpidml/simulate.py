@@ -27,6 +27,7 @@ from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
+from mpidml.nn.network import Network
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -34,6 +35,7 @@ from mpidml.runtime.dataset import Dataset, check_target, load
 from mpidml.runtime.info import memory_nbytes, pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.payload import net_of, payload, refuse_sparse
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
@@ -51,7 +53,7 @@ MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
 PLANNED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
 """What a simulation of sizes takes from the job; a fit runs the job itself."""
-PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype")
+PAYLOAD = (*members("data"), "model", "hidden", "loss", "dtype", "compress", "transport")
 VARIED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown")
 
 
@@ -73,15 +75,15 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     variants = agree(comm, lambda: expand(rest, "simulate"))
     cost = agree(comm, lambda: _given(scale))
     agree(comm, lambda: _check_lists(rest, scale))
-    plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, 8) for _, job in variants])
+    plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
     agree(comm, lambda: _fits_memory(plans))
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
-        _refuse_sparse(data)
+        refuse_sparse(data)
         check_target(variants[0].job, data)
         agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
-    nbytes = _payload_nbytes(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else 8
+    net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     if cost is None:
@@ -97,14 +99,14 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         speak("no --seconds: each run ends with its clocks, so under --assign static each policy ends with its slowest worker")
     entries: list[dict[str, Any]] = []
     if leads:
-        entries = _run_all(scale, variants, cost, nbytes, data, folder, None if quiet else sys.stdout)
+        entries = _run_all(scale, variants, cost, net, data, folder, None if quiet else sys.stdout)
     comm.nap()
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 
 
 def _run_all(
-    scale: Simulation, variants: list[Variant], cost: CostModel, nbytes: int, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
+    scale: Simulation, variants: list[Variant], cost: CostModel, net: Network | None, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
 ) -> list[dict[str, Any]]:
     """Simulate each variant, and before several the job in one process; write and say what came of it."""
     many = len(variants) > 1
@@ -120,7 +122,7 @@ def _run_all(
         own = cost
         if name == ONE_PROCESS:  # it has the work of all workers to do by itself, and no network
             own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
-        plan = _plan(at, job, own, nbytes)
+        plan = _plan(at, job, own, net)
         if data is None:
             found = run(plan) if job.strategy == Job.strategy else data_parallel.simulate(plan, job.collective)
             summary, metrics = of_job(job, plan, found, time.perf_counter() - started)
@@ -156,9 +158,11 @@ def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
 def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list[str]:
     """List the flags that were given and have no part in this simulation."""
     names = [name.replace("-", "_") for name in values]
-    part = {name for name in names if name not in (*NO_PART, "compress", "shares", "check_replicas")}
+    part = {name for name in names if name not in (*NO_PART, "shares", "progress_thread", "check_replicas")}
     if not scale.learn and not scale.fits:
         part &= {*PLANNED, *(PAYLOAD if cost.bytes_per_second else ())}
+    if values.get("strategy", Job.strategy) != Job.strategy or not (scale.learn or cost.bytes_per_second):
+        part.discard("compress")
     return [f"--{name.replace('_', '-')}" for name in names if name not in part]
 
 
@@ -175,6 +179,8 @@ def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> Non
         strategy = plugins.load("mpidml.strategies", job.strategy)
         if job.strategy != Job.strategy:
             data_parallel.check(job.strategy, job.collective, scale.learn)
+        elif job.compress and any(of.job.strategy != Job.strategy for of in variants):
+            raise UserError(f"simulate: --compress {job.compress}: codes to servers and back are known here, sums of codes are not; leave it, or the sums, out")
         ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)
         strategy(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
@@ -194,7 +200,7 @@ def _given(scale: Simulation) -> CostModel | None:
     return None if scale.fits else scale.over(CostModel())
 
 
-def _plan(scale: Simulation, job: Job, cost: CostModel, nbytes: int) -> Plan:
+def _plan(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -> Plan:
     """Return what is simulated; UserError where the job's parts cannot be."""
     policy = make_policy(job.policy())
     try:
@@ -211,18 +217,22 @@ def _plan(scale: Simulation, job: Job, cost: CostModel, nbytes: int) -> Plan:
     colocated = job.servers == "colocated" and not sums
     if not sums and not colocated and not (job.servers.isdecimal() and int(job.servers) > 0):
         raise UserError(f"--servers {job.servers}: not a number of servers; give 'colocated' or a number from 1 up")
+    n_servers = scale.workers if colocated else 0 if sums else int(job.servers)
+    moved = payload(job, net, n_servers)
     return Plan(
         policy,
         scale.workers,
         scale.clocks or (MOST_SIZE if job.seconds else CLOCKS),
         cost,
-        scale.workers if colocated else 0 if sums else int(job.servers),
-        nbytes,
+        n_servers,
+        moved.values,
         colocated,
         job.assign == "dynamic",
         job.seconds,
         job.seed,
         Slowdown(job.slowdown, scale.workers, job.seed) if job.slowdown else None,
+        pushed=moved.pushed,
+        answer=moved.answer,
     )
 
 
@@ -236,23 +246,6 @@ def _fits_memory(plans: list[Plan]) -> None:
         )
 
 
-def _payload_nbytes(job: Job, comm: CountedComm) -> int:
-    """Return the bytes of the job's parameters, which travel to and from the servers (Collective on comm)."""
-    data = load(job, comm)
-    _refuse_sparse(data)
-    net = agree(comm, lambda: build_net(job, data, "numpy"))
-    return int(net.n_params) * net.dtype.itemsize
-
-
-def _refuse_sparse(data: Dataset) -> None:
-    """Refuse rows whose features decide what travels: the simulated servers send all parameters, a shard each."""
-    if data.is_sparse:
-        raise UserError(
-            f"simulate: the rows of {data.name} are sparse, so what travels differs from clock to clock, which no simulation shows; "
-            "use --scale standard, or leave out --learn and --bandwidth"
-        )
-
-
 def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
@@ -262,7 +255,8 @@ def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostMode
     n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
     trial = job.with_values(
         {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""}
-        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0},
+        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0}
+        | {"progress_thread": Job.progress_thread},
         "fit",
     )
     trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "tensorboard": False, "out": ""}, "fit")

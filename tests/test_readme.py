@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 3, "text": 1, "": 1}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 5, "text": 1, "": 1}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -173,6 +173,29 @@ def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_pa
             assert json.loads((folder / "summary.json").read_text())["test_accuracy"] > 0.9
         else:
             assert [row["variant"] for row in json.loads((folder / "compare.json").read_text())][1:] == ["parameter_server", "data_parallel"]
+
+
+def test_servers_and_workers_learn_by_codes_and_on_virtual_clocks(tmp_path):
+    train, simulate = (shlex.split(line) for line in block("bash", "--servers 1 --epochs 10").strip().splitlines())
+    result = mpirun(3, [*train[4:], "--out", str(tmp_path / "run")])
+    assert result.code == 0 and "codes two_bit" in result.out, result
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] > 0.9
+    sent = []
+    for words in (simulate[1:], simulate[1:-2]):
+        result = python([*words, "--out", str(tmp_path / str(len(sent))), "--no-report"])
+        assert result.code == 0, result
+        sent.append(json.loads((tmp_path / str(len(sent)) / "bsp" / "summary.json").read_text())["bytes_sent"][0])
+    assert sent[1] > 10 * sent[0]
+
+
+def test_cut_networks_learn_on_every_grid_that_is_shown(tmp_path):
+    lines = [shlex.split(line) for line in block("bash", "--grid data=2,pipe=2").strip().splitlines()]
+    assert [int(words[2]) for words in lines] == [3, 3, 4, 2]
+    for i, words in enumerate(lines):
+        result = mpirun(int(words[2]), [*words[4:], "--out", str(tmp_path / str(i))])
+        assert result.code == 0, result
+        assert json.loads((tmp_path / str(i) / "summary.json").read_text())["test_accuracy"] > 0.9
+        assert (tmp_path / str(i) / "report.png").exists()
 
 
 @pytest.mark.parametrize("n", [1, 3])

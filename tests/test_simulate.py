@@ -66,6 +66,8 @@ def test_flags_that_have_no_part_and_costs_of_another_batch_are_named(tmp_path):
         ("--budget 1e6", "--budget: has no part in a simulation of sizes alone"),
         ("--reads eager", "--reads: has no part in a simulation of sizes alone"),
         ("--sync quorum:9", "--sync quorum:9: a quorum of 9 gradients needs as many workers, there are 4"),
+        ("--compress two_bit", "--compress two_bit: is off where all ranks share memory, for nothing is sent there; add --transport mpi"),
+        ("--compress two_bit --transport mpi --strategy parameter_server,data_parallel", "codes to servers and back are known here, sums of codes are not"),
         ("--cost nowhere.json", "--cost nowhere.json: does nothing beside --fit or --compute"),
         ("--batch 64,128", "simulate: batch: the costs are the same for all of '64,128'"),
         ("--optimizer nope", "optim: there is no 'nope'"),

@@ -126,19 +126,22 @@ class Job:
         "fifo", "with --budget: which part is sent next (the one that waits longest, any, or the largest)", ("fifo", "random", "magnitude")
     )
     collective: str = flag("auto", "data_parallel, averaging: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
-    grid: str = flag("", "pipeline, hybrid: ranks along named axes, as data=2,pipe=2 (pipeline: default pipe=ranks)", groups="commas")
-    schedule: str = flag("one_f_one_b", "pipeline, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
-    microbatches: int = flag(0, "pipeline, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
-    partition: str = flag("auto", "pipeline, hybrid: layers of each stage, as 3,2,4 (auto: by what they cost)", groups="commas")
-    recompute: bool = flag(False, "pipeline, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
+    grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
+    schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
+    microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
+    partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by what they cost)", groups="commas")
+    recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
-        "", "data_parallel: send gradients in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
+        "", "send gradients, and what comes back, in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
         groups="fixed",
     )
     shares: str = flag(
         "equal", "data_parallel: samples of a batch: equal shares, or measured (in proportion to what each rank gets done, learnt anew as it changes)",
         ("equal", "measured"),
+    )
+    progress_thread: str = flag(
+        "auto", "data_parallel: a thread that keeps sums going while a rank computes (auto: between hosts, where a core is free)", ("auto", "on", "off")
     )
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     averaging: str = flag("mean", "averaging: the replicas become their mean, or are pulled to a centre: elastic, elastic_async, with a moving rate as in elastic:0.1")

@@ -43,9 +43,14 @@ def weighted_cut(n: int, weights: Sequence[float]) -> list[int]:
     return [n if i > last else min(n, round(n * before / total)) for i, before in enumerate(accumulate(weights, initial=0.0))]
 
 
-def shards(n_rows: int, n_servers: int, parts: Sequence[tuple[int, int]] = (), align: int = 1) -> list[Shard]:
-    """Cut rows over servers, and again at the edges of `parts`, so that each shard lies in one part and on one server."""
+def shards(n_rows: int, n_servers: int, parts: Sequence[tuple[int, int]] = (), align: int = 1, starts: Sequence[int] = ()) -> list[Shard]:
+    """Cut rows over servers, and again at the edges of `parts`, so that each shard lies in one part and on one server.
+
+    `starts`: the only places (0 is one) where the servers' ranges may begin; then some server may be left without any row.
+    """
     edges = cut(n_rows, n_servers, align)
+    if starts:
+        edges = [min([*starts, n_rows], key=lambda start: abs(start - at)) for at in edges]
     every = sorted({*edges, *(e for part in parts for e in part)})
     return [Shard(lo, hi, min(bisect_right(edges, lo) - 1, n_servers - 1)) for lo, hi in pairwise(every)]
 

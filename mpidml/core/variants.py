@@ -78,5 +78,6 @@ def alone(job: Job) -> Job:
     """Return `job` for one process: no policy, no servers, and of injected slowness only what slows every worker."""
     slowdown = job.slowdown if job.slowdown.startswith("exponential") else ""
     plain = {"sync": "bsp", "staleness": "", "servers": "colocated", "assign": "static", "reads": "fresh", "early_push": "auto", "slowdown": slowdown}
-    plain |= {"budget": "0", "order": "fifo"}
+    plain |= {"budget": "0", "order": "fifo", "progress_thread": "auto"}
+    plain |= {"compress": ""} if job.transport == "auto" else {}  # nothing is sent inside a host
     return job.with_values(plain, "one process")

@@ -18,6 +18,7 @@ from mpidml.core.plugins import name_of
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
+from mpidml.nn.split.loss import Ending
 from mpidml.nn.step import Buffers, Memory, Step
 
 N_STEPS_KEPT = 64
@@ -42,6 +43,7 @@ class Network:
         self.n_features, self.loss, self.dtype, self.backend = n_features, loss, np.dtype(dtype), backend
         self.n_outputs, self.given_heads = n_outputs, tuple(heads)
         self.heads = self.given_heads or (Head("", tuple(layers), n_outputs, loss),)
+        self.endings = [Ending(head.loss, head.n_outputs) for head in self.heads]
         self.trunk = tuple(layers) if heads else ()
         self.layers: list[Layer] = []
         self.widths: list[int] = []

@@ -8,6 +8,7 @@ What a network computes in one piece its stages compute one after the other, by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 from mpidml.core import rng
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
+from mpidml.nn.split.loss import Ending
+from mpidml.nn.split.part import Part, index_of
+from mpidml.nn.split.whole import Parts
 from mpidml.nn.step import Buffers, Edges, Memory, Step
 
 if TYPE_CHECKING:
@@ -47,40 +51,63 @@ def n_cuts(net: Network) -> int:
 class Stage:
     """Layers [lo, hi) of the `n_cuts` that `net` can be cut into, the last ones with the heads; `net` lends layout and layers, and may be as large as it likes.
 
-    To `Step` and `Buffers` it is a network: its `layers`, `sources`, `widths` are its own, numbered from 0. `start`, `stop`: its parameters within the
-    network's flat ones. A stage without layers hands on. Nobody wants the gradient of the first one's input; the last one computes the losses.
+    With `parts` of the network's layers it is this rank's part of the stage: its tensors are parts of the network's.
+    To `Step` and `Buffers` it is a network: its `layers`, `sources`, `widths` are its own, numbered from 0. `start`, `stop`: where the stage's parameters
+    lie within the network's flat ones. A stage without layers hands on. Nobody wants the gradient of the first one's input; the last one computes the losses.
     """
 
     split: ClassVar[bool] = False
 
-    def __init__(self, net: Network, lo: int, hi: int, is_first: bool, is_last: bool) -> None:
+    def __init__(self, net: Network, lo: int, hi: int, is_first: bool, is_last: bool, parts: Parts | None = None) -> None:
         self.net, self.lo, self.hi, self.is_first, self.is_last = net, lo, hi, is_first, is_last
-        n, end = n_cuts(net), len(net.layers)
+        layers: Sequence[Layer] = net.layers if parts is None else parts.layers
+        n, end = n_cuts(net), len(layers)
         numbers = [*range(lo, hi), *(range(n, end) if is_last else ())]
         self.places = [net.place(i) if net.tensor_names(i) else -1 for i in numbers]
         self._names = [net.tensor_names(i) for i in numbers]
-        self.layers: list[Layer] = [net.layers[i] for i in numbers]
-        self.n_features = net.widths[lo - 1] if lo else net.n_features
-        self.widths = [net.widths[i] for i in numbers]
+        self.layers: list[Layer] = [layers[i] for i in numbers]
+        self.n_features = layers[lo - 1].n_out if lo else net.n_features
         if lo == hi:  # nothing but what hands on, before the heads if there are any
             same = Identity()
             same.connect(lo, self.n_features, None)
             self.layers.insert(0, same)
-            self.widths.insert(0, self.n_features)
             self.places.insert(0, -1)
             self._names.insert(0, {})
             numbers.insert(0, lo - 1)
+        self.widths = [layer.n_out for layer in self.layers]
         at = {number: j for j, number in enumerate(numbers)}
         self.sources = [-1 if j == 0 else at[net.sources[number]] for j, number in enumerate(numbers)]
         self.heads = net.heads if is_last else ()
+        self.endings = [Ending(head.loss, head.n_outputs) for head in self.heads] if parts is None else list(parts.endings if is_last else ())
         self.ends = [at[end] for end in net.ends] if is_last else []
         self.first = next((j for j, names in enumerate(self._names) if names), len(numbers)) if is_first else -1
         self.params = FlatParams([(self._names[j][name], shape) for j, layer in enumerate(self.layers) for name, shape in layer.tensors])
         self.dtype, self.backend = net.dtype, net.backend
         self.n_params, self.n_out = self.params.size, self.widths[-1]
-        self.start = min((net.params.slices[name].start for name in self.params.shapes), default=net.start(lo))
-        self.stop = self.start + self.n_params
+        names = [full for of in self._names for full in of.values()]
+        self.start = min((net.params.slices[name].start for name in names), default=net.start(lo))
+        self.stop = max((net.params.slices[name].stop for name in names), default=self.start)
         self.random = any(layer.random for layer in self.layers)
+
+    def elements(self) -> tuple[Array, Array]:
+        """Return of each parameter its place in the network's flat ones, int64 (n_params,), and whether other parts of the stage have it, too."""
+        places, shared = np.empty(self.n_params, np.int64), np.zeros(self.n_params, bool)
+        for layer, names in zip(self.layers, self._names, strict=True):
+            for name, index in index_of(layer).items():
+                full = names[name]
+                whole = self.net.params.slices[full]
+                self.params.view(places, full)[...] = np.arange(whole.start, whole.stop).reshape(self.net.params.shapes[full])[index]
+                shared[self.params.slices[full]] = not isinstance(layer, Part) or name in layer.shared
+        return places, shared
+
+    def shared(self) -> list[slice]:
+        """Return the ranges of its parameters that other parts of the stage have, too."""
+        return [
+            self.params.slices[names[name]]
+            for layer, names in zip(self.layers, self._names, strict=True)
+            for name, _ in layer.tensors
+            if not isinstance(layer, Part) or name in layer.shared
+        ]
 
     def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
         """Return layer i's tensors by their own names as views of `flat`, this stage's parameters."""
@@ -123,4 +150,9 @@ class Stage:
                 continue
             arrays[i] = out if hands_on and out is not None else np.empty((m, layer.n_out), self.dtype)
             thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], layer.kept(m, self.dtype), self.layer_views(i, w)))
-        return thunks, [arrays[end] for end in self.ends]
+        outs = []
+        for end, ending in zip(self.ends, self.endings, strict=True):
+            more, whole = ending.whole_outputs(arrays[end])
+            thunks += more
+            outs.append(whole)
+        return thunks, outs

@@ -134,8 +134,8 @@ class Step:
         self.weight_thunks = _flat([group for group in self.backward if group.apart])
         self.input_thunks = _flat([group for group in self.backward if not group.apart])
         self._losses = [
-            (head.weight, getattr(backend, head.loss.kernel), (buffers.outputs[end], of.read, *head.loss.constants(head.n_outputs, net.dtype)))
-            for head, end, of in zip(net.heads, net.ends, buffers.answers, strict=True)
+            (head.weight, ending.bind(backend, buffers.outputs[end], of.read))
+            for head, ending, end, of in zip(net.heads, net.endings, net.ends, buffers.answers, strict=True)
         ]
 
     def run(self, scale: float, progress: Progress | None = None) -> float:
@@ -174,8 +174,8 @@ class Step:
     def lose(self, scale: float) -> float:
         """Return the sum of the losses after a forward pass, and leave its gradient where the backward pass begins."""
         loss = 0.0
-        for weight, function, arguments in self._losses:
-            loss += weight * function(*arguments, scale * weight)
+        for weight, lose in self._losses:
+            loss += weight * lose(scale * weight)
         return loss
 
     def _run_in_groups(self, scale: float, progress: Progress) -> float:

@@ -159,6 +159,10 @@ class Transforms:
         self._keys = [(link, self._named(i, link)) for i, link in enumerate(self.links)]
         self._transforming = self._keys
 
+    def named(self) -> list[tuple[Link, list[tuple[str, str]]]]:
+        """Return every link with the names of its state arrays, each its own and that in the state of all."""
+        return self._keys
+
     def see(self, params: FlatParams) -> None:
         """Tell every link where the tensors lie."""
         for link in self.links:

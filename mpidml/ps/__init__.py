@@ -6,6 +6,8 @@ worker 0 --PUSH 7--> shard   a delta that ends clock 7      client.py       ques
                                                             routing.py      which shard is asked for which rows
 worker 0 --NEXT--> coordinator   "what do I compute?"       cached_rows.py  a client that keeps a bounded number of rows
 worker 0 <-GRANT-- coordinator   clock, block, weight       managed.py      a client that sends within a budget of bytes a second
+                                                            coded.py        client, shard and store that send codes of what has changed
+                                                            codes.py        what a run by codes has and saves besides
                                                             worker.py       the worker role: pull, compute, push, clock
                                                             task.py         its program: what is read, computed, pushed
                                                             coordinator.py  the role that grants clocks, where a run needs it

@@ -101,12 +101,14 @@ class Shard(Passive):
             version = self.clocks.highest  # everybody has written all he had to
         if self.by_updates and ticket is None:
             self.read_at[source, message.clock] = self.n_ended
-        data: Lease | None = None
-        if self.store is not None and not self.in_place:
-            data = self.store.read(version if self.by_clock else 0, message, self.allocate)  # type: ignore[arg-type]
+        data, batch = (None, -1) if self.store is None or self.in_place else self._values(source, message, version)
         number = message.ticket if ticket is None else ticket
-        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False, -1))
+        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False, batch))
         return new(Send, (source, reply))
+
+    def _values(self, source: int, message: Message, version: int) -> tuple[Lease | None, int]:
+        """Return the payload of an answer and its `batch` (see `Message`)."""
+        return self.store.read(version if self.by_clock else 0, message, self.allocate), -1  # type: ignore[arg-type, union-attr]
 
     def _take(self, now: float, source: int, message: Message) -> Effects:
         self.counted[source] = message.counted

@@ -68,6 +68,10 @@ class Store:
         """Return the values of `version` (one of the last len(versions)) as rows x width."""
         return self.versions[version % len(self.versions)].reshape(-1, self.width)
 
+    def put(self, values: Array) -> None:
+        """Take `values` for the newest."""
+        np.copyto(self.at(self.latest), values)
+
     def step(self, total: Array, tuning: Tuning = PLAIN) -> None:
         """Make one update of all values by `total`, which may be overwritten. It is the next version where versions are kept."""
         old, new = self._next_version()

@@ -194,6 +194,11 @@ def _nap(comm: Any) -> None:
         time.sleep(5e-3)
 
 
+def thread_multiple() -> bool:
+    """Tell whether MPI takes calls from several threads at once."""
+    return bool(MPI.Query_thread() == MPI.THREAD_MULTIPLE)
+
+
 def shared_memory_nbytes() -> int | None:
     """Return the bytes free where shared windows live, None where that is unknown."""
     try:

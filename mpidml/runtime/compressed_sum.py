@@ -35,8 +35,10 @@ class Compressed(Collective):
 
     exact = False
 
-    def __init__(self, codec: str, params: FlatParams, dtype: Any, backend: Any, seed: int) -> None:
+    def __init__(self, codec: str, params: FlatParams, dtype: Any, backend: Any, seed: int, start: int = 0, size: int = 0) -> None:
+        """Take the codec's text; `params` begin at element `start` of the network's, of which there are `size`, where they are not all."""
         self.codec, self.params, self.dtype, self.backend, self.seed = codec, params, np.dtype(dtype), backend, seed
+        self.start_of, self.size = start, size or params.size
         self.step = Step()
         self.whole = make_codec(codec).whole
         self.downs: list[Compressor] = []
@@ -80,8 +82,8 @@ class Compressed(Collective):
                 tensor, _, key = name.rpartition(".")
                 at = max(self.params.slices[tensor].start, down.lo)
                 is_residual = key == "residual"
-                size, first = (self.params.size, at) if is_residual else (array.size, 0)
-                found.append(("compress.sum" if is_residual else f"compress.sum.{name}.{at}", first, size, array.reshape(-1)))
+                size, first = (self.size, self.start_of + at) if is_residual else (array.size, 0)
+                found.append(("compress.sum" if is_residual else f"compress.sum.{name}.{self.start_of + at}", first, size, array.reshape(-1)))
         return found
 
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:

@@ -65,3 +65,16 @@ class TensorLine:
         for total in self._planned:
             total.free()
         self._planned.clear()
+
+
+class PaperLine:
+    """Another rank of a line, to find how its parts are cut; nothing can be summed."""
+
+    def __init__(self, line: TensorLine, rank: int) -> None:
+        self.rank, self.size, self.edges = rank, line.size, line.edges
+
+    def sum(self, buffer: Array) -> Callable[[], None]:
+        """Refuse."""
+        raise AssertionError("a line on paper sums nothing")
+
+    most = sum

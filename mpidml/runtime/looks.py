@@ -53,8 +53,7 @@ class Looks:
     def end(self, position: Position) -> tuple[Any, dict[str, float | None]]:
         """Take the best parameters for the final ones; return them and how good they are (Collective on comm)."""
         for number, best in self.best.items():
-            store = self.strategy.stores[number]
-            np.copyto(store.at(store.latest), best)
+            self.strategy.stores[number].put(best)
         self.strategy.refresh()
         values: Any = self._values(position) if self.strategy.whole else gather.to_first(self.strategy, self.comm)
         return values, self.strategy.data.judged(self._scores(values, "test", "val")) | {"best_epoch": self.patience.epoch, "best_val_loss": self.patience.least}

@@ -28,6 +28,8 @@ from mpidml.core.job import Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.role import Array
+from mpidml.ps.coordinator import Coordinator
+from mpidml.ps.shard import Shard
 from mpidml.runtime.abort import Terminated, asked_to_end
 from mpidml.runtime.checkpoint import Checkpoint, Piece
 from mpidml.runtime.comm import CountedComm
@@ -56,7 +58,7 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
             flag, old = name.replace("_", "-"), getattr(job, name)
             old = ",".join(map(str, old)) if isinstance(old, tuple) else old
             raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
-    if found.strategy != job.strategy and "averaging" in (found.strategy, job.strategy):
+    if found.strategy != job.strategy and ("averaging" in (found.strategy, job.strategy) or job.compress):
         raise UserError(f"--strategy {found.strategy}: the run in {folder} has {job.strategy!r}, whose workers keep other state; leave it out, or start a new run")
     return found
 
@@ -101,6 +103,24 @@ def fingerprint(data: Any) -> str:
     for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, *rows):
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
+
+
+def position(strategy: Any) -> Position:
+    """Return where a parameter server's run stands once its roles have stopped, and keep what they have learnt for those that go on (Collective on comm)."""
+    roles, coordinator = strategy.driver.roles.values(), strategy.coordinator
+    for role in roles:
+        if isinstance(role, Shard):
+            strategy.learnt |= role.clocks.learnt()
+        elif isinstance(role, Coordinator) and role.gate is not None:
+            strategy.learnt |= role.gate.learnt()
+    clock = max((role.clocks.highest for role in roles if isinstance(role, Shard)), default=0)
+    turns = {task.worker: strategy.workers[number].step for number, task in strategy.tasks.items()}
+    everyone = strategy.comm.allgather((clock, turns, coordinator.turns_done() if coordinator is not None else ()))
+    found: dict[int, int] = {}
+    for _, own, _ in everyone:
+        found |= own
+    given = next((g for *_, g in everyone if g), tuple(found[w] for w in range(strategy.n_workers)))
+    return Position(max(clock for clock, *_ in everyone), given)
 
 
 def pieces(strategy: Any) -> list[Piece]:

@@ -25,6 +25,7 @@ from mpidml.rates.base import make_rates
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Step
 from mpidml.runtime.dataset import Dataset
+from mpidml.runtime.progress_thread import ByHand
 from mpidml.runtime.stepping import Part, Stepper, Votes
 from mpidml.runtime.summary import AGREES
 from mpidml.runtime.training import Training
@@ -61,7 +62,7 @@ class Serverless:
         """Read what the job alone decides; UserError names what cannot be. `placement`: of workers that are not one on each rank."""
         self.job, self.comm = job, comm
         self.learnt: dict[str, list[float]] = {}
-        self.step = Step()
+        self.step, self.progress = Step(), ByHand()
         job.refuse(IDLE, f"--strategy {job.strategy}, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
         self.policy = make_policy("bsp")
@@ -101,7 +102,7 @@ class Serverless:
         self.worker_roles = range(len(shards), len(shards) + self.n_workers)
         self.worker_role = len(shards) + task.worker
         self.rank_of = [*(shard.server for shard in shards), *self.placement.worker_ranks]
-        self.coordinator = Votes(self.collective, self.comm.rank == 0) if self.coordinated else None
+        self.coordinator = Votes(self.collective, self.comm.rank == 0, self.progress) if self.coordinated else None
         task.gradients = [(Buffer(np.empty(0, np.uint8)), gradient, Lease(gradient))]
         self.tasks = {self.worker_role: task}
         self.part = Part()

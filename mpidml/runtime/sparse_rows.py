@@ -115,6 +115,8 @@ def check(job: Job, data: Any, strategy: Any) -> None:
     for name, (value, what) in given.items():
         if getattr(job, name) == value:
             raise UserError(f"--{name.replace('_', '-')} {value}: {why}{what}, {dense}")
+    if job.compress:
+        raise UserError(f"--compress {job.compress}: {why}other few weights travel each clock, a code is of all; leave it out, {dense}")
     if job.reads != "fresh":
         raise UserError(f"--reads {job.reads}: {why}their weights are read by the features that occur, others each clock; use --reads fresh, {dense}")
     stateful = [type(link).__name__.lower() for link in (strategy.before.links if strategy.before else ()) if link.init(1, job.dtype)]

@@ -12,27 +12,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER, Collective, Sum
+from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
+from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
 from mpidml.core.errors import UserError
 from mpidml.core.grid import ProcessGrid, parse_grid
 from mpidml.core.job import Job
 from mpidml.core.lowering import lower
-from mpidml.core.partition import Shard
+from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay, replay
+from mpidml.core.role import Array
+from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
-from mpidml.optim.base import make_chain
+from mpidml.optim.base import Transforms, make_chain
 from mpidml.ps.store import Store
+from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.held import Held, Local
+from mpidml.runtime.line import PaperLine, TensorLine
 from mpidml.runtime.profiling import counted, profiles
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.serverless import Recorder, Serverless
@@ -41,7 +47,9 @@ from mpidml.schedules.base import Schedule
 
 PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
-ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "compress")
+VOTING = "recursive_doubling"
+"""Sums what rank 0 wants, two numbers."""
+ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
 
 
 class GridPlacement:
@@ -59,14 +67,12 @@ class Staged(Serverless):
     """Cut a network into stages and train it on data (Collective on comm); `prepare` makes the `driver` that runs programs."""
 
     whole = False
-    default_axis = "pipe"
+    default_axis: ClassVar[str] = "pipe"
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
         self.grid = parse_grid(job.grid or f"{self.default_axis}={comm.size}", comm.size)
-        if self.grid.sizes["tensor"] > 1:
-            raise UserError(f"--grid {job.grid}: layers are not split over ranks yet; give tensor=1")
-        self.n_pipe, self.at = self.grid.sizes["pipe"], self.grid.coords(comm.rank)
+        self.n_pipe, self.n_parts, self.at = self.grid.sizes["pipe"], self.grid.sizes["tensor"], self.grid.coords(comm.rank)
         tellers = tuple(self.grid.rank(data=d, pipe=self.n_pipe - 1) for d in range(self.grid.sizes["data"]))
         super().__init__(job, comm, GridPlacement(self.grid, tellers))
         job.refuse(ELSEWHERE, f"--strategy {job.strategy}")
@@ -86,13 +92,26 @@ class Staged(Serverless):
             raise UserError(f"--microbatches {self.n_items}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
         if job.recompute and any(action.op == "W" for action in self.program().lists[0]):
             raise UserError(f"--recompute: --schedule {job.schedule} comes back to activations twice, they would have to be computed as often; use another schedule")
-        self.links, self.after = make_chain(job.optimizer, job.rate).split()
-        if self.links is not None and self.n_stages > 1 and any(link.scope == "global" for link in self.links.links):
-            raise UserError(f"--optimizer {job.optimizer}: measures the whole gradient, and each rank has a stage's; use links such as clamp, lars or adam")
-        self.summing = job.collective if job.collective != Job.collective or not job.deterministic else "ring"
-        self.collective: Collective = plugins.make(FOLDER, self.summing)
-        if not self.collective.exact:
+        before, _ = make_chain(job.optimizer, job.rate).split()
+        if self.every and self.n_pipe > 1 and before is not None and any(link.scope == "global" for link in before.links):
+            raise UserError(f"--optimizer {job.optimizer}: measures the gradient of all stages at once, which --schedule {job.schedule} changes one by one; use clamp")
+        self.summing = job.collective
+        if job.collective == Job.collective:
+            self.summing = "ring" if job.deterministic else "auto:memory=false" if job.transport == "mpi" else job.collective
+        if not plugins.make(FOLDER, self.summing).exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
+        self.collective: Collective = plugins.make(FOLDER, VOTING)
+        if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
+            raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
+
+        if job.compress:
+            make_codec(job.compress)
+        if job.compress and self.n_workers == 1:
+            raise UserError(f"--compress {job.compress}: gradients are sent between replicas, and the grid {self.grid} has one; leave it out, or give data=2")
+        if job.compress and self.n_parts > 1:
+            raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={self.n_parts} cuts them; leave one of them out")
+        if job.compress and job.collective != Job.collective:
+            raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
 
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
@@ -110,28 +129,46 @@ class Staged(Serverless):
         self.m = -(-share // self.n_items)
         self.plan = self._plan()
         ends = [stage.hi for stage in self.plan.stages]
-        self.all_stages = [Stage(net, lo, hi, s == 0, s == self.n_stages - 1) for s, (lo, hi) in enumerate(pairwise([0, *ends]))]
         self.waiting = Waiting(self.job.wait_limit)
         self.collective.open(comm)
-        self.pipeline: Any = comm.split(self.at["data"])
-        self.replicas: Any = comm.split(self.at["pipe"])
-        self.between: Collective = plugins.make(FOLDER, self.summing)
-        self.between.open(self.replicas)
-        self.held, self.sums, self.link_states = dict[int, Held](), dict[int, Sum](), dict[int, Any]()
-        channels = self._channels()
-        stores: dict[int, Store] = {}
+        data, pipe, tensor = self.at.values()
+        self.pipeline: Any = comm.split(data)
+        replicas: Any = comm.split(pipe * self.n_parts + tensor)
+        self.replicas = replicas
+        self.line: Any = comm.split(data * self.n_pipe + pipe)
+        self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
+        self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
+        self.parts = TensorLine(self.across, (), self.job.wait_limit)
+        ends = [0, *(stage.hi for stage in self.plan.stages)]
+        every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
+        every[tensor] = self._stages(ends, self.parts)
+        self.all_stages = every[tensor]
+        self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
+        self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(replicas.one_host)))
+        self.links, self.link_states = dict[int, Transforms](), dict[int, Any]()
+        channels = self._channels(every)
+        stores: dict[int, Any] = {}
         shards: list[Shard] = []
         for s, stage in enumerate(self.all_stages):
-            if s % self.n_pipe == self.at["pipe"]:
+            here = s % self.n_pipe == pipe
+            if here:
                 self.held[s] = self._hold(stage, s, channels)
-                if stage.n_params:
-                    stores[len(shards)] = self.held[s].store
-            if stage.n_params:
-                shards.append(Shard(stage.start, stage.stop, self.grid.rank(pipe=s % self.n_pipe)))
+            edges = [stage.start + edge for edge in cut(stage.stop - stage.start, self.n_parts)]
+            bands = Bands(self.held[s].store, stage.elements(), stage.start, stage.stop, self.line) if here and self.n_parts > 1 else None
+            for part, (lo, hi) in enumerate(pairwise(edges)):
+                if here and part == tensor and lo < hi:
+                    stores[len(shards)] = bands or self.held[s].store
+                if lo < hi:
+                    shards.append(Shard(lo, hi, self.grid.rank(pipe=s % self.n_pipe, tensor=part)))
         self.weights = np.zeros(0, net.dtype)
-        task = StageTraining(self, self.at["data"])
+        task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
         return GridStepper(self, task, self.part, record, look, self.look_seconds)
+
+    def _stages(self, ends: list[int], line: Any) -> list[Stage]:
+        """Return all stages, as the rank of `line` that it is given for has them."""
+        parts = parts_of(self.net, line) if self.n_parts > 1 else None
+        return [Stage(self.net, lo, hi, s == 0, s == self.n_stages - 1, parts) for s, (lo, hi) in enumerate(pairwise(ends))]
 
     def _plan(self) -> Plan:
         """Cut the layers into stages: by hand, or by what they cost rank 0, or where bits are to repeat by what is computed (Collective on comm)."""
@@ -144,36 +181,42 @@ class Staged(Serverless):
             return priced(costs, by_hand(self.job.partition, n_cuts(self.net), self.n_stages), 0.0)
         return balanced(costs, self.n_stages, 0.0)
 
-    def _channels(self) -> list[tuple[Any, Any]]:
-        """Open what is between each two stages: forward and back, None where this rank has neither (Collective on comm)."""
+    def _channels(self, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
+        """Open what is between each two stages: forward and back, None where this rank has neither (Collective on comm). `every`: stages of each part."""
         lines = list[Line]()
-        kept = self.replayed.activations
-        for data in range(self.n_workers):
+        kept, m = self.replayed.activations, max(self.m, BLOCK)
+        for data, tensor in product(range(self.n_workers), range(self.n_parts)):
             for s in range(self.n_stages - 1):
-                a, b = (self.grid.rank(data=data, pipe=stage % self.n_pipe) for stage in (s, s + 1))
-                m, width, n = max(self.m, BLOCK), self.all_stages[s].n_out, max(kept[s], kept[s + 1] + 1)  # one is on its way
+                a, b = (self.grid.rank(data=data, pipe=stage % self.n_pipe, tensor=tensor) for stage in (s, s + 1))
+                width, n = every[tensor][s].n_out, max(kept[s], kept[s + 1] + 1)  # one is on its way
                 lines += [Line(a, b, m, width, n, f"the output of stage {s}"), Line(b, a, m, width, n, f"the gradient of stage {s}'s output")]
         if self.n_pipe == 1:
-            sides: list[Any] = [Local(line, np.zeros((line.n_slots, line.m, line.width), self.net.dtype)) for line in lines]
+            sides: list[Any] = [Local(line, np.zeros((line.n_slots, m, line.width), self.net.dtype)) if line.source == self.comm.rank else None for line in lines]
         else:
             sides = open_channels(self.comm, lines, self.net.dtype, self.job.transport == "auto", self.waiting)
-        own = sides[self.at["data"] * 2 * (self.n_stages - 1) :]
+        own = sides[(self.at["data"] * self.n_parts + self.at["tensor"]) * 2 * (self.n_stages - 1) :]
         return [(own[2 * s], own[2 * s + 1]) for s in range(self.n_stages - 1)]
 
     def _hold(self, stage: Stage, s: int, channels: list[tuple[Any, Any]]) -> Held:
         """Make this rank's stage number s, with its weights and their sums (Collective on its replicas)."""
-        net, job, after = self.net, self.job, s < self.n_stages - 1
+        net, job, follows = self.net, self.job, s < self.n_stages - 1
         initial = stage.init(job.seed)
-        store = Store([initial, *(initial.copy() for _ in range(self.replayed.versions[s] - 1))], stage.start, 1, net.backend, self.after)
+        before, after = make_chain(job.optimizer, job.rate).split()
+        store = Store([initial, *(initial.copy() for _ in range(self.replayed.versions[s] - 1))], stage.start, 1, net.backend, after)
         chosen = self.between.pick(initial.nbytes)
-        own = (channels[s - 1][0] if s else None, channels[s][0] if after else None, channels[s][1] if after else None, channels[s - 1][1] if s else None)
+        own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
         gradient = chosen.allocate(stage.n_params, net.dtype)
         held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], max(self.m, BLOCK), job.recompute, own)
-        if self.n_workers > 1:
+        if self.coded:
+            coded = self.codes[s] = Compressed(job.compress, stage.params, net.dtype, net.backend, job.seed, stage.start, net.n_params)
+            coded.step = self.step
+            coded.open(self.replicas)
+            self.sums[s] = coded.plan(coded.look_at(gradient))
+        elif self.n_workers > 1:
             self.sums[s] = chosen.plan(gradient)
-        if self.links is not None:
-            self.links.see(stage.params)
-            self.link_states[s] = self.links.init(stage.n_params, net.dtype)
+        if before is not None:
+            before.see(stage.params)
+            self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
         return held
 
     def check_alike(self) -> None:
@@ -185,7 +228,7 @@ class Staged(Serverless):
                 digest.update(array.data)
             digests[s] = digest.hexdigest()
         for rank, found in enumerate(every := self.comm.allgather(digests)):
-            first = every[self.grid.rank(pipe=self.grid.coords(rank)["pipe"])]
+            first = every[self.grid.rank(**{**self.grid.coords(rank), "data": 0})]
             if odd := [s for s in found if found[s] != first[s]]:
                 raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {rank} has other weights or optimizer state of stage {odd[0]} than replica 0")
 
@@ -193,7 +236,24 @@ class Staged(Serverless):
         """Say how the ranks work together."""
         layers = ",".join(str(stage.hi - stage.lo) for stage in self.plan.stages)
         parts = f"{self.n_items} microbatches a {'clock' if self.every else 'batch'}"
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers"
+        codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
+        if self.job.compress and not self.coded:
+            codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
+        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{codes}"
+
+    @property
+    def n_keepers(self) -> int:
+        """How many replicas keep what their codes have left."""
+        return self.n_workers if self.coded else 0
+
+    def kept(self) -> list[tuple[str, int, int, Array]]:
+        """List what codes have left on this rank."""
+        return [piece for coded in self.codes.values() for piece in coded.kept()]
+
+    def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
+        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
+        for coded in self.codes.values() if n_before else ():
+            coded.restore(read, n_before)
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
@@ -201,7 +261,8 @@ class Staged(Serverless):
             held.free()
         for total in self.sums.values():
             total.free()
-        self.between.free()
-        self.collective.free()
-        for part in (self.pipeline, self.replicas):
+        self.parts.free()
+        for collective in (self.across, self.between, self.collective):
+            collective.free()
+        for part in (self.line, self.replicas, self.pipeline):
             part.free()

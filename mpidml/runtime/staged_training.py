@@ -1,4 +1,4 @@
-"""Step a network that is cut into stages: what a clock's program is given, when weights change, and how rows are scored as they flow through."""
+"""Step a network that is cut into stages: what a clock's program is given, and how rows are scored as they flow through."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mpidml.collectives.base import Sum
 from mpidml.core.role import Array
 from mpidml.nn.step import Step
 from mpidml.runtime import scoring
+from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
 from mpidml.runtime.staged_step import Executor, outputs
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.runtime.training import Training
-from mpidml.sync.base import Tuning
 
 MOST_ITEMS = 512
 """Microbatches of a program without a flush: it ends, and all is drained, after so many."""
@@ -21,6 +21,10 @@ MOST_ITEMS = 512
 
 class StageTraining(Training):
     """This rank's part in a replica: the rows of its microbatches, and the scores of the replica's share of some rows, which the last stage finds."""
+
+    def _feed(self) -> Any:
+        """Return what reads rows ahead, on the ranks that take them in."""
+        return super()._feed() if 0 in self.strategy.held else None
 
     def score(self, w: Array, of: str) -> scoring.Scores:
         """Score the replica's share (Collective on its ranks); ranks without the last stage find no rows. `w` is not read: each stage has its own."""
@@ -56,38 +60,6 @@ class Flow:
                     head.cut(out)[at] = each
             found.append([head.judge(self.net.backend, each, head.answers(y[at])) for head, each in zip(self.heads, outs, strict=True)])
         return found
-
-
-class Updates:
-    """Change the weights of a stage by its gradient, summed over its replicas (Collective on those)."""
-
-    def __init__(self, strategy: Any) -> None:
-        self.strategy = strategy
-        self.clock, self.first = 0, 0
-
-    def start(self, held: Held) -> None:
-        """Begin the sum."""
-        self.strategy.sums[held.number].start()
-
-    def finish(self, held: Held, item: int) -> float:
-        """End the sum and change the weights after microbatch `item`; return the seconds waited."""
-        strategy = self.strategy
-        waited = 0.0
-        if (total := strategy.sums.get(held.number)) is not None:
-            waited, _ = total.wait(strategy.job.wait_limit)
-            strategy.waiting.seconds += waited
-        clock = self.clock + item // strategy.n_items
-        tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(clock), 1.0)
-        if strategy.links is not None:
-            strategy.links.transform(strategy.net.backend, held.gradient, strategy.link_states[held.number], held.weights(), clock + 1)
-        held.store.step(held.gradient, tuning)
-        return float(waited)
-
-    def meet(self) -> None:
-        """Wait for all ranks of the pipeline."""
-        began = clock_now()
-        self.strategy.pipeline.Barrier()
-        self.strategy.waiting.seconds += clock_now() - began
 
 
 class GridStepper(Stepper):
@@ -149,6 +121,8 @@ class GridStepper(Stepper):
     def _lost(self, item: int, loss: float) -> None:
         """Tell of a clock once all its microbatches are back: on the rank of the last stage."""
         strategy, task = self.strategy, self.task
+        if not strategy.tells:  # another part of the last stage does
+            return
         self.losses.append(loss)
         if len(self.losses) < strategy.n_items:
             return

@@ -5,7 +5,7 @@
     update                                               | own ranges |   of every bucket, and then
     gather                                                      ------->  the changed weights are brought to all
 
-Nothing moves but between kernels (where the pass reports) and in the wait at the end.
+Nothing moves but between kernels (where the pass reports), in the wait at the end, and where a thread sees to it (`progress_thread`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mpidml.core.shares import EVERY
 from mpidml.ps.store import Store
 from mpidml.ps.task import Turn
 from mpidml.ps.waits import Tally
+from mpidml.runtime.progress_thread import ByHand
 from mpidml.sync.base import Tuning
 
 clock_now = time.perf_counter
@@ -37,7 +38,8 @@ class Bucket:
 class Votes:
     """Let rank 0 end the run at one clock on every rank: what it wants travels with each step."""
 
-    def __init__(self, collective: Collective, leads: bool) -> None:
+    def __init__(self, collective: Collective, leads: bool, progress: ByHand) -> None:
+        self.progress = progress
         self.buffer = collective.allocate(2, np.float64)
         self.sum = collective.plan(self.buffer)
         self.leads, self.wants, self.pauses = leads, (0.0, 0.0), False
@@ -49,7 +51,7 @@ class Votes:
     def start(self) -> None:
         """Send what rank 0 wants by now."""
         self.buffer[:] = self.wants if self.leads else (0.0, 0.0)
-        self.sum.start()
+        self.progress.start(self.sum)
 
     @property
     def ends(self) -> bool:
@@ -76,6 +78,7 @@ class Stepper:
     def __init__(self, strategy: Any, task: Any, buckets: Sequence[Bucket], part: Part, record: Any, look: Callable[[float], None], look_seconds: float) -> None:
         self.strategy, self.task, self.buckets, self.part, self.record, self.look = strategy, task, list(buckets), part, record, look
         self.comm, self.trace, self.limit, self.look_seconds = strategy.comm, strategy.trace, strategy.job.wait_limit, look_seconds
+        self.progress: ByHand = strategy.progress
         self.roles: dict[int, Any] = {}
         self.compute_seconds = self.wait_seconds = self.serve_seconds = self.longest_delay_seconds = 0.0
         self.clock = self.until = 0
@@ -126,14 +129,17 @@ class Stepper:
         strategy, clock = self.strategy, self.clock
         self.n_begun, self.away_seconds, strategy.step.number = 0, 0.0, clock
         began = clock_now()
-        _, measured = self.task.compute(self._turn(), self._report if self.comm.size > 1 else None)
-        ended = clock_now()
-        if not measured[1]:
-            strategy.gradient[:] = 0  # no sample of this batch is for this rank
+        try:
+            _, measured = self.task.compute(self._turn(), self._report if self.comm.size > 1 else None)
+            ended = clock_now()
+            if not measured[1]:
+                strategy.gradient[:] = 0  # no sample of this batch is for this rank
+            self._begin(0)
+        finally:
+            self.progress.take_back()
         self.compute_seconds += ended - began - self.away_seconds
         if self.trace is not None:
             self.trace.add("compute", began, ended - began, clock)
-        self._begin(0)
         self._update()
         if strategy.loss is not None:
             measured = (strategy.loss() * self.task.loss_factor, *measured[1:])
@@ -159,7 +165,7 @@ class Stepper:
         if lo < hi:
             self._begin(lo)
         for bucket in self.buckets[: self.n_begun]:
-            if bucket.started_at and bucket.halves.reduce.test():
+            if bucket.started_at and self.progress.test(bucket.halves.reduce):
                 self._summed(bucket)
         self.away_seconds += clock_now() - began
 
@@ -167,7 +173,7 @@ class Stepper:
         while self.n_begun < len(self.buckets) and self.buckets[self.n_begun].lo >= final_from:
             bucket = self.buckets[self.n_begun]
             bucket.started_at = clock_now()
-            bucket.halves.reduce.start()
+            self.progress.start(bucket.halves.reduce)
             self.n_begun += 1
 
     def _summed(self, bucket: Bucket) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.core.clocks import ENDED
 from mpidml.core.cost import ComputeSeconds, CostModel
 from mpidml.core.partition import shards
 from mpidml.core.role import PUSH, ROWS, Lease, Message, Role
@@ -38,6 +39,7 @@ MOST_ROWS = 2000
 class Plan:
     """What is simulated: `n_workers` doing `n_clocks` each (with `dynamic` as many blocks together), `n_shards` of `nbytes` in all.
 
+    `pushed`, `answer`: bytes of a gradient and of what is read, where codes of them travel (0: `nbytes`); a worker's first and last read are of all values.
     `colocated`: a server beside each worker, whose updates take time from its computes. `seconds`: end then, besides (0: no limit).
     """
 
@@ -54,6 +56,8 @@ class Plan:
     slowdown: Slowdown | None = None
     measured: Sequence[Sequence[float]] | None = None
     """Seconds of each worker's steps, in place of draws; they come round again."""
+    pushed: int = 0
+    answer: int = 0
 
     @property
     def memory_nbytes(self) -> int:
@@ -83,8 +87,7 @@ class Sizes:
     """A worker's program that moves sizes alone: one read and one push of all parameters a step."""
 
     def __init__(self, n: int) -> None:
-        lease = Lease(np.broadcast_to(np.zeros(1), (n,)))
-        self.result: tuple[Sequence[Push], tuple[float, ...]] = ((Push(0, lease),), ())
+        self.result: tuple[Sequence[Push], tuple[float, ...]] = ((Push(0, _lease(n)),), ())
         self.read = (Read(0, None),)
 
     def reads(self, step: int) -> Sequence[Read]:
@@ -106,7 +109,7 @@ class SizeStore:
     """Values of a shard of which only their size is known: an update changes nothing, a read is an array without memory."""
 
     def __init__(self, n: int) -> None:
-        self.lease = Lease(np.broadcast_to(np.zeros(1), (n,)))
+        self.lease = _lease(n)
         self.latest = 0
 
     def apply(self, deltas: Sequence[Message], tuning: Tuning) -> None:
@@ -116,17 +119,36 @@ class SizeStore:
         return self.lease
 
 
+class SizeShard(Shard):
+    """A shard that answers by `n` elements, but with its values the first time and the last."""
+
+    def __init__(self, *arguments: Any, n: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.answer, self.told = _lease(n), set[int]()
+
+    def _values(self, source: int, message: Message, version: int) -> tuple[Lease | None, int]:
+        if source not in self.told or message.version >= ENDED:
+            self.told.add(source)
+            return super()._values(source, message, version)
+        return self.answer, -1
+
+
+def _lease(n: int) -> Lease:
+    """Return a lease of n elements of 8 bytes that take no memory."""
+    return Lease(np.broadcast_to(np.zeros(1), (n,)))
+
+
 def simulate(plan: Plan) -> Simulated:
     """Run `plan` to its end with payloads of sizes alone.
 
     Cost: about 20 us a worker and clock. Raises WaitTimeout where the policy lets nobody go on.
     """
     n, policy = plan.n_workers, plan.policy
-    n_elements = max(plan.nbytes // 8 // plan.n_shards, 1)
+    n_elements, pushed, answer = (max((of or plan.nbytes) // 8 // plan.n_shards, 1) for of in (plan.nbytes, plan.pushed, plan.answer))
     spec = TableSpec("weights", n_elements, 1, np.dtype(np.float64), shards(n_elements, 1), 0, make_chain("sgd", 1.0), in_place=True)
     moves = plan.cost.bytes_per_second > 0
-    server: Any = Shard("weights", range(1, n + 1), policy, SizeStore(n_elements) if moves else None, in_place=not moves)  # type: ignore[arg-type]
-    routing, task = Routing([spec]), Sizes(n_elements)
+    server: Any = SizeShard("weights", range(1, n + 1), policy, SizeStore(n_elements) if moves else None, in_place=not moves, n=answer)
+    routing, task = Routing([spec]), Sizes(pushed)
     tally = Tally()
     coordinated = bool(policy.gate_at or plan.dynamic or plan.seconds)
     options: dict[str, Any] = {"n_workers": n, "coordinator": n + 1 if coordinated else -1, "tally": tally}

@@ -46,7 +46,7 @@ class Averaging(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         job.check_repeats({"--averaging elastic_async": job.averaging.startswith("elastic_async")})
         super().__init__(job, comm)
-        job.refuse(("bucket", "check_replicas", "compress", "shares", "transport", *OF_STAGES), "--strategy averaging, which sums no gradients")
+        job.refuse(("bucket", "check_replicas", "compress", "progress_thread", "shares", "transport", *OF_STAGES), "--strategy averaging, which sums no gradients")
         self.way, self.moving_rate = _way(job.averaging, comm.size)
         if self.way == "elastic_async":
             job.refuse(("collective",), "--averaging elastic_async, whose ranks meet in shared memory")

@@ -246,7 +246,7 @@ class Run:
         rows = self.telemetry.drain()
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
         ranks, scores = comm.gather(self._measured()), comm.gather([w.result for w in strategy.workers.values()])
-        values = bring(strategy, comm) if best is None else best
+        values = bring(strategy, comm) if self.looks is None else best
         told = strategy.told()
         traces = comm.gather(run_files.since(self.trace.columns(), self.started)) if self.trace is not None else None
         found: dict[str, Any] | None = None

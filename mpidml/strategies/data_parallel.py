@@ -29,6 +29,7 @@ from mpidml.ps.store import Store
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
+from mpidml.runtime.progress_thread import check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.training import Training
@@ -61,6 +62,7 @@ class DataParallel(Serverless):
         if not self.collective.exact:
             raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, shared, hierarchical, mpi, auto")
         self.n_blocks = self.collective.blocks if self.ordered else 0
+        check_progress(job.progress_thread, comm.size, not self.ordered)
 
     def _collective(self) -> str:
         """Name what sums: what was asked for, else what fits how the ranks are to be heard and whether bits are to repeat."""
@@ -91,6 +93,7 @@ class DataParallel(Serverless):
         if self.links is not None:
             self.links.see(net.params)
         self.collective.open(comm)
+        self.progress = make_progress(job.progress_thread, comm, not self.ordered)
         net.split = not comm.one_host and not self.ordered and not job.compress  # it costs 2%, and hides a little of what travels
         task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
@@ -202,10 +205,17 @@ class DataParallel(Serverless):
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
-        return f"{self.n_workers} worker(s); {what}; {owner}"
+        thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
+        return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
+
+    def told(self) -> dict[str, Any]:
+        """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
+        tests = self.comm.gather(self.progress.n_tests) or []
+        return {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
 
     def free(self) -> None:
-        """Free requests and communicators (Collective on comm)."""
+        """Free requests and communicators, and end the thread (Collective on comm)."""
+        self.progress.stop()
         for bucket in self.driver.buckets:
             bucket.halves.reduce.free()
             bucket.halves.gather.free()

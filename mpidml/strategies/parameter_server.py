@@ -26,6 +26,8 @@ from mpidml.nn.network import Network
 from mpidml.nn.sparse_first import SparseFirst
 from mpidml.optim.base import Chain, make_chain
 from mpidml.ps.client import Client
+from mpidml.ps.coded import CodedShard
+from mpidml.ps.codes import Codes, check_codes
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.managed import make_client
 from mpidml.ps.rules import check_early, check_rules, check_workers
@@ -34,6 +36,7 @@ from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec, n_versions
 from mpidml.ps.worker import Worker
 from mpidml.rates.base import make_rates
+from mpidml.runtime import resume
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
@@ -86,6 +89,7 @@ class ParameterServer:
         self.slowdown = Slowdown(job.slowdown, self.n_workers, job.seed) if job.slowdown else None
         self.early = self._early()
         self.in_place = comm.one_host and job.transport == "auto" and job.reads == "fresh" and on_servers
+        check_codes(job, self.by_clock, self.in_place)
         self.copies = n_versions(self.in_place, self.by_clock, self.policy.bound, self.repeat)
         self.stores: dict[int, Store] = {}
         self.tasks: dict[int, Training] = {}
@@ -111,8 +115,7 @@ class ParameterServer:
         """Make what this rank's roles need and the driver that runs them (Collective on comm); `over`: see `make`."""
         self.make(net, data, trace, over)
         often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
-        limit = self.job.wait_limit
-        self.driver = Driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, limit, trace=trace, look_seconds=often)
+        self.driver = Driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace, look_seconds=often)
 
     def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> None:
         """Cut the parameters, allocate buffers, fill the first version (Collective on comm).
@@ -135,7 +138,9 @@ class ParameterServer:
         net.split = self.early
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         servers = self.placement.server_ranks
-        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN)
+        own = [worker for worker, rank in enumerate(self.placement.worker_ranks) if comm.hosts(rank)]
+        self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock) if job.compress else None
+        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN, self.codes.starts if self.codes else ())
         self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.specs, n_values = [self.spec], flat.n_params
         if self.first is not None:
@@ -168,7 +173,7 @@ class ParameterServer:
                 (spec, shard), (lo, hi) = self.shards[number], self.extent(number)
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                self.stores[number] = Store(versions, shard.lo, spec.width, net.backend, self.server_chain)
+                self.stores[number] = (self.codes.store if self.codes else Store)(versions, shard.lo, spec.width, net.backend, self.server_chain)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
                 program = Training if self.first is None else SparseTraining
                 self.tasks[number] = program(self, number - self.worker_roles.start)
@@ -189,7 +194,7 @@ class ParameterServer:
                 store.begin(position.clock)
             if shown is not None:
                 shown[number] = position.clock
-            roles[number] = shard = Shard(
+            roles[number] = shard = (CodedShard if self.codes else Shard)(
                 self.shards[number][0].name,
                 self.worker_roles,
                 self.policy,
@@ -236,37 +241,32 @@ class ParameterServer:
 
     def _client(self, worker: int) -> Client:
         job = self.job
+        if self.codes:
+            return self.codes.client(self.specs, worker, self.buffers.allocate)
         return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
 
     def position(self) -> Position:
         """Return where the run stands once its roles have stopped, and keep what they have learnt for those that go on (Collective on comm)."""
-        for role in self.driver.roles.values():
-            if isinstance(role, Shard):
-                self.learnt |= role.clocks.learnt()
-            elif isinstance(role, Coordinator) and role.gate is not None:
-                self.learnt |= role.gate.learnt()
-        clock = max((role.clocks.highest for role in self.driver.roles.values() if isinstance(role, Shard)), default=0)
-        turns = {task.worker: self.workers[number].step for number, task in self.tasks.items()}
-        everyone = self.comm.allgather((clock, turns, self.coordinator.turns_done() if self.coordinator is not None else ()))
-        found: dict[int, int] = {}
-        for _, own, _ in everyone:
-            found |= own
-        given = next((g for *_, g in everyone if g), tuple(found[w] for w in range(self.n_workers)))
-        return Position(max(clock for clock, *_ in everyone), given)
+        return resume.position(self)
 
-    n_keepers = 0
+    @property
+    def n_keepers(self) -> int:
+        """How many workers keep what their codes have left."""
+        return self.n_workers if self.codes else 0
 
     @property
     def drain_seconds(self) -> float:
         """How long a worker of this rank went on sending what a budget had kept back, at the end."""
         return max((worker.client.drain_seconds for worker in self.workers.values()), default=0.0)
 
-    def kept(self) -> list[Any]:
-        """Nothing is saved besides what the stores hold."""
-        return []
+    def kept(self) -> list[tuple[str, int, int, Array]]:
+        """List what is to be saved besides values and optimizer: name, first element, elements in all, array."""
+        return self.codes.kept() if self.codes else []
 
-    def restore(self, read: Any, n_before: int) -> None:
-        """Nothing was."""
+    def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
+        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
+        if self.codes and n_before:
+            self.codes.restore(read, n_before)
 
     def refresh(self) -> None:
         """Let all ranks see what was changed in the shared window (Collective on comm)."""
@@ -280,7 +280,7 @@ class ParameterServer:
     def words(self) -> str:
         """Say how the ranks work together."""
         beside = " beside them" if self.job.servers == "colocated" else ""
-        where = "in place" if self.in_place else "by copy"
+        where = "in place" if self.in_place else f"by copy, {self.codes.words()}" if self.codes else "by copy"
         return f"{self.n_workers} worker(s), {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}"
 
     def final_values(self) -> Array | None:

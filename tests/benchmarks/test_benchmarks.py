@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.link import lacking
 from benchmarks.rounds import QUIET, Rounds, Sample, interleave
 from benchmarks.training_step.problem import LOSS_TOLERANCE, problem
 from benchmarks.training_step.run import check_losses
-from tests.ranks import ROOT, python
+from tests.ranks import ROOT, need, python
 
 MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 
+ON_A_LINK = ["overlap", "compression_link"]
+
+
 @pytest.mark.parametrize(
-    "folder", ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "pipeline", "pipeline_bubble"]
+    "folder",
+    ["training_step", "parameter_server", "consistency", "quality", "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", "pipeline", "pipeline_bubble", *ON_A_LINK],
 )
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
+    if folder in ON_A_LINK:
+        need(not lacking(), "root, ip and tc")
     result = python([ROOT / "benchmarks" / folder / "run.py", "--smoke"], timeout=100)
     assert result.code == 0, result.out + result.err
     said = [line.split(" ")[0] for line in result.out.splitlines()]

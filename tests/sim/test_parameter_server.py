@@ -133,3 +133,15 @@ def test_ten_thousand_workers_take_no_more_memory_than_is_told():
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
     (before, _), (after, told) = (map(int, line.split()) for line in found.stdout.splitlines())
     assert 20e6 < after - before < told - 60_000_000 and told < 300e6
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("policy", POLICIES[:3], ids=lambda p: type(p).__name__)
+def test_where_codes_travel_their_bytes_are_counted_and_values_first_and_last(n, policy):
+    values, code, clocks = 8_000_000, 500_000, 20
+    cost = CostModel((0.01,), latency=0.0, bytes_per_second=1e8)
+    found = simulate(Plan(policy, n, clocks, cost, nbytes=values, pushed=code, answer=code))
+    assert found.nbytes == n * (clocks * code + (clocks - 1) * code + 2 * values)
+    assert found.seconds < simulate(Plan(policy, n, clocks, cost, nbytes=values)).seconds / 3
+    half = simulate(Plan(policy, n, clocks, cost, nbytes=values, pushed=code))
+    assert half.nbytes == n * (clocks * code + (clocks + 1) * values)

@@ -69,30 +69,6 @@ def test_the_check_catches_gradients_that_are_not_summed(comm, monkeypatch, wher
     assert np.abs(run(comm)[1] - serial()).max() > 1e-3
 
 
-GRIDS = {1: ["data=1"], 2: ["data=2", "pipe=2"], 3: ["data=3", "pipe=3"], 4: ["data=2,pipe=2", "data=4", "pipe=4"], 5: ["pipe=5"]}
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("collective", ["auto", "ring"])
-def test_every_grid_gives_the_training_of_one_rank(comm, collective):
-    for grid in GRIDS[comm.size]:
-        summary, values = run(comm, strategy="hybrid", grid=grid, microbatches=2, collective=collective)
-        assert np.abs(values - serial()).max() < 1e-9 and summary["ranks"] == comm.size
-
-
-@pytest.mark.mpi
-def test_a_grid_of_four(comm):
-    """On five ranks the first four make grids of two axes."""
-    if comm.size < 4:
-        pytest.skip("needs four ranks")
-    part = comm.Split(0 if comm.rank < 4 else 1, comm.rank)
-    if comm.rank < 4:
-        for grid, per_host in (("data=2,pipe=2", 0), ("data=2,pipe=2", 2), ("data=4", 0), ("pipe=4", 3)):
-            found = trained(part, JOB.with_values({"strategy": "hybrid", "grid": grid, "microbatches": 3}, "test"), per_host)
-            assert np.abs(found[1] - serial()).max() < 1e-9
-    part.Free()
-
-
 WAYS = [
     {"optimizer": "adam", "lr": 0.01}, {"optimizer": "lars:0.1"}, {"dropout": 0.3}, {"activation": "gelu"}, {"batch": 63, "epochs": 1, "steps": 0},
     {"class_weights": "balanced", "label_smoothing": 0.1}, {"lr_policy": "warmup:3+cosine"}, {"schedule": "zero_bubble", "dropout": 0.2},
@@ -263,3 +239,16 @@ def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
 def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
     with pytest.raises(UserError, match="--schedule gpipe: does nothing"):
         run(comm, strategy=strategy, microbatches=0, schedule="gpipe")
+
+
+@pytest.mark.mpi
+def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tmp_path):
+    path = comm.bcast(str(tmp_path / "rows.npz"))
+    if comm.rank == 0:
+        draws = np.random.default_rng(2)
+        np.savez(path, x=draws.normal(size=(60_000, 60)).astype(np.float32), y=draws.integers(3, size=60_000))
+    comm.Barrier()
+    how = {"data": path, "deterministic": True}
+    summary, values = run(comm, memory=f"{2 + 2 * comm.size}M", **how)
+    assert summary["disk_nbytes"] > 0 and np.array_equal(values, run(comm, **how)[1])
+    assert [seconds > 0 for seconds in summary["read_seconds"]] == [rank == 0 for rank in range(comm.size)]

@@ -1,0 +1,110 @@
+"""Save what several ranks hold parts of as if each held a range: between two steps elements go to whoever's range they lie in, and come back.
+
+    parts of a weight       rank 0: columns 0 1 of every row        rank 1: columns 2 3
+    bands                   rank 0: the upper rows                  rank 1: the lower rows          contiguous, so that a file fits any layout
+
+Nobody holds more than its part and its band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.partition import cut
+from mpidml.core.role import Array
+from mpidml.runtime.wire import pieces
+
+
+class Bands:
+    """Stand for `store`, whose elements have `places` in the network's flat parameters, as for a range of them: the band of this rank of `line`.
+
+    Together the bands are [start, stop). `shared` elements are on every rank. To whoever saves and restores it is a `Store`; all its methods that move
+    values are collective on `line`.
+    """
+
+    def __init__(self, store: Any, elements: tuple[Array, Array], start: int, stop: int, line: Any) -> None:
+        self.store, self.line = store, line
+        self.edges = [start + edge for edge in cut(stop - start, line.size)]
+        self.lo, self.hi = self.edges[line.rank : line.rank + 2]
+        self.elements = elements
+        self.tag = line.new_tag()
+
+    @property
+    def latest(self) -> int:
+        """Return the number of the newest version."""
+        return int(self.store.latest)
+
+    @property
+    def n_whole(self) -> int:
+        """Return how many updates there were."""
+        return int(self.store.n_whole)
+
+    @property
+    def optimizer(self) -> dict[str, Array]:
+        """Return the optimizer's arrays, as this rank has them."""
+        found: dict[str, Array] = self.store.optimizer
+        return found
+
+    def at(self, version: int) -> Array:
+        """Return the band's values of a version, (band, 1)."""
+        return self._to_band(self.store.at(version).ravel()).reshape(-1, 1)
+
+    def state(self, back: int) -> dict[str, Array]:
+        """Return the band's part of what the store would return; its counts of rows that were updated apart are none."""
+        return {name: self._to_band(array) for name, array in self.store.state(back).items()}
+
+    def restore(self, clock: int, fill: Callable[[str, Array], bool]) -> None:
+        """Let `fill` fill the arrays of `state`."""
+
+        def fill_part(name: str, out: Array) -> bool:
+            band = np.empty(self.hi - self.lo, out.dtype)
+            known = fill(name, band)
+            if all(self.line.allgather(known)):
+                self._from_band(band, out)
+            return known
+
+        self.store.restore(clock, fill_part)
+
+    def count(self, whole: Array, fill: Callable[[str, Array], bool]) -> None:
+        """Learn how many updates there were: all at once."""
+        self.store.n_whole = max(self.line.allgather(int(whole.min()) if whole.size else 0))
+
+    def put(self, values: Array) -> None:
+        """Take the newest values from bands."""
+        self._from_band(values.ravel(), self.store.at(self.store.latest).ravel())
+
+    def _of(self, band: int, also_shared: bool) -> Array:
+        """Return which of the own elements lie in a band: their numbers here."""
+        places, shared = self.elements
+        inside = (places >= self.edges[band]) & (places < self.edges[band + 1])
+        return np.flatnonzero(inside if also_shared else inside & ~shared)
+
+    def _exchange(self, out: list[Array], dtype: Any) -> list[Array]:
+        """Send out[r] to each rank r, and return what came from each."""
+        sizes = self.line.allgather([array.size for array in out])
+        found = [np.empty(of[self.line.rank], dtype) for of in sizes]
+        requests = [self.line.Irecv(piece, rank, self.tag) for rank, array in enumerate(found) if rank != self.line.rank for piece in pieces(array)]
+        requests += [
+            self.line.Isend(piece, rank, self.tag) for rank, array in enumerate(out) if rank != self.line.rank for piece in pieces(np.ascontiguousarray(array))
+        ]
+        for request in requests:
+            request.Wait()
+        found[self.line.rank] = out[self.line.rank]
+        return found
+
+    def _to_band(self, values: Array) -> Array:
+        own = [self._of(band, also_shared=self.line.rank == 0) for band in range(self.line.size)]
+        places = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
+        band = np.empty(self.hi - self.lo, values.dtype)
+        for where, what in zip(places, self._exchange([values[numbers] for numbers in own], values.dtype), strict=True):
+            band[where - self.lo] = what
+        return band
+
+    def _from_band(self, band: Array, out: Array) -> None:
+        own = [self._of(each, also_shared=True) for each in range(self.line.size)]
+        wanted = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
+        for numbers, what in zip(own, self._exchange([band[where - self.lo] for where in wanted], out.dtype), strict=True):
+            out[numbers] = what

@@ -1,0 +1,111 @@
+"""Change the weights of stages: gradients summed over replicas, links that measure more than a rank has, then each rank's own step.
+
+    sums over replicas  ->  clip: norm over all stages and parts  ->  lars: norms of tensors, over the parts of each  ->  step
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from mpidml.core.role import Array
+from mpidml.optim.base import Link
+from mpidml.runtime.held import Held
+from mpidml.sync.base import Tuning
+
+
+class Norms:
+    """The arithmetic `backend`, but for sums of squares: that of the whole gradient is `total`, that of a tensor one over the parts of a stage.
+
+    Given to one link and one stage: `whole` and `weights` are its flat arrays, of which a tensor's are views.
+    """
+
+    def __init__(self, backend: Any, held: Held, line: Any, shared: list[slice], total: float | None) -> None:
+        self.backend, self.held, self.line, self.shared, self.total = backend, held, line, shared, total
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def sum_of_squares(self, a: Array) -> float:
+        """Return the sum over all that `a` is this rank's part of (Collective on the line, where it is a part)."""
+        if self.total is not None:
+            return self.total
+        own = float(self.backend.sum_of_squares(a)) if a.size else 0.0
+        if self.line.size == 1 or any(self._begins(a) == part.start for part in self.shared):
+            return own
+        return float(sum(self.line.allgather(own)))
+
+    def _begins(self, a: Array) -> int:
+        """Return where a tensor begins in the flat array that it is a view of."""
+        at = a.__array_interface__["data"][0]
+        for flat in (self.held.gradient, self.held.weights()):
+            first = flat.__array_interface__["data"][0]
+            if first <= at < first + flat.nbytes:
+                return int(at - first) // flat.itemsize
+        raise AssertionError("norm of an array that is no part of gradient or weights")
+
+
+class Updates:
+    """Change the weights of this rank's stages (Collective on the ranks that hold the same, and where a norm is measured on all of a replica)."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy, self.clock = strategy, 0
+        self.summed: set[int] = set()
+        self.shared = {s: held.stage.shared() for s, held in strategy.held.items()}
+        self.links: list[Any] = list(zip(*(strategy.links[s].named() for s in strategy.held), strict=True)) if strategy.links else []
+        self.measures_all = any(link.scope == "global" for of in self.links for link, _ in of)
+
+    def start(self, held: Held) -> None:
+        """Begin the sum over replicas."""
+        self.strategy.step.number = self.clock + (held.n_summed - 1) // self.strategy.n_items
+        self.strategy.sums[held.number].start()
+
+    def finish(self, held: Held, item: int) -> float:
+        """End the sum and change the weights after microbatch `item`; return the seconds waited. A norm over all stages ends the sums of all."""
+        strategy, waited = self.strategy, 0.0
+        clock = self.clock + item // strategy.n_items
+        if held.number not in self.summed:
+            due = list(strategy.held.values()) if self.measures_all else [held]
+            for each in due:
+                if (total := strategy.sums.get(each.number)) is not None:
+                    waited += total.wait(strategy.job.wait_limit)[0]
+                self.summed.add(each.number)
+            self._transform(due, clock + 1)
+        self.summed.discard(held.number)
+        strategy.waiting.seconds += waited
+        tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(clock), 1.0)
+        held.store.step(held.gradient, tuning)
+        return waited
+
+    def _transform(self, due: list[Held], step: int) -> None:
+        """Run the links that need more than elements, one after the other over all the stages that are due."""
+        strategy = self.strategy
+        at = list(strategy.held)
+        for of in self.links:
+            total = self._squares() if of[0][0].scope == "global" else None
+            for held in due:
+                link, keys = of[at.index(held.number)]
+                state = {name: strategy.link_states[held.number][key] for name, key in keys}
+                norms = Norms(strategy.net.backend, held, strategy.line, self.shared[held.number], total)
+                self._apply(link, norms, held, state, step)
+
+    @staticmethod
+    def _apply(link: Link, norms: Norms, held: Held, state: dict[str, Array], step: int) -> None:
+        link.transform(norms, held.gradient, state, held.weights(), step)
+
+    def _squares(self) -> float:
+        """Return the sum of squares of the whole gradient (Collective on the ranks of a replica): what several parts have counts once."""
+        strategy, own = self.strategy, 0.0
+        for number, held in strategy.held.items():
+            own += float(strategy.net.backend.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
+            if strategy.at["tensor"]:
+                own -= sum(float(strategy.net.backend.sum_of_squares(np.ascontiguousarray(held.gradient[part]))) for part in self.shared[number])
+        return float(sum(strategy.pipeline.allgather(own)))
+
+    def meet(self) -> None:
+        """Wait for all ranks of the replica."""
+        began = time.perf_counter()
+        self.strategy.pipeline.Barrier()
+        self.strategy.waiting.seconds += time.perf_counter() - began
