@@ -68,9 +68,9 @@ def show(rounds: Rounds, n_items: int, seconds: float, smoke: bool) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--microbatches", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=0.01, help="of a rank's forward of one microbatch")
+    parser.add_argument("--seconds", type=float, default=0.02, help="of a rank's forward of one microbatch")
     parser.add_argument("--clocks", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
     options = parser.parse_args()
