@@ -25,7 +25,7 @@ class Executor:
     """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
-    last microbatch `item`; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
+    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
     """
 
     def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None]) -> None:
@@ -54,7 +54,7 @@ class Executor:
             do[action[1]](all_held.get(action[0]), action)
 
     def _version(self, held: Held, action: Action) -> None:
-        held.reads[action.item] = held.store.versions[(held.store.latest - held.n_updated + action.version) % len(held.store.versions)]
+        held.reads[action.item] = self.updates.version(held, action)
 
     def _forward(self, held: Held, action: Action) -> None:
         item = action.item

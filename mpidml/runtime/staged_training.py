@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpidml.collectives.base import Sum
@@ -61,13 +62,16 @@ class Flow:
 class GridStepper(Stepper):
     """Run the steps of one rank of a grid: a program a clock, or one for many clocks where nothing waits for the end of each."""
 
+    make_updates: type[Any] = Updates
+
     def __init__(self, strategy: Any, task: StageTraining, *rest: Any) -> None:
         super().__init__(strategy, task, (), *rest)
-        self.updates = Updates(strategy)
+        self.updates: Any = self.make_updates(strategy)
         self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost)
         self.programs: dict[int, Any] = {}
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
+        self.slow_from = 0.0, 0
 
     def _span(self) -> int:
         """Return of how many clocks the next program is."""
@@ -77,10 +81,29 @@ class GridStepper(Stepper):
         per_epoch = strategy.sampler.clocks_per_epoch
         return int(min(self.until - self.clock, per_epoch - self.clock % per_epoch, max(1, MOST_ITEMS // strategy.n_items)))
 
+    def _open(self, first: int, n: int) -> None:
+        """Be as slow as is asked for before a program of `n` clocks."""
+        self.be_slow(range(first, first + n))
+
+    def be_slow(self, clocks: Sequence[int]) -> None:
+        """Sleep where a slow replica begins, by what the first stage computed in each clock before."""
+        slowdown, executor = self.strategy.slowdown, self.executor
+        if slowdown is None or self.strategy.at["pipe"]:
+            return
+        done = sum(executor.compute_seconds.values()), executor.n_computed[0]
+        usual = (done[0] - self.slow_from[0]) / max(1, done[1] - self.slow_from[1]) * self.strategy.n_items
+        self.slow_from = done
+        time.sleep(usual * sum(slowdown.extra(self.task.worker, clock) for clock in clocks))
+
+    def _staleness(self, clock: int) -> int:
+        """Return how many updates of others the weights of a clock lacked."""
+        return 0
+
     def _step(self) -> None:
         strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
         began = clock_now()
         epoch = first // strategy.sampler.clocks_per_epoch
+        self._open(first, n)
         self.measured = task.not_scored
         if epoch > task.scored_epoch and not strategy.job.patience:
             self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
@@ -125,9 +148,10 @@ class GridStepper(Stepper):
         i = item // strategy.n_items
         now = clock_now()
         seconds = now - self.step_began
-        row = (self.clock + i, 0, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
+        staleness = self._staleness(self.clock + i)
+        row = (self.clock + i, staleness, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
         self.record(strategy.worker_role, now, "clock", row)
-        self.part.tally.read(0)
+        self.part.tally.read(staleness)
         self.losses, self.measured, self.step_began = [], task.not_scored, now
 
     def wait(self, total: Sum) -> None:
