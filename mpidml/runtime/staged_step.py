@@ -25,7 +25,8 @@ class Executor:
     """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
-    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
+    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of
+    the last stage `lost(item, loss)` is told of every microbatch when it is back.
     """
 
     def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None]) -> None:

@@ -86,9 +86,9 @@ class GridStepper(Stepper):
         self.be_slow(range(first, first + n))
 
     def be_slow(self, clocks: Sequence[int]) -> None:
-        """Sleep where a slow replica begins, by what the first stage computed in each clock before."""
+        """Sleep where a slow replica begins, by what the first stage computed in each clock before: all others wait for that one rank."""
         slowdown, executor = self.strategy.slowdown, self.executor
-        if slowdown is None or self.strategy.at["pipe"]:
+        if slowdown is None or self.strategy.pipeline.rank:
             return
         done = sum(executor.compute_seconds.values()), executor.n_computed[0]
         usual = (done[0] - self.slow_from[0]) / max(1, done[1] - self.slow_from[1]) * self.strategy.n_items

@@ -60,7 +60,7 @@ class Exchange:
         """Send the stage's gradient of a wave to the other replicas, and take it here."""
         k = (wave - self.first) % self.n
         for request, rank in zip(self.sends[k], self.others, strict=True):
-            self.waiting.until(request.Test, lambda rank=rank: f"replica {rank} to take the gradient of wave {wave - self.n}")  # type: ignore[misc]
+            self.waiting.until(request.Test, lambda rank=rank: f"replica {rank} to take the gradient of wave {wave - self.n}")
         slot = self.slots[self.comm.rank, k]
         slot[:HEADER_NBYTES].view(np.int64)[:] = wave, version
         slot[HEADER_NBYTES:].view(self.held.gradient.dtype)[:] = self.held.gradient
@@ -207,4 +207,4 @@ class WaveStepper(GridStepper):
         self.be_slow((first,))
 
     def _staleness(self, clock: int) -> int:
-        return clock - self.updates.versions[clock]
+        return clock - int(self.updates.versions[clock])
