@@ -1,7 +1,7 @@
 """Serve one stage's parameters to replicas of a pipeline, each of which pushes one summed gradient a wave and reads one version a wave.
 
-    replica 0   |== wave 3, reads 2 ==|== wave 4, reads 3 ==|            wave: the microbatches of one batch's share that are in flight together
-    replica 1   |====== wave 2, reads 2 ======|====== wave 3 ...         version v: all gradients of waves < v, of all replicas
+    replica 0   |== wave 3, reads 2 ==|== wave 4, reads 3 ==|        wave: the microbatches of one batch's share that are in flight together
+    replica 1   |====== wave 2, reads 2 ======|====== wave 3 ...     version v: all gradients of waves < v, of all replicas
                                               | version 3
 
 A replica starts wave c once the policy lets it read: under ssp:D once all have pushed their waves < c - D. Each rank of a stage has such a server, and all
@@ -30,12 +30,14 @@ class Push(NamedTuple):
 class StageServer:
     """Count pushes by the clocks of `policy`, and close each wave that all replicas have pushed: one update, one version more in `store`.
 
-    `store` keeps the policy's bound and one more versions: a wave c that is not pushed reads one of c - bound to c, and none above c is made before its push.
-    `tuned`: updates are softened for their staleness; `exact`: a wave reads the oldest version that it may, so that no timing decides; `rate(wave)`
-    multiplies the learning rate.
+    `store` keeps the policy's bound and one more versions: a wave c reads one of c - bound to c, and none above c is made before its push.
+    `tuned`: updates are softened for their staleness; `exact`: a wave reads the oldest version that it may, so that no timing decides;
+    `rate(wave)` multiplies the learning rate.
     """
 
-    def __init__(self, policy: SyncPolicy, n_replicas: int, store: Store, tuned: bool = False, exact: bool = False, rate: Callable[[int], float] | None = None) -> None:
+    def __init__(
+        self, policy: SyncPolicy, n_replicas: int, store: Store, tuned: bool = False, exact: bool = False, rate: Callable[[int], float] | None = None
+    ) -> None:
         self.policy, self.store, self.tuned, self.exact, self.rate = policy, store, tuned, exact, rate
         self.clocks = policy.clocks(range(n_replicas))
         self.held: list[dict[int, Push]] = [{} for _ in range(n_replicas)]

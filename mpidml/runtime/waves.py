@@ -1,4 +1,4 @@
-"""Let replicas of a pipeline push to servers of each stage and go on, instead of meeting in a sum: messages around `ps.waves`, and the steps of a rank.
+"""Let replicas of a pipeline push to servers of each stage and go on, where others meet in a sum: messages around `ps.waves`, a rank's steps.
 
     replica 0   stage 0 [server] -- version of wave c --> stage 1 [server]     the first stage waits for the policy and chooses; the others wait
                     |  gradients of wave c  |                 |                until their server has that version: all stages read the same
@@ -28,8 +28,8 @@ HEADER_NBYTES = 16
 class Exchange:
     """The server of one stage on this rank, and the messages between it and those of the other replicas (Collective on `comm`, a rank of each).
 
-    The k-th message of a replica lies in slot k % n until its wave is closed. With n = 2 D + 2, where a replica may be D waves ahead, a push finds a receive:
-    the slowest stage that a push of wave c meets has not pushed wave c - D yet, may be about to begin it, and has closed all below c - 2 D - 1.
+    The k-th message of a replica lies in slot k % n until its wave is closed. With n = 2 D + 2, where a replica may be D waves ahead, a push
+    finds a receive: the slowest stage that it meets has not pushed wave c - D yet, may be about to begin it, and has closed all below c - 2 D - 1.
     """
 
     def __init__(self, comm: Any, held: Held, server: StageServer, waiting: Any, bound: int) -> None:
@@ -131,7 +131,8 @@ class WaveUpdates(Updates):
             self.going += [(self.pipeline.Isend(told, rank, self.tag), told) for rank in range(1, self.pipeline.size)]
         else:
             told = np.empty(1, np.int64)
-            self.waiting.until(self.pipeline.Irecv(told, 0, self.tag).Test, lambda: f"the version that wave {wave} reads, from the replica's first stage")
+            request = self.pipeline.Irecv(told, 0, self.tag)
+            self.waiting.until(request.Test, lambda: f"the version that wave {wave} reads, from the replica's first stage")
             version = int(told[0])
         self.versions = {old: found for old, found in self.versions.items() if old >= wave - self.bound - 1} | {wave: version}
         if (trace := self.strategy.trace) is not None:

@@ -43,7 +43,7 @@ class Hybrid(Staged):
         if self.n_workers == 1:
             raise UserError(f"{sync}: does nothing for the one replica of --grid {job.grid}; give data=2 or more, or leave it out")
         if policy.gate_at or policy.bound is None:
-            raise UserError(f"{sync}: says not how many waves a replica may be ahead, which bounds what each stage keeps; use ssp, dssp or warmup")
+            raise UserError(f"{sync}: bounds not how many waves a replica may be ahead, and so what each stage keeps; use ssp, dssp or warmup")
         if job.deterministic and not policy.repeatable:
             raise UserError(f"--deterministic: {job.policy()} cannot repeat, its reads depend on timing; use bsp or ssp")
         job.refuse(("collective", "compress"), f"{sync}, under which replicas push to servers of each stage")
