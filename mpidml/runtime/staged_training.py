@@ -71,7 +71,7 @@ class GridStepper(Stepper):
         self.programs: dict[int, Any] = {}
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
-        self.slow_from = 0.0, 0
+        self.measured_to, self.fastest = (0.0, 0), 0.0
 
     def _span(self) -> int:
         """Return of how many clocks the next program is."""
@@ -86,14 +86,17 @@ class GridStepper(Stepper):
         self.be_slow(range(first, first + n))
 
     def be_slow(self, clocks: Sequence[int]) -> None:
-        """Sleep where a slow replica begins, by what the first stage computed in each clock before: all others wait for that one rank."""
+        """Sleep where a slow replica begins, by what its first rank takes to compute a clock at its fastest: all others wait for that one rank."""
         slowdown, executor = self.strategy.slowdown, self.executor
         if slowdown is None or self.strategy.pipeline.rank:
             return
         done = sum(executor.compute_seconds.values()), executor.n_computed[0]
-        usual = (done[0] - self.slow_from[0]) / max(1, done[1] - self.slow_from[1]) * self.strategy.n_items
-        self.slow_from = done
-        time.sleep(usual * sum(slowdown.extra(self.task.worker, clock) for clock in clocks))
+        if done[1] > self.measured_to[1]:
+            seconds, items = (now - before for now, before in zip(done, self.measured_to, strict=True))
+            usual = seconds / items * self.strategy.n_items
+            self.fastest = min(self.fastest or usual, usual)
+            self.measured_to = done
+        time.sleep(self.fastest * sum(slowdown.extra(self.task.worker, clock) for clock in clocks))
 
     def _staleness(self, clock: int) -> int:
         """Return how many updates of others the weights of a clock lacked."""
