@@ -12,4 +12,5 @@ worker 0 <-GRANT-- coordinator   clock, block, weight       managed.py      a cl
                                                             task.py         its program: what is read, computed, pushed
                                                             coordinator.py  the role that grants clocks, where a run needs it
                                                             waits.py        for whom a worker stood idle
+                                                            waves.py        a stage's server, which replicas of a pipeline push to
 """

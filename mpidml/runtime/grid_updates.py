@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.core.action import Action
 from mpidml.core.role import Array
 from mpidml.optim.base import Link
 from mpidml.runtime.channel import Waiting
@@ -56,6 +57,12 @@ class Updates:
         self.shared = {s: held.stage.shared() for s, held in strategy.held.items()}
         self.links: list[Any] = list(zip(*(strategy.links[s].named() for s in strategy.held), strict=True)) if strategy.links else []
         self.measures_all = any(link.scope == "global" for of in self.links for link, _ in of)
+
+    def version(self, held: Held, action: Action) -> Array:
+        """Return the weights of a version, counted from the program's first."""
+        versions = held.store.versions
+        found: Array = versions[(held.store.latest - held.n_updated + action.version) % len(versions)]
+        return found
 
     def start(self, held: Held) -> None:
         """Begin the sum over replicas."""

@@ -38,8 +38,8 @@ class Held:
         self.scorings: dict[Any, Any] = {}
 
     def weights(self, item: int = -1) -> Array:
-        """Return the weights that a microbatch reads: the newest, unless it was told of others."""
-        found = self.reads.get(item)
+        """Return the weights that a microbatch reads: the newest, unless it, or whoever reads (-1), was told of others."""
+        found = self.reads.get(item, self.reads.get(-1))
         return self.store.versions[self.store.latest % len(self.store.versions)] if found is None else found
 
     def edges(self, item: int, rows: int) -> Edges:

@@ -57,15 +57,16 @@ class Serverless:
     weights: Array
     gradient: Array
     whole: ClassVar[bool] = True
+    idle: ClassVar[tuple[str, ...]] = IDLE
 
     def __init__(self, job: Job, comm: CountedComm, placement: Any = None) -> None:
         """Read what the job alone decides; UserError names what cannot be. `placement`: of workers that are not one on each rank."""
         self.job, self.comm = job, comm
         self.learnt: dict[str, list[float]] = {}
         self.step, self.progress = Step(), ByHand()
-        job.refuse(IDLE, f"--strategy {job.strategy}, which has no servers")
+        job.refuse(self.idle, f"--strategy {job.strategy}, which has no servers")
         job.check_repeats({"--target": job.target and not job.patience, "--seconds": job.seconds})
-        self.policy = make_policy("bsp")
+        self.policy = make_policy("bsp" if "sync" in self.idle else job.policy())
         self.placement = placement or Placement(comm.size, (), tuple(range(comm.size)))
         self.n_workers = len(self.placement.worker_ranks)
         job.check_workers(self.n_workers)

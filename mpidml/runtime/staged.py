@@ -74,6 +74,9 @@ class Staged(Serverless):
 
     whole = False
     default_axis: ClassVar[str] = "pipe"
+    stepper: type[GridStepper] = GridStepper
+    pushes = False
+    """Whether replicas push to servers, instead of summing their gradients."""
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
@@ -171,7 +174,7 @@ class Staged(Serverless):
         self.weights = np.zeros(0, net.dtype)
         task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
-        return GridStepper(self, task, self.part, record, look, self.look_seconds)
+        return self.stepper(self, task, self.part, record, look, self.look_seconds)
 
     def _stages(self, ends: list[int], line: Any) -> list[Stage]:
         """Return all stages, as the rank of `line` that it is given for has them."""
@@ -211,12 +214,16 @@ class Staged(Serverless):
         own = sides[(self.at["data"] * self.n_parts + self.at["tensor"]) * 2 * (self.n_stages - 1) :]
         return [(own[2 * s], own[2 * s + 1]) for s in range(self.n_stages - 1)]
 
+    def n_versions(self, s: int) -> int:
+        """Return how many versions of its weights a stage keeps."""
+        return self.replayed.versions[s]
+
     def _hold(self, stage: Stage, s: int, channels: list[tuple[Any, Any]]) -> Held:
         """Make this rank's stage number s, with its weights and their sums (Collective on its replicas)."""
         net, job, follows = self.net, self.job, s < self.n_stages - 1
         initial = stage.init(job.seed)
         before, after = make_chain(job.optimizer, job.rate).split()
-        store = Store([initial, *(initial.copy() for _ in range(self.replayed.versions[s] - 1))], stage.start, 1, net.backend, after)
+        store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after)
         chosen = self.between.pick(initial.nbytes)
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
         gradient = chosen.allocate(stage.n_params, net.dtype)
@@ -226,7 +233,7 @@ class Staged(Serverless):
             coded.step = self.step
             coded.open(self.replicas)
             self.sums[s] = coded.plan(coded.look_at(gradient))
-        elif self.n_workers > 1:
+        elif self.n_workers > 1 and not self.pushes:
             self.sums[s] = chosen.plan(gradient)
         if before is not None:
             before.see(stage.params)

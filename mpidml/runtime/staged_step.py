@@ -27,7 +27,8 @@ class Executor:
     also in the middle of both, which then are none of theirs. `slow` prolongs each compute, and counts to it.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
-    last microbatch `item`; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
+    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of
+    the last stage `lost(item, loss)` is told of every microbatch when it is back.
     """
 
     def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None], slow: Slowness) -> None:
@@ -56,7 +57,7 @@ class Executor:
             do[action[1]](all_held.get(action[0]), action)
 
     def _version(self, held: Held, action: Action) -> None:
-        held.reads[action.item] = held.store.versions[(held.store.latest - held.n_updated + action.version) % len(held.store.versions)]
+        held.reads[action.item] = self.updates.version(held, action)
 
     def _forward(self, held: Held, action: Action) -> None:
         item = action.item

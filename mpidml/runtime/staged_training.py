@@ -65,9 +65,11 @@ class Flow:
 class GridStepper(Stepper):
     """Run the steps of one rank of a grid: a program a clock, or one for many clocks where nothing waits for the end of each."""
 
+    make_updates: type[Any] = Updates
+
     def __init__(self, strategy: Any, task: StageTraining, *rest: Any) -> None:
         super().__init__(strategy, task, (), *rest)
-        self.updates = Updates(strategy)
+        self.updates: Any = self.make_updates(strategy)
         self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness)
         self.programs: dict[int, Any] = {}
         self.losses: list[float] = []
@@ -92,15 +94,23 @@ class GridStepper(Stepper):
         per_epoch = strategy.sampler.clocks_per_epoch
         return int(min(self.until - self.clock, per_epoch - self.clock % per_epoch, max(1, MOST_ITEMS // strategy.n_items)))
 
+    def _open(self, first: int, n: int) -> None:
+        """Do what a program of `n` clocks needs before it."""
+
+    def _staleness(self, clock: int) -> int:
+        """Return how many updates of others the weights of a clock lacked."""
+        return 0
+
     def _step(self) -> None:
         strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
         began = clock_now()
         epoch = first // strategy.sampler.clocks_per_epoch
+        self._open(first, n)
         self.measured = task.not_scored
         if epoch > task.scored_epoch and not strategy.job.patience:
-            away = strategy.waiting.away_seconds
+            away, looked_at = strategy.waiting.away_seconds, clock_now()
             self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
-            self.score_seconds += clock_now() - began - (strategy.waiting.away_seconds - away)
+            self.score_seconds += clock_now() - looked_at - (strategy.waiting.away_seconds - away)
         shares = [strategy.sampler.indices(clock, task.worker) for clock in range(first, first + n)]
         feeds = [task.feed.block((first + i) * strategy.n_workers + task.worker, rows) for i, rows in enumerate(shares)] if task.feed is not None else None
         parts = [part for rows in shares for part in _parts(len(rows), strategy.n_items)]
@@ -142,9 +152,10 @@ class GridStepper(Stepper):
         i = item // strategy.n_items
         now = clock_now()
         seconds = now - self.step_began
-        row = (self.clock + i, 0, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
+        staleness = self._staleness(self.clock + i)
+        row = (self.clock + i, staleness, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
         self.record(strategy.worker_role, now, "clock", row)
-        self.part.tally.read(0)
+        self.part.tally.read(staleness)
         self.losses, self.measured, self.step_began = [], task.not_scored, now
 
     def wait(self, total: Sum) -> None:
