@@ -210,7 +210,6 @@ CASES = {
     "a group that shares no memory": Case("--group 2 --collective shared --transport mpi", ("--transport mpi: uses no shared memory", "leave one")),
     "a group that cannot repeat": Case("--group 2 --collective auto:memory=true --deterministic", ("chooses by timing", "leave it out")),
     "a group that pushes early": Case("--group 2 --early-push on", ("--early-push on: needs several ranks", "no --group")),
-    "a simulated group": Case("simulate --group 2 --workers 4 --compute 0.01", ("--group 2: to its servers a group is one worker", "as --workers")),
     "an order without a budget": Case("--order magnitude", ("--order magnitude: does nothing without --budget", "leave it out")),
     "an unknown order": Case("--budget 9 --order lifo", ("--order lifo: there is no such choice", "known: fifo, magnitude, random")),
     "a budget with a gate": Case("--budget 9 --sync adaptive", ("--budget 9: --sync adaptive decides which gradients are sent", "use a policy without")),

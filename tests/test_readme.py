@@ -175,6 +175,15 @@ def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_pa
             assert [row["variant"] for row in json.loads((folder / "compare.json").read_text())][1:] == ["parameter_server", "data_parallel"]
 
 
+def test_groups_of_ranks_learn_as_workers_of_one_server(tmp_path):
+    words = shlex.split(block("bash", "--group 2"))
+    result = mpirun(5, [*words[4:], "--out", str(tmp_path / "run")])
+    assert words[:3] == ["mpirun", "-n", "5"] and result.code == 0 and "2 worker(s) of 2 ranks at most" in result.out, result
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.8 and summary["staleness_max"] <= 2
+    assert [sent > 0 for sent in summary["bytes_in_groups"]] == [False, True, True, True, True]
+
+
 def test_servers_and_workers_learn_by_codes_and_on_virtual_clocks(tmp_path):
     train, simulate = (shlex.split(line) for line in block("bash", "--servers 1 --epochs 10").strip().splitlines())
     result = mpirun(3, [*train[4:], "--out", str(tmp_path / "run")])

@@ -10,7 +10,9 @@ from mpidml.sync.base import SyncPolicy
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    others = (*(("collective",) if job.group == 1 else ()), "bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
+    others = ("bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
+    if job.group == 1:
+        others = ("collective", *others)
     job.refuse(others, "--strategy parameter_server, whose servers sum")
     if job.deterministic and not policy.repeatable:
         raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")

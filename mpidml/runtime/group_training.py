@@ -139,7 +139,9 @@ def joined(parts: Sequence[scoring.Scores]) -> scoring.Scores:
 class LeaderDriver(Driver):
     """Drive the roles of a leader's rank, and let its members stop where they do."""
 
-    group: Group
+    def __init__(self, group: Group, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.group = group
 
     def run(self) -> None:
         """Run all roles; members listen as long."""

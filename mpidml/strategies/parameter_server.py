@@ -9,6 +9,7 @@ Inside one host the parameters lie in one shared window: a server changes its sh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ class ParameterServer(Served):
 
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
-        possible = self.comm.size > 1 and self.before is None and self.worker_chain is None and not self.policy.gate_at and not self.job.budget
-        possible &= not self.placement.groups
+        by_parts = self.before is None and self.worker_chain is None and self.job.group == 1  # what a push is made of is final part by part
+        possible = self.comm.size > 1 and by_parts and not self.policy.gate_at and not self.job.budget
         check_early(self.job, possible)
         apart = not set(self.placement.server_ranks) & set(self.placement.worker_ranks)
         return possible and (self.job.early_push == "on" or (self.job.early_push == "auto" and apart and self.policy.bound == 0))
@@ -122,9 +123,8 @@ class ParameterServer(Served):
         if self.member is not None:
             self.driver: Any = Member(self.member, look, often)
             return
-        driver = LeaderDriver if self.group is not None else Driver
+        driver = Driver if self.group is None else partial(LeaderDriver, self.group)
         self.driver = driver(self.comm, {}, self.rank_of, self.window, self.bell, record, look, self.job.wait_limit, trace=trace, look_seconds=often)
-        self.driver.group = self.group
 
     def make(self, net: Network, data: Dataset, trace: Any, over: Callable[[float], bool] | None) -> None:
         """Cut the parameters, allocate buffers, fill the first version (Collective on comm).

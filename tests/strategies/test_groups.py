@@ -13,7 +13,7 @@ from mpidml.core.role import KINDS, Send
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.group_training import GroupTraining, joined
 from mpidml.runtime.scoring import Scores
-from tests.ranks import mpirun
+from tests.ranks import mpirun, python
 from tests.strategies.test_identities import SMALL, run, serial
 from tests.strategies.test_resume import STEPS, go_on, start
 
@@ -182,3 +182,8 @@ def test_who_is_late_in_a_group_is_named_and_a_failure_ends_the_job_once(tmp_pat
     assert says in result.err and result.err.count("Traceback (most recent call last)") == 1, result.err
 
 
+
+
+def test_a_simulation_is_told_of_workers_alone():
+    result = python(["-m", "mpidml", "simulate", "--group", "2", "--workers", "4", "--compute", "0.01"])
+    assert result.code == 2 and "--group 2: to its servers a group is one worker; give the number of groups as --workers" in result.err, result
