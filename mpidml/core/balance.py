@@ -191,7 +191,7 @@ def _chain(profiles: Sequence[Profile], n_stages: int, bytes_per_second: float) 
 def _paces(speeds: Sequence[float], n_stages: int) -> list[float]:
     """Return the speed of each stage, 1 where none are given."""
     if speeds and (len(speeds) != n_stages or not all(0 < speed < math.inf for speed in speeds)):
-        raise UserError(f"stages: {', '.join(f'{speed:g}' for speed in speeds)} are not the speeds of {n_stages} stages; give a number above 0 for each")
+        raise UserError(f"stages: {', '.join(f'{speed:g}' for speed in speeds)} are not the speeds of {n_stages} stages; give each one above 0")
     return list(speeds) or [1.0] * n_stages
 
 

@@ -162,7 +162,7 @@ class Job:
     seed: int = flag(0, "decides weights, order of samples and noise", groups="fixed one")
     deterministic: bool = flag(False, "same layout, same bits (bsp, ssp, warmup); under data_parallel the same bits at any number of ranks", groups="one")
     backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
-    slowdown: str = flag("", "slow workers (pipeline, tensor, hybrid: ranks) down: exponential:F, rotating:F or permanent:F")
+    slowdown: str = flag("", "slow workers (ranks of a grid) down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept, the newest")

@@ -182,7 +182,7 @@ class Staged(Serverless):
         return [Stage(self.net, lo, hi, s == 0, s == self.n_stages - 1, parts) for s, (lo, hi) in enumerate(pairwise(ends))]
 
     def _plan(self) -> Plan:
-        """Cut the layers into stages: by hand, or by what they cost and how fast each rank is, or where bits are to repeat by what is computed (Collective on comm)."""
+        """Cut the layers into stages: by hand, or by costs and the speeds of ranks, or where bits are to repeat by what is computed (Collective on comm)."""
         job, n_layers = self.job, n_cuts(self.net)
         self.profiles, self.speeds, self.part_weights = list[Profile](), [1.0] * self.comm.size, (1.0,) * self.n_parts
         if self.n_pipe * self.n_parts * self.n_stages > 1:

@@ -23,8 +23,8 @@ Fill = Callable[[Held, int, Step], None]
 
 
 class Executor:
-    """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting` those of waits,
-    also in the middle of both, which then are none of theirs. `slow` prolongs each compute, and counts to it.
+    """Run programs on this rank's stages `held`, by number. It counts seconds of computes, of each stage, and of updates; `waiting`
+    those of waits, also in the middle of both, which then are none of theirs. `slow` prolongs each compute, and counts to it.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
     last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of

@@ -29,7 +29,8 @@ def check(strategy: str, name: str, learns: bool) -> None:
     """Refuse what is not known here: another strategy, a collective without rounds, arithmetic."""
     if strategy in STAGED:
         raise UserError(
-            f"--strategy {strategy}: is not known on virtual clocks; simulate parameter_server or data_parallel, or replay a schedule: python -m mpidml schedule"
+            f"--strategy {strategy}: is not known on virtual clocks; replay its schedule there by python -m mpidml schedule, "
+            "or simulate parameter_server or data_parallel"
         )
     if strategy != "data_parallel":
         raise UserError(f"--strategy {strategy}: is not known on virtual clocks; simulate parameter_server or data_parallel")

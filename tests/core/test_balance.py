@@ -125,7 +125,7 @@ def test_the_check_catches_speeds_that_are_left_out_or_another_rank_s(broken):
 
 @pytest.mark.parametrize("speeds", [[1.0], [1.0, 0.0], [1.0, math.nan]])
 def test_what_are_no_speeds_is_one_line(speeds):
-    with pytest.raises(UserError, match=r"stages: 1(, (0|nan))? are not the speeds of 2 stages; give a number above 0 for each$"):
+    with pytest.raises(UserError, match=r"stages: 1(, (0|nan))? are not the speeds of 2 stages; give each one above 0$"):
         balanced(layers(1, 2, 3), 2, 0, speeds=speeds)
 
 
