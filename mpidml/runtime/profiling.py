@@ -14,6 +14,7 @@ from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
 from mpidml.runtime.slowness import Slowness
 
+cpu_now = time.thread_time
 REPEATS, MOST_REPEATS, LEAST_SECONDS = 3, 12, 2e-3
 """Passes of each layer: so many, and more of short ones."""
 ATTEMPTS = 4
@@ -38,11 +39,11 @@ def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile
         while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
             for way in range(2):
                 slow.begin(repeat)
-                began, on_cpu = time.perf_counter(), time.thread_time()
+                began, on_cpu = time.perf_counter(), cpu_now()
                 step.go_back() if way else step.go()
                 if not way and stage.is_last:
                     step.lose(1.0)
-                ended, least[way] = time.perf_counter(), min(least[way], time.thread_time() - on_cpu)
+                ended, least[way] = time.perf_counter(), min(least[way], cpu_now() - on_cpu)
                 slow.end()
                 computed[way] += ended - began
                 slept[way] += time.perf_counter() - ended

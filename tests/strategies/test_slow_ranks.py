@@ -15,7 +15,8 @@ DEEP = JOB.with_values({"view": "zer", "hidden": (48,) * 8, "steps": 3, "microba
 
 
 def sleeping(monkeypatch, seconds=1e-3):
-    """Let computes take as long as their part of the parameters says, whatever else the cores do."""
+    """Let computes take as long as their part of the parameters says, whatever else the cores do; what is profiled is that, too."""
+    monkeypatch.setattr(profiling, "cpu_now", time.perf_counter)
     bind = Stage.bind
 
     def slow(self, *rest):
