@@ -221,6 +221,25 @@ def test_hosts_of_one_rank_give_the_bits_of_one_host(comm):
 
 
 @pytest.mark.mpi
+def test_an_exception_in_one_replica_is_no_hang(comm, monkeypatch):
+    """The others come to the limit of their waits, and say for whom they wait."""
+    n, every = some(comm)
+    start = WaveUpdates.start
+
+    def fails(self, held):
+        if comm.rank == n - 1 and self.clock == 2:
+            raise RuntimeError("one replica fails")
+        return start(self, held)
+
+    monkeypatch.setattr(WaveUpdates, "start", fails)
+    if comm.rank < n:
+        with pytest.raises(Exception, match=r"one replica fails|waits for the start of wave [34]; replica .* has pushed 2|wait-limit"):
+            run(comm, n_ranks=n, grid=every[-1], sync="ssp:1", wait_limit=1.0)
+    else:
+        run(comm, n_ranks=n)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
