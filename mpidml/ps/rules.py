@@ -10,7 +10,7 @@ from mpidml.sync.base import SyncPolicy
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    others = ("bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
+    others: tuple[str, ...] = ("bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
     if job.group == 1:
         others = ("collective", *others)
     job.refuse(others, "--strategy parameter_server, whose servers sum")
