@@ -48,7 +48,7 @@ def test_parts_sum_up_to_the_whole_and_tell_only_what_is_final(parts, reports, m
     found, g = summed_up(task := training(parts, **model), rows, told)
     assert found == pytest.approx(loss, rel=1e-12)
     np.testing.assert_allclose(g, expected, rtol=1e-10, atol=1e-14)
-    assert [len(buffers.y) for buffers in task.net._buffers.values()] == [-(-N_ROWS // parts)], "memory for the larger part alone"
+    assert [memory.m for memory in task.net._memory.values()] == [-(-N_ROWS // parts)], "memory for the larger part alone"
     if reports:
         check_told(told, g)
 

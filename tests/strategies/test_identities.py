@@ -196,7 +196,7 @@ def test_activations_take_one_part_of_the_memory(comm, parts):
     train(SMALL.with_values({"batch": batch, "accumulate": parts}, "test"), counted, quiet=True, write=False, keep=kept)
     counted.free()
     part.Free()
-    assert [len(buffers.y) for buffers in kept["network"]._buffers.values()] == [-(-10 // parts)]
+    assert [memory.m for memory in kept["network"]._memory.values()] == [-(-10 // parts)]
 
 
 @pytest.mark.mpi
