@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import Watch
-from mpidml.core.action import Action
+from mpidml.core.action import COMPUTE, TRACED, Action
 from mpidml.core.job import Job
 from mpidml.core.lowering import computes
 from mpidml.core.program import Program
@@ -28,6 +28,9 @@ from mpidml.strategies.base import Run
 
 A_BIT = 1e-7
 LAYER = Path(__file__).resolve().parent / "sleeping.py"
+
+
+COMPUTES = [KINDS.index(TRACED[op]) for op in COMPUTE]
 
 
 def traced(comm: CountedComm, schedule: str, n_items: int, seconds: float, clocks: int, n_chunks: int) -> tuple[Program, list[dict[str, Any]]]:
@@ -57,7 +60,7 @@ def clock_of(program: Program, traces: list[dict[str, Any]], clock: int) -> tupl
     took: dict[Action, float] = {}
     starts, ends = [], []
     for own, columns in zip(computes(program), traces, strict=True):
-        at = np.flatnonzero((columns["kind"] == KINDS.index("compute")) & (columns["clock"] == clock))
+        at = np.flatnonzero(np.isin(columns["kind"], COMPUTES) & (columns["clock"] == clock))
         assert len(at) == len(own)
         took.update(zip(own, columns["seconds"][at].tolist(), strict=True))
         starts.append(columns["start"][at[0]])

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from mpidml.core.action import Action
+from mpidml.core.action import COMPUTE, TRACED, Action
 from mpidml.core.program import Program
 from mpidml.core.role import Array
 from mpidml.core.trace import KINDS
 from mpidml.nn.step import Step
-from mpidml.runtime.channel import Channel, Waiting
+from mpidml.runtime.channel import Waiting
 from mpidml.runtime.held import Held
 from mpidml.runtime.slowness import Slowness
 
@@ -54,7 +54,12 @@ class Executor:
             held.expect(len(rows), trains=True)
         do, all_held = self.do, self.held
         for action in program.lists[rank]:
+            if self.trace is None or action[1] not in TOLD:
+                do[action[1]](all_held.get(action[0]), action)
+                continue
+            began = clock_now()
             do[action[1]](all_held.get(action[0]), action)
+            self.trace.add(CODES[action[1]], began, clock_now() - began, clock)
 
     def _version(self, held: Held, action: Action) -> None:
         held.reads[action.item] = self.updates.version(held, action)
@@ -117,19 +122,13 @@ class Executor:
         seconds = clock_now() - since
         self.compute_seconds[held.number] += seconds - away
         if self.trace is not None:
-            self.trace.add(TRACED[action.op], since, seconds, self.clock)
-
-    def _take(self, channel: Channel, item: int) -> None:
-        began = clock_now()
-        waited = channel.take(item)
-        if self.trace is not None and waited:
-            self.trace.add("wait", began, waited, self.clock)
+            self.trace.add(CODES[action.op], since, seconds, self.clock)
 
     def _receive(self, held: Held, action: Action) -> None:
-        self._take(held.taken, action.item)
+        held.taken.take(action.item)
 
     def _receive_back(self, held: Held, action: Action) -> None:
-        self._take(held.taken_back, action.item)
+        held.taken_back.take(action.item)
 
     def _send(self, held: Held, action: Action) -> None:
         held.given.send(action.item, self.rows[action.item])
@@ -144,11 +143,7 @@ class Executor:
         began, before = clock_now(), self.waiting.away_seconds
         self.updates.finish(held, held.n_summed - 1)
         held.n_updated += 1
-        waited = self.waiting.away_seconds - before
-        seconds = clock_now() - began - waited
-        self.update_seconds += seconds
-        if self.trace is not None:
-            self.trace.add("apply", began + waited, seconds, self.clock)
+        self.update_seconds += clock_now() - began - (self.waiting.away_seconds - before)
 
     def _all_wait(self, held: Held, action: Action) -> None:
         self.updates.meet()
@@ -159,7 +154,9 @@ DO = {
     "V": "version", "G": "sum", "U": "update", "X": "all_wait",
 }  # fmt: skip
 """What runs each action."""
-TRACED = {op: KINDS.index("compute") for op in ("F", "B", "I", "W")}
+CODES = {op: KINDS.index(kind) for op, kind in TRACED.items()}
+TOLD = TRACED.keys() - COMPUTE
+"""What the trace tells of from begin to end; computes tell of themselves, without what they waited for before."""
 
 
 def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Array], None]) -> Iterator[tuple[int, list[Array]]]:

@@ -6,10 +6,14 @@ import pytest
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import Job
+from mpidml.core.replay import replay
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
+from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
+from mpidml.sim.program import traces
+from mpidml.strategies.base import Run
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import trained
 
@@ -239,6 +243,20 @@ def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
 def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
     with pytest.raises(UserError, match="--schedule gpipe: does nothing"):
         run(comm, strategy=strategy, microbatches=0, schedule="gpipe")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", FLUSHED)
+def test_a_run_leaves_the_trace_of_its_program_on_virtual_clocks(comm, name):
+    counted = CountedComm(comm)
+    running = Run(JOB.with_values({"schedule": name, "steps": 2, "trace": True}, "test").checked(), counted, quiet=True, write=False, brief=True)
+    running.drive()
+    program, found = running.strategy.program(), running.trace.columns()
+    expected = traces(program, replay(program))[comm.rank]
+    assert found["kind"][found["clock"] == 1].tolist() == expected["kind"].tolist()
+    running.end(None)
+    running.data.close()
+    counted.free()
 
 
 @pytest.mark.mpi
