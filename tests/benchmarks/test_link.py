@@ -12,7 +12,14 @@ import pytest
 from benchmarks.link import Link, lacking, namespaces
 from tests.ranks import ROOT, need, run
 
-HOLD = "import time; from benchmarks.link import Link\nwith Link('1gbit'):\n    print('up', flush=True); time.sleep(60)"
+HOLD = """
+import signal, time
+from benchmarks.link import Link
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it leaves in the background deaf to it
+with Link('1gbit'):
+    print('up', flush=True)
+    time.sleep(60)
+"""
 RANKS = """
 from mpidml.runtime.comm import CountedComm
 comm = CountedComm()
