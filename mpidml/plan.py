@@ -63,6 +63,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
         limit_threads()
         request, job = agree(ranks, lambda: asked(values))
         schedules, grids = agree(ranks, lambda: (_schedules(job), _grids(request, job)))
+        agree(ranks, lambda: _check_sync(job))
         agree(ranks, lambda: _check_collective(job))
         data = load(job, ranks)
         agree(ranks, lambda: _refuse_sparse(data))
@@ -157,6 +158,13 @@ def _grids(request: PlanRequest, job: Job) -> list[Grid]:
         sizes = parse_grid(job.grid, request.ranks).sizes
         return [(sizes["data"], sizes["pipe"], sizes["tensor"])]
     return list(factorisations(request.ranks))
+
+
+def _check_sync(job: Job) -> None:
+    """Refuse what makes replicas wait less, or answers for some of them: no candidate has it."""
+    if job.policy() != Job.sync or job.group != Job.group:
+        flag = f"--sync {job.policy()}" if job.policy() != Job.sync else f"--group {job.group}"
+        raise UserError(f"{flag}: a plan is of training in step, by sums alone; leave it out here, and compare it by train or compare")
 
 
 def _check_collective(job: Job) -> None:

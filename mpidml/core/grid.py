@@ -72,3 +72,14 @@ def parse_grid(text: str, n_ranks: int, where: str = "--grid") -> ProcessGrid:
         product = " x ".join(map(str, sizes.values()))
         raise UserError(f"{where} {text}: {product} = {prod(sizes.values())} ranks, and {n_ranks} were started; start {prod(sizes.values())}, or give a grid of {n_ranks}")
     return ProcessGrid(sizes)
+
+
+class GridPlacement:
+    """Which rank tells of which replica, the one that computes its loss; ranks are called by their places on the grid."""
+
+    def __init__(self, grid: ProcessGrid, tellers: tuple[int, ...]) -> None:
+        self.grid, self.n_ranks, self.server_ranks, self.worker_ranks = grid, grid.n_ranks, (), tellers
+
+    def names(self) -> list[list[str]]:
+        """List what each rank is."""
+        return [[self.grid.name(rank)] for rank in range(self.n_ranks)]

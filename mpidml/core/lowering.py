@@ -88,3 +88,13 @@ def versions(actions: Iterator[Action], schedule: Any, n_ranks: int) -> Iterator
 def computes(program_: Program) -> list[list[Action]]:
     """Return of each rank the computes alone."""
     return [[action for action in actions if action.op in COMPUTE] for actions in program_.lists]
+
+
+def late_reads(program_: Program, every: int) -> list[int]:
+    """Return for each `every` microbatches of a program, which make an update, how many updates old the weights were that they read, on the stage where most."""
+    found = [0] * (program_.n_items // every)
+    for actions in program_.lists:
+        for _, op, item, version in actions:
+            if op == "V":
+                found[item // every] = max(found[item // every], item // every - version)
+    return found

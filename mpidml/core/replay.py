@@ -71,7 +71,7 @@ class _Stage:
         self.kept: set[int] = set()
         self.most_kept = 0
         self.summed_at = 0.0
-        self.last_forward = self.last_back = -1
+        self.last_forward = self.last_input = self.last_back = -1
         self.is_changed = self.is_summed = True  # since the last gradient was added: by an update, by a sum
         self.n_updates = self.n_back = 0
         self.reads: dict[int, int] = {}  # of each item of the program, the version
@@ -210,8 +210,10 @@ class _Machine:
             stage.most_kept = max(stage.most_kept, len(stage.kept))
             if not self.program.trains:
                 stage.kept.discard(item)
-        elif op in ("B", "W"):
-            stage.note_gradient(item)
+        elif op in ("B", "I", "W"):
+            stage.last_input = stage.last_input if op == "W" else item
+            if op != "I":
+                stage.note_gradient(item)
         elif op == "G":
             stage.summed_at, stage.is_summed = now + self.seconds.of(action), True
         elif op == "U":
@@ -258,6 +260,8 @@ class _Machine:
             return f"what a stage sends arrives in the order of microbatches, and {s}F{stage.last_forward} was there before"
         if op in ("B", "W") and item < stage.last_back:
             return f"gradients are summed in the order of microbatches, and that of {stage.last_back} is there before"
+        if op in BACKWARD and item < stage.last_input:
+            return f"what a stage sends back arrives in the order of microbatches, and that of {stage.last_input} was there before"
         return ""
 
     def _complete(self) -> None:

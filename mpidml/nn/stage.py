@@ -9,6 +9,7 @@ What a network computes in one piece its stages compute one after the other, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -138,8 +139,8 @@ class Stage:
         """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`; with `total` layers add to that what they can."""
         return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx, total)
 
-    def scoring(self, m: int, w: Array, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
-        """Return what scores m rows of `x`, dropout off, and the outputs: of the heads, or `out`, which is filled."""
+    def scoring(self, m: int, w: Array, memory: Memory, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
+        """Return what scores m rows of `x`, dropout off, with activations in `memory`, and the outputs: of the heads, or `out`, which is filled."""
         arrays, thunks = {-1: x}, list[Thunk]()
         for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
             hands_on = not self.is_last and i == len(self.layers) - 1
@@ -148,8 +149,9 @@ class Stage:
                 if hands_on:
                     thunks.append((np.copyto, (out, arrays[i])))
                 continue
-            arrays[i] = out if hands_on and out is not None else np.empty((m, layer.n_out), self.dtype)
-            thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], layer.kept(m, self.dtype), self.layer_views(i, w)))
+            arrays[i] = out if hands_on and out is not None else memory.rows(("out", i), m, layer.n_out, self.dtype)
+            kept = tuple(each[:m] for each in memory.once(("kept", i), partial(layer.kept, memory.m, self.dtype)))
+            thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], kept, self.layer_views(i, w)))
         outs = []
         for end, ending in zip(self.ends, self.endings, strict=True):
             more, whole = ending.whole_outputs(arrays[end])

@@ -18,10 +18,24 @@ import numpy as np
 
 from mpidml.collectives.base import Collective, Sum
 from mpidml.compression.base import Compressor, make_codec
+from mpidml.core.errors import UserError
 from mpidml.core.flat import FlatParams
+from mpidml.core.grid import ProcessGrid
+from mpidml.core.job import Job
 from mpidml.core.role import Array
 
 ALIGN = 64
+
+
+def check_on_grid(job: Job, grid: ProcessGrid) -> None:
+    """Refuse codes where no gradients of whole tensors are sent between replicas, and a sum beside them."""
+    make_codec(job.compress)
+    if grid.sizes["data"] == 1:
+        raise UserError(f"--compress {job.compress}: gradients are sent between replicas, and the grid {grid} has one; leave it out, or give data=2")
+    if grid.sizes["tensor"] > 1:
+        raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={grid.sizes['tensor']} cuts them; leave one of them out")
+    if job.collective != Job.collective:
+        raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
 
 
 class Step:

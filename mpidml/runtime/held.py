@@ -13,6 +13,7 @@ import numpy as np
 from mpidml.core.role import Array
 from mpidml.nn.stage import Stage
 from mpidml.nn.step import Edges, Memory, Step
+from mpidml.runtime.scoring import BLOCK
 
 
 class Held:
@@ -28,7 +29,8 @@ class Held:
         self.every, self.n_slots, self.recomputes = every, n_slots, recomputes
         self.taken, self.given, self.taken_back, self.given_back = channels
         self.memory = [Memory(m) for _ in range(1 if recomputes else n_slots)]
-        self.inputs = None if self.taken is not None else np.zeros((n_slots, m, stage.n_features), stage.dtype)
+        self.inputs = None if self.taken is not None else np.zeros((n_slots, max(m, BLOCK), stage.n_features), stage.dtype)
+        self.scored = Memory(BLOCK)
         self.summand = np.zeros(stage.n_params, stage.dtype)
         self.early, self.late = stage.gradient_parts(adding=True)
         self.both = (*self.early, *self.late)
@@ -68,6 +70,14 @@ class Held:
             g, total = (self.gradient, None) if first else (self.summand, self.gradient)
             found = self.steps[key] = self.stage.bind(rows, w, g, memory, self.edges(item, rows), total)
         return found
+
+    def scoring(self, block: int, rows: int, w: Array, edges: Edges) -> Any:
+        """Return what scores a block of rows, made once for each combination of the slots that it comes and goes by; there is one set of activations."""
+        key = (rows, id(w), block % (self.n_slots if self.taken is None else self.taken.line.n_slots), 0 if self.given is None else block % self.given.line.n_slots)
+        if key not in self.scorings:
+            assert edges.x is not None
+            self.scorings[key] = self.stage.scoring(rows, w, self.scored, edges.x, edges.out)
+        return self.scorings[key]
 
     def add(self, item: int, parts: Sequence[slice]) -> None:
         """Add those parts of the gradient that a microbatch has just left in `summand`."""

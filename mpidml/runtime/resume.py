@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job, members
+from mpidml.core.job import OF_STRATEGIES, Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.role import Array
@@ -53,6 +53,9 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
         values["model"] = str(path / NET_FILE)
     job = Job().with_values(values, f"{path}/config.toml")
     found = job.with_values({"out": str(path), **changes, "resume": str(path)}, "train")
+    if found.strategy != job.strategy:  # what the other one alone knew of is not asked of this one
+        given = {name.replace("-", "_") for name in changes}
+        found = found.with_values({name: getattr(Job, name) for name in OF_STRATEGIES if name not in given}, "train")
     for name in members("fixed"):
         if getattr(found, name) != getattr(job, name):
             flag, old = name.replace("_", "-"), getattr(job, name)

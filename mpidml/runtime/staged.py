@@ -18,17 +18,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
-from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
+from mpidml.core.checking import check
 from mpidml.core.errors import UserError
-from mpidml.core.grid import ProcessGrid, parse_grid
+from mpidml.core.grid import GridPlacement, parse_grid
 from mpidml.core.job import Job
-from mpidml.core.lowering import lower
+from mpidml.core.lowering import late_reads, lower
 from mpidml.core.pace import paced
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
-from mpidml.core.replay import Replay, replay
+from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
 from mpidml.nn.split.whole import parts_of
@@ -39,7 +39,7 @@ from mpidml.runtime import abort, stage_report
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.compressed_sum import Compressed
+from mpidml.runtime.compressed_sum import Compressed, check_on_grid
 from mpidml.runtime.held import Held, Local
 from mpidml.runtime.line import PaperLine, TensorLine
 from mpidml.runtime.profiling import counted, of_all
@@ -56,17 +56,6 @@ VOTING = "recursive_doubling"
 EQUAL = "equal"
 """The --partition that takes all ranks for equally fast."""
 ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
-
-
-class GridPlacement:
-    """Which rank tells of which replica, the one that computes its loss; ranks are called by their places on the grid."""
-
-    def __init__(self, grid: ProcessGrid, tellers: tuple[int, ...]) -> None:
-        self.grid, self.n_ranks, self.server_ranks, self.worker_ranks = grid, grid.n_ranks, (), tellers
-
-    def names(self) -> list[list[str]]:
-        """List what each rank is."""
-        return [[self.grid.name(rank)] for rank in range(self.n_ranks)]
 
 
 class Staged(Serverless):
@@ -87,6 +76,8 @@ class Staged(Serverless):
         job.refuse(ELSEWHERE, f"--strategy {job.strategy}")
         self.slowness = Slowness(Slowdown(job.slowdown, comm.size, job.seed) if job.slowdown else None, comm.rank)
         self.schedule: Schedule = plugins.make("mpidml.schedules", job.schedule)
+        if not isinstance(self.schedule, Schedule) or self.schedule.n_chunks < 1:
+            raise UserError(f"--schedule {job.schedule}: is no Schedule with n_chunks of 1 or more; derive it from mpidml.schedules.base.Schedule")
         if not self.schedule.trains:
             raise UserError(f"--schedule {job.schedule}: has no backward passes, nothing would be learnt; use one_f_one_b")
         try:
@@ -115,22 +106,21 @@ class Staged(Serverless):
             raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
 
         if job.compress:
-            make_codec(job.compress)
-        if job.compress and self.n_workers == 1:
-            raise UserError(f"--compress {job.compress}: gradients are sent between replicas, and the grid {self.grid} has one; leave it out, or give data=2")
-        if job.compress and self.n_parts > 1:
-            raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={self.n_parts} cuts them; leave one of them out")
-        if job.compress and job.collective != Job.collective:
-            raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
+            check_on_grid(job, self.grid)
 
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
         return lower(self.schedule, self.n_pipe, self.n_items * n_clocks, sums=self.n_workers > 1)
 
+    def checked(self, n_clocks: int) -> tuple[Program, Replay]:
+        """Return the program of so many clocks with the replay that proves it; UserError shows what in it cannot be done."""
+        found = self.program(n_clocks)
+        return found, check(found, f"--schedule {self.job.schedule}")
+
     @cached_property
     def replayed(self) -> Replay:
         """Return the replay that proves the program, and says what is kept at once."""
-        return replay(self.program(self.n_pipe + 2 if self.every else 1))
+        return self.checked(self.n_pipe + 2 if self.every else 1)[1]
 
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
@@ -227,7 +217,7 @@ class Staged(Serverless):
         chosen = self.between.pick(initial.nbytes)
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
         gradient = chosen.allocate(stage.n_params, net.dtype)
-        held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], max(self.m, BLOCK), job.recompute, own)
+        held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], self.m, job.recompute, own)
         if self.coded:
             coded = self.codes[s] = Compressed(job.compress, stage.params, net.dtype, net.backend, job.seed, stage.start, net.n_params)
             coded.step = self.step
@@ -256,7 +246,19 @@ class Staged(Serverless):
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of the stages (Collective on comm)."""
-        return stage_report.told(self)
+        late = {"staleness_bound": self.oldest} if self.every and not self.pushes else {}
+        return stage_report.told(self) | (late if self.comm.rank == 0 else {})
+
+    @cached_property
+    def oldest(self) -> int:
+        """Return how many updates old the weights may be that a microbatch reads under a schedule without a flush."""
+        return max(late_reads(self.program(2 * self.n_pipe + 2), self.n_items))
+
+    @property
+    def promise(self) -> str:
+        """Say what is repeated, and what one rank does not do."""
+        old = f"; gradients are at weights up to {self.oldest} update(s) old, as on no single rank" if self.every and self.oldest else ""
+        return super().promise + old
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -175,10 +175,7 @@ def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Arr
             else:
                 fill(block, edges.x)
             own.claim(block, back=False)
-            key = own.key(block, rows, w)
-            if key not in own.scorings:
-                own.scorings[key] = own.stage.scoring(rows, w, edges.x, edges.out)
-            thunks, outs = own.scorings[key]
+            thunks, outs = own.scoring(block, rows, w, edges)
             for function, arguments in thunks:
                 function(*arguments)
             if own.stage.is_last:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpidml.collectives.base import Sum
+from mpidml.core.lowering import late_reads
 from mpidml.core.role import Array
 from mpidml.nn.step import Step
 from mpidml.runtime import scoring
@@ -15,7 +16,7 @@ from mpidml.runtime.staged_step import Executor, outputs
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.runtime.training import Training
 
-MOST_ITEMS = 512
+MOST_ITEMS = 64
 """Microbatches of a program without a flush: it ends, and all is drained, after so many."""
 
 
@@ -72,6 +73,8 @@ class GridStepper(Stepper):
         self.updates: Any = self.make_updates(strategy)
         self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness)
         self.programs: dict[int, Any] = {}
+        self.stale: dict[int, list[int]] = {}
+        self.read: list[int] = []
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
         self.score_seconds = self.run_seconds = 0.0
@@ -98,8 +101,8 @@ class GridStepper(Stepper):
         """Do what a program of `n` clocks needs before it."""
 
     def _staleness(self, clock: int) -> int:
-        """Return how many updates of others the weights of a clock lacked."""
-        return 0
+        """Return how many updates old the weights were that a clock of the program read."""
+        return self.read[clock - self.clock]
 
     def _step(self) -> None:
         strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
@@ -129,7 +132,9 @@ class GridStepper(Stepper):
                 step.load(task.data.y, rows)
 
         if n not in self.programs:
-            self.programs[n] = strategy.program(n)
+            self.programs[n] = strategy.checked(n)[0]
+            self.stale[n] = late_reads(self.programs[n], strategy.n_items)
+        self.read = self.stale[n]
         sizes = [part.stop - part.start for part in parts]
         self.updates.clock, self.losses, self.shares = first, [], shares
         scales = [1.0 / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]

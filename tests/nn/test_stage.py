@@ -75,7 +75,7 @@ def staged(net, batch, cuts, halves=False, cut_gradient=None):
     assert [(stage.start, stage.stop) for stage in stages] == list(itertools.pairwise([0, *np.cumsum([stage.n_params for stage in stages])]))
     scored = x
     for stage, w, edge in zip(stages, ws, edges, strict=True):
-        thunks, outs = stage.scoring(ROWS, w, scored, edge.out)
+        thunks, outs = stage.scoring(ROWS, w, Memory(ROWS), scored, edge.out)
         for function, arguments in thunks:
             function(*arguments)
         scored = edge.out

@@ -109,8 +109,11 @@ def test_stages_without_layers_hand_on(comm):
 def test_without_a_flush_it_is_delayed_descent(comm, name):
     """Against a serial loop that reads, for each stage, the weights that the schedule says."""
     job = JOB.with_values({"microbatches": 0, "optimizer": "sgd", "schedule": name, "hidden": (24, 16, 12, 11), "activation": "tanh"}, "test")
-    _, values = run(comm, job, partition=",".join(map(str, _cut(comm.size))))
+    summary, values = run(comm, job, partition=",".join(map(str, _cut(comm.size))))
     assert np.abs(values - delayed(job, _cut(comm.size), name)).max() < 1e-9
+    old = 0 if comm.size == 1 and name != "two_bw:5" else 1 if name == "two_bw:5" else comm.size - 1
+    assert summary["staleness_max"] == summary["staleness_bound"] == old and ("update(s) old" in summary["promise"]) == bool(old)
+    assert summary["staleness_histogram"] == {str(s): 1 if s < old else 8 - old for s in range(old + 1)}
 
 
 def _cut(n):
@@ -175,9 +178,47 @@ def test_a_run_goes_on_at_another_grid_and_by_another_strategy(comm, tmp_path):
     folder = comm.bcast(str(tmp_path / "run"))
     run(comm, steps=4, checkpoint_every=4, write=True, out=folder)
     grid = {"strategy": "hybrid", "grid": f"data={comm.size}", "microbatches": 2}
-    for changes in ({"strategy": "data_parallel", "microbatches": 0}, grid, {"partition": "3" + ",0" * (comm.size - 1)}):
+    for changes in ({"strategy": "data_parallel"}, {"strategy": "parameter_server"}, grid, {"partition": "3" + ",0" * (comm.size - 1)}):
         _, values = trained(comm, resumed(folder, {"steps": 8, **changes}))
         assert np.abs(values - serial()).max() < 1e-9
+
+
+DISORDERED = """
+from mpidml.core.action import Action
+from mpidml.schedules.base import Schedule
+
+
+class Mine(Schedule):
+    def order(self, rank, n_ranks, n):
+        yield from (Action(rank, "F", i) for i in range(n))
+        yield from (Action(rank, "I", i) for i in reversed(range(n)))
+        yield from (Action(rank, "W", i) for i in range(n))
+"""
+
+
+@pytest.mark.mpi
+def test_a_schedule_that_sends_back_in_disorder_is_refused_with_its_table(comm, tmp_path):
+    """What a channel carries keeps its order, so the last would be taken for the first."""
+    path = tmp_path / "mine.py"
+    path.write_text(DISORDERED)
+    with pytest.raises(UserError, match="order of microbatches") as caught:
+        run(comm, schedule=str(path))
+    assert f">>{comm.size - 1}I3<<" in str(caught.value)
+    path.write_text(DISORDERED.replace("    def order", "    n_chunks = 0\n\n    def order"))
+    with pytest.raises(UserError, match="n_chunks of 1 or more"):
+        run(comm, schedule=str(path))
+
+
+@pytest.mark.mpi
+def test_scoring_takes_one_set_of_activations_whatever_the_schedule_keeps(comm):
+    counted = CountedComm(comm)
+    running = Run(JOB.with_values({"schedule": "gpipe", "microbatches": 10, "steps": 1}, "test").checked(), counted, quiet=True, write=False, brief=True)
+    running.drive()
+    for held in running.strategy.held.values():
+        assert held.scorings and held.scored.m == 64 and all(memory.m == 5 for memory in held.memory)
+    running.end(None)
+    running.data.close()
+    counted.free()
 
 
 @pytest.mark.mpi
