@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.machine import Watch
 from benchmarks.pipeline.ours import job_of
 from benchmarks.pipeline.problem import N_COMPARED
-from mpidml.core.action import Action
+from mpidml.core.action import COMPUTE, TRACED, Action
 from mpidml.core.lowering import computes
 from mpidml.core.replay import Seconds, replay
 from mpidml.core.trace import KINDS
@@ -28,12 +28,13 @@ from mpidml.runtime.comm import CountedComm, world
 from mpidml.strategies.base import Run
 
 OVERHEAD_SECONDS = 100e-6
-"""The target of `../pipeline_bubble`, which is more than an action takes on a quiet machine."""
+"""The target of `../pipeline_bubble`, which not every schedule meets."""
 
 
-def medians(columns: dict[str, Any], kind: str, n_each: int) -> list[float]:
-    """Return of each of the `n_each` events of a kind in a clock its median over the clocks that are counted."""
-    seconds = columns["seconds"][columns["kind"] == KINDS.index(kind)].reshape(-1, n_each)
+def medians(columns: dict[str, Any], kinds: list[str], n_each: int) -> list[float]:
+    """Return of each of the `n_each` events of some kinds in a clock its median over the clocks that are counted."""
+    seconds = columns["seconds"][np.isin(columns["kind"], [KINDS.index(kind) for kind in kinds])].reshape(-1, n_each)
+    assert seconds.size, f"the trace has no {kinds}"
     found: list[float] = np.median(seconds[min(N_COMPARED, len(seconds) - 1) :], axis=0).tolist()
     return found
 
@@ -57,8 +58,8 @@ def main() -> None:
         took: dict[Action, float] = {}
         for own, columns, actions in zip(computes(program), traces, program.lists, strict=True):
             updates = [action for action in actions if action.op == "U"]
-            took.update(zip(own, medians(columns, "compute", len(own)), strict=True))
-            took.update(zip(updates, medians(columns, "apply", len(updates)), strict=True))
+            took.update(zip(own, medians(columns, [TRACED[op] for op in COMPUTE], len(own)), strict=True))
+            took.update(zip(updates, medians(columns, [TRACED["U"]], len(updates)), strict=True))
         seconds = replay(program, Seconds(lambda action: took[action], overhead=OVERHEAD_SECONDS)).seconds
         losses = [row["loss"] for row in kept["metrics"][: min(N_COMPARED, len(kept["metrics"]) - 1)]]
         print(json.dumps({"samples_per_second": job.batch / seconds, "losses": losses, "others": watch.others(cpu)}))

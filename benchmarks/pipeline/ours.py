@@ -1,7 +1,7 @@
-"""Train the problem with this project: `mpirun -n N python ours.py FILE STEPS MICROBATCHES SCHEDULE [--apart]`; rank 0 prints one JSON line.
+"""Train the problem with this project: `mpirun -n N python ours.py FILE STEPS MICROBATCHES SCHEDULE [--apart] [--tensor]`; rank 0 prints one JSON line.
 
 The strategy is driven as `mpidml train` drives it; the first clocks, in which memory is first touched, are not timed. `--apart`: every rank trains a net
-of its own, half as deep, and none waits for another.
+of its own, half as deep, and none waits for another. `--tensor`: ranks are parts of each layer, not stages.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def main() -> None:
     comm = CountedComm(world())
     own = CountedComm(comm.mpi.Split(comm.rank)) if apart else comm
     job = job_of(given, steps, microbatches, schedule, 0.5 if apart else 1.0)
+    if "--tensor" in sys.argv:
+        job = job.with_values({"strategy": "tensor"}, "benchmark")
     kept: dict[str, object] = {}
     with Watch() as watch:
         train(job, own, quiet=True, write=False, keep=kept, data=[given["x"], given["y"]])

@@ -14,7 +14,7 @@ MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 
 ON_A_LINK = ["overlap", "compression_link"]
-PIPELINES = ["pipeline", "pipeline_bubble"]
+PIPELINES = ["pipeline", "pipeline_bubble", "tensor"]
 
 
 @pytest.mark.parametrize(
