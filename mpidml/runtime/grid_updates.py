@@ -11,7 +11,6 @@ import numpy as np
 
 from mpidml.core.action import Action
 from mpidml.core.role import Array
-from mpidml.optim.base import Link
 from mpidml.runtime.channel import Waiting
 from mpidml.runtime.held import Held
 from mpidml.sync.base import Tuning
@@ -20,7 +19,7 @@ from mpidml.sync.base import Tuning
 class Norms:
     """The arithmetic `backend`, but for sums of squares: that of the whole gradient is `total`, that of a tensor one over the parts of a stage.
 
-    Given to one link and one stage: `whole` and `weights` are its flat arrays, of which a tensor's are views.
+    Given to one link and the stage that is `held`, of whose flat gradient and weights a tensor's are views; the tensors in `shared` every part has whole.
     """
 
     def __init__(self, backend: Any, held: Held, line: Any, shared: list[slice], total: float | None, waiting: Waiting) -> None:
@@ -34,7 +33,7 @@ class Norms:
         if self.total is not None:
             return self.total
         own = float(self.backend.sum_of_squares(a)) if a.size else 0.0
-        if self.line.size == 1 or any(self._begins(a) == part.start for part in self.shared):
+        if self.line.size == 1 or (a.size and any(self._begins(a) == part.start for part in self.shared)):  # a part without elements begins where the next does
             return own
         return float(sum(self.waiting.gather(self.line, own, "the norm of a tensor")))
 
@@ -94,11 +93,7 @@ class Updates:
                 link, keys = of[at.index(held.number)]
                 state = {name: strategy.link_states[held.number][key] for name, key in keys}
                 norms = Norms(strategy.net.backend, held, strategy.line, self.shared[held.number], total, strategy.waiting)
-                self._apply(link, norms, held, state, step)
-
-    @staticmethod
-    def _apply(link: Link, norms: Norms, held: Held, state: dict[str, Array], step: int) -> None:
-        link.transform(norms, held.gradient, state, held.weights(), step)
+                link.transform(norms, held.gradient, state, held.weights(), step)
 
     def _squares(self) -> float:
         """Return the sum of squares of the whole gradient (Collective on the ranks of a replica): what several parts have counts once."""

@@ -104,7 +104,6 @@ class Staged(Serverless):
         self.collective: Collective = plugins.make(FOLDER, VOTING)
         if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
             raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
-
         if job.compress:
             check_on_grid(job, self.grid)
 
@@ -129,7 +128,6 @@ class Staged(Serverless):
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
         self.plan = self._plan()
-        ends = [stage.hi for stage in self.plan.stages]
         self.waiting = Waiting(self.job.wait_limit)
         self.collective.open(comm)
         data, pipe, tensor = self.at.values()

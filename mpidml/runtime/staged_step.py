@@ -19,7 +19,7 @@ from mpidml.runtime.held import Held
 from mpidml.runtime.slowness import Slowness
 
 clock_now = time.perf_counter
-Fill = Callable[[Held, int, Step], None]
+Fill = Callable[..., None]
 
 
 class Executor:
@@ -38,13 +38,14 @@ class Executor:
         self.update_seconds = 0.0
         self.rows: Sequence[int] = ()
         self.losses: dict[int, float] = {}
-        self.fill: Fill = lambda held, item, step: None
+        self.fill: Fill = lambda *given: None
         self.clock = 0
         self.scale: Callable[[int], float] = lambda item: 1.0
         self.do: dict[str, Callable[[Any, Action], None]] = {op: getattr(self, f"_{name}") for op, name in DO.items()}
 
     def run(self, program: Program, rank: int, rows: Sequence[int], fill: Fill, scale: Callable[[int], float], clock: int) -> None:
-        """Run `rank`'s part of a program whose microbatches have so many `rows`; `fill(held, item, step)` gives a step what is no neighbour's.
+        """Run `rank`'s part of a program whose microbatches have so many `rows`; `fill(held, item, step)` gives a step what is no neighbour's, and with
+        a fourth argument, true, what a step needs of that when it is gone through again.
 
         Gradients are those of the losses of each item times `scale(item)`.
         """
@@ -90,7 +91,7 @@ class Executor:
         step = held.step(item, self.rows[item])
         began = self._begin(held, item)
         if held.recomputes:
-            self.fill(held, item, step)
+            self.fill(held, item, step, True)
             step.go()
             if held.stage.is_last:
                 step.lose(self.scale(item))

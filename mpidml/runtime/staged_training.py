@@ -115,16 +115,16 @@ class GridStepper(Stepper):
             self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
             self.score_seconds += clock_now() - looked_at - (strategy.waiting.away_seconds - away)
         shares = [strategy.sampler.indices(clock, task.worker) for clock in range(first, first + n)]
-        feeds = [task.feed.block((first + i) * strategy.n_workers + task.worker, rows) for i, rows in enumerate(shares)] if task.feed is not None else None
         parts = [part for rows in shares for part in _parts(len(rows), strategy.n_items)]
 
-        def fill(held: Held, item: int, step: Step) -> None:
-            part = parts[item]
-            rows = shares[item // strategy.n_items][part]
-            if held.stage.is_first and feeds is not None:
-                step.x[...] = feeds[item // strategy.n_items][part]
-            elif held.stage.is_first:
-                task.data.x.take(rows, 0, step.x, "clip")
+        def fill(held: Held, item: int, step: Step, again: bool = False) -> None:
+            i, part = item // strategy.n_items, parts[item]
+            rows = shares[i][part]
+            if held.stage.is_first and not again:  # the inputs of what is in flight stay
+                if task.feed is None:
+                    task.data.x.take(rows, 0, step.x, "clip")
+                else:  # what it gives holds until it is asked for more, and forwards come in order
+                    step.x[...] = task.feed.block((first + i) * strategy.n_workers + task.worker, shares[i])[part]
             if held.stage.random:
                 step.ids[:] = rows
                 step.salt[0] = task._salt(epoch)

@@ -78,6 +78,15 @@ def test_every_way_to_train_gives_the_weights_of_one_rank(comm, way):
             assert summary["test_loss"] == pytest.approx(expected[0]["test_loss"], rel=1e-9)
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["lars:0.1", "clip:0.1+lamb"])
+def test_norms_count_parts_without_elements(comm, optimizer):
+    """A layer narrower than the ranks leaves some of them nothing of its weight, which begins where the bias does."""
+    how = {"hidden": (24, 2, 16), "optimizer": optimizer, "lr": 0.01}
+    _, values = run(comm, grid=f"tensor={comm.size}", **how)
+    np.testing.assert_allclose(values, alone(comm, **how)[1], rtol=1e-9, atol=1e-12)
+
+
 def own_part(self, a):
     return float(self.backend.sum_of_squares(a)) if a.size else 0.0
 

@@ -301,13 +301,15 @@ def test_a_run_leaves_the_trace_of_its_program_on_virtual_clocks(comm, name):
 
 
 @pytest.mark.mpi
-def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tmp_path):
+@pytest.mark.parametrize("way", [{}, {"schedule": "pipedream", "microbatches": 0}, {"schedule": "gpipe", "recompute": True}], ids=str)
+def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tmp_path, way):
+    """Under a schedule without a flush also those of a program that is longer than what is read ahead."""
     path = comm.bcast(str(tmp_path / "rows.npz"))
     if comm.rank == 0:
         draws = np.random.default_rng(2)
         np.savez(path, x=draws.normal(size=(60_000, 60)).astype(np.float32), y=draws.integers(3, size=60_000))
     comm.Barrier()
-    how = {"data": path, "deterministic": True}
+    how = {"data": path, "deterministic": True, "batch": 500, "steps": 60, **way}
     summary, values = run(comm, memory=f"{2 + 2 * comm.size}M", **how)
     assert summary["disk_nbytes"] > 0 and np.array_equal(values, run(comm, **how)[1])
     assert [seconds > 0 for seconds in summary["read_seconds"]] == [rank == 0 for rank in range(comm.size)]
