@@ -33,7 +33,7 @@ class Norms:
         if self.total is not None:
             return self.total
         own = float(self.backend.sum_of_squares(a)) if a.size else 0.0
-        if self.line.size == 1 or (a.size and any(self._begins(a) == part.start for part in self.shared)):  # a part without elements begins where the next does
+        if self.line.size == 1 or (a.size and any(self._begins(a) == part.start for part in self.shared)):  # a view without elements begins anywhere
             return own
         return float(sum(self.waiting.gather(self.line, own, "the norm of a tensor")))
 

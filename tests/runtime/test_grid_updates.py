@@ -9,7 +9,7 @@ from mpidml_kernels import backend
 from mpidml.runtime.grid_updates import Norms
 
 GRADIENT = np.arange(1.0, 6.0)
-SHARED = [slice(2, 5)]
+SHARED = [slice(0, 2)]
 OTHERS = 100.0
 
 
@@ -28,10 +28,9 @@ def norm_of(part, gathered):
 @pytest.mark.parametrize(
     ("part", "expected", "asked"),
     [
-        (GRADIENT[0:2], 5.0 + OTHERS, [5.0]),
-        (GRADIENT[2:5], 9.0 + 16.0 + 25.0, []),  # every part has it
-        (GRADIENT[2:2], OTHERS, [0.0]),  # a part without elements begins where the next tensor does, and the others wait for it
-        (GRADIENT[5:5], OTHERS, [0.0]),
+        (GRADIENT[0:2], 5.0, []),  # every part has it
+        (GRADIENT[2:5], 9.0 + 16.0 + 25.0 + OTHERS, [50.0]),
+        (GRADIENT[3:3], OTHERS, [0.0]),  # a view without elements begins where its array does, and the others wait for this part of it
     ],
 )
 def test_a_part_is_summed_with_those_of_the_others_and_what_all_have_is_not(part, expected, asked):

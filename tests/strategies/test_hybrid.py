@@ -81,7 +81,7 @@ def test_every_way_to_train_gives_the_weights_of_one_rank(comm, way):
 @pytest.mark.mpi
 @pytest.mark.parametrize("optimizer", ["lars:0.1", "clip:0.1+lamb"])
 def test_norms_count_parts_without_elements(comm, optimizer):
-    """A layer narrower than the ranks leaves some of them nothing of its weight, which begins where the bias does."""
+    """A layer narrower than the ranks may leave some of them nothing of its weight."""
     how = {"hidden": (24, 2, 16), "optimizer": optimizer, "lr": 0.01}
     _, values = run(comm, grid=f"tensor={comm.size}", **how)
     np.testing.assert_allclose(values, alone(comm, **how)[1], rtol=1e-9, atol=1e-12)
