@@ -68,18 +68,23 @@ def show(rounds: Rounds, smoke: bool) -> None:
         print(f"       torch's two ranks over its one: x{rounds.ratio(TORCH_WHOLE, TORCH):.2f}; by CPU time x{rounds.extra(TORCH_WHOLE, 'cpu') / bound:.2f}")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked(doc: str | None) -> tuple[bool, list[int], int, int, int, int]:
+    """Read the command line and say what is measured on: whether it is a smoke run, widths, rows, rows of a microbatch, rounds, steps."""
+    parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
     options = parser.parse_args()
-    sizes, rows, share, n_rounds, steps = ([16] * 3 + [4], 64, 4, 1, 5) if options.smoke else (SIZES, ROWS, SHARE, options.rounds, options.steps)
     print("\n".join(describe(os.environ, options.smoke)), flush=True)
-    has_torch = importlib.util.find_spec("torch") is not None and not options.smoke
+    return (True, [16] * 3 + [4], 64, 4, 1, 5) if options.smoke else (False, SIZES, ROWS, SHARE, options.rounds, options.steps)
+
+
+def main() -> None:
+    """Measure and print."""
+    is_smoke, sizes, rows, share, n_rounds, steps = asked(__doc__)
+    has_torch = importlib.util.find_spec("torch") is not None and not is_smoke
     if not has_torch:
-        print("torch is left out: " + ("a smoke run" if options.smoke else "it is not installed (pip install 'mpidml[bench]')"))
+        print("torch is left out: " + ("a smoke run" if is_smoke else "it is not installed (pip install 'mpidml[bench]')"))
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "given.npz"))
         write(Path(file), sizes, rows, N_ITEMS * share, steps)
@@ -97,7 +102,7 @@ def main() -> None:
             },
             APART: ("ours.py", 2, [many, "one_f_one_b", "--apart"]),
         }
-        if options.smoke:
+        if is_smoke:
             plans = {name: plans[name] for name in (OURS, WHOLE, OURS + BY_CPU, APART)}
         if has_torch:
             plans |= {TORCH: ("peer_torch.py", 2, [many]), TORCH_WHOLE: ("peer_torch.py", 1, ["1"])}
@@ -109,7 +114,7 @@ def main() -> None:
             assert name == APART or worst < LOSS_TOLERANCE, f"{name}: losses differ by {worst:.1e} from ours; a comparison would mean nothing"
             if name != APART:
                 print(f"  losses of {len(found)} steps of {name} agree within {worst:.1e}")
-        show(rounds, options.smoke)
+        show(rounds, is_smoke)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.data_parallel.problem import write
-from benchmarks.machine import describe, unhindered
+from benchmarks.machine import unhindered
 from benchmarks.pipeline.problem import LOSS_TOLERANCE
-from benchmarks.pipeline.run import N_ITEMS, ROWS, SHARE, SIZES, measured, verdict
+from benchmarks.pipeline.run import N_ITEMS, asked, measured, verdict
 from benchmarks.rounds import Rounds, interleave
 
 OURS = Path(__file__).resolve().parents[1] / "pipeline" / "ours.py"
@@ -35,13 +34,7 @@ def show(rounds: Rounds, smoke: bool) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
-    options = parser.parse_args()
-    sizes, rows, share, n_rounds, steps = ([16] * 3 + [4], 64, 4, 1, 5) if options.smoke else (SIZES, ROWS, SHARE, options.rounds, options.steps)
-    print("\n".join(describe(os.environ, options.smoke)), flush=True)
+    is_smoke, sizes, rows, share, n_rounds, steps = asked(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "given.npz"))
         write(Path(file), sizes, rows, N_ITEMS * share, steps)
@@ -55,7 +48,7 @@ def main() -> None:
     if apart > LOSS_TOLERANCE:
         raise SystemExit(f"losses of {CUT} are {apart:.2g} from those of {WHOLE}; they do not train the same net")
     print(f"losses of the first steps agree within {apart:.1g}")
-    show(rounds, options.smoke)
+    show(rounds, is_smoke)
 
 
 if __name__ == "__main__":
