@@ -1,0 +1,45 @@
+// What the kernel files share. Each file is compiled twice, for REAL float and double. Compiles with NVRTC (no standard header), nvcc and, for tests, g++.
+#pragma once
+#ifndef MPIDML_CPU_SHIM
+#define MPIDML_DYNAMIC_SHARED(TYPE, name)                                \
+    extern __shared__ __align__(16) unsigned char mpidml_dynamic_shared[]; \
+    TYPE* name = reinterpret_cast<TYPE*>(mpidml_dynamic_shared)
+#endif
+
+typedef REAL real;  // a macro for the option alone: its name must not meet one in the compiler's own headers
+typedef long long Index;  // products of sizes pass 2^31
+#define FOR_EACH(i, n) for (Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x, i##_step = (Index)gridDim.x * blockDim.x; i < (n); i += i##_step)
+#define EVERY_LANE 0xffffffffu
+
+// Sums over a block whose size is a multiple of 32, in an order that its size alone decides; every thread gets them. `scratch` has 32 values.
+template <class V> __device__ __forceinline__ V warp_sum(V v)
+{
+    for (int by = 16; by > 0; by >>= 1) v += __shfl_xor_sync(EVERY_LANE, v, by);
+    return v;
+}
+template <class V> __device__ __forceinline__ V block_sum(V v, V* scratch)
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    v = warp_sum(v);
+    __syncthreads();  // the scratch's last use is over
+    if (lane == 0) scratch[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < n_warps ? scratch[lane] : (V)0);
+}
+
+// The largest of a block, NaN if there is one; every thread gets it.
+template <class V> __device__ __forceinline__ V larger(V a, V b) { return a > b || a != a ? a : b; }
+template <class V> __device__ __forceinline__ V warp_max(V v)
+{
+    for (int by = 16; by > 0; by >>= 1) v = larger(v, __shfl_xor_sync(EVERY_LANE, v, by));
+    return v;
+}
+template <class V> __device__ __forceinline__ V block_max(V v, V* scratch)
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    v = warp_max(v);
+    __syncthreads();
+    if (lane == 0) scratch[warp] = v;
+    __syncthreads();
+    return warp_max(scratch[lane < n_warps ? lane : 0]);
+}

@@ -1,0 +1,104 @@
+"""Launch CUDA kernels: choose the module for the type of the arrays, hold each argument to its declaration, lay elements over threads.
+
+A launch passes bytes, and CuPy passes a Python number as 8 of them whatever the kernel declares: so every number is cast to the declared type here,
+and an array of another type, of another device or with gaps is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from mpidml_kernels.signatures import Parameter, kernels
+
+BLOCK = 256
+MOST_BLOCKS = 1056
+"""Of a kernel whose threads take several elements each: 8 for each multiprocessor of the largest GPU of today."""
+SPELT = {"f4": "float", "f8": "double"}
+
+
+class Gpu:
+    """The kernels of all families on the current device. `cupy` is the module (it is imported by whoever chose the device, and nowhere else)."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.cupy = cupy
+        self.modules: dict[tuple[str, str], Any] = {}
+        self.parameters: dict[tuple[str, str], dict[str, tuple[Parameter, ...]]] = {}
+        self.functions: dict[tuple[str, str, str], Any] = {}
+        self.scratches: dict[tuple[str, str], Any] = {}
+
+    def launch(self, family: str, name: str, grid: int, block: int, *arguments: Any, shared_nbytes: int = 0) -> None:
+        """Start kernel `name` of a family's file for the real type of the arguments; TypeError or OverflowError for one that does not fit."""
+        real = self._real(name, arguments)
+        function, parameters = self._function(family, name, real)
+        if len(arguments) != len(parameters):
+            raise TypeError(f"{name} takes {len(parameters)} arguments, {len(arguments)} given")
+        function((grid,), (block,), tuple(map(self._passed, parameters, arguments, [name] * len(arguments))), shared_mem=shared_nbytes)
+
+    def scratch(self, name: str, n: int, dtype: str) -> Any:
+        """Return an array of at least n elements that the kernels of one call may write; the next call with that name gets it again."""
+        found = self.scratches.get((name, dtype))
+        if found is None or found.size < n:
+            found = self.scratches[name, dtype] = self.cupy.empty(n, dtype)
+        return found
+
+    def total(self, sums: Any, n: int) -> float:
+        """Return the sum of the first n float64 of `sums`; waits for the device."""
+        out = self.scratch("total", 1, "f8")
+        self.launch("update", "sum_up", 1, BLOCK, sums, out, n)
+        return float(out.get()[0])
+
+    def _real(self, name: str, arguments: tuple[Any, ...]) -> str:
+        for given in arguments:
+            if isinstance(given, self.cupy.ndarray) and given.dtype.kind == "f":
+                return str(given.dtype.str[1:])
+        raise TypeError(f"{name}: none of the arguments is a device array of real numbers")
+
+    def _function(self, family: str, name: str, real: str) -> tuple[Any, tuple[Parameter, ...]]:
+        key = family, real
+        if key not in self.modules:
+            if real not in SPELT:
+                raise TypeError(f"{name}: there is no kernel for {np.dtype(real)}; use float32 or float64")
+            folder = files("mpidml_kernels")
+            code = (folder / family / "gpu.cu").read_text()
+            self.modules[key] = self.cupy.RawModule(code=code, options=("--std=c++17", f"-I{folder}", f"-DREAL={SPELT[real]}"))
+            self.parameters[key] = kernels(code, real)
+        if (family, real, name) not in self.functions:
+            self.functions[family, real, name] = self.modules[key].get_function(name)
+        return self.functions[family, real, name], self.parameters[key][name]
+
+    def _passed(self, parameter: Parameter, given: Any, kernel: str) -> Any:
+        dtype = parameter.dtype
+        if parameter.is_array:
+            if not isinstance(given, self.cupy.ndarray) or given.dtype != dtype or not given.flags.c_contiguous:
+                what = f"{given.dtype} of shape {given.shape}" if hasattr(given, "dtype") else type(given).__name__
+                raise TypeError(f"{kernel}: {parameter.name} has to be a contiguous device array of {dtype}, not {type(given).__module__}'s {what}")
+            return given
+        number = dtype.type(given)
+        if dtype.kind in "iu" and int(number) != int(given):
+            raise OverflowError(f"{kernel}: {parameter.name}={given} does not fit {dtype}")
+        return number
+
+
+def blocks(n: int) -> int:
+    """Return how many blocks go over n elements."""
+    return max(1, min(MOST_BLOCKS, -(-n // BLOCK)))
+
+
+def row_block(n: int) -> int:
+    """Return how many threads take one row of n elements: whole warps, at most 1024."""
+    return min(1024, max(32, -(-n // 32) * 32))
+
+
+def each(family: str, name: str) -> Callable[..., None]:
+    """Return what launches a kernel over the elements of its first array, whose number it is given last; nothing where there are none."""
+
+    def go(gpu: Gpu, *arguments: Any) -> None:
+        n = arguments[0].size
+        if n:
+            gpu.launch(family, name, blocks(n), BLOCK, *arguments, n)
+
+    return go

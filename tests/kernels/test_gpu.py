@@ -1,0 +1,97 @@
+"""Run CUDA kernels on the CPU, in several orders of threads, and hold them to their references; break each, and see that it is noticed."""
+
+import functools
+import inspect
+import re
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from mpidml_kernels import backend, update
+
+from tests.shim import cupy_double
+from tests.shim.backend import ORDERS, on_shim
+from tests.shim.compiled import KernelError, Module
+
+FAMILIES = [update]
+REFERENCE = backend("numpy")
+FOLDER = files("mpidml_kernels")
+SIZES = [0, 1, 31, 257, 1000]
+on_device = functools.cache(lambda order: on_shim(order, *FAMILIES))
+orders = pytest.mark.parametrize("order", ORDERS)
+types = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda t: t.__name__)
+
+
+def arguments(kernel, n, dtype):
+    """Return an array for each parameter of an elementwise reference, and a number where it wants one."""
+    random = np.random.default_rng(n)
+    numbers = {"s": 0.3, "rate": 0.1, "mu": 0.9, "limit": 0.5}
+    return [numbers[name] if name in numbers else random.standard_normal(n).astype(dtype) for name in inspect.signature(kernel).parameters]
+
+
+@orders
+@types
+@pytest.mark.parametrize("name", update.LAWS)
+def test_vector_kernels_agree_with_their_references(name, dtype, order):
+    for n in SIZES:
+        given = arguments(getattr(REFERENCE, name), n, dtype)
+        here, there = ([a.copy() if isinstance(a, np.ndarray) else a for a in given] for _ in range(2))
+        expected, got = getattr(REFERENCE, name)(*here), getattr(on_device(order), name)(*there)
+        if expected is not None:
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+        for a, b in zip(there, here, strict=True):
+            np.testing.assert_allclose(a, b, rtol=30 * np.finfo(dtype).eps, atol=8 * np.finfo(dtype).eps)
+
+
+@orders
+def test_a_sum_has_the_same_bits_whatever_the_order_of_threads(order):
+    g = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    assert on_device(order).sum_of_squares(g) == on_device("forward").sum_of_squares(g)
+
+
+def test_nan_passes_every_kernel():
+    g = np.array([1, np.nan, -3], np.float32)
+    on_device("forward").clip_transform(g, 0.5)
+    assert np.isnan(g[1]) and g[0] == 0.5 and g[2] == -0.5
+    w = np.array([np.nan, 0, -2], np.float32)
+    on_device("forward").l1_transform(g := np.zeros(3, np.float32), w, 0.25)
+    assert np.isnan(g[0]) and g[1] == 0 and g[2] == -0.25
+
+
+MUTANTS = [
+    ("update", "momentum", "a[i] += b[i];", "a[i] += b[i] + 0;", None),
+    ("update", "momentum_in_place", "w[i] -= rate * x;", "w[i] += rate * x;", "differs"),
+    ("update", "add", "FOR_EACH(i, n) a[i] += b[i];", "FOR_EACH(i, n + 1) a[i] += b[i];", "out-of-bounds 4-byte read, 0 bytes past the end of"),
+    ("update", "add", "FOR_EACH(i, n) a[i] += b[i];", "for (Index i = threadIdx.x; i < n; i += blockDim.x) a[i] += b[i];", "race on a"),
+    ("update", "descend", "out[i] = w[i] - rate * g[i]", "out[i] = w[i] - rate * g[i + 1]", "out-of-bounds"),
+    ("update", "nesterov", "out[i] = w[i] - rate * (slope + mu * x);", "out[i] = w[i] - rate * x;", "differs"),
+    ("update", "sum_of_squares", "total = block_sum(total, scratch);\n    if (threadIdx.x == 0) sums[blockIdx.x] = total;", "sums[blockIdx.x] = total;", "race on sums"),
+    ("update", "sum_of_squares", "i < n; i += blockDim.x) total", "i <= n; i += blockDim.x) total", "out-of-bounds"),
+    ("device", "sum_of_squares", "= v;\n    __syncthreads();\n    return warp_sum", "= v;\n    return warp_sum", "race on __shared|uninitialised"),
+    ("device", "sum_of_squares", "for (int by = 16; by > 0; by >>= 1) v += ", "for (int by = 8; by > 0; by >>= 1) v += ", "differs"),
+    ("device", "sum_of_squares", "lane < n_warps ? scratch[lane] : (V)0", "scratch[lane]", "uninitialised __shared__"),
+    ("device", "sum_of_squares", "v += __shfl_xor_sync(EVERY_LANE, v, by)", "v += __shfl_xor_sync(0x0000ffffu, v, by)", "which is not in mask 0000ffff"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
+def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
+    family = "update" if where == "device" else where
+    header, code = (FOLDER / "device.cuh").read_text(), (FOLDER / family / "gpu.cu").read_text()
+    assert old in (header if where == "device" else code)
+    whole = (code if where == "device" else code.replace(old, new)).replace(
+        '#include "device.cuh"', header.replace("#pragma once", "").replace(old, new) if where == "device" else header.replace("#pragma once", "")
+    )
+    monkeypatch.setattr(cupy_double, "Module", lambda code, real, include, **how: Module(whole, real, **how))
+    given = arguments(getattr(REFERENCE, name), 1000, np.float32)
+    here, there = ([a.copy() if isinstance(a, np.ndarray) else a for a in given] for _ in range(2))
+    expected = getattr(REFERENCE, name)(*here)
+    broken = on_shim("forward", update)
+    if said in (None, "differs"):
+        got = getattr(broken, name)(*there)
+        pairs = [(got, expected)] if expected is not None else zip(there, here, strict=True)
+        assert all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs) == (said is None)
+        return
+    with pytest.raises(KernelError) as error:
+        getattr(broken, name)(*there)
+    assert re.search(said, str(error.value)), str(error.value)

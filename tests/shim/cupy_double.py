@@ -1,0 +1,290 @@
+"""Stand in for what the package uses of CuPy, strictly, on machines without a GPU. Not NumPy under another name:
+
+- `RawModule` builds the real CUDA C source with g++ and runs it under the checks of `compiled`;
+- arrays refuse to become NumPy's unasked, kernels refuse NumPy's, and new memory holds NaN;
+- streams do nothing until somebody waits (`streams("lazy")`, the default), and then no more than what the wait orders: who reads a buffer too early
+  finds what was there before. `streams("eager")` does all at once. Right code gives the same under both.
+
+Whoever tests passes this module where production code passes `cupy`; nothing imports it by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.shim.compiled import Module
+
+__version__ = "14.2.0+double"
+POISON = 0xFF
+_how = {"streams": "lazy", "order": "forward", "checked": True}
+
+
+@contextlib.contextmanager
+def streams(how: str) -> Iterator[None]:
+    """Let streams work "lazy" (as late as may be) or "eager" (at once)."""
+    before, _how["streams"] = _how["streams"], how
+    try:
+        yield
+    finally:
+        _how["streams"] = before
+
+
+@contextlib.contextmanager
+def threads(order: str, checked: bool = True) -> Iterator[None]:
+    """Build modules whose launches take threads and blocks in this order: "forward", "reverse" or "shuffle"."""
+    before = dict(_how)
+    _how.update(order=order, checked=checked)
+    try:
+        yield
+    finally:
+        _how.update(before)
+
+
+class Event:
+    """What a stream had been given when it was recorded."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self._stream: Stream | None = None
+        self._ticket = 0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._stream = stream or get_current_stream()
+        self._ticket = self._stream._n_given
+
+    def synchronize(self) -> None:
+        if self._stream is not None:
+            self._stream._work_off(self._ticket)
+
+    @property
+    def done(self) -> bool:
+        return self._stream is None or self._stream._n_done >= self._ticket
+
+
+class Stream:
+    """A queue of work. Only a wait takes from it."""
+
+    null: Stream
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
+        self._queue: deque[Callable[[], object]] = deque()
+        self._n_given = self._n_done = 0
+        self.ptr = id(self)
+
+    def _give(self, work: Callable[[], object]) -> None:
+        self._queue.append(work)
+        self._n_given += 1
+        if _how["streams"] == "eager":
+            self._work_off(self._n_given)
+
+    def _work_off(self, ticket: int) -> None:
+        while self._n_done < ticket:
+            work = self._queue.popleft()
+            self._n_done += 1
+            try:
+                work()
+            except BaseException:
+                self._queue.clear()  # after an error nothing of what was given is done
+                self._n_done = self._n_given
+                raise
+
+    def synchronize(self) -> None:
+        self._work_off(self._n_given)
+
+    def record(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        source, ticket = event._stream, event._ticket  # as it was recorded by now
+        if source is not None:
+            self._give(lambda: source._work_off(ticket))
+
+    @property
+    def done(self) -> bool:
+        return not self._queue
+
+    def __enter__(self) -> Stream:
+        _current.append(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _current.pop()
+
+
+Stream.null = Stream()
+_current = [Stream.null]
+
+
+def get_current_stream() -> Stream:
+    return _current[-1]
+
+
+class ndarray:
+    """Device memory: nothing but work on a stream touches `_memory`."""
+
+    __array_priority__ = 100
+
+    def __init__(self, shape: Any, dtype: Any = np.float64, _memory: np.ndarray[Any, Any] | None = None) -> None:
+        if _memory is None:
+            _memory = np.empty(shape, dtype)
+            if _memory.size:
+                _memory.reshape(-1).view(np.uint8)[:] = POISON
+        self._memory: np.ndarray[Any, Any] = _memory
+        self.data = types.SimpleNamespace(ptr=_memory.ctypes.data, mem=self)
+
+    shape = property(lambda self: self._memory.shape)
+    dtype = property(lambda self: self._memory.dtype)
+    size = property(lambda self: self._memory.size)
+    nbytes = property(lambda self: self._memory.nbytes)
+    ndim = property(lambda self: self._memory.ndim)
+    itemsize = property(lambda self: self._memory.itemsize)
+    flags = property(lambda self: self._memory.flags)
+    T = property(lambda self: ndarray(None, _memory=self._memory.T))
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def __array__(self, *a: Any, **k: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+
+    def __bool__(self) -> bool:
+        raise NotImplementedError("waits for the device: get() what you mean")
+
+    def __getitem__(self, key: Any) -> ndarray:
+        part = self._memory[key]
+        if not isinstance(part, np.ndarray):
+            raise NotImplementedError("one element is no array here: take a slice")
+        return ndarray(None, _memory=part)
+
+    def reshape(self, *shape: Any) -> ndarray:
+        return ndarray(None, _memory=self._memory.reshape(*shape))
+
+    def view(self, dtype: Any) -> ndarray:
+        return ndarray(None, _memory=self._memory.view(dtype))
+
+    def ravel(self) -> ndarray:
+        return self.reshape(-1)
+
+    def fill(self, value: Any) -> None:
+        get_current_stream()._give(lambda: self._memory.fill(value))
+
+    def copy(self) -> ndarray:
+        out = ndarray(self.shape, self.dtype)
+        get_current_stream()._give(lambda: np.copyto(out._memory, self._memory))
+        return out
+
+    def get(self, stream: Stream | None = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray[Any, Any]:
+        host = np.empty(self.shape, self.dtype) if out is None else out
+        _check_host(host, self)
+        used = stream or get_current_stream()
+        used._give(lambda: np.copyto(host, self._memory))
+        if blocking:
+            used.synchronize()
+        return host
+
+    def set(self, arr: Any, stream: Stream | None = None) -> None:
+        _check_host(arr, self)
+        used = stream or get_current_stream()
+        used._give(lambda: np.copyto(self._memory, arr))
+        if stream is None:
+            used.synchronize()
+
+
+def _check_host(host: Any, device: ndarray) -> None:
+    if not isinstance(host, np.ndarray) or host.dtype != device.dtype or host.shape != device.shape:
+        raise TypeError(f"Only numpy.ndarray of {device.dtype} and shape {device.shape} can be copied to or from, not {type(host)}")
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(shape, dtype)
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    array = ndarray(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def empty_like(a: ndarray) -> ndarray:
+    return ndarray(a.shape, a.dtype)
+
+
+def asarray(a: Any, dtype: Any = None) -> ndarray:
+    return a if isinstance(a, ndarray) else ndarray(None, _memory=np.array(a, dtype=dtype, order="C"))
+
+
+def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
+    return a.get(stream)
+
+
+def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+    """Multiply as cuBLAS does; nothing of ours is tried by it but who waits for whom."""
+    get_current_stream()._give(lambda: np.matmul(a._memory, b._memory, out=out._memory))
+    return out
+
+
+class RawKernel:
+    """A kernel of a `RawModule`."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0) -> None:
+        if any(isinstance(a, np.ndarray) for a in args):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        host = tuple(a._memory if isinstance(a, ndarray) else a for a in args)
+        get_current_stream()._give(lambda: self._kernel(grid, block, host, shared_mem=shared_mem))
+
+
+class RawModule:
+    """CUDA C source, built for the CPU."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
+        if not isinstance(options, tuple):
+            raise TypeError("options has to be a tuple")
+        include = [Path(option[2:]) for option in options if option.startswith("-I")]
+        real = next((np.dtype({"float": "f4", "double": "f8"}[option[7:]]) for option in options if option.startswith("-DREAL=")), np.dtype("f4"))
+        self._module = Module(code, real, include, checked=bool(_how["checked"]), order=str(_how["order"]))
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(self._module.get_function(name))
+
+
+class _Device:
+    id = 0
+    compute_capability = "90"
+
+    def __init__(self, device: int = 0) -> None:
+        if device != 0:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+
+    def use(self) -> None:
+        """Be the device of this thread."""
+
+    def synchronize(self) -> None:
+        raise NotImplementedError("wait for the stream or the event that you mean")
+
+
+class _Pinned(bytearray):
+    @property
+    def mem(self) -> _Pinned:
+        return self
+
+
+cuda = types.SimpleNamespace(
+    Stream=Stream,
+    Event=Event,
+    Device=_Device,
+    get_current_stream=get_current_stream,
+    alloc_pinned_memory=lambda nbytes: _Pinned(bytes([POISON]) * nbytes),
+    is_available=lambda: True,
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+)
