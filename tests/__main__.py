@@ -2,7 +2,8 @@
 
     python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
 
-Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`.
+Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`; before it stand
+the modules that took longest.
 Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
@@ -41,6 +42,7 @@ PARTS = ("lint", "serial", "mpi", "openmpi")
 SIZES = (1, 2, 3, 5)
 OPENMPI_SIZES = (2, 3)
 OPENMPI = ROOT / ".venv-openmpi"
+N_LONGEST = 15
 RUNNER_FRAMES = re.compile(r'^  File "[^"]*(/_?pytest/|/pluggy/|<frozen )[^"]*", line .*\n?', re.MULTILINE)
 
 
@@ -50,6 +52,7 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.seconds: Counter[tuple[str, str]] = Counter()  # of each part and module
 
     def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
         self.counts.update(counts)
@@ -58,6 +61,8 @@ class Tally:
 
     def finish(self) -> int:
         """Print reasons and total; return the exit code: nothing failed, and something ran."""
+        for (part, module), seconds in self.seconds.most_common(N_LONGEST):
+            print(f"took {seconds:6.1f} s: {module} ({part})")
         for reason, count in sorted(self.reasons.items()):
             print(f"skipped {count} time(s): {reason}")
         if LACKING:
@@ -142,12 +147,20 @@ def suite(
             command = [*words, *command, "--with-mpi"]
         result = run(command, limit, env)
         counts, reasons = read(results, part)
+        for test, seconds in times(results):
+            tally.seconds[part, test.partition("::")[0]] += seconds
     if result.code not in (0, 5) and not counts["failed"]:  # 5: no test has these marks
         counts["failed"] = 1
     if counts["failed"]:
         show(part, result)
     tally.reasons.update(reasons)
     tally.add(part, time.monotonic() - start, counts)
+
+
+def times(results: Path) -> list[tuple[str, float]]:
+    """Return each test with the seconds that it took."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [(entry["test"], entry["seconds"]) for entry in map(json.loads, lines)]
 
 
 def read(results: Path, part: str) -> tuple[Counter[str], Counter[str]]:

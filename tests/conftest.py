@@ -187,7 +187,8 @@ class Results:
 
     def write(self, test: str, outcome: str, report: pytest.TestReport | pytest.CollectReport | None = None) -> None:
         text = report.longreprtext if report and report.failed else ""
-        self.file.write(json.dumps({"test": test, "outcome": outcome, "reason": _reason(report) if report else "", "text": text}) + "\n")
+        entry = {"test": test, "outcome": outcome, "reason": _reason(report) if report else "", "text": text, "seconds": getattr(report, "duration", 0.0)}
+        self.file.write(json.dumps(entry) + "\n")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.write(nodeid, "started")
