@@ -9,6 +9,10 @@
 typedef REAL real;  // a macro for the option alone: its name must not meet one in the compiler's own headers
 typedef long long Index;  // products of sizes pass 2^31
 #define FOR_EACH(i, n) for (Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x, i##_step = (Index)gridDim.x * blockDim.x; i < (n); i += i##_step)
+// Elements (i, j) of m rows of n: blocks of 32 columns and 8 rows, so that a warp reads one piece of a row.
+#define FOR_EACH_OF_ROWS(i, j, m, n)                                                  \
+    if (const Index j = (Index)blockIdx.x * 32 + threadIdx.x; j < (n))                 \
+        for (Index i = (Index)blockIdx.y * 8 + threadIdx.y; i < (m); i += (Index)gridDim.y * 8)
 #define EVERY_LANE 0xffffffffu
 
 // Sums over a block whose size is a multiple of 32, in an order that its size alone decides; every thread gets them. `scratch` has 32 values.
@@ -42,4 +46,29 @@ template <class V> __device__ __forceinline__ V block_max(V v, V* scratch)
     if (lane == 0) scratch[warp] = v;
     __syncthreads();
     return warp_max(scratch[lane < n_warps ? lane : 0]);
+}
+
+// The sum of what the 8 rows of a block of 32 columns have, for each column; the threads of the first row get it. `scratch` has 256 values.
+template <class V> __device__ __forceinline__ V column_sum(V v, V* scratch)
+{
+    __syncthreads();
+    scratch[threadIdx.y * 32 + threadIdx.x] = v;
+    __syncthreads();
+    if (threadIdx.y == 0)
+        for (int row = 1; row < 8; ++row) v += scratch[row * 32 + threadIdx.x];
+    return v;
+}
+
+// Scrambles 32 bits, one to one ("lowbias32", C. Wellons, Prospecting for Hash Functions, 2018).
+__device__ __forceinline__ unsigned scrambled(unsigned x)
+{
+    x = (x ^ (x >> 16)) * 0x7FEB352Du;
+    x = (x ^ (x >> 15)) * 0x846CA68Bu;
+    return x ^ (x >> 16);
+}
+// Of the sample `id`, what is scrambled with a column's number to decide whether it is kept.
+__device__ __forceinline__ unsigned counter_of_row(unsigned long long key, long long id)
+{
+    const unsigned row = scrambled((unsigned)id + (unsigned)key);
+    return scrambled((row ^ (unsigned)(id >> 32)) + (unsigned)(key >> 32));
 }

@@ -14,7 +14,10 @@ import numpy as np
 
 from mpidml_kernels.signatures import Parameter, kernels
 
+Size = int | tuple[int, ...]
 BLOCK = 256
+ROWS, COLUMNS = 8, 32
+"""Of a block that goes over rows."""
 MOST_BLOCKS = 1056
 """Of a kernel whose threads take several elements each: 8 for each multiprocessor of the largest GPU of today."""
 SPELT = {"f4": "float", "f8": "double"}
@@ -30,13 +33,14 @@ class Gpu:
         self.functions: dict[tuple[str, str, str], Any] = {}
         self.scratches: dict[tuple[str, str], Any] = {}
 
-    def launch(self, family: str, name: str, grid: int, block: int, *arguments: Any, shared_nbytes: int = 0) -> None:
+    def launch(self, family: str, name: str, grid: Size, block: Size, *arguments: Any, shared_nbytes: int = 0) -> None:
         """Start kernel `name` of a family's file for the real type of the arguments; TypeError or OverflowError for one that does not fit."""
         real = self._real(name, arguments)
         function, parameters = self._function(family, name, real)
         if len(arguments) != len(parameters):
             raise TypeError(f"{name} takes {len(parameters)} arguments, {len(arguments)} given")
-        function((grid,), (block,), tuple(map(self._passed, parameters, arguments, [name] * len(arguments))), shared_mem=shared_nbytes)
+        passed = tuple(self._passed(parameter, given, name) for parameter, given in zip(parameters, arguments, strict=True))
+        function(_size(grid), _size(block), passed, shared_mem=shared_nbytes)
 
     def scratch(self, name: str, n: int, dtype: str) -> Any:
         """Return an array of at least n elements that the kernels of one call may write; the next call with that name gets it again."""
@@ -86,6 +90,16 @@ class Gpu:
 def blocks(n: int) -> int:
     """Return how many blocks go over n elements."""
     return max(1, min(MOST_BLOCKS, -(-n // BLOCK)))
+
+
+def tiles(m: int, n: int) -> tuple[int, int]:
+    """Return how many blocks of 32 columns and 8 rows go over m rows of n elements; several rows of blocks where there are many."""
+    across = max(1, -(-n // COLUMNS))
+    return across, max(1, min(-(-m // ROWS), -(-MOST_BLOCKS // across)))
+
+
+def _size(given: Size) -> tuple[int, ...]:
+    return given if isinstance(given, tuple) else (given,)
 
 
 def row_block(n: int) -> int:

@@ -7,13 +7,13 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from mpidml_kernels import backend, update
+from mpidml_kernels import backend, dense, loss, update
 
 from tests.shim import cupy_double
 from tests.shim.backend import ORDERS, on_shim
 from tests.shim.compiled import KernelError, Module
 
-FAMILIES = [update]
+FAMILIES = [update, dense, loss]
 REFERENCE = backend("numpy")
 FOLDER = files("mpidml_kernels")
 SIZES = [0, 1, 31, 257, 1000]
@@ -27,6 +27,17 @@ def arguments(kernel, n, dtype):
     random = np.random.default_rng(n)
     numbers = {"s": 0.3, "rate": 0.1, "mu": 0.9, "limit": 0.5}
     return [numbers[name] if name in numbers else random.standard_normal(n).astype(dtype) for name in inspect.signature(kernel).parameters]
+
+
+def of_rows(kernel, m=40, n=70):
+    """Return arguments of a kernel of rows, by the names that the references give them."""
+    random = np.random.default_rng(n)
+    table = {name: random.standard_normal((m, n)).astype(np.float32) for name in ("z", "d", "a", "x", "out", "t")}
+    table["z"][np.arange(0, m, 2), np.arange(0, m, 2) % n] += 10  # every other row is right
+    known = {"b": table["z"][0].copy(), "gb": np.zeros(n, np.float32), "weights": np.linspace(0.5, 2, n).astype(np.float32), "y": np.arange(m) % n}
+    known |= {"ids": np.arange(m) * 3_000_000_019, "key": np.array([0x9ABCDEF012345678], np.uint64), "rate": 0.3, "scale": 0.25}
+    known |= {"smoothing": 0.1, "margin": 1.5, "delta": 0.7}
+    return [(table | known)[name] for name in inspect.signature(kernel).parameters]
 
 
 @orders
@@ -71,25 +82,60 @@ MUTANTS = [
     ("device", "sum_of_squares", "for (int by = 16; by > 0; by >>= 1) v += ", "for (int by = 8; by > 0; by >>= 1) v += ", "differs"),
     ("device", "sum_of_squares", "lane < n_warps ? scratch[lane] : (V)0", "scratch[lane]", "uninitialised __shared__"),
     ("device", "sum_of_squares", "v += __shfl_xor_sync(EVERY_LANE, v, by)", "v += __shfl_xor_sync(0x0000ffffu, v, by)", "which is not in mask 0000ffff"),
+    ("dense", "bias_linear", "ACTIVATE(v)", "ACTIVATE(v + 1)", "differs"),
+    ("dense", "bias_relu", "v < 0 ? (real)0 : v", "v > 0 ? (real)0 : v", "differs"),
+    ("dense", "bias_tanh", "b[j];", "b[i];", "differs"),
+    ("dense", "bias_sigmoid", "tanh((real)0.5 * v) + (real)0.5", "tanh((real)0.5 * v)", "differs"),
+    ("dense", "bias_leaky_relu", "v > 0 ? v : (real)0.01 * v", "v > 0 ? v : (real)0.1 * v", "differs"),
+    ("dense", "bias_softplus", "log1p(exp(-fabs(v)))", "log1p(exp(-v))", "differs"),
+    ("dense", "bias_gelu", "z[i * n + j] = v;\n        a", "a", "differs"),
+    ("dense", "linear_backward", "threadIdx.y == 0 && column < n", "threadIdx.y == 0", "out-of-bounds|race on sums"),
+    ("dense", "relu_backward", "known <= 0 ? (real)0 : v", "known < 0 ? v : (real)0", "differs"),
+    ("dense", "tanh_backward", "total = column_sum(total, scratch);", "", "differs"),
+    ("dense", "sigmoid_backward", "sums[blockIdx.y * n + column]", "sums[column]", "race on sums|uninitialised|differs"),
+    ("dense", "leaky_relu_backward", "known <= 0 ? (real)0.01 * v : v", "v", "differs"),
+    ("dense", "softplus_backward", "-expm1(-known)", "expm1(-known)", "differs"),
+    ("dense", "gelu_backward", "g + w * g", "w * g", "differs"),
+    ("dense", "dropout", "kept ? x[i * n + j] * scale", "kept ? x[i * n + j]", "differs"),
+    ("dense", "dropout_in_place", "kept ? x[i * n + j] * scale : (real)0;\n    }\n}\n", "x[i * n + j] * scale;\n    }\n}\n", "differs"),
+    ("device", "linear_backward", "for (int row = 1; row < 8; ++row) v", "for (int row = 1; row < 9; ++row) v", "out-of-bounds"),
+    ("device", "linear_backward", "scratch[threadIdx.y * 32 + threadIdx.x] = v;\n    __syncthreads();", "scratch[threadIdx.y * 32 + threadIdx.x] = v;", "race|uninit"),
+    ("device", "dropout", "key >> 32", "key", "differs"),
+    ("device", "linear_backward", "(Index)gridDim.y * 8", "8", "differs"),
+    ("loss", "softmax_xent", "__syncthreads();  // the label's output is read", "", "race on z"),
+    ("loss", "softmax_xent", "total = block_sum(total, scratch);\n    FOR_EACH_OUTPUT(j) row[j] = (row[j] / total", "FOR_EACH_OUTPUT(j) row[j] = (row[j] / total", "differs"),
+    ("loss", "weighted_xent", "if (t != 0) along", "along", None),
+    ("loss", "weighted_xent", "mass = block_sum(mass, wide);", "", "differs"),
+    ("loss", "hinge", "row[label] = -back;", "row[label] = back;", "differs"),
+    ("loss", "count_largest", "first = -block_max(-first, places);", "", "differs"),
+    ("loss", "count_signs", "right = __syncthreads_and(right);", "", "differs"),
+    ("loss", "squared_error", "z[i] = e * scale;", "z[i] = e;", "differs"),
+    ("loss", "huber", "(double)e - 0.5 * (double)c", "(double)e - (double)c", "differs"),
+    ("loss", "binary_xent", "log1p((double)e);", "log((double)e);", "differs"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
 def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
-    family = "update" if where == "device" else where
-    header, code = (FOLDER / "device.cuh").read_text(), (FOLDER / family / "gpu.cu").read_text()
-    assert old in (header if where == "device" else code)
-    whole = (code if where == "device" else code.replace(old, new)).replace(
-        '#include "device.cuh"', header.replace("#pragma once", "").replace(old, new) if where == "device" else header.replace("#pragma once", "")
+    header, code = (
+        (FOLDER / "device.cuh").read_text().replace("#pragma once", ""),
+        (FOLDER / where / "gpu.cu").read_text() if where != "device" else "",
     )
-    monkeypatch.setattr(cupy_double, "Module", lambda code, real, include, **how: Module(whole, real, **how))
-    given = arguments(getattr(REFERENCE, name), 1000, np.float32)
+    assert old in (code or header)
+
+    def build(source, real, include, **how):
+        source = source.replace(old, new) if source == code else source
+        return Module(source.replace('#include "device.cuh"', header if code else header.replace(old, new)), real, **how)
+
+    monkeypatch.setattr(cupy_double, "Module", build)
+    kernel = getattr(REFERENCE, name)
+    given = arguments(kernel, 1000, np.float32) if name in update.LAWS else of_rows(kernel)
     here, there = ([a.copy() if isinstance(a, np.ndarray) else a for a in given] for _ in range(2))
-    expected = getattr(REFERENCE, name)(*here)
-    broken = on_shim("forward", update)
+    expected = kernel(*here)
+    broken = on_shim("forward", *FAMILIES)
     if said in (None, "differs"):
         got = getattr(broken, name)(*there)
-        pairs = [(got, expected)] if expected is not None else zip(there, here, strict=True)
+        pairs = [*zip(there, here, strict=True), *([(got, expected)] if expected is not None else [])]
         assert all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs) == (said is None)
         return
     with pytest.raises(KernelError) as error:

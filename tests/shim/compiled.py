@@ -53,7 +53,7 @@ class Module:
     def __init__(
         self, code: str, real: Any, include: Sequence[Path] = (), checked: bool = True, order: str = "forward", where: str = "kernel.cu"
     ) -> None:
-        self.order = order
+        self.order, self.flushes = order, np.dtype(real) == np.float32  # CuPy has NVRTC flush subnormal numbers of this type alone
         self.kernels = kernels(code, real)
         spelt = {4: "float", 8: "double"}[np.dtype(real).itemsize]
         flags = [
@@ -134,7 +134,7 @@ class Function:
         arrays = [(p, a) for p, a in zip(self.parameters, arguments, strict=True) if p.is_array and a is not None]
         buffers = [_Buffer(a.ctypes.data, a.nbytes, p.dtype.itemsize, p.written, p.name.encode()) for p, a in arrays]
         error = ct.create_string_buffer(512)
-        launch = _Launch(dynamic_shared=shared_mem, order=ORDERS[self.module.order], seed=seed, flush_subnormals=True, n_buffers=len(buffers))
+        launch = _Launch(dynamic_shared=shared_mem, order=ORDERS[self.module.order], seed=seed, flush_subnormals=self.module.flushes, n_buffers=len(buffers))
         launch.buffers = (_Buffer * max(1, len(buffers)))(*buffers)
         launch.error, launch.error_size = ct.cast(error, ct.c_char_p), len(error)
         launch.grid[:], launch.block[:] = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
