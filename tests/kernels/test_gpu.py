@@ -99,7 +99,7 @@ MUTANTS = [
     ("dense", "dropout", "kept ? x[i * n + j] * scale", "kept ? x[i * n + j]", "differs"),
     ("dense", "dropout_in_place", "kept ? x[i * n + j] * scale : (real)0;\n    }\n}\n", "x[i * n + j] * scale;\n    }\n}\n", "differs"),
     ("device", "linear_backward", "for (int row = 1; row < 8; ++row) v", "for (int row = 1; row < 9; ++row) v", "out-of-bounds"),
-    ("device", "linear_backward", "scratch[threadIdx.y * 32 + threadIdx.x] = v;\n    __syncthreads();", "scratch[threadIdx.y * 32 + threadIdx.x] = v;", "race|uninit"),
+    ("device", "linear_backward", "threadIdx.x] = v;\n    __syncthreads();", "threadIdx.x] = v;", "race|uninit"),
     ("device", "dropout", "key >> 32", "key", "differs"),
     ("device", "linear_backward", "(Index)gridDim.y * 8", "8", "differs"),
     ("loss", "softmax_xent", "__syncthreads();  // the label's output is read", "", "race on z"),
