@@ -103,7 +103,7 @@ MUTANTS = [
     ("device", "dropout", "key >> 32", "key", "differs"),
     ("device", "linear_backward", "(Index)gridDim.y * 8", "8", "differs"),
     ("loss", "softmax_xent", "__syncthreads();  // the label's output is read", "", "race on z"),
-    ("loss", "softmax_xent", "total = block_sum(total, scratch);\n    FOR_EACH_OUTPUT(j) row[j] = (row[j] / total", "FOR_EACH_OUTPUT(j) row[j] = (row[j] / total", "differs"),
+    ("loss", "softmax_xent", "total = block_sum(total, scratch);\n    FOR", "FOR", "differs"),
     ("loss", "weighted_xent", "if (t != 0) along", "along", None),
     ("loss", "weighted_xent", "mass = block_sum(mass, wide);", "", "differs"),
     ("loss", "hinge", "row[label] = -back;", "row[label] = back;", "differs"),
