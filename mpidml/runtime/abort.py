@@ -3,7 +3,7 @@
     exception on one rank    traceback once, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
-    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; then the others are aborted
+    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; one line from rank 0, then the others are aborted
     SIGUSR2                  all threads' stacks on stderr; the rank goes on
     a wait that hangs        `watchdog`: one report of who waits for whom; Abort(1)
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 2.0
 FINALIZE_SECONDS = 300
+TELL_SECONDS = 0.3
 UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
 
 
@@ -116,23 +117,27 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
 
 
 class _End:
-    """How one rank ends. Its barrier is on a communicator of its own, so that it meets no message of the job; Abort is on the given one."""
+    """How one rank ends. Its barriers are on communicators of their own, so that they meet no message of the job; Abort is on the given one.
+
+    `together` is for ranks that all have an error, `last` for those that all come to their end: a rank of one kind is not to be taken for the other.
+    """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
         self.where = f"[rank {comm.rank}/{comm.size}]"
         self.code = 0  # of the signal that ends this rank
         self.mark: socket.socket | None = None
+        self.telling = threading.Lock()  # one thread tells, once
         self.job = f"{os.getpid()}"
         self.watchdog = Watchdog(self.now, lambda: self.where) if comm.size > 1 else None
         with MAIN.on(Wait(lambda: f"the start of all {comm.size} ranks", time.monotonic(), Call(0, 0, range(comm.size)))):
-            self.private = comm.Dup()
+            self.together, self.last = comm.Dup(), comm.Dup()
             self.job = comm.bcast(os.urandom(8).hex())
             if self.watchdog is not None:
                 from mpi4py import MPI
 
                 host = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-                self.watchdog.attach(host, self.private, self.job)
+                self.watchdog.attach(host, comm, self.job)
                 host.Free()
 
     def of_main_thread(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -162,7 +167,7 @@ class _End:
         """Leave with code 2: together if every rank does, else by Abort, so that an error on one rank is neither lost nor waited for."""
         if self.comm.rank == 0 and self.claim():
             _say(f"mpidml: {error}\n")
-        everyone = self.private.Ibarrier()
+        everyone = self.together.Ibarrier()
         end = time.monotonic() + GRACE_SECONDS
         while not everyone.Test():
             if time.monotonic() > end:
@@ -173,8 +178,13 @@ class _End:
         raise SystemExit(2)
 
     def now(self, text: str) -> None:
-        """Print `text` unless another rank of this host printed its own, and abort all ranks with code 1."""
+        """Print `text` unless another rank of this host printed its own, or another thread of this rank does, and abort all ranks with code 1."""
+        if not self.telling.acquire(blocking=False):
+            time.sleep(2 * GRACE_SECONDS)
+            os._exit(1)
         if self.claim():
+            if self.watchdog is not None:
+                self.watchdog.fails()
             _say(text)
             if self.comm.size > 1:
                 time.sleep(0.2)  # the mark dies with this rank: ranks that fail at the same moment must find it taken
@@ -219,9 +229,13 @@ class _End:
             return
         if self.code:
             sys.stdout.flush()
+            if self.comm.rank:
+                time.sleep(TELL_SECONDS)  # the end of this rank takes rank 0 along, which tells
+            elif not self.watchdog.another_failed:
+                _say(f"mpidml: ended by {signal.Signals(self.code - 128).name}\n")
             self.abort(self.code)
         self.watchdog.leaves()
-        everyone = self.private.Ibarrier()
+        everyone = self.last.Ibarrier()
         with MAIN.on(Wait(lambda: "the end of all ranks' programs", time.monotonic(), Call(0, 0, range(self.comm.size)), limited=False)):
             while not everyone.Test():
                 time.sleep(0.005)

@@ -87,7 +87,8 @@ class Waiting:
         if ready():
             return 0.0
         began, nap = time.perf_counter(), LEAST_NAP_SECONDS
-        with MAIN.on(Wait(for_what, began)):
+        around = MAIN.begin(Wait(for_what, began))
+        try:
             while not ready():
                 waited = time.perf_counter() - began
                 if waited > self.limit_seconds:
@@ -97,6 +98,8 @@ class Waiting:
                 elif waited > SPIN_SECONDS:
                     time.sleep(nap)
                     nap = min(LONGEST_NAP_SECONDS, waited / 8)
+        finally:
+            MAIN.end(around)
         waited = time.perf_counter() - began
         self.seconds += waited
         return waited

@@ -20,7 +20,7 @@ from mpidml.runtime.processes import glimpse, space
 
 N_SEATS = 64
 TEXT_NBYTES = 320
-COMPUTES, WAITS, LEFT = range(3)
+COMPUTES, WAITS, LEFT, FAILED = range(4)
 _WHOLE = [(name, "i8") for name in ("rank", "pid", "started", "space", "state")]
 _SEATS = [("keys", "u8", (N_SEATS,)), ("numbers", "i8", (N_SEATS,))]
 ROW = np.dtype([*_WHOLE, ("beat", "f8"), ("since", "f8"), *_SEATS, ("text", f"S{TEXT_NBYTES}")], align=True)

@@ -43,7 +43,8 @@ class Host:
             return self.said
         if not self.heard_at:
             return [Look(rank, UNKNOWN, None, f"nothing is known: no answer from host {self.name} yet") for rank in self.ranks]
-        return [Look(rank, SILENT, None, f"no answer from its host, {self.name}", now - self.heard_at) for rank in self.ranks]
+        silent = now - self.heard_at
+        return [look._replace(state=SILENT, text=f"no answer from its host, {self.name}; when seen last, it {look.text}", silent_seconds=silent) for look in self.said]
 
 
 class OtherHosts:

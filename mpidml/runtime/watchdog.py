@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpidml.core.current_wait import MAIN, Call, Wait
-from mpidml.runtime.host_table import COMPUTES, LEFT, WAITS, HostTable
+from mpidml.runtime.host_table import COMPUTES, FAILED, LEFT, WAITS, HostTable
 from mpidml.runtime.judge import Judge, Verdict
 from mpidml.runtime.neighbours import Look, Neighbours
 from mpidml.runtime.other_hosts import OtherHosts
@@ -62,6 +62,17 @@ class Watchdog:
         self.has_left = True
         self._publish(time.monotonic(), MAIN.now)
 
+    def fails(self) -> None:
+        """Tell that this rank ends the job, and says why."""
+        if self.table is not None:
+            table, self.table = self.table, None  # which is the last that it tells
+            table.own["state"] = FAILED
+
+    @property
+    def another_failed(self) -> bool:
+        """Whether another rank of this host has said why it ends the job."""
+        return self.table is not None and bool((self.table.rows["state"] == FAILED).any())
+
     @property
     def tick_seconds(self) -> float:
         """Return the seconds between looks: a short limit needs more of them."""
@@ -95,7 +106,8 @@ class Watchdog:
             self.others.ask(wait.call if wait is not None else None)
         looks = self.looks(now, wait.call if wait is not None else None) if waits_long else []
         verdict = self.judge.hear(now, wait if waits_long else None, looks, self.tick_seconds)
-        return verdict if wait is MAIN.now else None  # it may have ended meanwhile
+        still = MAIN.now
+        return verdict if wait is not None and still is not None and still.since == wait.since else None  # it may have ended meanwhile
 
     def looks(self, now: float, call: Call | None) -> list[Look]:
         """Return what is known of all other ranks."""
@@ -106,15 +118,16 @@ class Watchdog:
         return self.neighbours.looks(time.monotonic(), call, besides=False) if self.neighbours is not None else []
 
     def _publish(self, now: float, wait: Wait | None) -> None:
-        if self.table is None:
+        table = self.table
+        if table is None:
             return
         at = site(self._frame())
         if self.has_left:
-            self.table.publish(now, LEFT, now, "its program has come to its end")
+            table.publish(now, LEFT, now, "its program has come to its end")
         elif wait is None:
-            self.table.publish(now, COMPUTES, now, f"computes at {at}")
+            table.publish(now, COMPUTES, now, f"computes at {at}")
         else:
-            self.table.publish(now, WAITS, wait.since, f"waits at {at}: {_said(wait)}")
+            table.publish(now, WAITS, wait.since, f"waits at {at}: {_said(wait)}")
 
     def _frame(self) -> Any:
         return sys._current_frames().get(self.main or 0)

@@ -118,9 +118,9 @@ class Watched:
     def free(self) -> None:
         """Free the communicator (Collective on comm)."""
         SEATS.leave(self.seat)
-        if self.checks is not None:
-            self.checks.Free()
         with waiting(f"the end of the communicator of {self.name}", self.ranks):
+            if self.checks is not None:
+                self.checks.Free()
             self.mpi.Free()
 
 
