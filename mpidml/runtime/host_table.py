@@ -59,12 +59,10 @@ class HostTable:
     """The rows of all ranks of `host`; this process is `rank` of the job (Collective on host)."""
 
     def __init__(self, host: Any, rank: int) -> None:
-        file, path = tempfile.mkstemp(prefix="mpidml-", dir=_folder()) if host.rank == 0 else (-1, "")
+        file, path = _made(host.size * ROW.itemsize) if host.rank == 0 else (-1, "")
         path = host.bcast(path)
         if host.rank:
             file = os.open(path, os.O_RDWR)
-        else:
-            os.ftruncate(file, host.size * ROW.itemsize)
         host.Barrier()
         if host.rank == 0:
             os.unlink(path)
@@ -84,8 +82,23 @@ class HostTable:
         own["since"], own["state"], own["beat"] = since, state, now
 
 
-def _folder() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def _made(nbytes: int) -> tuple[int, str]:
+    """Make a file of zeros, in memory where there is room."""
+    try:
+        return _made_in("/dev/shm", nbytes)
+    except OSError:
+        return _made_in(tempfile.gettempdir(), nbytes)
+
+
+def _made_in(folder: str, nbytes: int) -> tuple[int, str]:
+    file, path = tempfile.mkstemp(prefix="mpidml-", dir=folder)
+    try:
+        os.posix_fallocate(file, 0, nbytes)  # a page that finds no room when it is first touched would end the process
+    except OSError:
+        os.close(file)
+        os.unlink(path)
+        raise
+    return file, path
 
 
 def reached(row: Any, key: int) -> int | None:

@@ -140,6 +140,22 @@ def test_the_seats_tell_who_has_come_to_a_call(table, other):
     assert reached(row, 69) is None
 
 
+def test_where_memory_has_no_room_the_table_lies_on_the_disk(monkeypatch, tmp_path):
+    made = host_table._made_in
+
+    def full(folder, nbytes):
+        if folder == "/dev/shm":
+            raise OSError("no space left")
+        return made(tmp_path, nbytes)
+
+    monkeypatch.setattr(host_table, "_made_in", full)
+    monkeypatch.setattr(host_table, "SEATS", Seats())
+    table = HostTable(Host(), 5)
+    table.publish(3.0, IS_WAITING, 2.0, "waits")
+    assert (table.own["rank"], table.own["beat"], bytes(table.rows[0]["text"])) == (5, 3.0, b"waits")
+    assert not list(tmp_path.iterdir()), "the file has no name any more"
+
+
 class Meeting:
     """What ranks that are threads of this process say to each other."""
 
