@@ -72,7 +72,7 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
 def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """Run one job on all ranks, or on rank 0 while the others sleep; return its summary and metrics on rank 0."""
     kept: dict[str, Any] = {}
-    part = comm.mpi.Split(0 if comm.rank == 0 or not just_one else 1, comm.rank)
+    part = comm.watched("split", comm.mpi.Split, 0 if comm.rank == 0 or not just_one else 1, comm.rank)
     if comm.rank == 0 or not just_one:
         ranks = CountedComm(part)  # its own, so that its windows go with it: the next run needs the memory
         summary = train(job, ranks, quiet, write, kept, brief=True)
@@ -84,7 +84,7 @@ def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) 
 
 def _warm_up(job: Job, comm: CountedComm) -> None:
     """Let every rank compute a few clocks by itself: what a process does slowly at first would be counted against the run that comes first."""
-    part = comm.mpi.Split(comm.rank, 0)
+    part = comm.watched("split", comm.mpi.Split, comm.rank, 0)
     ranks = CountedComm(part)
     train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "slowdown": ""}, "warm-up"), ranks, True, False)
     ranks.free()

@@ -75,13 +75,16 @@ def _chunks(saved: Saved, x: Any, comm: CountedComm) -> Iterator[Array]:
                 else:
                     sent.append((comm.Isend(outputs, 0, TAG), outputs))
                     if len(sent) > 2:
-                        sent.pop(0)[0].Wait()
+                        with comm.blocked("a chunk to rank 0"):
+                            sent.pop(0)[0].Wait()
             elif comm.rank == 0:
                 outputs = np.empty((len(rows), saved.net.n_outputs), saved.net.dtype)
-                comm.Irecv(outputs, owner, TAG).Wait()
+                with comm.blocked(f"a chunk from rank {owner}"):
+                    comm.Irecv(outputs, owner, TAG).Wait()
                 yield outputs
-    for request, _ in sent:
-        request.Wait()
+    with comm.blocked("chunks to rank 0"):
+        for request, _ in sent:
+            request.Wait()
 
 
 def _told(saved: Saved) -> list[prediction_files.Told]:

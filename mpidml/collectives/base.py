@@ -11,6 +11,7 @@ import numpy as np
 
 from mpidml.core import plugins
 from mpidml.core.carry import Carry
+from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Array, Rounds
 
@@ -57,18 +58,23 @@ class Sum:
         Return the seconds in which there was nothing to do, and the rank that came last (-1: none was waited for, or it is not known).
         """
         began = now = time.perf_counter()
-        worked, last, nap = 0.0, -1, LEAST_NAP_SECONDS
-        while not self.test():
-            after = time.perf_counter()
-            worked += after - now if after - now > WORK_SECONDS else 0.0
-            last = max(self.late(), default=last)
-            waited = after - began
-            if waited > limit_seconds:
-                raise WaitTimeout(f"sum over ranks: waits for {self.waits_for()} for {waited:.1f} s; the limit is {limit_seconds:g} s (--wait-limit)")
-            if waited > SPIN_SECONDS:
-                time.sleep(nap)
-                nap = min(LONGEST_NAP_SECONDS, waited / 8)
-            now = time.perf_counter()
+        worked, last, nap, around = 0.0, -1, LEAST_NAP_SECONDS, MAIN.now
+        try:
+            while not self.test():
+                after = time.perf_counter()
+                worked += after - now if after - now > WORK_SECONDS else 0.0
+                last = max(self.late(), default=last)
+                waited = after - began
+                if waited > limit_seconds:
+                    raise WaitTimeout(f"sum over ranks: waits for {self.waits_for()} for {waited:.1f} s; the limit is {limit_seconds:g} s (--wait-limit)")
+                if waited > SPIN_SECONDS:
+                    if MAIN.now is around:
+                        MAIN.begin(Wait(lambda: f"a sum over ranks from {self.waits_for()}", began))
+                    time.sleep(nap)
+                    nap = min(LONGEST_NAP_SECONDS, waited / 8)
+                now = time.perf_counter()
+        finally:
+            MAIN.end(around)
         after = time.perf_counter()
         worked += after - now if after - now > WORK_SECONDS else 0.0
         return after - began - worked, last
@@ -199,7 +205,38 @@ def make_collective(text: str, comm: Any) -> Collective:
     """Build the collective that `text` describes ("ring", "hierarchical:between=ring") on `comm` (Collective on comm)."""
     collective: Collective = plugins.make(FOLDER, text)
     collective.open(comm)
+    if getattr(comm, "checks", None) is not None:
+        _compare_starts(collective, comm)
     return collective
+
+
+def _compare_starts(collective: Collective, comm: Any) -> None:
+    """Have ranks compare which sum each is about to start: those that start different ones would wait for each other, or add what does not belong together."""
+    plan, halves, n_planned = collective.plan, collective.halves, 0
+
+    def compared(total: Sum, what: str) -> Sum:
+        start = total.start
+
+        def begin() -> None:
+            comm.compare(what)
+            start()
+
+        setattr(total, "start", begin)  # noqa: B010 - mypy holds a method to be its class's
+        return total
+
+    def planned(buffer: Array) -> Sum:
+        nonlocal n_planned
+        n_planned += 1
+        return compared(plan(buffer), f"the sum that was planned as number {n_planned}, of {buffer.size} x {buffer.dtype.name}")
+
+    def halved(gradient: Array, weights: Array) -> Halves:
+        nonlocal n_planned
+        n_planned += 1
+        found, what = halves(gradient, weights), f"half of the sum that was planned as number {n_planned}, of {gradient.size} x {gradient.dtype.name}"
+        return found._replace(reduce=compared(found.reduce, f"the first {what}"), gather=compared(found.gather, f"the second {what}"))
+
+    setattr(collective, "plan", planned)  # noqa: B010
+    setattr(collective, "halves", halved)  # noqa: B010
 
 
 def check_alike(comm: Any, buffer: Array) -> None:

@@ -17,6 +17,10 @@ class WaitTimeout(RuntimeError):
     """A wait passed its limit; the text says who waits for whom, for what and since when. Exit code 1."""
 
 
+class Mismatch(RuntimeError):
+    """Ranks are about to make different calls where all have to make the same; the text names both, with their places. Exit code 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which names are known and which one was probably meant: `known: a, b; did you mean 'a'?`."""
     names = sorted(known)

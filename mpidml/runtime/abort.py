@@ -3,8 +3,9 @@
     exception on one rank    traceback once, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
-    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; then the others are aborted
+    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; one line from rank 0, then the others are aborted
     SIGUSR2                  all threads' stacks on stderr; the rank goes on
+    a wait that hangs        `watchdog`: one report of who waits for whom; Abort(1)
 
 When several ranks fail at one moment, only the first of each host prints: it binds an abstract Unix socket that bears the job's name,
 which the kernel grants once and forgets with the process.
@@ -26,12 +27,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mpidml.core.errors import UserError
+from mpidml.core.current_wait import MAIN, Call, Wait
+from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 GRACE_SECONDS = 2.0
+FINALIZE_SECONDS = 300
+TELL_SECONDS = 0.3
 UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
 
 
@@ -60,6 +65,12 @@ def install(comm: MPI.Intracomm) -> None:
     end.watch_signals()
     atexit.register(end.at_exit)
     show_stacks_on_request()
+
+
+def limit_waits(seconds: float) -> None:
+    """Let no wait of this process take longer from now on."""
+    if _end is not None and _end.watchdog is not None:
+        _end.watchdog.limit(seconds)
 
 
 def call(place: str) -> None:
@@ -106,15 +117,28 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
 
 
 class _End:
-    """How one rank ends. Its barrier is on a communicator of its own, so that it meets no message of the job; Abort is on the given one."""
+    """How one rank ends. Its barriers are on communicators of their own, so that they meet no message of the job; Abort is on the given one.
+
+    `together` is for ranks that all have an error, `last` for those that all come to their end: a rank of one kind is not to be taken for the other.
+    """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm
-        self.private = comm.Dup()
-        self.job = comm.bcast(os.urandom(8).hex())
         self.where = f"[rank {comm.rank}/{comm.size}]"
         self.code = 0  # of the signal that ends this rank
         self.mark: socket.socket | None = None
+        self.telling = threading.Lock()  # one thread tells, once
+        self.job = f"{os.getpid()}"
+        self.watchdog = Watchdog(self.now, lambda: self.where) if comm.size > 1 else None
+        with MAIN.on(Wait(lambda: f"the start of all {comm.size} ranks", time.monotonic(), Call(0, 0, range(comm.size)))):
+            self.together, self.last = comm.Dup(), comm.Dup()
+            self.job = comm.bcast(os.urandom(8).hex())
+            if self.watchdog is not None:
+                from mpi4py import MPI
+
+                host = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+                self.watchdog.attach(host, comm, self.job)
+                host.Free()
 
     def of_main_thread(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """End by an uncaught exception of the main thread (sys.excepthook); one that arose while a signal ended this rank is no news."""
@@ -128,7 +152,8 @@ class _End:
         elif isinstance(error, UserError):
             self.of_user_error(error)
         else:
-            self.now(f"{self.where} {kind.__name__}: {error}\n{_text(kind, error, trace)}")
+            others = self.watchdog.whereabouts() if isinstance(error, WaitTimeout) and self.watchdog is not None else ""
+            self.now(f"{self.where} {kind.__name__}: {error}\n{others}{_text(kind, error, trace)}")
 
     def of_thread(self, args: threading.ExceptHookArgs) -> None:
         """End by an uncaught exception of another thread: its work is missing, so no rank can go on."""
@@ -142,7 +167,7 @@ class _End:
         """Leave with code 2: together if every rank does, else by Abort, so that an error on one rank is neither lost nor waited for."""
         if self.comm.rank == 0 and self.claim():
             _say(f"mpidml: {error}\n")
-        everyone = self.private.Ibarrier()
+        everyone = self.together.Ibarrier()
         end = time.monotonic() + GRACE_SECONDS
         while not everyone.Test():
             if time.monotonic() > end:
@@ -153,8 +178,13 @@ class _End:
         raise SystemExit(2)
 
     def now(self, text: str) -> None:
-        """Print `text` unless another rank of this host printed its own, and abort all ranks with code 1."""
+        """Print `text` unless another rank of this host printed its own, or another thread of this rank does, and abort all ranks with code 1."""
+        if not self.telling.acquire(blocking=False):
+            time.sleep(2 * GRACE_SECONDS)
+            os._exit(1)
         if self.claim():
+            if self.watchdog is not None:
+                self.watchdog.fails()
             _say(text)
             if self.comm.size > 1:
                 time.sleep(0.2)  # the mark dies with this rank: ranks that fail at the same moment must find it taken
@@ -170,6 +200,8 @@ class _End:
         MPICH's Abort on COMM_WORLD may return before its launcher kills this rank. Where a rank left by itself at that moment (as Abort on a
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
         """
+        with contextlib.suppress(OSError):
+            signal.alarm(round(2 * GRACE_SECONDS))  # should Abort itself hang, and keep the interpreter to itself
         self.comm.Abort(code)
         time.sleep(GRACE_SECONDS)
         os._exit(code)
@@ -192,10 +224,23 @@ class _End:
         raise Terminated(self.code)
 
     def at_exit(self) -> None:
-        """Abort instead of Finalize after a signal: the other ranks would never come to it."""
-        if self.code and self.comm.size > 1:
+        """Meet all ranks before MPI ends, where nothing could be told of one that is missing; after a signal abort, as the others would never come."""
+        if self.watchdog is None or _is_finalized():
+            return
+        if self.code:
             sys.stdout.flush()
+            if self.comm.rank:
+                time.sleep(TELL_SECONDS)  # the end of this rank takes rank 0 along, which tells
+            elif not self.watchdog.another_failed:
+                _say(f"mpidml: ended by {signal.Signals(self.code - 128).name}\n")
             self.abort(self.code)
+        self.watchdog.leaves()
+        everyone = self.last.Ibarrier()
+        with MAIN.on(Wait(lambda: "the end of all ranks' programs", time.monotonic(), Call(0, 0, range(self.comm.size)), limited=False)):
+            while not everyone.Test():
+                time.sleep(0.005)
+        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+            signal.alarm(FINALIZE_SECONDS)
 
     def watch_signals(self) -> None:
         """End a rank whose main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""
@@ -212,6 +257,12 @@ class _End:
                     os._exit(128 + number[0])
 
         threading.Thread(target=watch, name="signal watch", daemon=True).start()
+
+
+def _is_finalized() -> bool:
+    from mpi4py import MPI
+
+    return MPI.Is_finalized()
 
 
 def _text(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> str:

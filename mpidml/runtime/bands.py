@@ -90,8 +90,9 @@ class Bands:
         requests += [
             self.line.Isend(piece, rank, self.tag) for rank, array in enumerate(out) if rank != self.line.rank for piece in pieces(np.ascontiguousarray(array))
         ]
-        for request in requests:
-            request.Wait()
+        with self.line.blocked("an exchange of ranges"):
+            for request in requests:
+                request.Wait()
         found[self.line.rank] = out[self.line.rank]
         return found
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mpidml.collectives.base import LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS, SPIN_SECONDS
+from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
 from mpidml.runtime.bell import Bell
@@ -86,15 +87,19 @@ class Waiting:
         if ready():
             return 0.0
         began, nap = time.perf_counter(), LEAST_NAP_SECONDS
-        while not ready():
-            waited = time.perf_counter() - began
-            if waited > self.limit_seconds:
-                raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")
-            if waited > SPIN_SECONDS and rung and self.bell is not None:
-                self._sleep(self.bell, ready)
-            elif waited > SPIN_SECONDS:
-                time.sleep(nap)
-                nap = min(LONGEST_NAP_SECONDS, waited / 8)
+        around = MAIN.begin(Wait(for_what, began))
+        try:
+            while not ready():
+                waited = time.perf_counter() - began
+                if waited > self.limit_seconds:
+                    raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")
+                if waited > SPIN_SECONDS and rung and self.bell is not None:
+                    self._sleep(self.bell, ready)
+                elif waited > SPIN_SECONDS:
+                    time.sleep(nap)
+                    nap = min(LONGEST_NAP_SECONDS, waited / 8)
+        finally:
+            MAIN.end(around)
         waited = time.perf_counter() - began
         self.seconds += waited
         return waited
@@ -188,7 +193,7 @@ class Channel:
         for slot in range(self.line.n_slots if self.sends else 0):
             self.claim(slot)
         for request in (*self.going.values(), *self.coming, *(self.freeing if self.shared and not self.sends else ())):
-            request.Wait()
+            self.waiting.until(request.Test, lambda: f"the last of {self.line.name}")
             request.Free()
         self.waiting.close()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from typing import Any
 
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.runtime import launch
+from mpidml.runtime import launch, start_limit
 
 _world = launch.world_from_environment(os.environ)
 launch.refuse(_world, launch.foreign(_world))
@@ -20,7 +19,10 @@ if _world.launcher is None:
 else:
     os.environ.update(launch.mpich_environment(os.environ, _world.local_size))
 
-from mpi4py import MPI  # noqa: E402 - the lines above must come first
+with start_limit.counted():
+    from mpi4py import MPI  # the lines above must come first
+
+from mpidml.runtime.watched import Watched, ranks_of, waiting  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 FIRST_NEW_TAG = 1000
@@ -41,7 +43,7 @@ class Sending:
         self.request.Start()
 
 
-class CountedComm:
+class CountedComm(Watched):
     """A duplicate of `comm` that counts the bytes it sends; `host` is its part on this host, `leader` the first rank there (Collective on comm).
 
     `host_rank_of[r]` is rank r's number on this host, or -1 where r lives elsewhere. `ranks_per_host` > 0 treats every so many ranks as a
@@ -52,13 +54,16 @@ class CountedComm:
 
     def __init__(self, comm: Any = None, ranks_per_host: int = 0, counts_for: CountedComm | None = None) -> None:
         self.counts_for = counts_for
-        self.mpi = (world() if comm is None else comm).Dup()
-        self.host: Any = self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.mpi.rank)
+        of = world() if comm is None else comm
+        with waiting(f"a communicator of {of.size} ranks", ranks_of(of)):
+            own = of.Dup()
+        super().__init__(own)
+        host: Any = self.watched("Split_type", own.Split_type, MPI.COMM_TYPE_SHARED, self.rank)
         if ranks_per_host:
-            whole = self.host
-            self.host = whole.Split(self.mpi.rank // ranks_per_host, self.mpi.rank)
+            whole = host
+            host = self.watched("Split", whole.Split, self.rank // ranks_per_host, self.rank)
             whole.Free()
-        self.rank, self.size = self.mpi.rank, self.mpi.size
+        self.host = Watched(host, " of a host")
         self.nbytes_sent = self.n_sent = self.last_tag = 0
         members = self.host.allgather(self.rank)
         self.leader = members[0]
@@ -88,7 +93,7 @@ class CountedComm:
 
     def split(self, color: int) -> CountedComm | None:
         """Return a communicator of the ranks that give the same color, whose bytes count here, too; None for a color below 0 (Collective on comm)."""
-        part = self.mpi.Split(color if color >= 0 else MPI.UNDEFINED, self.rank)
+        part = self.watched("split", self.mpi.Split, color if color >= 0 else MPI.UNDEFINED, self.rank)
         if part == MPI.COMM_NULL:
             return None
         found = CountedComm(part, counts_for=self)
@@ -118,30 +123,14 @@ class CountedComm:
             for window in self.windows.values():
                 window.Sync()
 
-    def Barrier(self) -> None:
-        self.mpi.Barrier()
-
     def host_nap(self) -> None:
         """Wait for all ranks of the host without taking their cores: for waits of seconds, where a Barrier would spin (Collective on the host's ranks)."""
-        _nap(self.host)
-
-    def nap(self) -> None:
-        """Wait for all ranks without taking their cores (Collective on comm)."""
-        _nap(self.mpi)
+        self.host.nap()
 
     def Bcast(self, buffer: Any, root: int = 0) -> None:
         if self.rank == root:
             self.count(memoryview(buffer).nbytes * (self.size - 1))
-        self.mpi.Bcast([buffer, MPI.BYTE], root)
-
-    def bcast(self, value: Any, root: int = 0) -> Any:
-        return self.mpi.bcast(value, root)
-
-    def gather(self, value: Any, root: int = 0) -> Any:
-        return self.mpi.gather(value, root)
-
-    def allgather(self, value: Any) -> list[Any]:
-        return list(self.mpi.allgather(value))
+        self.watched("Bcast", self.mpi.Bcast, [buffer, MPI.BYTE], root, alike=f"of {memoryview(buffer).nbytes} bytes from {root}")
 
     def fits(self, nbytes: int) -> bool:
         """Tell whether the host has room for `nbytes` more of shared memory over all its ranks (Collective on the host's ranks).
@@ -162,7 +151,8 @@ class CountedComm:
                 f"shared memory: {nbytes / 1e6:.0f} MB do not fit what is free in /dev/shm ({(shared_memory_nbytes() or 0) / 1e6:.0f} MB);"
                 " enlarge it (mount -o remount,size=... /dev/shm, or --shm-size for a container)"
             )
-        window = MPI.Win.Allocate_shared(max(nbytes, 8) if self.host.rank == 0 else 0, 1, comm=self.host)
+        self.host.compare(f"shared memory of {n} x {np.dtype(dtype).name}")
+        window = self.host.window(max(nbytes, 8) if self.host.rank == 0 else 0)
         window.Lock_all(MPI.MODE_NOCHECK)
         memory: Any = window.Shared_query(0)[0]
         array: Array = np.frombuffer(memory, np.uint8)[:nbytes].view(dtype)
@@ -174,24 +164,15 @@ class CountedComm:
 
     def unshare(self, array: Array) -> None:
         """Free an array that `shared` returned; nobody may look at it any more (Collective on the host's ranks)."""
-        window = self.windows.pop(array.__array_interface__["data"][0])
-        window.Unlock_all()
-        window.Free()
+        self.host.free_window(self.windows.pop(array.__array_interface__["data"][0]))
 
     def free(self) -> None:
         """Free windows and communicators (Collective on comm)."""
         for window in reversed(self.windows.values()):
-            window.Unlock_all()
-            window.Free()
+            self.host.free_window(window)
         self.windows.clear()
-        self.host.Free()
-        self.mpi.Free()
-
-
-def _nap(comm: Any) -> None:
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(5e-3)
+        self.host.free()
+        super().free()
 
 
 def thread_multiple() -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.buffers import Buffers
+from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import PUSH, ROWS, After, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
 from mpidml.runtime import wire
@@ -56,9 +57,7 @@ class Driver:
         self.comm, self.roles, self.rank_of, self.buffers, self.bell = comm, roles, rank_of, buffers, bell
         self.record, self.look, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, look, wait_limit_seconds, chunk_nbytes, by_window
         self.trace, self.look_seconds = trace, look_seconds
-        self.many = comm.size > 1
-        self.name = f"[rank {comm.rank}/{comm.size}]"
-        self.host_rank_of = comm.host_rank_of
+        self.many, self.name, self.host_rank_of = comm.size > 1, f"[rank {comm.rank}/{comm.size}]", comm.host_rank_of
         self.pool = Buffers()  # for what arrives by MPI and has no place of its own
         self.header = bytearray(wire.HEADER_NBYTES)
         self.free_headers: list[bytearray] = []
@@ -122,6 +121,7 @@ class Driver:
                     idle_since = 0.0
             if now - self.looked_at > self.look_seconds:
                 self._look(now)
+        MAIN.now = None
         if idle_since:
             self._waited(idle_since, clock_now())
 
@@ -150,13 +150,13 @@ class Driver:
         self.looked_at = now
         if self.look is not None:
             self.look(now)
-        for role in self.roles.values():
-            for wait in role.waiting(now)[:1]:
-                if now - wait.since > self.wait_limit_seconds:
-                    raise WaitTimeout(f"{self.name} {wait.text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
+        longest = min((wait for role in self.roles.values() for wait in role.waiting(now)[:1]), default=None)
+        MAIN.now = None if longest is None else Wait(longest.text, longest.since)
+        if longest is not None and now - longest.since > self.wait_limit_seconds:
+            raise WaitTimeout(f"{self.name} {longest.text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
 
     def _compute(self, me: int, compute: Compute) -> None:
-        self.computing = me
+        self.computing, MAIN.now = me, None
         self.polls_seconds = 0.0
         start = self.polled_at = clock_now()
         result = compute.function(*compute.arguments, self._report if self.many else None)

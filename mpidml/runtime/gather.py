@@ -20,13 +20,14 @@ def bring(strategy: Any, comm: CountedComm) -> Any:
     values: Any = strategy.final_values()
     source = strategy.placement.worker_ranks[0]
     if source != 0 and strategy.table is None:
-        if comm.rank == source:
-            for piece in pieces(values):
-                comm.Isend(piece, 0, TAG).Wait()
-        elif comm.rank == 0:
-            values = np.empty(strategy.net.n_params, strategy.net.dtype)
-            for piece in pieces(values):
-                comm.Irecv(piece, source, TAG).Wait()
+        with comm.blocked(f"the parameters from rank {source}"):
+            if comm.rank == source:
+                for piece in pieces(values):
+                    comm.Isend(piece, 0, TAG).Wait()
+            elif comm.rank == 0:
+                values = np.empty(strategy.net.n_params, strategy.net.dtype)
+                for piece in pieces(values):
+                    comm.Irecv(piece, source, TAG).Wait()
     return values
 
 
@@ -46,12 +47,13 @@ def to_first(strategy: Any, comm: CountedComm) -> Array | None:
     for number in range(strategy.worker_roles.start):
         (lo, hi), source, store = strategy.extent(number), strategy.rank_of[number], strategy.stores.get(number)
         own = None if store is None else store.at(store.latest).ravel()
-        if values is not None and own is not None:
-            values[lo:hi] = own
-        elif values is not None:
-            for piece in pieces(values[lo:hi]):
-                comm.Irecv(piece, source, TAG).Wait()
-        elif own is not None and source == comm.rank:  # others may have the same
-            for piece in pieces(own):
-                comm.Isend(piece, 0, TAG).Wait()
+        with comm.blocked(f"the parameters from rank {source}"):
+            if values is not None and own is not None:
+                values[lo:hi] = own
+            elif values is not None:
+                for piece in pieces(values[lo:hi]):
+                    comm.Irecv(piece, source, TAG).Wait()
+            elif own is not None and source == comm.rank:  # others may have the same
+                for piece in pieces(own):
+                    comm.Isend(piece, 0, TAG).Wait()
     return values

@@ -50,6 +50,7 @@ class Gradients:
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
         self.owns_comm = self.comm is not comm
         self.wait_limit, self.unused = wait_limit, unused
+        abort.limit_waits(wait_limit)
         if unused not in ("zero", "error"):
             raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
         self.params = agree(self.comm, lambda: _layout(shapes))

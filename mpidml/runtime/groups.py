@@ -18,6 +18,7 @@ import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective, make_collective
 from mpidml.core import plugins
+from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import Job
 from mpidml.core.role import Array
@@ -123,8 +124,9 @@ class Group:
 
     def say(self, word: Word, values: Array | None = None) -> None:
         """Tell all members, and send `values` behind the word; they have taken the last word, since they have done what it said."""
-        for request in self.sending:
-            request.Wait()
+        with self.comm.blocked("the last word to members"):
+            for request in self.sending:
+                request.Wait()
         self.word[:] = word
         what = [self.word, *([] if values is None else pieces(values))]
         self.sending = [self.comm.Isend(piece, member, self.tag) for piece in what for member in range(1, self.comm.size)]
@@ -149,14 +151,15 @@ class Group:
     def until(self, ready: Callable[[], bool], who: Callable[[], str], idle: Callable[[], None], limit: float = 0.0) -> None:
         """Wait until `ready()`, and do what `idle` does meanwhile; WaitTimeout names `who` waits for whom. `waited_seconds` adds up what was slept."""
         began = time.perf_counter()
-        while not ready():
-            idle()
-            now = time.perf_counter()
-            if now - began > (limit or self.limit):
-                raise WaitTimeout(f"{self.name} {who()} since {now - began:.1f} s; the limit is {self.limit:g} s (--wait-limit)")
-            if now - began > SPIN_SECONDS:
-                time.sleep(min(NAP_SECONDS, max(2e-5, (now - began) / 8)))
-                self.waited_seconds += time.perf_counter() - now
+        with MAIN.on(Wait(lambda: f"its group: {who()}", began)):
+            while not ready():
+                idle()
+                now = time.perf_counter()
+                if now - began > (limit or self.limit):
+                    raise WaitTimeout(f"{self.name} {who()} since {now - began:.1f} s; the limit is {self.limit:g} s (--wait-limit)")
+                if now - began > SPIN_SECONDS:
+                    time.sleep(min(NAP_SECONDS, max(2e-5, (now - began) / 8)))
+                    self.waited_seconds += time.perf_counter() - now
 
     def late(self, found: Iterable[int]) -> str:
         """Name ranks of the group that are waited for: those that are known, else all others."""
@@ -166,7 +169,8 @@ class Group:
 
     def free(self) -> None:
         """Let communicator and windows go (Collective on the group)."""
-        for request in self.sending:
-            request.Wait()
+        with self.comm.blocked("the last word to members"):
+            for request in self.sending:
+                request.Wait()
         self.collective.free()
         self.comm.free()

@@ -34,8 +34,11 @@ def info(comm: MPI.Intracomm) -> str:
     """
     from mpi4py import MPI
 
-    records = comm.gather(_describe(), root=0)
-    shared = comm.gather(_try_shared_window(comm), root=0)
+    from mpidml.runtime.watched import ranks_of, waiting
+
+    with waiting("the self-check of all ranks", ranks_of(comm)):
+        records = comm.gather(_describe(), root=0)
+        shared = comm.gather(_try_shared_window(comm), root=0)
     speeds = [(partner, *pingpong(comm, partner)) for partner in sorted({1, comm.size - 1}) if comm.size > 1]
     if records is None or shared is None:
         return ""
@@ -189,6 +192,13 @@ def _try_shared_window(comm: MPI.Intracomm) -> bool:
 
 def pingpong(comm: MPI.Intracomm, partner: int) -> tuple[float, float]:
     """Return on rank 0 the median one-way seconds of 8 bytes and the bytes per second of 4 MB; zeros elsewhere. Collective on comm."""
+    from mpidml.runtime.watched import ranks_of, waiting
+
+    with waiting("a ping-pong between two ranks", ranks_of(comm)):
+        return _pingpong(comm, partner)
+
+
+def _pingpong(comm: MPI.Intracomm, partner: int) -> tuple[float, float]:
     import numpy as np
     from mpi4py import MPI
 

@@ -13,6 +13,7 @@ class HostLock:
     """A context in which no other rank of this host is (Collective on the host's ranks); a rank that dies inside has left it."""
 
     def __init__(self, comm: CountedComm) -> None:
+        self.comm = comm.host
         leads = comm.host.rank == 0
         made, path = tempfile.mkstemp(prefix="mpidml-lock-") if leads else (-1, "")
         path = comm.host.bcast(path, 0)
@@ -23,7 +24,8 @@ class HostLock:
 
     def __enter__(self) -> None:
         """Wait until nobody is inside."""
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        with self.comm.blocked("a lock that another rank has,"):
+            fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         """Let the next one in."""

@@ -40,7 +40,7 @@ class WindowBuffers(Buffers):
         super().__init__()
         self.rank, self.size = host.rank, host.size
         self.cells_nbytes = -(-8 * self.size // LINE_NBYTES) * LINE_NBYTES
-        self.window = MPI.Win.Allocate_shared(nbytes + LINE_NBYTES, 1, comm=host)
+        self.host, self.window = host, host.window(nbytes + LINE_NBYTES)
         memories: list[Any] = [self.window.Shared_query(r)[0] for r in range(self.size)]
         self.arenas: list[Any] = [np.frombuffer(memory, np.uint8) for memory in memories]
         # The last line of each arena holds the rank's "I sleep" flag.
@@ -86,8 +86,7 @@ class WindowBuffers(Buffers):
 
     def free(self) -> None:
         """Free the window; no lease may be open (Collective on host)."""
-        self.window.Unlock_all()
-        self.window.Free()
+        self.host.free_window(self.window)
 
 
 def make_window(comm: CountedComm, n_buffers: int, nbytes: int) -> WindowBuffers | None:

@@ -16,11 +16,11 @@ def given_or_all(comm: CountedComm | None) -> Iterator[CountedComm]:
 
     Without `comm`, on several ranks, an uncaught exception or a signal on one rank ends them all from now on.
     """
+    if comm is None and world().size > 1:
+        abort.install(world())
     ranks = CountedComm() if comm is None else comm
     if ranks.size > 1:
         limit_threads()
-        if comm is None:
-            abort.install(world())
     try:
         yield ranks
     except BaseException:

@@ -147,11 +147,11 @@ def run_tables(
     if reads not in READS:
         raise UserError(f"reads '{reads}': there is no such choice; {nearest(reads, READS)}")
     own_comm = comm is None
+    if comm is None and world().size > 1:
+        abort.install(world())
     comm = CountedComm() if comm is None else comm
     if comm.size > 1:
         limit_threads()
-        if own_comm:
-            abort.install(world())
     policy = make_policy(sync)
     if policy.gate_at:
         raise UserError(f"sync '{sync}': it grants whole clocks of a training run, a program of your own starts its clocks itself; use a policy without a gate such as ssp")
@@ -172,6 +172,7 @@ def run_tables(
     if chain is not None and not by_clock:
         chain.each_sees(1.0 / len(placement.worker_ranks))
     initial = comm.bcast(agree(comm, lambda: _checked(tables, dtype, initial if initial and comm.rank == 0 else {}, wait_limit)))
+    abort.limit_waits(wait_limit)
     tuned = tune and chain is not None
     specs: list[TableSpec] = []
     rank_of: list[int] = []

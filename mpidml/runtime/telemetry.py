@@ -51,11 +51,13 @@ class Telemetry:
         status = MPI.Status()
         received: list[tuple[float, ...]] = []
         if self.comm.rank == 0:
-            for _ in range(sum(counts) - self.n_received):
-                self.comm.mpi.Probe(MPI.ANY_SOURCE, TAG, status)
-                received += self._take(status)
-        for request, _ in self.sending:
-            request.Wait()
+            with self.comm.blocked("what was measured, from one"):
+                for _ in range(sum(counts) - self.n_received):
+                    self.comm.mpi.Probe(MPI.ANY_SOURCE, TAG, status)
+                    received += self._take(status)
+        with self.comm.blocked("what was measured, to the first"):
+            for request, _ in self.sending:
+                request.Wait()
         rows, self.rows = self.rows, []
         return received + rows
 

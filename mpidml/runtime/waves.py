@@ -89,10 +89,11 @@ class Exchange:
 
     def free(self) -> None:
         """Free the requests; nobody pushes any more."""
-        for requests in self.sends:
-            for request in requests:
-                request.Wait()
-                request.Free()
+        with self.comm.blocked("the last gradients"):
+            for requests in self.sends:
+                for request in requests:
+                    request.Wait()
+                    request.Free()
         for receives in self.receives.values():
             for request in receives:
                 request.Cancel()
@@ -186,7 +187,7 @@ class WaveUpdates(Updates):
     def free(self) -> None:
         """Free the requests (Collective on all ranks)."""
         for request, _ in self.going:
-            request.Wait()
+            self.waiting.until(request.Test, lambda: "a version that was sent to be taken")
         for exchange in self.exchanges.values():
             exchange.free()
 

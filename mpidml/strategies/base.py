@@ -23,7 +23,7 @@ from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import checkpoint, events, resume, run_files, scoring, sparse_rows, summary
+from mpidml.runtime import abort, checkpoint, events, resume, run_files, scoring, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -82,6 +82,7 @@ class Run:
         self.comm, self.quiet, self.brief = comm, quiet, brief
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
+        abort.limit_waits(job.wait_limit)
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
         agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)

@@ -82,6 +82,12 @@ def test_a_user_error_on_one_rank_is_neither_lost_nor_waited_for(job, rank):
     assert ("[rank 2/3]" in result.err) == (rank == 2)
 
 
+def test_a_user_error_on_one_rank_is_not_taken_for_one_of_all_where_the_others_have_come_to_their_end(job):
+    result = mpirun(2, [job("if comm.rank == 1: raise UserError('data: shard is empty; use fewer ranks')")])
+    assert result.code == 2 and not result.timed_out
+    assert result.err.count("[rank 1/2] data: shard is empty") == 1
+
+
 def test_one_process_ends_as_usual_with_code_2_or_1(job):
     result = python([job("raise UserError('a: b; c')")])
     assert (result.code, result.err) == (2, "mpidml: a: b; c\n")
