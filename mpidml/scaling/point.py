@@ -35,33 +35,29 @@ def measure(study: Study, kinds: Sequence[str], comm: CountedComm, quiet: bool =
     n, leads = comm.size, comm.rank == 0
     speak = say if leads and not quiet else lambda text: None
     missing = comm.bcast(study.missing(n, kinds))
-    refused = {kind: comm.bcast(why_not(sized(study.job, kind, n), n)) for kind in missing}
+    jobs = {kind: sized(study.job, kind, n) for kind in missing}
+    refused = {kind: comm.bcast(why_not(job, n)) for kind, job in jobs.items()}
     place = _place(comm)
-    for kind in missing:
-        if not refused[kind] and place["shares_cores"] and not study.request.share_cores:
-            refused[kind] = f"{place['ranks_per_host']} ranks of a host would share {place['cores']} core(s); --share-cores measures them all the same"
-            place = {**place, "for_cores": True}
+    if place["shares_cores"] and not study.request.share_cores:
+        place["for_cores"] = True
+        shared = f"{place['ranks_per_host']} ranks of a host would share {place['cores']} core(s); --share-cores measures them all the same"
+        refused = {kind: why or shared for kind, why in refused.items()}
+    n_rows = _rows(study.job, comm) if not all(refused.values()) else 0
+    refused |= {kind: f"--batch {jobs[kind].batch}: the data have {n_rows:,} training rows" for kind in missing if not refused[kind] and jobs[kind].batch > n_rows}
     wanted = [kind for kind in missing if not refused[kind]]
-    n_rows = _rows(study.job, comm) if wanted else 0
     link = pingpong(comm.mpi, n - 1) if wanted and n > 1 else None
     if wanted and comm.bcast(_is_first(study, n, kinds)):
         _keep_costs(study, comm)
         speak(f"{n} rank(s): costs of computes measured")
-    if n == 1 and len(wanted) == 2:
-        wanted = wanted[:1]  # one rank has the same job in both kinds
-    for kind in wanted:
-        job = sized(study.job, kind, n)
-        point = _runs(study, job, comm) if job.batch <= n_rows else {"skipped": f"--batch {job.batch}: the data have {n_rows:,} training rows"}
-        for each in missing if n == 1 else (kind,):
-            refused[each] = point.get("skipped", "")
-            if leads:
-                study.write_point(n, each, {**place, "link": link, **point})
-        speak(f"{n} rank(s), {' and '.join(missing if n == 1 else (kind,))}: {point.get('skipped') or told(point, job.batch)}")
-    for kind in missing:
-        if refused[kind] and kind not in wanted:
-            if leads:
-                study.write_point(n, kind, {**place, "skipped": refused[kind]})
-            speak(f"{n} rank(s), {kind}: left out: {refused[kind]}")
+    point: dict[str, Any] = {}
+    for i, kind in enumerate(missing):
+        if refused[kind]:
+            point = {"skipped": refused[kind]}
+        elif n > 1 or i == 0:  # one rank has the same job in both kinds
+            point = {"link": link, **_runs(study, jobs[kind], comm)}
+        if leads:
+            study.write_point(n, kind, {**place, **point})
+        speak(f"{n} rank(s), {kind}: {'left out: ' + point['skipped'] if 'skipped' in point else told(point, jobs[kind].batch)}")
 
 
 def told(point: dict[str, Any], batch: int) -> str:

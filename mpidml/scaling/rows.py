@@ -66,6 +66,7 @@ def of_run(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], war
 def numbers(summary: Mapping[str, Any], seconds_per_step: float, batch: int) -> Row:
     """Return the numbers of a run, or of a simulation, from its summary."""
     compute, wait, comm = (sum(value or 0.0 for value in summary[f"{name}_seconds"]) for name in ("compute", "wait", "comm"))
+    compute = max(compute - summary["ranks"] * summary.get("evaluation_seconds", 0.0), 0.0)  # a look at the test rows is no step
     whole = max(compute + wait + comm, 1e-12)
     nbytes = sum(value or 0 for name in ("bytes_sent", "bytes_window") for value in summary[name])
     return {
