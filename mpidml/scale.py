@@ -37,7 +37,7 @@ Start = Callable[[Study, int, tuple[str, ...]], None]
 def point(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool = False) -> None:
     """Measure the point of the ranks that were started, and keep it (Collective on comm)."""
     with given_or_all(comm) as ranks:
-        study = agree(ranks, lambda: open_study(values))
+        study: Study = ranks.bcast(agree(ranks, lambda: open_study(values) if ranks.rank == 0 else None))  # others may see its files late
         agree(ranks, lambda: _check_size(study, ranks.size))
         measure(study, study.request.kinds(values), ranks, quiet)
 
@@ -95,7 +95,10 @@ def _run(words: list[str], env: Mapping[str, str]) -> int:
     finally:
         if child.poll() is None:
             child.terminate()
-            child.wait(30)
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -109,7 +112,9 @@ def tabulated(study: Study, kinds: tuple[str, ...], speak: Callable[[str], None]
         virtual = Virtual(study, ranks)
         for kind in wanted:
             points = {n: {**of, **measured(of["runs"], sized(study.job, kind, n).batch)} if "runs" in of else of for n, of in study.points(kind).items()}
-            simulated = {n: virtual.point(kind, n) for n in sorted({*points, *study.request.simulate})}
+            numbers = sorted({*points, *study.request.simulate})
+            speak(f"simulating {kind} scaling on {', '.join(f'{n:,}' for n in numbers)} rank(s) ...")
+            simulated = {n: virtual.point(kind, n) for n in numbers}
             found += rows(kind, {n: _told(of) for n, of in points.items()}, simulated)
             for n, cost in virtual.used.items():
                 study.write_cost(kind, n, cost.mapping())

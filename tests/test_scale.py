@@ -35,7 +35,7 @@ class Measured:
             raise KeyboardInterrupt
         self.asked.append(n)
         if n == min(study.request.ranks):
-            study.write_costs({"ranks": n, **({"layers": LAYERS, "update": 1e-9, "add": 1e-10, "rows": 48} if self.layers else COSTS)})
+            study.write_costs(n, {"layers": LAYERS, "update": 1e-9, "add": 1e-10, "rows": 48} if self.layers else COSTS)
         for kind in study.missing(n, kinds):
             seconds = (5e-3 / n + 1e-3) if kind == "strong" else 5e-3 + 1e-4 * n
             run = {"seconds_per_step": seconds, "samples_per_second": 48 / seconds, "compute_share": 0.7, "wait_share": 0.2, "comm_share": 0.1}
@@ -90,7 +90,7 @@ def test_a_pipeline_is_what_the_planner_says_of_it(tmp_path):
     priced = plan({**values, "flops_per_second": 1e9, "apply": 1e-9, "host_latency": 2e-6, "host_bandwidth": 4e9}, quiet=True, write=False)
     costs = {"ranks": 1, "layers": [[of["forward"], of["backward"]] for of in priced["layers"]], "update": priced["update_seconds_per_byte"]}
     costs |= {"add": priced["add_seconds_per_byte"], "rows": 48}
-    (tmp_path / "points" / "costs.json").write_text(json.dumps(costs))
+    (tmp_path / "points" / "costs-1.json").write_text(json.dumps(costs))
     again = scale({"out": str(tmp_path), "table": True, "report": False}, quiet=True)
     best = next(of for of in priced["candidates"] if of["grid"] == "pipe=2")
     assert rows(again, "strong")[2]["simulated_seconds_per_step"] == pytest.approx(best["seconds"], rel=1e-12) != row["simulated_seconds_per_step"]
@@ -209,8 +209,22 @@ def test_a_point_is_measured_on_the_ranks_that_were_started(comm, tmp_path):
             found = json.loads((tmp_path / "study" / "points" / f"{n}-{kind}.json").read_text())
             assert found["ranks"] == n and len(found["runs"]) == 2 and found["hosts"] == 1 and found["ranks_per_host"] == n
             assert all(run["batch"] == batch and run["seconds_per_step"] > 0 for run in found["runs"]) and (found["link"] is None) == (n == 1)
-        assert (tmp_path / "study" / "points" / "costs.json").exists() == (n == 1), "the fewest ranks measure what computes cost"
+        assert (tmp_path / "study" / "points" / f"costs-{n}.json").exists() == (n == 1), "the fewest ranks measure what computes cost"
     ranks.free()
+
+
+@pytest.mark.mpi
+def test_a_point_of_stages_tells_what_layers_cost_and_a_cut_of_other_ranks_is_left_out(comm, tmp_path):
+    n, out, ranks = comm.size, comm.bcast(str(tmp_path)), CountedComm(comm)
+    values = {"only": n, "share_cores": True, "strategy": "pipeline", "batch": 60, "hidden": "8", "steps": 4, "warm_up": 1, "repeat": 1, "strong": True}
+    point({**values, "out": f"{out}/study"}, ranks, quiet=True)
+    point({**values, "out": f"{out}/by-hand", "partition": "1,1"}, ranks, quiet=True)
+    ranks.free()
+    if comm.rank == 0:
+        found, by_hand = (json.loads((tmp_path / name / "points" / f"{n}-strong.json").read_text()) for name in ("study", "by-hand"))
+        costs = json.loads((tmp_path / "study" / "points" / f"costs-{n}.json").read_text())
+        assert len(costs["layers"]) == 2 and costs["rows"] == 60 and all(part >= 0 for layer in costs["layers"] for half in layer for part in half)
+        assert len(found["runs"]) == 1 and ("runs" in by_hand) == (n <= 2) and (n <= 2 or "--partition 1,1" in by_hand["skipped"])
 
 
 @pytest.mark.mpi(min_size=2)

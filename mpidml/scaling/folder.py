@@ -2,7 +2,7 @@
 
     config.toml              the job, and how often it is run: written by whoever is first, and the same for all
     points/4-strong.json     a number of ranks and a kind: its runs, or why there are none
-    points/costs.json        what computes cost, measured with the fewest ranks
+    points/costs-1.json      what computes cost, measured with the fewest ranks
     scale.json scale.png     made of them, again and again; costs/strong-64.json: what a point was simulated with
 """
 
@@ -54,12 +54,13 @@ class Study:
 
     @property
     def costs(self) -> dict[str, Any]:
-        """Return what was measured of costs; nothing where it was not yet."""
-        return self._read("costs.json") if (self.points_folder.path / "costs.json").exists() else {}
+        """Return what was measured of costs with the fewest ranks; nothing where nothing was yet."""
+        found = {int(path.stem.partition("-")[2]): path.name for path in self.points_folder.path.glob("costs-*.json")}
+        return self._read(found[min(found)]) if found else {}
 
-    def write_costs(self, costs: Mapping[str, Any]) -> None:
-        """Keep the costs."""
-        self.points_folder.write_json("costs.json", costs)
+    def write_costs(self, n_ranks: int, costs: Mapping[str, Any]) -> None:
+        """Keep costs that so many ranks have measured."""
+        self.points_folder.write_json(f"costs-{n_ranks}.json", {"ranks": n_ranks, **costs})
 
     def write_cost(self, kind: str, n_ranks: int, cost: Mapping[str, Any]) -> None:
         """Write what a simulated point was simulated with, for `simulate --cost`."""

@@ -77,7 +77,7 @@ def _efficiency(axes: Axes, kind: str, rows: Sequence[Row]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.set_ylabel("efficiency")
     half = next((row["ranks"] for row in _with(rows, "simulated_efficiency") if row["simulated_efficiency"] < 0.5), None)
-    axes.set_title(f"Below half from {half:,} ranks on (simulated)" if half else "At least half of the ranks' time is gained")
+    axes.set_title(f"Below half from {half:,} ranks on (simulated)" if half else "Nowhere below half")
     for row in _with(rows, "efficiency"):
         if is_shared(row):
             axes.annotate(f"{row['cores']} cores:\nshared", (row["ranks"], row["efficiency"]), (0, -9), textcoords="offset points", ha="center", va="top",

@@ -128,7 +128,7 @@ def _keep_costs(study: Study, comm: CountedComm) -> None:
     else:
         return
     if comm.rank == 0:
-        study.write_costs({"ranks": n, **found})
+        study.write_costs(n, found)
 
 
 def _layers(job: Job, comm: CountedComm) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Virtual:
 
     def cost(self, job: Job, n_workers: int, n_ranks: int) -> CostModel:
         """Return the costs of a job's parts on so many ranks."""
-        of = ShareCosts(*(CostModel.from_mapping(self.costs[name], "points/costs.json") for name in ("large", "small")))
+        of = ShareCosts(*(CostModel.from_mapping(self.costs[name], "costs") for name in ("large", "small")))
         found = of.at(max(job.batch // n_workers, 1))
         if n_ranks == 1:
             return replace(found, latency=0.0)
