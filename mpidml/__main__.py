@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from mpidml.runtime import launch
 
@@ -26,6 +27,11 @@ def main() -> None:
                 from mpidml.schedule import schedule
 
                 schedule(**given)
+            return
+        if command == "scale" and _starts_ranks(given, world.launcher):
+            from mpidml.scale import scale
+
+            scale(given)
             return
     except UserError as error:
         # Every rank reads the same words, so every rank finds the same fault; one says so.
@@ -68,6 +74,10 @@ def main() -> None:
         from mpidml.plan import plan
 
         plan(given)
+    elif command == "scale":
+        from mpidml.scale import point
+
+        point(given)
     elif command == "evaluate":
         from mpidml.evaluate import evaluate
 
@@ -76,6 +86,17 @@ def main() -> None:
         from mpidml.predict import predict
 
         predict(**given)
+
+
+def _starts_ranks(given: dict[str, Any], launcher: str | None) -> bool:
+    """Tell whether a study starts ranks, or this process is one of a point's."""
+    from mpidml.core.errors import UserError
+    from mpidml.core.scale_request import asked
+
+    only = asked(given)[0].only
+    if launcher is not None and not only:
+        raise UserError(f"scale: starts the ranks of each point itself, and {launcher} has started these; leave it out, or give --only")
+    return launcher is None and only != 1
 
 
 def _launched(argv: list[str], has_launcher: bool) -> list[str]:

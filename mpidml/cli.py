@@ -16,6 +16,8 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.core.evaluation import Evaluation, Prediction
 from mpidml.core.job import Job
 from mpidml.core.plan_request import PlanRequest, asked
+from mpidml.core.scale_request import ScaleRequest
+from mpidml.core.scale_request import asked as asked_to_scale
 from mpidml.core.schedule_request import ScheduleRequest
 from mpidml.core.simulation import NAMES, Simulation
 from mpidml.core.variants import LISTED, expand
@@ -25,6 +27,7 @@ COMMANDS = {
     "compare": "run one job under several policies or settings (lists as bsp,ssp:3,asp), and on one process; writes a table and a plot",
     "simulate": "the same job on virtual clocks at any number of workers, one policy or several; writes what compare or train writes",
     "plan": "propose how to run a job on so many ranks: grid, schedule, microbatches; writes plan.toml, which train --config runs",
+    "scale": "measure how a job scales on few ranks and simulate it on many, strong and weak: a table and a plot; goes on where it stopped",
     "evaluate": "how good a run's model is, on the rows it held out or on others; writes evaluation.json",
     "predict": "what a run's model says of rows, with labels or without; writes a table",
     "schedule": "draw a pipeline schedule and tell its idle time, activations and versions of weights; without a name: list them",
@@ -88,6 +91,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     if command == "plan":
         asked(values)
         return command, values
+    if command == "scale":
+        asked_to_scale(values)
+        return command, values
     if command == "simulate":
         Simulation().with_values({name: value for name, value in values.items() if name in NAMES}, command)
     expand({name: value for name, value in values.items() if command != "simulate" or name not in NAMES}, command)
@@ -136,7 +142,7 @@ def _parser(command: str, for_help: bool) -> argparse.ArgumentParser:
 def _fields(command: str) -> tuple[Field[Any], ...]:
     if command in OF_A_WORD:
         return fields(OF_A_WORD[command])
-    more: dict[str, Any] = {"simulate": Simulation, "plan": PlanRequest}
+    more: dict[str, Any] = {"simulate": Simulation, "plan": PlanRequest, "scale": ScaleRequest}
     return (*(fields(more[command]) if command in more else ()), *fields(Job))
 
 

@@ -89,7 +89,7 @@ def _found(
     n_cores = request.cores or len(os.sched_getaffinity(0))
     inside = Link(request.host_latency, request.host_bandwidth) if link is None else Link(*link)
     machine = Machine(request.ranks, request.hosts, n_cores, inside, Link(request.latency, request.bandwidth), request.wake)
-    costs = _costs(request, net, min(job.batch, len(data.x)), after)
+    costs = costs_of(request, net, min(job.batch, len(data.x)), after)
     task = Task(min(job.batch, len(data.x)), state, links is None, job.collective, BLOCK)
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
@@ -210,7 +210,7 @@ def _refused(job: Job) -> Callable[[Candidate], str]:
     return lambda of: ask(of._replace(microbatches=1))
 
 
-def _costs(request: PlanRequest, net: Network, batch: int, after: Any) -> Costs:
+def costs_of(request: PlanRequest, net: Network, batch: int, after: Any) -> Costs:
     """Return what layers cost, measured here unless rates are given."""
     itemsize = net.dtype.itemsize
     rows = max(1, min(batch, MOST_ROWS))

@@ -27,12 +27,13 @@ from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
+from mpidml.fitting import FIT_CLOCKS, fit, n_workers
 from mpidml.nn.network import Network
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset, check_target, load
-from mpidml.runtime.info import memory_nbytes, pingpong
+from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.payload import net_of, payload, refuse_sparse
@@ -44,10 +45,8 @@ from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
 from mpidml.sim.summary import of_job, sentence
-from mpidml.strategies.base import train
 from mpidml.sync.base import make_policy
 
-FIT_CLOCKS = 60
 SAMPLES_A_WORKER = 16
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
@@ -75,8 +74,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     variants = agree(comm, lambda: expand(rest, "simulate"))
     cost = agree(comm, lambda: _given(scale))
     agree(comm, lambda: _check_lists(rest, scale))
-    plans = agree(comm, lambda: [_plan(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
-    agree(comm, lambda: _fits_memory(plans))
+    plans = agree(comm, lambda: [planned(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
+    agree(comm, lambda: fits_memory(plans))
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
@@ -122,9 +121,9 @@ def _run_all(
         own = cost
         if name == ONE_PROCESS:  # it has the work of all workers to do by itself, and no network
             own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
-        plan = _plan(at, job, own, net)
+        plan = planned(at, job, own, net)
         if data is None:
-            found = run(plan) if job.strategy == Job.strategy else data_parallel.simulate(plan, job.collective)
+            found = of_sizes(job, plan)
             summary, metrics = of_job(job, plan, found, time.perf_counter() - started)
         else:
             progress = None if stream is None else Progress(min(plan.n_clocks, MOST_SIZE) * job.batch, stream, launcher_terminal())
@@ -200,7 +199,12 @@ def _given(scale: Simulation) -> CostModel | None:
     return None if scale.fits else scale.over(CostModel())
 
 
-def _plan(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -> Plan:
+def of_sizes(job: Job, plan: Plan) -> Simulated:
+    """Simulate what moves sizes alone."""
+    return run(plan) if job.strategy == Job.strategy else data_parallel.simulate(plan, job.collective)
+
+
+def planned(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -> Plan:
     """Return what is simulated; UserError where the job's parts cannot be."""
     if job.group > 1:
         raise UserError(f"simulate: --group {job.group}: to its servers a group is one worker; give the number of groups as --workers, and leave it out")
@@ -238,7 +242,7 @@ def _plan(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -> 
     )
 
 
-def _fits_memory(plans: list[Plan]) -> None:
+def fits_memory(plans: list[Plan]) -> None:
     """Refuse what this machine has no memory for, by an estimate."""
     room, wanted = memory_nbytes(), max(plan.memory_nbytes for plan in plans)
     if room is not None and wanted > 0.8 * room:
@@ -251,33 +255,14 @@ def _fits_memory(plans: list[Plan]) -> None:
 def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
-    servers = job.servers if job.servers == "colocated" or comm.size > 1 else "colocated"  # the costs of computes are those of any strategy
-    if servers != "colocated":
-        servers = str(min(int(servers), comm.size - 1))
-    n_workers = comm.size if servers == "colocated" else comm.size - int(servers)
-    trial = job.with_values(
-        {"batch": share * n_workers, "steps": FIT_CLOCKS, "epochs": 0, "servers": servers, "slowdown": "", "seconds": 0.0, "sync": "asp", "staleness": ""}
-        | {"strategy": Job.strategy, "collective": Job.collective, "bucket": Job.bucket, "compress": "", "shares": Job.shares, "check_replicas": 0}
-        | {"progress_thread": Job.progress_thread},
-        "fit",
-    )
-    trial = trial.with_values({"assign": "static", "reads": "fresh", "deterministic": False, "early_push": "auto", "tensorboard": False, "out": ""}, "fit")
-    speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {n_workers} worker(s) ...")
-    kept: dict[str, Any] = {}
-    summary = train(trial, comm, quiet=True, write=False, keep=kept)
-    latency = pingpong(comm.mpi, comm.size - 1)[0] if comm.size > 1 else scale.latency
+    speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {n_workers(job, comm.size)} worker(s) ...")
+    fitted = fit(job, share, comm, scale.latency)
     found: CostModel | None = None
-    if comm.rank == 0:
-        steps = [s for of in kept["step_seconds"] for s in of[5:]]  # the first ones warm up
-        total = sum(s for of in kept["step_seconds"] for s in of)
-        serve = sum(summary["serve_seconds"])
-        pure = max(sum(summary["compute_seconds"]) - serve, 0.0) / total  # a step's seconds hold what it served meanwhile
-        n_steps = sum(len(of) for of in kept["step_seconds"])
-        driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
-        found = scale.over(CostModel(tuple(s * pure + driving for s in steps), 0.0, latency, 0.0, serve / n_steps, 0.0, share, "fitted"))
-        plan = Plan(make_policy("asp"), n_workers, FIT_CLOCKS, found, n_workers, 8, servers == "colocated")
+    if fitted is not None:
+        found = scale.over(fitted.cost)
+        plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, fitted.n_workers, 8, fitted.colocated)
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
-        speak(f"measured {summary['samples_per_second']:,.0f} samples/s, simulated {rate:,.0f} ({rate / summary['samples_per_second']:.2f} times)")
+        speak(f"measured {fitted.samples_per_second:,.0f} samples/s, simulated {rate:,.0f} ({rate / fitted.samples_per_second:.2f} times)")
     cost: CostModel = comm.bcast(found)
     return cost
 

@@ -18,8 +18,10 @@ FLOORS = {
     **dict.fromkeys(("ps", "dataflow", "graph"), 4),
     **dict.fromkeys(("sim", "runtime"), 5),
     "strategies": 6,
-    **dict.fromkeys(("ml", "interop", "planner", "compare", "evaluate", "predict", "schedule", "virtual_training"), 7),
+    **dict.fromkeys(("ml", "interop", "planner", "compare", "evaluate", "predict", "schedule", "virtual_training", "fitting"), 7),
     **dict.fromkeys(("simulate", "plan"), 7.5),
+    "scaling": 7.6,
+    "scale": 7.7,
     **dict.fromkeys(("cli", "__init__"), 8),
     "__main__": 9,
 }

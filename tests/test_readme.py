@@ -64,7 +64,7 @@ def test_an_estimator_is_as_good_on_every_rank(tmp_path, n):
 def test_every_block_of_code_is_run_by_one_of_these_tests():
     """A new block fails here until a test below runs it."""
     kinds = [kind for kind, _ in BLOCKS]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 7, "text": 1, "": 2}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"sh": 2, "toml": 3, "python": 7, "bash": 8, "text": 1, "": 2}
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -228,6 +228,26 @@ def test_the_plan_is_made_and_runs(tmp_path):
     assert result.code == 0 and result.out.splitlines()[-1].split()[:3] == run[:3] == ["mpirun", "-n", "4"], result
     result = mpirun(4, [*run[4:], "--out", str(tmp_path / "run")])
     assert result.code == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 4, result
+
+
+def test_a_study_measures_simulates_and_draws(tmp_path):
+    """One rank and two, measured for real: the table's identities hold of it."""
+    words, out = shlex.split(block("bash", "mpidml scale")), tmp_path / "study"
+    assert words[:4] == ["python", "-m", "mpidml", "scale"] and words[-2:] == ["--out", "study"]
+    quick = ["--hidden", "16", "--backend", "numpy", "--steps", "12", "--warm-up", "4", "--repeat", "1", "--share-cores"]
+    result = python([*words[1:-1], out, *quick], 120)
+    assert result.code == 0 and not result.err, result
+    found = json.loads((out / "scale.json").read_text())
+    for kind in ("strong", "weak"):
+        of = {row["ranks"]: row for row in found["rows"] if row["kind"] == kind}
+        seconds = {n: of[n]["seconds_per_step"] for n in (1, 2)}
+        assert list(of) == [1, 2, 4, 64, 1024] and of[2]["batch"] == {"strong": 256, "weak": 512}[kind]
+        assert of[2]["speed_up"] == seconds[1] / seconds[2] * (2 if kind == "weak" else 1) and of[2]["efficiency"] == of[2]["speed_up"] / 2
+        assert all(of[n]["ratio"] == of[n]["simulated_seconds_per_step"] / seconds[n] for n in (1, 2)) and of[64]["simulated_speed_up"] > 0
+        assert sum(of[2][f"{name}_share"] for name in ("compute", "wait", "comm")) == pytest.approx(1)
+        assert (of[1024]["not_simulated"] is None) == (kind == "weak"), "256 samples are too few for 1,024 ranks"
+    assert {path.name for path in out.iterdir()} == {"config.toml", "points", "costs", "scale.json", "scale.png"}
+    assert "strong scaling" in result.out and "weak scaling" in result.out and "inside a host" in result.out and "(measured)" in result.out
 
 
 def test_every_command_line_of_the_readme_is_understood(tmp_path):

@@ -133,6 +133,7 @@ def of_job(
         "serve_seconds": [r["serve_seconds"] for r in ranks],
         "wait_seconds": [r["wait_seconds"] for r in ranks],
         "comm_seconds": [r["comm_seconds"] for r in ranks],
+        "evaluation_seconds": monitor.evaluation_seconds,
         "disk_nbytes": strategy.data.disk_nbytes,
         "read_seconds": [r["read_seconds"] for r in ranks],
         "read_wait_seconds": [r["read_wait_seconds"] for r in ranks],
