@@ -64,6 +64,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
         request, job = agree(ranks, lambda: asked(values))
         schedules, grids = agree(ranks, lambda: (_schedules(job), _grids(request, job)))
         agree(ranks, lambda: _check_sync(job))
+        agree(ranks, lambda: _check_mix(job))
         agree(ranks, lambda: _check_collective(job))
         data = load(job, ranks)
         agree(ranks, lambda: _refuse_sparse(data))
@@ -165,6 +166,12 @@ def _check_sync(job: Job) -> None:
     if job.policy() != Job.sync or job.group != Job.group:
         flag = f"--sync {job.policy()}" if job.policy() != Job.sync else f"--group {job.group}"
         raise UserError(f"{flag}: a plan is of training in step, by sums alone; leave it out here, and compare it by train or compare")
+
+
+def _check_mix(job: Job) -> None:
+    """Refuse layers along different axes: no candidate has them."""
+    if job.mix:
+        raise UserError(f"--mix {job.mix}: a plan lays all layers along the same axes, and looks at no mixes; leave it out here, and compare it by train or compare")
 
 
 def _check_collective(job: Job) -> None:

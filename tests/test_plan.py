@@ -88,6 +88,8 @@ def test_a_plan_keeps_out_of_the_folder_of_another(tmp_path):
         plan({"ranks": 2, "flops_per_second": 1e9, "out": str(tmp_path)}, quiet=True)
     with pytest.raises(UserError, match="--collective mpi: what it costs is not written down as rounds; plan by auto"):
         plan({"ranks": 2, "collective": "mpi"}, quiet=True, write=False)
+    with pytest.raises(UserError, match="--mix dense=tensor: a plan lays all layers along the same axes, and looks at no mixes; leave it out here"):
+        plan({"ranks": 2, "mix": "dense=tensor"}, quiet=True, write=False)
 
 
 def test_only_what_computes_again_where_that_is_asked_for():
