@@ -78,7 +78,7 @@ def whole(net, batch):
 
 
 def spread_over(net, cut, weights, counts, batch, n_passes=1, halves=False):
-    """Return what `whole` does, of ranks that have `counts` rows each, and of each rank its stage, gradient, and elements sent by training and by scoring."""
+    """Return what `whole` does, of ranks that have `counts` rows each, and of each rank what it has, and the elements sent by training and by scoring."""
     edges = np.cumsum([0, *counts])
 
     def body(given):
@@ -107,7 +107,7 @@ def spread_over(net, cut, weights, counts, batch, n_passes=1, halves=False):
         parts = [part for found in stage.gradient_parts(adding=True) for part in found]
         for part in parts if n_passes > 1 else ():
             total[part] += again.g[part] * (n_passes - 1)
-        return loss, stage, g + total, out, line.n_sent, n_scored
+        return loss, stage, g + total, out, memory, line.n_sent, n_scored
 
     found = on_ranks(weights, body)
     gradient, holders = np.zeros(net.n_params), np.zeros(net.n_params, int)

@@ -12,6 +12,7 @@ A name is a type, a file of mpidml/nn/layers/, or the number of one layer from 1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mpidml.core import plugins
@@ -69,6 +70,15 @@ def cut_layers(text: str, layers: Sequence[Layer]) -> frozenset[int]:
     if not found:
         raise UserError(f"--mix {text}: lays no layer along tensor, so it does nothing; write for example {types[0]}=tensor, or leave it out")
     return frozenset(found)
+
+
+def dominant(net: Network) -> list[str]:
+    """Return a mix for each layer that has half of a network's weights or more, and can be cut: the ones that may pay."""
+    found = []
+    for i, layer in enumerate(net.layers):
+        if type(layer) in MAKERS and 2 * sum(prod(shape) for _, shape in layer.tensors) >= net.n_params:
+            found.append(f"{name_of(layer) if isinstance(layer, Embedding) else i + 1}=tensor")
+    return found
 
 
 def mixed(net: Network, line: Any, cut: frozenset[int]) -> Parts:

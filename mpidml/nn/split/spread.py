@@ -23,6 +23,7 @@ from mpidml.core.flat import Array
 from mpidml.core.rounds import Move, Round
 from mpidml.nn.layers.base import Thunk
 from mpidml.nn.split.line import Line, own
+from mpidml.nn.split.part import Part
 
 
 class Carrier(Line, Protocol):
@@ -75,6 +76,18 @@ class Side:
         """Return the calls that fill the own `rows` (m, n) of the ranks' `all`."""
         raise NotImplementedError
 
+    def sent(self) -> tuple[int, int]:
+        """Return how many values of each own row a rank sends to bring, and to give, where all ranks have as many rows."""
+        raise NotImplementedError
+
+
+class SpreadPart(Part):
+    """A part whose x and out are the own rows, with buffers for those of all."""
+
+    def moved(self, wants_dx: bool) -> tuple[list[int], list[int]]:
+        """Return how many values of each own row a rank sends in the exchanges of a forward and of a backward pass, where all ranks have as many rows."""
+        raise NotImplementedError
+
 
 class Whole(Side):
     """Every rank needs all columns of all rows, and has a term of each value: rows are gathered, terms are summed where their rows belong."""
@@ -111,6 +124,10 @@ class Whole(Side):
         ranges = self._ranges()
         return [*self.spread.moved(flat, ranges, [ranges[self.spread.rank]] * self.spread.size, adds=True), (np.copyto, (rows, self.own(flat)))]
 
+    def sent(self) -> tuple[int, int]:
+        """Return a row, and terms of a row, for each other rank."""
+        return ((self.spread.size - 1) * self.n,) * 2
+
     def _ranges(self) -> list[tuple[int, int]]:
         return [(lo * self.n, hi * self.n) for lo, hi in pairwise(self.spread.edges())]
 
@@ -143,6 +160,10 @@ class Cut(Side):
     def give(self, flat: Array, rows: Array) -> list[Thunk]:
         """Return the exchange, and the copies that lay columns beside each other."""
         return [*self.spread.moved(flat, self._ranges(), self._blocks()), *((np.copyto, (of, block)) for block, of in self._pairs(flat, rows))]
+
+    def sent(self) -> tuple[int, int]:
+        """Return the columns of others, and own columns of a row of each other rank."""
+        return self.n - self.width, (self.spread.size - 1) * self.width
 
     @property
     def _m(self) -> int:

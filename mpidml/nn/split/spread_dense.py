@@ -17,11 +17,10 @@ from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Group, Pass, Thunk
 from mpidml.nn.layers.dense import Dense
 from mpidml.nn.split.draws import draw_part
-from mpidml.nn.split.part import Part
-from mpidml.nn.split.spread import Cut, Side, Spread, Whole
+from mpidml.nn.split.spread import Cut, Side, Spread, SpreadPart, Whole
 
 
-class SpreadDense(Part):
+class SpreadDense(SpreadPart):
     """weight: (n_in, own) or (own, n_out), bias: (n_out,), alike on all ranks; x and out are the own rows."""
 
     ends: ClassVar[bool] = True
@@ -48,6 +47,11 @@ class SpreadDense(Part):
     def flops(self, m: int, wants_dx: bool) -> int:
         """Count as the whole: a part of the products, of all rows."""
         return self.whole.flops(m, wants_dx)
+
+    def moved(self, wants_dx: bool) -> tuple[list[int], list[int]]:
+        """Return x brought and the product given, its gradient brought and that of x given."""
+        (x, dx), (d, product) = self.taken.sent(), self.given.sent()
+        return [x, product], [d, dx] if wants_dx else [d]
 
     def kept(self, m: int, dtype: DTypeLike) -> tuple[Array, ...]:
         """Return what the whole keeps of own rows, and buffers of all rows: for x, for the product and the gradient of it, and for that of x."""

@@ -17,14 +17,13 @@ from mpidml.nn.layers.base import Group, Pass, Thunk
 from mpidml.nn.layers.embedding import Embedding
 from mpidml.nn.split.draws import draw_part
 from mpidml.nn.split.line import own
-from mpidml.nn.split.part import Part
-from mpidml.nn.split.spread import Spread, Whole
+from mpidml.nn.split.spread import Spread, SpreadPart, Whole
 
 NONE = np.zeros(0, np.int64)
 """No columns."""
 
 
-class SpreadEmbedding(Part):
+class SpreadEmbedding(SpreadPart):
     """table: (own rows of those of all columns, units); x and out are the own rows. The sum has one term that is not 0: the values are those of the table, to the bit."""
 
     whole: Embedding
@@ -50,6 +49,10 @@ class SpreadEmbedding(Part):
     def flops(self, m: int, wants_dx: bool) -> int:
         """Count as the whole: a part of the additions, of all rows."""
         return self.whole.flops(m, wants_dx)
+
+    def moved(self, wants_dx: bool) -> tuple[list[int], list[int]]:
+        """Return codes brought and what is found given, and its gradient brought."""
+        return [self.codes.sent()[0], self.found.sent()[1]], [self.found.sent()[0]]
 
     def kept(self, m: int, dtype: DTypeLike) -> tuple[Array, ...]:
         """Return buffers of all rows: for codes, and for what is found and the gradient of it."""
