@@ -86,10 +86,10 @@ class Stage:
         self.first = next((j for j, names in enumerate(self._names) if names), len(numbers)) if is_first else -1
         self.spread = None if parts is None else parts.spread
         tensors = [(self._names[j][name], shape, is_shared(layer, name)) for j, layer in enumerate(self.layers) for name, shape in layer.tensors]
-        if self.spread is not None and self.spread.size > 1:
+        if has_own := self.spread is not None and self.spread.size > 1:
             tensors.sort(key=lambda tensor: not tensor[2])
         self.params = FlatParams([(full, shape) for full, shape, _ in tensors])
-        self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or self.spread is None)
+        self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or not has_own)
         self.dtype, self.backend = net.dtype, net.backend
         self.n_params, self.n_out = self.params.size, self.widths[-1]
         names = [full for of in self._names for full in of.values()]

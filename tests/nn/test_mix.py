@@ -116,7 +116,8 @@ def spread_over(net, cut, weights, counts, batch, n_passes=1, halves=False):
         np.add.at(holders, stage.elements()[0], 1)
     for _, stage, *_ in found:
         places, shared = stage.elements()
-        assert shared[: stage.n_summed].all() and not shared[stage.n_summed :].any()  # what is summed over ranks comes first
+        n = stage.n_summed
+        assert (n == net.n_params) if len(weights) == 1 else shared[:n].all() and not shared[n:].any()  # what is summed over ranks comes first
         assert (holders[places] == np.where(shared, len(weights), 1)).all()  # and of what is not, each element is on one rank
     return sum(each[0] for each in found), gradient, np.concatenate([each[3] for each in found]), found
 
