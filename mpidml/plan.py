@@ -24,6 +24,7 @@ from mpidml.core.grid import parse_grid
 from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.plan_request import NAMES, PlanRequest, asked
 from mpidml.nn.network import Network
+from mpidml.nn.split import mix
 from mpidml.optim.base import make_chain
 from mpidml.planner import table
 from mpidml.planner.candidate import Candidate, Grid, candidates, factorisations
@@ -31,6 +32,7 @@ from mpidml.planner.machine import Link, Machine
 from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Priced, Pricer, Task, made
 from mpidml.planner.search import Found, search
+from mpidml.runtime import grid_rules
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -94,7 +96,7 @@ def _found(
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
     grids = grids if job.grid else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all
-    listed = list(candidates(grids, task.batch, schedules, job.microbatches))
+    listed = list(candidates(grids, task.batch, schedules, job.microbatches, _mixes(request, job, net)))
     if not listed:
         raise UserError(f"--microbatches {job.microbatches}: no grid's share of --batch {job.batch} has as many samples; give fewer, or a larger batch")
     found = search(pricer, listed, request.limit, refused=_refused(job), recompute=job.recompute)
@@ -125,6 +127,7 @@ def chosen(best: Priced) -> dict[str, Any]:
     if of.is_plain:
         return {"strategy": of.strategy} | ({"accumulate": of.microbatches} if of.microbatches > 1 else {})
     found: dict[str, Any] = {"strategy": of.strategy, "grid": of.grid, "microbatches": of.microbatches, "recompute": of.recompute}
+    found |= {"mix": of.mix} if of.mix else {}
     return found | ({"schedule": of.schedule, "partition": ",".join(map(str, best.partition))} if of.pipe > 1 else {})
 
 
@@ -158,6 +161,14 @@ def _grids(request: PlanRequest, job: Job) -> list[Grid]:
         sizes = parse_grid(job.grid, request.ranks).sizes
         return [(sizes["data"], sizes["pipe"], sizes["tensor"])]
     return list(factorisations(request.ranks))
+
+
+def _mixes(request: PlanRequest, job: Job, net: Network) -> list[str]:
+    """Return the mixes that are looked at: the one that is given alone, or none and, of each layer that has half of the weights, the one that cuts it."""
+    if job.mix:
+        grid_rules.cut_layers(job, parse_grid(job.grid or f"data={request.ranks}", request.ranks))
+        return [job.mix]
+    return ["", *mix.dominant(net)]
 
 
 def _check_sync(job: Job) -> None:
@@ -200,7 +211,7 @@ def _refused(job: Job) -> Callable[[Candidate], str]:
         values = chosen(Priced(of, 0.0, 0.0, 0.0, 0.0, ())) | {"out": ""}
         values |= {} if of.is_plain else {"partition": Job.partition}
         if of.is_plain:  # whose flags of stages are part of what is asked for, where others are looked at
-            values |= {"grid": "", "schedule": Job.schedule, "microbatches": 0, "recompute": False}
+            values |= {"grid": "", "mix": "", "schedule": Job.schedule, "microbatches": 0, "recompute": False}
         try:
             plugins.load("mpidml.strategies", of.strategy)(job.with_values(values, "plan"), VirtualRanks(of.n_ranks))
         except UserError as error:

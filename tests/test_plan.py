@@ -70,7 +70,7 @@ def test_everything_that_was_looked_at_is_told():
     values = {"ranks": 6, "hidden": "24,24,24", "flops_per_second": 1e9, "apply": 1e-4, "cores": 6, "batch": 48}
     found = plan(values, quiet=True, write=False)
     told = [*found["candidates"], *found["left_out"]]
-    keys = {(each["grid"], each["schedule"], each["microbatches"], each["recompute"]) for each in told}
+    keys = {(each["grid"], each["schedule"], each["microbatches"], each["recompute"], each["mix"]) for each in told}
     assert len(keys) == len(told) and {"data=6", "pipe=6", "tensor=6", "data=3,pipe=2", "data=2,pipe=3", "data=2,tensor=3", "data=1"} <= {key[0] for key in keys}
     seconds = [each.get("seconds") or each["at_least_seconds"] for each in found["candidates"]]
     assert seconds[:5] == sorted(seconds)[:5] and all(each["why"] for each in found["left_out"])

@@ -199,9 +199,10 @@ def test_servers_and_workers_learn_by_codes_and_on_virtual_clocks(tmp_path):
 
 def test_cut_networks_learn_on_every_grid_that_is_shown(tmp_path):
     lines = [shlex.split(line) for line in block("bash", "--grid data=2,pipe=2").strip().splitlines()]
-    assert [int(words[2]) for words in lines] == [3, 3, 4, 2]
+    assert [int(words[2]) for words in lines] == [3, 3, 4, 2, 4]
+    (tmp_path / "net.toml").write_text(block("toml", "embedding"))
     for i, words in enumerate(lines):
-        result = mpirun(int(words[2]), [*words[4:], "--out", str(tmp_path / str(i))])
+        result = mpirun(int(words[2]), [str(tmp_path / word) if word == "net.toml" else word for word in words[4:]] + ["--out", str(tmp_path / str(i))])
         assert result.code == 0, result
         assert json.loads((tmp_path / str(i) / "summary.json").read_text())["test_accuracy"] > 0.9
         assert (tmp_path / str(i) / "report.png").exists()

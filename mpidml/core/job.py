@@ -17,7 +17,7 @@ NO_END = 1 << 40
 """Clocks of a run that ends at a time."""
 
 
-OF_STAGES = ("grid", "schedule", "microbatches", "partition", "recompute")
+OF_STAGES = ("grid", "mix", "schedule", "microbatches", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
 OF_STRATEGIES = (
     *OF_STAGES, "sync", "staleness", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
@@ -137,6 +137,7 @@ class Job:
     )
     collective: str = flag("auto", "data_parallel, averaging, and inside a --group: how buffers are summed over ranks (averaging: or gossip)", plugins="mpidml.collectives")
     grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
+    mix: str = flag("", "pipeline, tensor, hybrid: layers cut over the ranks of --grid data=4, while others share out the batch, as embedding=tensor", groups="commas")
     schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
     microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
     partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and ranks' speeds; equal: by costs alone)", groups="commas")

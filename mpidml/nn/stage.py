@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from mpidml.core import rng
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
 from mpidml.nn.split.loss import Ending
-from mpidml.nn.split.part import Part, index_of
+from mpidml.nn.split.part import index_of, is_shared
 from mpidml.nn.split.whole import Parts
 from mpidml.nn.step import Buffers, Edges, Memory, Step
 
@@ -55,6 +56,7 @@ class Stage:
     With `parts` of the network's layers it is this rank's part of the stage: its tensors are parts of the network's.
     To `Step` and `Buffers` it is a network: its `layers`, `sources`, `widths` are its own, numbered from 0. `start`, `stop`: where the stage's parameters
     lie within the network's flat ones. A stage without layers hands on. Nobody wants the gradient of the first one's input; the last one computes the losses.
+    Where rows are `spread` over the ranks that have parts, what all of them have comes first, so that the gradients of `n_summed` parameters are summed at once.
     """
 
     split: ClassVar[bool] = False
@@ -82,7 +84,12 @@ class Stage:
         self.endings = [Ending(head.loss, head.n_outputs) for head in self.heads] if parts is None else list(parts.endings if is_last else ())
         self.ends = [at[end] for end in net.ends] if is_last else []
         self.first = next((j for j, names in enumerate(self._names) if names), len(numbers)) if is_first else -1
-        self.params = FlatParams([(self._names[j][name], shape) for j, layer in enumerate(self.layers) for name, shape in layer.tensors])
+        self.spread = None if parts is None else parts.spread
+        tensors = [(self._names[j][name], shape, is_shared(layer, name)) for j, layer in enumerate(self.layers) for name, shape in layer.tensors]
+        if has_own := self.spread is not None and self.spread.size > 1:
+            tensors.sort(key=lambda tensor: not tensor[2])
+        self.params = FlatParams([(full, shape) for full, shape, _ in tensors])
+        self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or not has_own)
         self.dtype, self.backend = net.dtype, net.backend
         self.n_params, self.n_out = self.params.size, self.widths[-1]
         names = [full for of in self._names for full in of.values()]
@@ -98,7 +105,7 @@ class Stage:
                 full = names[name]
                 whole = self.net.params.slices[full]
                 self.params.view(places, full)[...] = np.arange(whole.start, whole.stop).reshape(self.net.params.shapes[full])[index]
-                shared[self.params.slices[full]] = not isinstance(layer, Part) or name in layer.shared
+                shared[self.params.slices[full]] = is_shared(layer, name)
         return places, shared
 
     def shared(self) -> list[slice]:
@@ -107,7 +114,7 @@ class Stage:
             self.params.slices[names[name]]
             for layer, names in zip(self.layers, self._names, strict=True)
             for name, _ in layer.tensors
-            if not isinstance(layer, Part) or name in layer.shared
+            if is_shared(layer, name)
         ]
 
     def layer_views(self, i: int, flat: Array) -> dict[str, Array]:
@@ -150,7 +157,7 @@ class Stage:
                     thunks.append((np.copyto, (out, arrays[i])))
                 continue
             arrays[i] = out if hands_on and out is not None else memory.rows(("out", i), m, layer.n_out, self.dtype)
-            kept = tuple(each[:m] for each in memory.once(("kept", i), partial(layer.kept, memory.m, self.dtype)))
+            kept = layer.lent(memory.once(("kept", i), partial(layer.kept, memory.m, self.dtype)), m)
             thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], kept, self.layer_views(i, w)))
         outs = []
         for end, ending in zip(self.ends, self.endings, strict=True):

@@ -75,7 +75,7 @@ class Buffers:
             edges.out if edges.out is not None and i == len(net.widths) - 1 else rows(("out", i), m, width, dtype) for i, width in enumerate(net.widths)
         ]
         kept = [once(("kept", i), partial(layer.kept, memory.m, dtype)) for i, layer in enumerate(net.layers)]
-        self.kept = [tuple(each[:m] for each in of) for of in kept]
+        self.kept = [layer.lent(of, m) for layer, of in zip(net.layers, kept, strict=True)]
         self.deltas, self.inner = list(self.outputs), list(self.outputs)
         if edges.dy is not None:
             self.deltas[-1] = edges.dy

@@ -16,7 +16,7 @@ MOST = 1 << 15
 class Candidate(NamedTuple):
     """Ranks along three axes, and how they go through a batch. `schedule` "": there are no stages. `recompute`: a stage keeps its inputs alone.
 
-    Without stages and parts of layers `microbatches` are the parts in which a rank computes its share (--accumulate).
+    Without stages and parts of layers `microbatches` are the parts in which a rank computes its share (--accumulate). `mix`: which layers are cut over replicas.
     """
 
     data: int = 1
@@ -25,6 +25,7 @@ class Candidate(NamedTuple):
     schedule: str = ""
     microbatches: int = 1
     recompute: bool = False
+    mix: str = ""
 
     @property
     def n_ranks(self) -> int:
@@ -34,7 +35,7 @@ class Candidate(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether every rank has the whole network."""
-        return self.pipe == self.tensor == 1
+        return self.pipe == self.tensor == 1 and not self.mix
 
     @property
     def strategy(self) -> str:
@@ -65,8 +66,10 @@ def numbers(share: int) -> list[int]:
     return sorted({*divisors(share), *(1 << k for k in range(share.bit_length()))}) if share else []
 
 
-def candidates(grids: Sequence[Grid], batch: int, schedules: Sequence[str], microbatches: int = 0) -> Iterator[Candidate]:
+def candidates(grids: Sequence[Grid], batch: int, schedules: Sequence[str], microbatches: int = 0, mixes: Sequence[str] = ("",)) -> Iterator[Candidate]:
     """Yield what a batch can be run by on each of `grids`, with `schedules` where there are stages; `microbatches`: this many alone (0: all).
+
+    `mixes` are looked at where there are replicas alone, "" being none of them; what has stages or parts of every layer is looked at where it is listed.
 
     None of a grid whose replicas are more than the samples. What computes activations again, or a rank's share in parts, is not listed: it is slower,
     and looked at where memory asks for it.
@@ -75,6 +78,7 @@ def candidates(grids: Sequence[Grid], batch: int, schedules: Sequence[str], micr
         most = batch // data
         given = [microbatches] if 0 < microbatches <= most else []
         found = given if microbatches else [n for n in numbers(most) if n * pipe <= MOST]
-        for schedule in schedules if pipe > 1 else [""]:
-            for number in found[:1] if pipe == tensor == 1 else found:
-                yield Candidate(data, pipe, tensor, schedule, number)
+        for mix in mixes if pipe == tensor == 1 < data else [""] * ("" in mixes):
+            for schedule in schedules if pipe > 1 else [""]:
+                for number in found[:1] if pipe == tensor == 1 and not mix else found:
+                    yield Candidate(data, pipe, tensor, schedule, number, mix=mix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from mpidml.core.errors import UserError
 from mpidml.core.rounds import cut
 from mpidml.nn.layers.base import Layer
 from mpidml.nn.network import Network
+from mpidml.nn.split.mix import cut_layers, mixed
+from mpidml.nn.split.spread import SpreadPart
 from mpidml.nn.split.traffic import exchanges
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
@@ -20,7 +23,8 @@ class Part(NamedTuple):
     """One rank's part of a stage, the fullest one's. `shares`: of each layer's compute; bytes of its parameters.
 
     Bytes for each row: `kept` of activations between forward and backward, `comes` and `goes` what the stage takes and hands on, `forward_sums` and
-    `backward_sums` what is summed over the line.
+    `backward_sums` what is summed over the line. Of a mix: bytes that a rank sends for each row, in each exchange of a forward and a backward pass, and
+    `summed_nbytes` of parameters whose gradients are summed over replicas; those of all where it is None.
     """
 
     shares: tuple[float, ...]
@@ -30,6 +34,14 @@ class Part(NamedTuple):
     goes: float
     forward_sums: tuple[float, ...] = ()
     backward_sums: tuple[float, ...] = ()
+    forward_moves: tuple[float, ...] = ()
+    backward_moves: tuple[float, ...] = ()
+    summed_nbytes: float | None = None
+
+    @property
+    def replicated_nbytes(self) -> float:
+        """Return the bytes of gradients that replicas sum."""
+        return self.parameter_nbytes if self.summed_nbytes is None else self.summed_nbytes
 
 
 class Parts(Protocol):
@@ -39,6 +51,9 @@ class Parts(Protocol):
 
     def part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
         """Return a rank's part of layers [lo, hi) over n ranks, or why there is none."""
+
+    def mixed(self, n: int, mix: str) -> Part:
+        """Return a rank's part of the whole network under a mix over n ranks."""
 
 
 class _Fullest:
@@ -53,7 +68,7 @@ class _Fullest:
     def sum(self, buffer: Any) -> NoReturn:
         raise RuntimeError("planner: nothing is summed while a plan is made")
 
-    most = sum
+    most = carry = sum
 
 
 class NetParts:
@@ -62,6 +77,7 @@ class NetParts:
     def __init__(self, net: Network) -> None:
         self.net, self.n_layers = net, n_cuts(net)
         self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Fullest(n)))
+        self.mixed = lru_cache(None)(self._mixed)
 
     def _part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
         net, size = self.net, self.net.dtype.itemsize
@@ -85,10 +101,28 @@ class NetParts:
         edges = float(stage.n_features * size), float(stage.n_out * size)
         return Part(shares, float(stage.n_params * size), kept, *edges, tuple(map(float, forward)), tuple(map(float, backward)))
 
+    def _mixed(self, n: int, mix: str) -> Part:
+        net, size = self.net, self.net.dtype.itemsize
+        stage = Stage(net, 0, self.n_layers, True, True, mixed(net, _Fullest(n), cut_layers(mix, net.layers)))
+        moves = [layer.moved(i > stage.first) for i, layer in enumerate(stage.layers) if isinstance(layer, SpreadPart)]
+        forward, backward = (tuple(float(each * size) for of in halves for each in of) for halves in zip(*moves, strict=True))
+        kept = sum(_kept(layer, i, stage, True, net.dtype) for i, layer in enumerate(stage.layers))
+        shares = tuple(n * _n_cut(layer) / _n_cut(layer.whole) if isinstance(layer, SpreadPart) else 1.0 for layer in stage.layers)
+        edges = float(stage.n_features * size), float(stage.n_out * size)
+        return Part(shares, float(stage.n_params * size), kept, *edges, (), (), forward, backward, float(stage.n_summed * size))
+
+
+def _n_cut(layer: Layer) -> int:
+    """Count the values of a layer's largest tensor, the one that is cut."""
+    return prod(layer.tensors[0][1])
+
 
 def _kept(layer: Layer, i: int, stage: Stage, has_output: bool, dtype: Any) -> float:
     """Return the bytes of a row that a layer keeps: its output, the gradient of its input, and what its backward needs besides."""
     size = np.dtype(dtype).itemsize
     inner = layer.n_in if stage.sources[i] >= 0 and not layer.in_place else 0
-    besides = sum(array[:1].nbytes for array in layer.kept(2, dtype) if len(array) == 2)
+    if isinstance(layer, SpreadPart):
+        besides = sum(array.nbytes for array in layer.kept(1, dtype))
+    else:
+        besides = sum(array[:1].nbytes for array in layer.kept(2, dtype) if len(array) == 2)
     return float(layer.n_out * size * has_output + inner * size + besides)

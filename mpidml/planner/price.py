@@ -153,10 +153,11 @@ class Pricer:
             sent[p] += n * rows * (part.goes * (s + 1 < len(stages)) + part.comes * (s > 0)) * (of.pipe > 1)
             for nbytes in (*part.forward_sums * (1 + of.recompute), *part.backward_sums):
                 sent[p] += n * rows * nbytes * cheapest(self.task.collective, of.tensor, rows * nbytes, link).sent
-            sent[p] += part.parameter_nbytes * self._replica_sum(of, at, part).sent
+            sent[p] += n * rows * (sum(part.forward_moves) * (1 + of.recompute) + sum(part.backward_moves))
+            sent[p] += part.replicated_nbytes * self._replica_sum(of, at, part).sent
         updates = [sum(stage.part.parameter_nbytes for stage in stages[p :: of.pipe]) * self.costs.update for p in range(of.pipe)]
         on_host = max(sum(n * (w + u) for n, w, u in zip(row, work, updates, strict=True)) for row in at.on_host)
-        last = self._replica_sum(of, at, stages[0].part).seconds(stages[0].part.parameter_nbytes, self.machine.link(at.data))
+        last = self._replica_sum(of, at, stages[0].part).seconds(stages[0].part.replicated_nbytes, self.machine.link(at.data))
         seconds = max(ends, on_host / self.machine.n_cores + last)  # the first stage's gradient is there last, and then summed
         idle = 1 - at.crowd * sum(work) / (of.pipe * seconds) if seconds else 0.0
         return Priced(of, seconds, max(sent), self.memory_nbytes(of), max(0.0, idle), partition)
@@ -182,7 +183,7 @@ class Pricer:
         return self._replica_sum(of, places(of, self.machine), stage.part)
 
     def _replica_sum(self, of: Candidate, at: Places, part: Part) -> SumCost:
-        return cheapest(self.task.collective, of.data, part.parameter_nbytes, self.machine.link(at.data))
+        return cheapest(self.task.collective, of.data, part.replicated_nbytes, self.machine.link(at.data))
 
     def _cut(self, n_stages: int) -> tuple[Stage, ...]:
         rows = self.costs.rows
@@ -191,16 +192,18 @@ class Pricer:
 
     def _stages(self, of: Candidate) -> tuple[_Stage, ...] | str:
         """Return what a candidate's stages take, or why they cannot be."""
-        rows, link = ceil(ceil(self.task.batch / of.data) / of.microbatches), self.machine.link(places(of, self.machine).tensor)
+        at, rows = places(of, self.machine), ceil(ceil(self.task.batch / of.data) / of.microbatches)
+        link, over = self.machine.link(at.tensor), self.machine.link(at.data)
         n_stages, found, woken = of.pipe * made(of.schedule).n_chunks, list[_Stage](), 2 * self.machine.waking(of)
         for s, (lo, hi, _) in enumerate(self.cut(n_stages)):
-            part = self.parts.part(lo, hi, of.tensor, s == 0, s == n_stages - 1)
+            part = self.parts.mixed(of.data, of.mix) if of.mix else self.parts.part(lo, hi, of.tensor, s == 0, s == n_stages - 1)
             if isinstance(part, str):
                 return part
             seconds = [sum(cost[i].seconds(rows, share) for cost, share in zip(self.costs.layers[lo:hi], part.shares, strict=False)) for i in (0, 1)]
             sums = [
                 sum(cheapest(self.task.collective, of.tensor, rows * nbytes, link).seconds(rows * nbytes, link) + woken for nbytes in each)
-                for each in (part.forward_sums, part.backward_sums)
+                + sum(over.seconds(rows * nbytes) + woken / 2 for nbytes in moves)
+                for each, moves in ((part.forward_sums, part.forward_moves), (part.backward_sums, part.backward_moves))
             ]
             found.append(_Stage(seconds[0], seconds[1], sums[0], sums[1], part, rows))
         return tuple(found)
@@ -219,7 +222,7 @@ class Pricer:
         """Return what actions take."""
         costs, link = self.costs, self.machine.link(at.data)
         both, woken, last = [self._both(of, stage, at.crowd) for stage in stages], self.machine.waking(of), len(stages) - 1
-        sums = [self._replica_sum(of, at, stage.part).seconds(stage.part.parameter_nbytes, link) + 2 * woken * (of.data > 1) for stage in stages]
+        sums = [self._replica_sum(of, at, stage.part).seconds(stage.part.replicated_nbytes, link) + 2 * woken * (of.data > 1) for stage in stages]
         add, update = ([at.crowd * each * stage.part.parameter_nbytes for stage in stages] for each in (costs.add, costs.update))
         hops = [self.machine.link(crosses) for crosses in at.hops]
 

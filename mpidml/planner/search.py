@@ -75,7 +75,7 @@ def search(
 
 def order(of: Candidate) -> tuple[object, ...]:
     """Return by what equally fast candidates are told apart: the simpler one first."""
-    return of.n_ranks, of.pipe, of.tensor, of.microbatches, of.recompute, of.schedule
+    return of.n_ranks, of.pipe, of.tensor, of.mix, of.microbatches, of.recompute, of.schedule
 
 
 def forms(of: Candidate, batch: int) -> list[Candidate]:
@@ -97,7 +97,7 @@ def _nothing(left_out: list[tuple[Candidate, str]], fullest: list[tuple[float, C
         advice = "" if ";" in why else "; give other ranks, a larger batch, or leave out what restricts them"
         return f"plan: none of {len(left_out)} candidates can be run: {why}{advice}"
     nbytes, of = min(fullest, key=lambda each: (each[0], order(each[1])))
-    how = f"{of.grid}, {of.microbatches} microbatch(es)" + f", {of.schedule}" * bool(of.schedule) + ", --recompute" * of.recompute
+    how = of.grid + f", --mix {of.mix}" * bool(of.mix) + f", {of.microbatches} microbatch(es)" + f", {of.schedule}" * bool(of.schedule) + ", --recompute" * of.recompute
     words = [size_words(int(limit)), size_words(math.ceil(nbytes))]
     has, needs = words if words[0] != words[1] else (str(int(limit)), str(math.ceil(nbytes)))
     return (

@@ -23,7 +23,7 @@ def rows(best: Sequence[Priced], batch: int, n_rows: int) -> list[str]:
         times = (f"{each.seconds:.3g}", f"{each.seconds * clocks:.3g}", rate)
         sizes = (size_words(round(each.nbytes)), size_words(round(each.memory_nbytes)))
         of = each.candidate
-        table.append((of.grid, schedule_words(of), str(of.microbatches), *times, *sizes, f"{100 * each.idle:.1f}%"))
+        table.append((of.grid + f" mix {of.mix}" * bool(of.mix), schedule_words(of), str(of.microbatches), *times, *sizes, f"{100 * each.idle:.1f}%"))
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADS))]
     sides = [str.ljust] * 2 + [str.rjust] * (len(HEADS) - 2)
     return ["  ".join(side(word, width) for side, word, width in zip(sides, row, widths, strict=True)) for row in table]
@@ -49,7 +49,7 @@ def left_out(found: Found) -> str:
 
 def plain(of: Candidate) -> dict[str, Any]:
     """Return a candidate as plan.json has it."""
-    return {"grid": of.grid, "schedule": of.schedule or None, "microbatches": of.microbatches, "recompute": of.recompute, "strategy": of.strategy}
+    return {"grid": of.grid, "mix": of.mix or None, "schedule": of.schedule or None, "microbatches": of.microbatches, "recompute": of.recompute, "strategy": of.strategy}
 
 
 def priced(each: Priced, batch: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Updates:
         strategy, own = self.strategy, 0.0
         for number, held in strategy.held.items():
             own += float(strategy.net.backend.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
-            if strategy.at["tensor"]:
+            if strategy.line.rank:
                 own -= sum(float(strategy.net.backend.sum_of_squares(np.ascontiguousarray(held.gradient[part]))) for part in self.shared[number])
         return float(sum(strategy.waiting.gather(strategy.pipeline, own, "the norm of the gradient")))
 

@@ -21,7 +21,7 @@ class Held:
 
     `store` holds the weights, in as many versions as are read at once. `every`: microbatches that make an update; `n_slots`: those whose activations are
     kept at once, unless a stage `recomputes` them, which then keeps inputs alone; `m`: the most rows of one.
-    A channel is None at the ends of the pipeline.
+    A channel is None at the ends of the pipeline. `counts`: of each microbatch, or block of rows that is scored, the rows of each rank, where they are spread.
     """
 
     def __init__(self, stage: Stage, number: int, store: Any, gradient: Array, every: int, n_slots: int, m: int, recomputes: bool, channels: Sequence[Any]) -> None:
@@ -35,6 +35,7 @@ class Held:
         self.early, self.late = stage.gradient_parts(adding=True)
         self.both = (*self.early, *self.late)
         self.n_summed = self.n_updated = 0
+        self.counts: Sequence[tuple[int, ...]] = ()
         self.reads: dict[int, Array] = {}
         self.steps: dict[Any, Step] = {}
         self.scorings: dict[Any, Any] = {}
@@ -53,9 +54,17 @@ class Held:
         x = self.inputs[item % self.n_slots, :rows] if self.inputs is not None else part(self.taken)
         return Edges(x, part(self.given), part(self.taken_back), part(self.given_back))
 
+    def spread(self, item: int) -> tuple[int, ...]:
+        """Tell the stage how many rows of a microbatch each rank has, before it is bound, and return that; nothing where each has all."""
+        if self.stage.spread is None:
+            return ()
+        self.stage.spread.counts = self.counts[item]
+        return self.counts[item]
+
     def key(self, item: int, rows: int, w: Array) -> tuple[int, ...]:
         """Tell apart what needs a step of its own: rows, weights, and slots: the stage's and those of the channels."""
-        return (rows, id(w), *(item % n for n in (self.n_slots, *(c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None))))
+        channels = (c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None)
+        return (rows, id(w), *self.spread(item), *(item % n for n in (self.n_slots, *channels)))
 
     def step(self, item: int, rows: int) -> Step:
         """Return the step of a microbatch, made once for each combination; the first of an update leaves its gradient in place.
@@ -73,7 +82,8 @@ class Held:
 
     def scoring(self, block: int, rows: int, w: Array, edges: Edges) -> Any:
         """Return what scores a block of rows, made once for each combination of the slots that it comes and goes by; there is one set of activations."""
-        key = (rows, id(w), block % (self.n_slots if self.taken is None else self.taken.line.n_slots), 0 if self.given is None else block % self.given.line.n_slots)
+        n_slots = self.n_slots if self.taken is None else self.taken.line.n_slots
+        key = (rows, id(w), self.spread(block), block % n_slots, 0 if self.given is None else block % self.given.line.n_slots)
         if key not in self.scorings:
             assert edges.x is not None
             self.scorings[key] = self.stage.scoring(rows, w, self.scored, edges.x, edges.out)

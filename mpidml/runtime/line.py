@@ -14,7 +14,7 @@ from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike
 from mpidml.collectives.recursive_doubling import RecursiveDoubling
 from mpidml.core.errors import UserError
 from mpidml.core.partition import weighted_cut
-from mpidml.core.rounds import Array
+from mpidml.core.rounds import Array, Round
 from mpidml.runtime.channel import Waiting
 from mpidml.runtime.slowness import Slowness
 
@@ -54,6 +54,10 @@ class TensorLine:
         check_alike(self.comm, buffer)
         part = RecursiveDoubling().rounds(self.rank, self.size, buffer.size)
         return self._call(RoundSum(self.comm, part.reduce, buffer, np.maximum))
+
+    def carry(self, rounds: Sequence[Round], buffer: Array) -> Callable[[], None]:
+        """Return the call that carries out this rank's `rounds` on `buffer`, 1-D and contiguous (Collective, as `sum`)."""
+        return self._call(RoundSum(self.comm, rounds, buffer))
 
     def _call(self, total: Sum) -> Callable[[], None]:
         self._planned.append(total)

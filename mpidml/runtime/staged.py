@@ -16,8 +16,9 @@ from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import numpy as np
+from mpidml_kernels import split
 
-from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
+from mpidml.collectives.base import FOLDER, Collective, Done, Sum, make_collective
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
 from mpidml.core.checking import check
@@ -31,11 +32,13 @@ from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
+from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Transforms, make_chain
 from mpidml.ps.store import Store
-from mpidml.runtime import abort, stage_report
+from mpidml.runtime import abort, grid_rules, stage_report
+from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
@@ -66,6 +69,9 @@ class Staged(Serverless):
     stepper: type[GridStepper] = GridStepper
     pushes = False
     """Whether replicas push to servers, instead of summing their gradients."""
+    pipeline: Any
+    replicas: Any
+    line: Any
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
@@ -96,16 +102,11 @@ class Staged(Serverless):
         before, _ = make_chain(job.optimizer, job.rate).split()
         if self.every and self.n_pipe > 1 and before is not None and any(link.scope == "global" for link in before.links):
             raise UserError(f"--optimizer {job.optimizer}: measures the gradient of all stages at once, which --schedule {job.schedule} changes one by one; use clamp")
-        self.summing = job.collective
-        if job.collective == Job.collective:
-            self.summing = "ring" if job.deterministic else "auto:memory=false" if job.transport == "mpi" else job.collective
-        if not plugins.make(FOLDER, self.summing).exact:
-            raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
+        self.summing = grid_rules.summing(job)
         self.collective: Collective = plugins.make(FOLDER, VOTING)
-        if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
-            raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
         if job.compress:
             check_on_grid(job, self.grid)
+        self.cut_layers = grid_rules.cut_layers(job, self.grid)
 
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
@@ -124,6 +125,8 @@ class Staged(Serverless):
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
         net, comm = self.net, self.comm
+        if self.n_parts > 1 or self.cut_layers:  # before the clock runs
+            compiled(self.job.backend, comm, True, (split,))
         abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
@@ -131,19 +134,19 @@ class Staged(Serverless):
         self.waiting = Waiting(self.job.wait_limit)
         self.collective.open(comm)
         data, pipe, tensor = self.at.values()
-        self.pipeline: Any = comm.split(data)
-        replicas: Any = comm.split(pipe * self.n_parts + tensor)
-        self.replicas = replicas
-        self.line: Any = comm.split(data * self.n_pipe + pipe)
+        of_all = bool(self.cut_layers)  # ranks that share out a batch hold parts of one network
+        self.pipeline = comm.split(0 if of_all else data)
+        self.replicas = comm.split(pipe * self.n_parts + tensor)
+        self.line = comm.split(0 if of_all else data * self.n_pipe + pipe)
         self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
         self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
-        self.parts = TensorLine(self.across, self.part_weights, self.waiting, self.slowness)
+        self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
         self.all_stages = every[tensor]
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
-        self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(replicas.one_host)))
+        self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))
         self.links, self.link_states = dict[int, Transforms](), dict[int, Any]()
         channels = self._channels(every)
         stores: dict[int, Any] = {}
@@ -152,13 +155,13 @@ class Staged(Serverless):
             here = s % self.n_pipe == pipe
             if here:
                 self.held[s] = self._hold(stage, s, channels)
-            edges = [stage.start + edge for edge in cut(stage.stop - stage.start, self.n_parts)]
-            bands = Bands(self.held[s].store, stage.elements(), stage.start, stage.stop, self.line) if here and self.n_parts > 1 else None
+            edges = [stage.start + edge for edge in cut(stage.stop - stage.start, self.line.size)]
+            bands = Bands(self.held[s].store, stage.elements(), stage.start, stage.stop, self.line) if here and self.line.size > 1 else None
             for part, (lo, hi) in enumerate(pairwise(edges)):
-                if here and part == tensor and lo < hi:
+                if here and part == self.line.rank and lo < hi:
                     stores[len(shards)] = bands or self.held[s].store
                 if lo < hi:
-                    shards.append(Shard(lo, hi, self.grid.rank(pipe=s % self.n_pipe, tensor=part)))
+                    shards.append(Shard(lo, hi, self.grid.rank(**{"pipe": s % self.n_pipe, "data" if of_all else "tensor": part})))
         self.weights = np.zeros(0, net.dtype)
         task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
@@ -166,7 +169,7 @@ class Staged(Serverless):
 
     def _stages(self, ends: list[int], line: Any) -> list[Stage]:
         """Return all stages, as the rank of `line` that it is given for has them."""
-        parts = parts_of(self.net, line) if self.n_parts > 1 else None
+        parts = mixed(self.net, line, self.cut_layers) if self.cut_layers else parts_of(self.net, line) if self.n_parts > 1 else None
         return [Stage(self.net, lo, hi, s == 0, s == self.n_stages - 1, parts) for s, (lo, hi) in enumerate(pairwise(ends))]
 
     def _plan(self) -> Plan:
@@ -212,9 +215,9 @@ class Staged(Serverless):
         initial = stage.init(job.seed)
         before, after = make_chain(job.optimizer, job.rate).split()
         store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after)
-        chosen = self.between.pick(initial.nbytes)
+        chosen = self.between.pick(stage.n_summed * net.dtype.itemsize)
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
-        gradient = chosen.allocate(stage.n_params, net.dtype)
+        gradient = chosen.allocate(max(self.replicas.allgather(stage.n_params)), net.dtype)[: stage.n_params]
         held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], self.m, job.recompute, own)
         if self.coded:
             coded = self.codes[s] = Compressed(job.compress, stage.params, net.dtype, net.backend, job.seed, stage.start, net.n_params)
@@ -222,7 +225,7 @@ class Staged(Serverless):
             coded.open(self.replicas)
             self.sums[s] = coded.plan(coded.look_at(gradient))
         elif self.n_workers > 1 and not self.pushes:
-            self.sums[s] = chosen.plan(gradient)
+            self.sums[s] = chosen.plan(gradient[: stage.n_summed]) if stage.n_summed else Done()
         if before is not None:
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
@@ -233,9 +236,10 @@ class Staged(Serverless):
         self.waiting.meet(self.comm, "the comparison of replicas")
         digests = {}
         for s, held in self.held.items():
-            digest = hashlib.blake2b(held.weights().data)
+            n = held.stage.n_summed
+            digest = hashlib.blake2b(held.weights()[:n].data)
             for array in held.store.optimizer.values():
-                digest.update(array.data)
+                digest.update(array[:n].data)
             digests[s] = digest.hexdigest()
         for rank, found in enumerate(every := self.comm.allgather(digests)):
             first = every[self.grid.rank(**{**self.grid.coords(rank), "data": 0})]
@@ -265,7 +269,8 @@ class Staged(Serverless):
         codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
         if self.job.compress and not self.coded:
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{codes}"
+        mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""
+        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{mix}{codes}"
 
     @property
     def n_keepers(self) -> int:

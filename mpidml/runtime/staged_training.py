@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from mpidml.collectives.base import Sum
@@ -12,6 +13,7 @@ from mpidml.nn.step import Step
 from mpidml.runtime import scoring
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
+from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.staged_step import Executor, outputs
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.runtime.training import Training
@@ -32,14 +34,24 @@ class StageTraining(Training):
         flow = Flow(self.strategy, self.net)
         data = self.strategy.data
         x, y = data.rows(of)
-        lo, hi = scoring.share(len(x), self.worker, self.strategy.n_workers)
+        shares = [scoring.share(len(x), worker, self.strategy.n_workers) for worker in range(self.strategy.n_workers)]
+        lo, hi = shares[self.worker]
+        if self.strategy.cut_layers:
+            flow.counts = list(zip_longest(*(_sizes(hi - lo, BLOCK) for lo, hi in shares), fillvalue=0))
         found = scoring.score(flow, w, x[lo:hi], y[lo:hi], data.targets, heads=data.heads)  # type: ignore[arg-type]
+        if lo == hi:  # others may need this rank's parts
+            flow.scored(w, x[lo:hi], y[lo:hi], BLOCK)
         nothing = scoring.Scores((), (), 0)
         return found if self.strategy.tells else nothing._replace(heads=(nothing,) * len(data.heads))
 
 
 class Flow:
-    """To `scoring.score` a network whose rows flow through the stages of a replica; where the last stage is not, nothing comes out."""
+    """To `scoring.score` a network whose rows flow through the stages of a replica; where the last stage is not, nothing comes out.
+
+    `counts`: of each block the rows of each rank, where parts of layers are for the rows of all: who has no rows any more takes part.
+    """
+
+    counts: Sequence[tuple[int, ...]] = ()
 
     def __init__(self, strategy: Any, net: Any) -> None:
         self.strategy, self.net = strategy, net
@@ -48,13 +60,18 @@ class Flow:
 
     def scored(self, w: Array, x: Any, y: Array, block: int, out: Array | None = None) -> list[list[tuple[float, int]]]:
         """Return what `Network.scored` does."""
-        sizes = [min(block, len(x) - lo) for lo in range(0, len(x), block)]
+        sizes = _sizes(len(x), block)
+        sizes += [0] * (len(self.counts) - len(sizes))
+        for held in self.strategy.held.values():
+            held.counts = self.counts
 
         def fill(number: int, rows: Array) -> None:
             rows[...] = x[number * block : number * block + len(rows)]
 
         found = []
         for number, outs in outputs(list(self.strategy.held.values()), sizes, fill):
+            if not sizes[number]:
+                continue
             at = slice(number * block, number * block + sizes[number])
             if out is not None:
                 for head, each in zip(self.heads, outs, strict=True):
@@ -115,7 +132,11 @@ class GridStepper(Stepper):
             self.measured, task.scored_epoch = task._look(strategy.weights, epoch), epoch
             self.score_seconds += clock_now() - looked_at - (strategy.waiting.away_seconds - away)
         shares = [strategy.sampler.indices(clock, task.worker) for clock in range(first, first + n)]
-        parts = [part for rows in shares for part in _parts(len(rows), strategy.n_items)]
+        parts = self._parts(first, n, task.worker)
+        if strategy.cut_layers:
+            counts = list(zip(*([part.stop - part.start for part in self._parts(first, n, worker)] for worker in range(strategy.n_workers)), strict=True))
+            for held in strategy.held.values():
+                held.counts = counts
 
         def fill(held: Held, item: int, step: Step, again: bool = False) -> None:
             i, part = item // strategy.n_items, parts[item]
@@ -146,6 +167,12 @@ class GridStepper(Stepper):
         self.clock += n
         self.part.step = self.clock
 
+    def _parts(self, first: int, n: int, worker: int) -> list[slice]:
+        """Return the microbatches of a worker's shares in `n` clocks from `first` on."""
+        strategy = self.strategy
+        sizes = (len(strategy.sampler.indices(clock, worker)) for clock in range(first, first + n))
+        return [part for size in sizes for part in _parts(size, strategy.n_items)]
+
     def _lost(self, item: int, loss: float) -> None:
         """Tell of a clock once all its microbatches are back: on the rank of the last stage."""
         strategy, task = self.strategy, self.task
@@ -172,6 +199,11 @@ class GridStepper(Stepper):
         self.left_at = self.strategy.waiting.away_seconds
         if self.strategy.tells:
             super()._left()
+
+
+def _sizes(n: int, block: int) -> list[int]:
+    """Return the rows of each block of n rows."""
+    return [min(block, n - lo) for lo in range(0, n, block)]
 
 
 def _parts(n: int, n_parts: int) -> Iterator[slice]:

@@ -49,6 +49,8 @@ class Hybrid(Staged):
         if job.deterministic and not policy.repeatable:
             raise UserError(f"--deterministic: {job.policy()} cannot repeat, its reads depend on timing; use bsp or ssp")
         job.refuse(("collective", "compress"), f"{sync}, under which replicas push to servers of each stage")
+        if job.mix:
+            raise UserError(f"{sync}: lets replicas go ahead of each other, and parts of layers under --mix {job.mix} need all ranks at once; leave one of them out")
         if make_chain(job.optimizer, job.rate).split()[0] is not None:
             raise UserError(f"--optimizer {job.optimizer}: measures whole tensors or all stages, of which each server changes its own; use clamp, or --sync bsp")
         for wave, closed in enumerate(self._own_pushes() if self.every else ()):

@@ -26,10 +26,10 @@ def embed(x: Array, passed: Array, columns: Array, starts: Array, table: Array, 
     """
     k = len(passed)
     out[:, :k] = x[:, passed]
-    out[:, k:] = table[x[:, columns].astype(np.int64) + starts].reshape(len(x), -1)
+    out[:, k:] = table[x[:, columns].astype(np.int64) + starts].reshape(len(x), len(columns) * table.shape[1])
 
 
 def embed_backward(d: Array, x: Array, passed: Array, columns: Array, starts: Array, g: Array) -> None:
     """Compute g = 0, then add the gradient d of `embed`'s output to the rows of the table that it read, in the order of rows and columns."""
     g[...] = 0
-    np.add.at(g, x[:, columns].astype(np.int64) + starts, d[:, len(passed) :].reshape(len(x), len(columns), -1))
+    np.add.at(g, x[:, columns].astype(np.int64) + starts, d[:, len(passed) :].reshape(len(x), len(columns), g.shape[1]))

@@ -101,6 +101,10 @@ class Layer:
         """Return buffers for what `backward` needs of m rows besides x and out; the first axis is that of the rows where rows are scored, too."""
         return ()
 
+    def lent(self, kept: tuple[Array, ...], m: int) -> tuple[Array, ...]:
+        """Return what of the buffers of `kept` a pass over m rows gets."""
+        return tuple(each[:m] for each in kept)
+
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that fill `a.out`."""
         raise NotImplementedError

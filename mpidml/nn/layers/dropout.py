@@ -33,6 +33,10 @@ class Dropout(Layer):
         """Return the place of this layer's key in the pass."""
         return (np.zeros(1, np.uint64),)
 
+    def lent(self, kept: tuple[Array, ...], m: int) -> tuple[Array, ...]:
+        """Return the key, also where there are no rows."""
+        return kept
+
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that drop into `out`: the layer before needs its own output to undo its activation."""
         own = np.array([rng.key(0, "dropout", self.place)], np.uint64)  # layers of one width must not share a mask

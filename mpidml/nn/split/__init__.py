@@ -19,6 +19,12 @@ other, with tensors of its own shapes, and whoever runs layers runs parts.
     layout    a rank's flat weights within the flat weights of the whole network
     traffic   what a pass sums, in elements and bytes
     chain     all of it for one chain of layers
+    whole     all of it for a network, heads and all
+
+Where the ranks of a line share out a batch, parts of some layers stand among whole ones, and every rank's x and out are its own rows:
+
+    spread    rows of a batch that are gathered, and what goes back to the rank whose rows they are; spread_dense, spread_embedding: the parts
+    mix       which layers those are
 
 Whether an array is whole or a part is known between any two layers: whole arrays are alike on all ranks, to the bit, and so are the gradients of
 tensors that every rank holds (the bias behind a sum, the layers that stay whole).

@@ -51,6 +51,11 @@ class Part(Layer):
         return []
 
 
+def is_shared(layer: Layer, name: str) -> bool:
+    """Tell whether other ranks have the same tensor of that name, too: all of a layer that is no part."""
+    return not isinstance(layer, Part) or name in layer.shared
+
+
 def index_of(layer: Layer) -> dict[str, Index]:
     """Return the place of a layer's tensors within the whole ones: of a part its own, else all of them."""
     if isinstance(layer, Part):

@@ -8,16 +8,18 @@ from mpidml.nn.layers.base import Layer
 from mpidml.nn.split.chain import split
 from mpidml.nn.split.line import Line
 from mpidml.nn.split.loss import Ending
+from mpidml.nn.split.spread import Spread
 
 if TYPE_CHECKING:
     from mpidml.nn.network import Network
 
 
 class Parts(NamedTuple):
-    """A rank's parts of a network: as many layers, in the same order, and what ends each head."""
+    """A rank's parts of a network: as many layers, in the same order, and what ends each head; `spread`: how rows lie on the ranks, where not all do on each."""
 
     layers: tuple[Layer, ...]
     endings: tuple[Ending, ...]
+    spread: Spread | None = None
 
 
 def parts_of(net: Network, line: Line) -> Parts:

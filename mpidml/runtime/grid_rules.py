@@ -1,0 +1,41 @@
+"""Say what goes on a grid of ranks, and what does not, before anything is read."""
+
+from __future__ import annotations
+
+from mpidml.collectives.base import FOLDER
+from mpidml.core import plugins
+from mpidml.core.errors import UserError
+from mpidml.core.grid import ProcessGrid
+from mpidml.core.job import Job
+from mpidml.nn import models
+from mpidml.nn.split import mix
+from mpidml.runtime.net import net_text
+
+
+def summing(job: Job) -> str:
+    """Return by which collective gradients of replicas are summed; UserError for one that sums nothing, or uses memory that is not to be shared."""
+    found = job.collective
+    if found == Job.collective:
+        found = "ring" if job.deterministic else "auto:memory=false" if job.transport == "mpi" else found
+    if not plugins.make(FOLDER, found).exact:
+        raise UserError(f"--collective {job.collective}: does not sum over all ranks; use one of ring, rabenseifner, tree, mpi, auto")
+    if job.transport == "mpi" and job.collective.partition(":")[0] in ("shared", "hierarchical"):
+        raise UserError(f"--transport mpi: uses no shared memory, --collective {job.collective} does; leave one of them out")
+    return found
+
+
+def cut_layers(job: Job, grid: ProcessGrid) -> frozenset[int]:
+    """Return which layers of the job's network --mix has cut into parts over the ranks that share out a batch; none without it."""
+    if not job.mix:
+        return frozenset()
+    if grid.n_ranks > grid.sizes["data"]:
+        raise UserError(f"--mix {job.mix}: lays layers over the ranks of one axis, data, and the grid is {grid}; give --grid data={grid.n_ranks}, or leave --mix out")
+    if job.compress:
+        raise UserError(f"--compress {job.compress}: codes are of whole tensors, and --mix {job.mix} cuts some; leave one of them out")
+    plan = models.layers_of(job, net_text(job))
+    return mix.cut_layers(job.mix, [*plan.layers, *(layer for head in plan.heads for layer in head.layers)])
+
+
+def told(cut: frozenset[int]) -> str:
+    """Say which layers are cut."""
+    return f"layer{'s' * (len(cut) > 1)} {', '.join(str(i + 1) for i in sorted(cut))} in parts over all ranks"
