@@ -27,6 +27,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpidml.core.errors import UserError
+from mpidml.runtime import launcher_daemon
+from mpidml.runtime.launch import world_from_environment
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -170,6 +172,8 @@ class _End:
         MPICH's Abort on COMM_WORLD may return before its launcher kills this rank. Where a rank left by itself at that moment (as Abort on a
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
         """
+        if world_from_environment(os.environ).local_size < self.comm.size:
+            launcher_daemon.end_later()
         self.comm.Abort(code)
         time.sleep(GRACE_SECONDS)
         os._exit(code)
