@@ -53,6 +53,7 @@ N, TIMES = 120_000, 3
 HEADERS = 1.1
 """What frames, acknowledgements and MPI's own words may add to what is sent."""
 END_SECONDS, WAIT_LIMIT = 30, 4
+SERVERS, RING, PIPELINE = ["--sync", "ssp:2"], ["--strategy", "data_parallel", "--collective", "ring"], ["--strategy", "pipeline", "--partition", "equal"]
 HOLD = """
 import subprocess, time
 from tests.hosts import Cluster
@@ -209,18 +210,14 @@ def test_the_wire_sees_where_mpi_goes_around_the_network(tmp_path, monkeypatch):
     assert all(wire < counted for counted, wire in sums["ring"])
 
 
-def program(tmp_path, name):
-    """Return the words that train without an end, by servers or by a strategy without them."""
-    if name == "tables":
-        (tmp_path / "script.py").write_text(test_faults.SCRIPT.replace("FAULT", "pass"))
-        return [tmp_path / "script.py", "colocated", WAIT_LIMIT]
+def program(tmp_path, strategy):
+    """Return the words that train without an end; nothing has to be compiled first."""
     (tmp_path / "told.py").write_text(LINK)
-    strategy = {"ring": ["--strategy", "data_parallel", "--collective", "ring"], "pipeline": ["--strategy", "pipeline", "--partition", "equal"]}[name]
     words = ["-m", "mpidml", "train", *strategy, "--optimizer", tmp_path / "told.py", "--hidden", "8,8,8", "--backend", "numpy", "--epochs", "1000000"]
     return [*words, "--wait-limit", WAIT_LIMIT, "--no-report", "--out", tmp_path / "run"]
 
 
-def harmed(monkeypatch, tmp_path, cluster, name, ranks_per_host, harm):
+def harmed(monkeypatch, tmp_path, cluster, strategy, ranks_per_host, harm):
     """Train until `harm` is done; return how the job ended, with what was left of it then, but for what is frozen."""
     monkeypatch.setattr(test_faults, "N", len(cluster.names) * ranks_per_host)
     frozen: set[int] = set()
@@ -228,7 +225,7 @@ def harmed(monkeypatch, tmp_path, cluster, name, ranks_per_host, harm):
     def act(launcher, ranks):
         frozen.update(harm() or ())
 
-    ended = test_faults.run(program(tmp_path, name), act, lambda words, env: cluster.command(words, env, ranks_per_host))
+    ended = test_faults.run(program(tmp_path, strategy), act, lambda words, env: cluster.command(words, env, ranks_per_host))
     assert ended.code != 0 and ended.seconds < END_SECONDS, ended
     until = time.monotonic() + END_SECONDS  # beyond the link a job ends by itself
     while (left := set(cluster.processes()) - frozen) and time.monotonic() < until:
@@ -246,17 +243,17 @@ def report(ended):
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks_per_host", "waits"),
+    ("strategy", "ranks_per_host", "waits"),
     [
-        pytest.param("tables", 1, r"\[rank 0/2\] .*pull .*(worker 1 is at clock \d+ and last spoke|server\(s\) 1)", marks=pytest.mark.openmpi),
-        ("ring", 2, r"\[rank [01]/4\] .*waits for rank [0-3]"),
+        pytest.param(SERVERS, 1, r"\[rank 0/2\] .*pull .*(worker 1 is at clock \d+ and last spoke|server\(s\) 1)", marks=pytest.mark.openmpi),
+        (RING, 2, r"\[rank [01]/4\] .*waits for rank [0-3]"),
     ],
     ids=["servers", "ring"],
 )
-def test_behind_a_cut_link_and_before_it_the_job_ends_with_one_report_of_who_waits_for_whom(tmp_path, monkeypatch, name, ranks_per_host, waits):
+def test_behind_a_cut_link_and_before_it_the_job_ends_with_one_report_of_who_waits_for_whom(tmp_path, monkeypatch, strategy, ranks_per_host, waits):
     need_hosts()
     with Cluster(2, delay=MS, rate=GBIT) as cluster:
-        ended = harmed(monkeypatch, tmp_path, cluster, name, ranks_per_host, lambda: cluster.change("cut", 1))
+        ended = harmed(monkeypatch, tmp_path, cluster, strategy, ranks_per_host, lambda: cluster.change("cut", 1))
     assert re.search(waits, report(ended)), ended.err
 
 
@@ -264,7 +261,7 @@ def test_behind_a_cut_link_and_before_it_the_job_ends_with_one_report_of_who_wai
 def test_a_host_that_is_frozen_is_waited_for_no_longer_than_the_limit_and_ends_when_it_wakes(tmp_path, monkeypatch):
     need_hosts()
     with Cluster(2, delay=MS, rate=GBIT) as cluster:
-        ended = harmed(monkeypatch, tmp_path, cluster, "pipeline", 1, lambda: cluster.freeze(1))
+        ended = harmed(monkeypatch, tmp_path, cluster, PIPELINE, 1, lambda: cluster.freeze(1))
         assert "[rank 0/2 pipe 0] WaitTimeout: " in (line := report(ended)) and "rank 1" in line, ended.err
         cluster.signal(1, signal.SIGCONT)
         until = time.monotonic() + END_SECONDS
@@ -278,7 +275,7 @@ def test_a_host_all_of_whose_processes_are_killed_ends_the_job(tmp_path, monkeyp
     """The launcher finds out sooner than the limit."""
     need_hosts()
     with Cluster(2, delay=MS, rate=GBIT) as cluster:
-        ended = harmed(monkeypatch, tmp_path, cluster, "tables", 1, lambda: cluster.signal(1, signal.SIGKILL))
+        ended = harmed(monkeypatch, tmp_path, cluster, SERVERS, 1, lambda: cluster.signal(1, signal.SIGKILL))
     assert ended.err.count("Traceback (most recent call last)") <= 1, ended.err
 
 
