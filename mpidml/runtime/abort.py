@@ -171,6 +171,7 @@ class _End:
 
         MPICH's Abort on COMM_WORLD may return before its launcher kills this rank. Where a rank left by itself at that moment (as Abort on a
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
+        Over several hosts the launcher may wait for one that is cut off; then its daemon here is ended later.
         """
         if world_from_environment(os.environ).local_size < self.comm.size:
             launcher_daemon.end_later()
