@@ -77,6 +77,11 @@ def ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def _is_stale(name: str) -> bool:
+    """Tell whether the program that gave something its name has ended."""
+    return not Path("/proc", name.split("-")[2]).exists()
+
+
 def _remove(space: str) -> None:
     """Take a namespace away with all that runs there."""
     while pids := processes(space):
@@ -97,7 +102,7 @@ class Hosts:
 
     def __enter__(self) -> Self:
         self.before: Any = signal.signal(signal.SIGTERM, _terminated)
-        self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}-")
+        self.folder = tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-")
         try:
             self._build()
         except BaseException:
@@ -110,9 +115,11 @@ class Hosts:
         raise NotImplementedError
 
     def _build(self) -> None:
-        for name in namespaces():
-            if not Path("/proc", name.split("-")[2]).exists():
-                _remove(name)
+        for name in filter(_is_stale, namespaces()):
+            _remove(name)
+        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-*"):
+            if _is_stale(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
         for space in self.spaces:
             ip("netns", "add", space)
         self.join()

@@ -59,7 +59,7 @@ import subprocess, time
 from tests.hosts import Cluster
 with Cluster(2) as cluster:
     subprocess.Popen([f"{cluster.folder}/on", "h2", "sleep", "1000"])
-    print(cluster.switch.pid, flush=True)
+    print(cluster.switch.pid, cluster.folder, flush=True)
     time.sleep(60)
 """
 # Descend, and say once when the training is under way.
@@ -286,7 +286,7 @@ def test_what_a_killed_program_leaves_on_its_hosts_goes_with_the_next():
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     child = subprocess.Popen([sys.executable, "-c", HOLD], cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
-    switch = int(child.stdout.readline())
+    switch, folder = child.stdout.readline().split()
     child.kill()
     child.wait()
     child.stdout.close()
@@ -295,4 +295,4 @@ def test_what_a_killed_program_leaves_on_its_hosts_goes_with_the_next():
     (sleeping,) = processes(left[1])
     with Cluster(1):
         pass
-    assert namespaces(child.pid) == namespaces(os.getpid()) == [] and not running(sleeping) and not running(switch)
+    assert namespaces(child.pid) == namespaces(os.getpid()) == [] and not running(sleeping) and not running(int(switch)) and not Path(folder).exists()
