@@ -70,14 +70,18 @@ class Ended(NamedTuple):
     left: list[int]
 
 
-def run(args, act=None):
-    """Start N ranks; let `act(launcher, pids)` do harm in the middle of the training, or wait for the harm that the program announces."""
-    words, env = mpirun_command(N, os.environ)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+def run(args, act=None, start=None):
+    """Start N ranks, here or by `start`; let `act(launcher, pids)` do harm in the middle of the training, or wait for the harm that the program announces."""
+    args, env = [str(arg) for arg in args], {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    if start is None:
+        words, env = mpirun_command(N, env)
+        words += [sys.executable, *args]
+    else:
+        words, env = start(args, env)
     said, began = [], None
     with subprocess.Popen(
-        [*words, sys.executable, *map(str, args)],
-        env={**env, "PYTHONPATH": paths},
+        words,
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ ARRIVED, SUMMED, BETWEEN, TAKEN = range(4)
 
 
 class Hierarchical(Collective):
-    """Between hosts travels what the algorithm `between` sends for one rank a host, not for each: 1 / (ranks a host) of the bytes.
+    """Between hosts travels what the algorithm `between` sends for one rank a host, not for each: 1 / (ranks a host) of rabenseifner's bytes.
 
     On one host nothing travels at all. Buffers from `allocate` are summed where they are, if every rank gives the same part.
     Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.runtime import launcher_daemon
+from mpidml.runtime.launch import world_from_environment
 from mpidml.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -199,9 +201,12 @@ class _End:
 
         MPICH's Abort on COMM_WORLD may return before its launcher kills this rank. Where a rank left by itself at that moment (as Abort on a
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
+        Over several hosts the launcher may wait for one that is cut off; then its daemon here is ended later.
         """
         with contextlib.suppress(OSError):
             signal.alarm(round(2 * GRACE_SECONDS))  # should Abort itself hang, and keep the interpreter to itself
+        if world_from_environment(os.environ).local_size < self.comm.size:
+            launcher_daemon.end_later()
         self.comm.Abort(code)
         time.sleep(GRACE_SECONDS)
         os._exit(code)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from benchmarks.link import Link, lacking, namespaces
+from benchmarks.hosts import namespaces
+from benchmarks.link import Link, lacking
 from tests.ranks import ROOT, need, run
 
 HOLD = """
@@ -30,21 +31,15 @@ comm.free()
 """
 
 
-def interface_bytes(space: str) -> int:
-    """Return what has left a host."""
-    said = subprocess.run(["ip", "netns", "exec", space, "cat", "/sys/class/net/eth0/statistics/tx_bytes"], capture_output=True, text=True, check=True)
-    return int(said.stdout)
-
-
 def test_ranks_live_on_two_hosts_and_what_they_send_crosses_the_link() -> None:
     need(not lacking(), "root, ip and tc")
     send = RANKS.replace("comm.free()", "import numpy as np\ncomm.Bcast(np.zeros(1_000_000, np.uint8))\ncomm.free()")
     with Link("1gbit") as link:
-        before = interface_bytes(link.spaces[0])
+        before = link.tx_bytes(0)
         command, env = link.command(["-c", send], os.environ)
         done = run(command, 60, env)
         assert done.out.split() == ["2", "False", "[0,", "-1]"], done.err
-        assert interface_bytes(link.spaces[0]) - before > 1_000_000
+        assert link.tx_bytes(0) - before > 1_000_000
     assert namespaces(os.getpid()) == []
 
 
