@@ -23,7 +23,7 @@ from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
+from mpidml.runtime.threads import one_thread
 
 
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:
@@ -31,13 +31,12 @@ def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, wri
 
     `options`: data, labels, unseen, plot, out, as the flags of their names. UserError for bad input, before any work.
     """
-    with given_or_all(comm) as ranks:
+    with given_or_all(comm) as ranks, one_thread():  # the same bits at any number of ranks
         asked = agree(ranks, lambda: Evaluation().with_values({"run": str(run), **options}, "evaluate"))
         return _evaluate(asked, ranks, quiet, write)
 
 
 def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) -> dict[str, Any]:
-    limit_threads()  # the last bits of a product depend on the number of threads
     leads = comm.rank == 0
     folder = RunFolder(Path(asked.out or asked.run))
     agree(comm, lambda: _check_out(asked.out) if leads and write and asked.out else None)

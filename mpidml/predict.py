@@ -18,12 +18,12 @@ from mpidml.core.role import Array
 from mpidml.runtime import prediction_files
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
-from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.comm import CountedComm, until
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import Saved, open_run
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
+from mpidml.runtime.threads import one_thread
 
 CHUNK = 16 * BLOCK
 TAG = 11
@@ -34,14 +34,13 @@ def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = 
 
     Options are the flags of their names. UserError for bad input, before any work; the file is whole or not there.
     """
-    with given_or_all(comm) as ranks:
+    with given_or_all(comm) as ranks, one_thread():  # the same bits at any number of ranks
         given = {"run": str(run), "data": str(data), "out": str(out), "unseen": unseen}
         asked = agree(ranks, lambda: Prediction().with_values(given, "predict"))
         return _predict(asked, ranks, quiet)
 
 
 def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any]:
-    limit_threads()  # the last bits of a product depend on the number of threads
     leads = comm.rank == 0
     agree(comm, lambda: prediction_files.check(asked.out) if leads else None)
     saved = open_run(asked.run, comm, lambda name: compiled(name, comm, quiet))
@@ -57,7 +56,7 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
     else:
         for _ in chunks:
             pass
-    comm.nap()
+    comm.Barrier()
     return {"run": str(asked.run), "data": rows.name, "rows": n, "classes": names, "out": asked.out}
 
 
@@ -75,13 +74,13 @@ def _chunks(saved: Saved, x: Any, comm: CountedComm) -> Iterator[Array]:
                 else:
                     sent.append((comm.Isend(outputs, 0, TAG), outputs))
                     if len(sent) > 2:
-                        sent.pop(0)[0].Wait()
+                        until(sent.pop(0)[0].Test)
             elif comm.rank == 0:
                 outputs = np.empty((len(rows), saved.net.n_outputs), saved.net.dtype)
-                comm.Irecv(outputs, owner, TAG).Wait()
+                until(comm.Irecv(outputs, owner, TAG).Test)
                 yield outputs
     for request, _ in sent:
-        request.Wait()
+        until(request.Test)
 
 
 def _told(saved: Saved) -> list[prediction_files.Told]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mpidml.core.partition import cut
 from mpidml.core.role import Array
+from mpidml.runtime.comm import until
 from mpidml.runtime.wire import pieces
 
 
@@ -91,7 +92,7 @@ class Bands:
             self.line.Isend(piece, rank, self.tag) for rank, array in enumerate(out) if rank != self.line.rank for piece in pieces(np.ascontiguousarray(array))
         ]
         for request in requests:
-            request.Wait()
+            until(request.Test)
         found[self.line.rank] = out[self.line.rank]
         return found
 

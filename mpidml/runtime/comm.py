@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from mpidml.collectives.base import LEAST_NAP_SECONDS, SPIN_SECONDS
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 
@@ -24,6 +26,7 @@ from mpi4py import MPI  # noqa: E402 - the lines above must come first
 
 Array = np.ndarray[Any, Any]
 FIRST_NEW_TAG = 1000
+LONGEST_NAP_SECONDS = 5e-3
 STRONG_ORDER = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -119,28 +122,23 @@ class CountedComm:
                 window.Sync()
 
     def Barrier(self) -> None:
-        self.mpi.Barrier()
-
-    def host_nap(self) -> None:
-        """Wait for all ranks of the host without taking their cores: for waits of seconds, where a Barrier would spin (Collective on the host's ranks)."""
-        _nap(self.host)
-
-    def nap(self) -> None:
-        """Wait for all ranks without taking their cores (Collective on comm)."""
-        _nap(self.mpi)
+        meet(self.mpi)
 
     def Bcast(self, buffer: Any, root: int = 0) -> None:
         if self.rank == root:
             self.count(memoryview(buffer).nbytes * (self.size - 1))
-        self.mpi.Bcast([buffer, MPI.BYTE], root)
+        until(self.mpi.Ibcast([buffer, MPI.BYTE], root).Test)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
+        meet(self.mpi)
         return self.mpi.bcast(value, root)
 
     def gather(self, value: Any, root: int = 0) -> Any:
+        meet(self.mpi)
         return self.mpi.gather(value, root)
 
     def allgather(self, value: Any) -> list[Any]:
+        meet(self.mpi)
         return list(self.mpi.allgather(value))
 
     def fits(self, nbytes: int) -> bool:
@@ -188,10 +186,20 @@ class CountedComm:
         self.mpi.Free()
 
 
-def _nap(comm: Any) -> None:
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(5e-3)
+def until(ready: Callable[[], bool]) -> None:
+    """Wait until `ready()`: spin a little, then leave the core to others."""
+    began, nap = time.perf_counter(), LEAST_NAP_SECONDS
+    while not ready():
+        waited = time.perf_counter() - began
+        if waited > SPIN_SECONDS:
+            time.sleep(nap)
+            nap = min(LONGEST_NAP_SECONDS, waited / 8)
+
+
+def meet(comm: Any) -> None:
+    """Wait for all ranks of an MPI communicator without taking their cores, where a blocking call of MPI would spin for as long as the last one is busy."""
+    if comm.size > 1:
+        until(comm.Ibarrier().Test)
 
 
 def thread_multiple() -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from mpidml.core.errors import UserError
-from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.comm import CountedComm, meet
 from mpidml.runtime.scratch import Scratch
 
 T = TypeVar("T")
@@ -26,18 +26,23 @@ class Crew:
     def run(self, function: Callable[[], T]) -> T | None:
         """Return `function()` on the first rank of the host, None on the others, which do their parts meanwhile (Collective on the host's ranks)."""
         if self.host.rank:
-            while (order := self.host.bcast(None, 0)) is not None:
+            while (order := self._told(None)) is not None:
                 self._part(*order)
             return None
         try:
             return function()
         finally:
-            self.host.bcast(None, 0)
+            self._told(None)
+
+    def _told(self, order: Any) -> Any:
+        """Return on every rank what the first one orders; reading may take it long, and the others leave their cores to it meanwhile."""
+        meet(self.host)
+        return self.host.bcast(order, 0)
 
     def share(self, function: Any, items: Sequence[Any], *arguments: Any) -> list[Any]:
         """Return what each rank's call function(scratch, its part of the items, *arguments) returned; UserError is that of the lowest rank."""
         items = list(items)
-        found = self._part(*self.host.bcast((function, items, arguments), 0))
+        found = self._part(*self._told((function, items, arguments)))
         assert found is not None
         if errors := [error for _, error in found if error is not None]:
             raise UserError(errors[0])
@@ -50,6 +55,7 @@ class Crew:
             value = function(self.scratch, items[lo:hi], *(_here(argument, self.scratch) for argument in arguments))
         except UserError as found:
             error = str(found)
+        meet(self.host)
         return self.host.gather((value, error), 0)
 
 
