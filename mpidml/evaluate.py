@@ -23,7 +23,6 @@ from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import one_thread
 
 
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, wri
 
     `options`: data, labels, unseen, plot, out, as the flags of their names. UserError for bad input, before any work.
     """
-    with given_or_all(comm) as ranks, one_thread():  # the same bits at any number of ranks
+    with given_or_all(comm) as ranks:
         asked = agree(ranks, lambda: Evaluation().with_values({"run": str(run), **options}, "evaluate"))
         return _evaluate(asked, ranks, quiet, write)
 

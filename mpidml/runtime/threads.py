@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,18 +101,24 @@ def limit_threads() -> None:
     threadpool_limits(budget(os.environ), "blas")
 
 
+@cache
+def _pools(with_scipy: bool) -> Any:
+    """Find the BLAS libraries that are loaded; SciPy's own may come later."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Let BLAS compute with one thread, whatever is set: how it shares out a product among threads decides the last bits.
 
     So wherever the same bits are promised at any number of ranks, or in another cut, the number of threads may not follow theirs.
     """
-    from threadpoolctl import threadpool_limits
-
     before = {name: os.environ.get(name) for name in BLAS_VARIABLES}
     os.environ.update(dict.fromkeys(BLAS_VARIABLES, "1"))  # for a BLAS that is loaded meanwhile, which then stays at one
     try:
-        with threadpool_limits(1, "blas"):
+        with _pools("scipy.linalg" in sys.modules).limit(limits=1):
             yield
     finally:
         for name, value in before.items():

@@ -10,7 +10,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mpidml.core.job import Job
-from mpidml.runtime import threads
+from mpidml.runtime import scoring, threads
 from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES, World, without_launcher
 from mpidml.runtime.threads import Place, budget_threads, chosen, crowding, one_thread, quota, share
 from mpidml.strategies.base import train
@@ -131,6 +131,20 @@ def test_promised_bits_know_nothing_of_threads(monkeypatch):
         assert weights(1, strategy="data_parallel") != weights(2, strategy="data_parallel")
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # a pipeline takes what the user has set
         assert weights(1, strategy="pipeline") != weights(2, strategy="pipeline")
+
+
+def test_a_model_is_found_as_good_by_any_number_of_threads():
+    """So `evaluate` finds what a run with other ranks has found; blocks that were computed with as many threads as there are would not agree."""
+    keep: dict = {}
+    train(Job(hidden=(512,), batch=33, steps=1, epochs=0, hold_out=0.0), quiet=True, write=False, data=ROWS, keep=keep)
+    given = keep["network"], keep["values"], ROWS[0].astype(np.float32), ROWS[1]
+    found, raw = [], []
+    for n in (1, 2):
+        with threadpool_limits(n, "blas"):
+            found.append(scoring.score(*given, None))
+            raw.append(keep["network"].scored(*given[1:], scoring.BLOCK))
+    assert found[0] == found[1]
+    assert raw[0] != raw[1] or len(os.sched_getaffinity(0)) == 1
 
 
 def places(*cores, n_threads=1, n_given=4):
