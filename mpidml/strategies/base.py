@@ -80,18 +80,18 @@ class Run:
     """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
     def __init__(
-        self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None, start: Start | None, held: ExitStack
-    ) -> None:
+        self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None,
+        start: Start | None = None, held: ExitStack | None = None,
+    ) -> None:  # fmt: skip
         """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved.
 
-        `held` is left when the run has ended.
-        """
-        self.comm, self.quiet, self.brief = comm, quiet, brief
+        `held` is left when the run has ended."""
+        self.comm, self.quiet, self.brief, self.held = comm, quiet, brief, held or ExitStack()
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
         if job.deterministic or (self.strategy.same_bits and not chosen(os.environ)):
-            held.enter_context(one_thread())
+            self.held.enter_context(one_thread())
         crowded = warning(comm)
         agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
