@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Any
 
 from mpidml.runtime import launch
+from mpidml.runtime.threads import budget_threads
 
 
 def main() -> None:
     """Run the command line of this process; exit code 0, 1 (failed) or 2 (bad input)."""
-    launch.budget_threads(os.environ)  # before NumPy is imported
+    budget_threads(os.environ)  # before NumPy is imported
     world = launch.world_from_environment(os.environ)
     from mpidml.cli import parse
     from mpidml.core.errors import UserError
@@ -32,6 +34,12 @@ def main() -> None:
             from mpidml.scale import scale
 
             scale(given)
+            return
+        if command == "warm":  # one process of each host
+            if world.local_rank == 0:
+                from mpidml_kernels import warm
+
+                warm(partial(print, file=stdout, flush=True))
             return
     except UserError as error:
         # Every rank reads the same words, so every rank finds the same fault; one says so.

@@ -32,6 +32,7 @@ COMMANDS = {
     "predict": "what a run's model says of rows, with labels or without; writes a table",
     "schedule": "draw a pipeline schedule and tell its idle time, activations and versions of weights; without a name: list them",
     "export": "write the model of a run's folder as an ONNX file, with the scaling of its data: export RUN --out model.onnx",
+    "warm": "compile all kernels into the cache (NUMBA_CACHE_DIR, or the user's), so that no job has to: a line of a container's recipe",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
 OF_A_WORD: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction, "schedule": ScheduleRequest}
@@ -48,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
-    """Return the command and what it runs: the job of `train`, the values of the others; None for `info`.
+    """Return the command and what it runs: the job of `train`, the values of the others; None for `info` and `warm`.
 
     `--help` prints and exits; UserError for anything else that cannot be.
     """
@@ -61,8 +62,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     command, *rest = argv
     if command not in COMMANDS:
         raise UserError(f"'{command}': there is no such command; {nearest(command, COMMANDS)}")
-    if command == "info":
-        _Parser(prog="python -m mpidml info", description=COMMANDS["info"]).parse_args(rest)
+    if command in ("info", "warm"):
+        _Parser(prog=f"python -m mpidml {command}", description=COMMANDS[command]).parse_args(rest)
         return command, None
     if command == "export":
         parser = _Parser(prog="python -m mpidml export", description=COMMANDS["export"], allow_abbrev=False)

@@ -77,7 +77,7 @@ def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) 
         ranks = CountedComm(part)  # its own, so that its windows go with it: the next run needs the memory
         summary = train(job, ranks, quiet, write, kept, brief=True)
         ranks.free()
-    comm.nap()
+    comm.Barrier()
     part.Free()
     return (summary, kept["metrics"]) if comm.rank == 0 else None
 

@@ -23,7 +23,6 @@ from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import open_run
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
 
 
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:
@@ -37,7 +36,6 @@ def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, wri
 
 
 def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) -> dict[str, Any]:
-    limit_threads()  # the last bits of a product depend on the number of threads
     leads = comm.rank == 0
     folder = RunFolder(Path(asked.out or asked.run))
     agree(comm, lambda: _check_out(asked.out) if leads and write and asked.out else None)

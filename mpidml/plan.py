@@ -44,7 +44,7 @@ from mpidml.runtime.profiling import counted, profiles
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
+from mpidml.runtime.threads import one_thread
 from mpidml.sim import data_parallel
 from mpidml.sim.ranks import VirtualRanks
 
@@ -61,8 +61,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
 
     Layers are measured by rank 0 alone; on several ranks what is between the first and the last one is measured, too. UserError for what cannot be.
     """
-    with given_or_all(comm) as ranks:
-        limit_threads()
+    with given_or_all(comm) as ranks, one_thread():  # a rank is a core
         request, job = agree(ranks, lambda: asked(values))
         schedules, grids = agree(ranks, lambda: (_schedules(job), _grids(request, job)))
         agree(ranks, lambda: _check_sync(job))

@@ -23,7 +23,8 @@ from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.saved import Saved, open_run
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
-from mpidml.runtime.threads import limit_threads
+from mpidml.runtime.threads import one_thread
+from mpidml.runtime.watched import until
 
 CHUNK = 16 * BLOCK
 TAG = 11
@@ -34,14 +35,13 @@ def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = 
 
     Options are the flags of their names. UserError for bad input, before any work; the file is whole or not there.
     """
-    with given_or_all(comm) as ranks:
+    with given_or_all(comm) as ranks, one_thread():  # the same bits at any number of ranks
         given = {"run": str(run), "data": str(data), "out": str(out), "unseen": unseen}
         asked = agree(ranks, lambda: Prediction().with_values(given, "predict"))
         return _predict(asked, ranks, quiet)
 
 
 def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any]:
-    limit_threads()  # the last bits of a product depend on the number of threads
     leads = comm.rank == 0
     agree(comm, lambda: prediction_files.check(asked.out) if leads else None)
     saved = open_run(asked.run, comm, lambda name: compiled(name, comm, quiet))
@@ -57,7 +57,7 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
     else:
         for _ in chunks:
             pass
-    comm.nap()
+    comm.Barrier()
     return {"run": str(asked.run), "data": rows.name, "rows": n, "classes": names, "out": asked.out}
 
 
@@ -76,15 +76,15 @@ def _chunks(saved: Saved, x: Any, comm: CountedComm) -> Iterator[Array]:
                     sent.append((comm.Isend(outputs, 0, TAG), outputs))
                     if len(sent) > 2:
                         with comm.blocked("a chunk to rank 0"):
-                            sent.pop(0)[0].Wait()
+                            until(sent.pop(0)[0].Test)
             elif comm.rank == 0:
                 outputs = np.empty((len(rows), saved.net.n_outputs), saved.net.dtype)
                 with comm.blocked(f"a chunk from rank {owner}"):
-                    comm.Irecv(outputs, owner, TAG).Wait()
+                    until(comm.Irecv(outputs, owner, TAG).Test)
                 yield outputs
     with comm.blocked("chunks to rank 0"):
         for request, _ in sent:
-            request.Wait()
+            until(request.Test)
 
 
 def _told(saved: Saved) -> list[prediction_files.Told]:

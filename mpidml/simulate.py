@@ -99,7 +99,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     entries: list[dict[str, Any]] = []
     if leads:
         entries = _run_all(scale, variants, cost, net, data, folder, None if quiet else sys.stdout)
-    comm.nap()
+    comm.Barrier()
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 

@@ -14,7 +14,7 @@ from tests.ranks import Result, mpirun, python
 # Fork a child for each command line: each is a whole program, start to exit, but imports are paid for once. MPI starts in the child.
 MANY = """
 import json, os, runpy, sys
-from mpidml.runtime.launch import budget_threads
+from mpidml.runtime.threads import budget_threads
 budget_threads(os.environ)
 import mpidml.cli, mpidml.data.readers, mpidml.nn.step, mpidml.ps.shard, mpidml.ps.worker, mpidml_kernels
 for number, argv in enumerate(json.load(open(sys.argv[1]))):

@@ -132,7 +132,7 @@ def test_help_is_no_fault(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("trian", "'trian': there is no such command; known: compare, evaluate, export, info, plan, predict, scale, schedule, simulate, train; did you mean 'train'?"),
+        ("trian", "known: compare, evaluate, export, info, plan, predict, scale, schedule, simulate, train, warm; did you mean 'train'?"),
         ("train --epohcs 3", "there is no option '--epohcs'; known: --accumulate"),
         ("train --epohcs 3", "did you mean '--epochs'?"),
         ("train --epohcs=3", "did you mean '--epochs'?"),

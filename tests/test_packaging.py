@@ -40,6 +40,20 @@ def test_importing_mpidml_loads_neither_mpi_nor_a_compiler_nor_a_plotter():
     assert not heavy & set(result.out.split())
 
 
+def test_a_run_without_a_report_loads_nothing_that_it_has_no_use_for():
+    """Whatever is here costs each of 1,000 ranks time and looks at the file system. SciPy's linear algebra is there once a program's own kernel asks for it."""
+    heavy = {"matplotlib", "PIL", "pandas", "tqdm", "rich", "safetensors", "pyarrow", "h5py", "torch", "sklearn", "onnx", "asyncio", "multiprocessing", "http"}
+    heavy |= {"scipy.linalg", "scipy.sparse", "scipy.optimize", "scipy.stats", "scipy.special", "numpy.f2py", "numpy.testing", "unittest"}
+    script = (
+        "import sys, mpidml\nmpidml.train(mpidml.Job(steps=1, epochs=0), quiet=True, write=False)\nprint(*sys.modules)\n"
+        "import numba, numpy as np\nprint(numba.njit(lambda a: np.dot(a, a))(np.ones((2, 2)))[0, 0], 'scipy.linalg' in sys.modules)"
+    )
+    result = python(["-c", script], timeout=240)
+    loaded, own = result.out.splitlines()
+    assert {"numba", "mpi4py"} <= set(loaded.split()) and not heavy & set(loaded.split()), heavy & set(loaded.split())
+    assert own == "2.0 True"
+
+
 def test_what_the_package_offers_is_the_same_at_each_look():
     """A module that is called as its function takes the function's place in the package when it is imported."""
     result = python(["-c", "import mpidml\nfor _ in range(2):\n    print(*(callable(getattr(mpidml, name)) for name in mpidml.__all__))"])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import Watch, describe
 from benchmarks.rounds import Rounds, Sample, interleave
-from mpidml.runtime.launch import budget_threads
+from mpidml.runtime.launch import THREAD_VARIABLES
 
 SMOKE_VALUES = 1 << 12
 COLUMNS = 1 << 10
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
     options = parser.parse_args()
     n_rounds, n = (1, SMOKE_VALUES) if options.smoke else (options.rounds, options.values)
-    budget_threads(os.environ)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     print("\n".join(describe(os.environ, options.smoke)))
     print(f"\n{n} values, {4e-6 * n:.1f} MB; lower quartile of {n_rounds} rounds of CPU time; rates are of the float32 side, x: over memcpy's")
     measured, sizes = variants(n)

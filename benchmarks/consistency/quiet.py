@@ -41,4 +41,4 @@ class Patience:
                     time.sleep(LOOK_SECONDS)
                 if watch.others() < QUIET:
                     break
-        self.comm.nap()
+        self.comm.Barrier()

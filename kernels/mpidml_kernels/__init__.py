@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from pathlib import Path
+import time
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,11 +20,11 @@ from mpidml_kernels import adaptive, cache, csr, dense, loss, low_rank, norm, pa
 from mpidml_kernels.kernel import Kernel
 from mpidml_kernels.launch import Gpu
 
-__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "cuda", "is_compiled"]
+__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "cuda", "is_compiled", "warm"]
 
-AT_ONCE = (dense, norm, loss, update, adaptive, rows)
+AT_ONCE = (dense, loss, update)
 CODES = (rounded, packed, sparse, low_rank)
-ON_DEMAND = (*CODES, csr, split)
+ON_DEMAND = (norm, adaptive, rows, *CODES, csr, split)
 FAMILIES = AT_ONCE + ON_DEMAND
 LAWS: dict[str, Kernel] = {name: law for family in FAMILIES for name, law in family.LAWS.items()}
 BACKENDS = {"numpy": "reference", "numba": "cpu"}
@@ -31,20 +32,19 @@ GPU = "cuda"
 
 
 class Backend(SimpleNamespace):
-    """Hold every kernel of one implementation as an attribute, and its `name`; what few jobs need, the codecs' kernels, is loaded when first asked for."""
+    """Hold every kernel of one implementation as an attribute, and its `name`; what not every job needs is loaded when first asked for."""
 
     name: str
     gpu: Gpu | None = None
 
     def load(self, *families: ModuleType) -> None:
-        """Take in the kernels of whole families."""
+        """Take in the kernels of whole families; what is not compiled yet is, by one process at a time."""
         for family in families:
-            if self.gpu is None:
-                module = importlib.import_module(f"{family.__name__}.{BACKENDS[self.name]}")
-                vars(self).update({law: getattr(module, law) for law in family.LAWS})
-            else:
-                module = importlib.import_module(f"{family.__name__}.gpu")
-                vars(self).update({law: functools.partial(getattr(module, law), self.gpu) for law in family.LAWS})
+            place = f"{family.__name__}.{'gpu' if self.gpu is not None else BACKENDS[self.name]}"
+            take = functools.partial(importlib.import_module, place)
+            module = cache.once(_name(family), take) if self.name == "numba" else take()
+            kernels = {law: getattr(module, law) for law in family.LAWS}
+            vars(self).update(kernels if self.gpu is None else {law: functools.partial(kernel, self.gpu) for law, kernel in kernels.items()})
 
     def __getattr__(self, kernel: str) -> Any:
         family = next((f for f in ON_DEMAND if kernel in f.LAWS), None)
@@ -73,7 +73,25 @@ def cuda(cupy: Any, *families: ModuleType) -> Backend:
     return kernels
 
 
-def is_compiled() -> bool:
-    """Tell whether backend("numba") will find its kernels compiled, so that a program can say why it takes its time."""
+def is_compiled(*families: ModuleType) -> bool:
+    """Tell whether backend("numba") will find its kernels, and these families, compiled, so that a program can say why it takes its time."""
     cache.prepare()
-    return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
+    return cache.is_compiled(*map(_name, AT_ONCE + families))
+
+
+def warm(tell: Callable[[str], None]) -> None:
+    """Compile every kernel that is not in the cache, family by family, and `tell` what is done, where."""
+    if said := cache.prepare():
+        tell(said)
+    lacking = [family for family in FAMILIES if not cache.is_compiled(_name(family))]
+    kernels = Backend(name="numba")
+    for family in lacking:
+        began = time.perf_counter()
+        kernels.load(family)
+        tell(f"{_name(family):<10} {len(family.LAWS):3d} kernels  {time.perf_counter() - began:6.1f} s")
+    where = os.environ[cache.VARIABLE]
+    tell(f"{len(LAWS)} kernels are compiled in {where}" + ("" if lacking else ": there was nothing to do"))
+
+
+def _name(family: ModuleType) -> str:
+    return family.__name__.rpartition(".")[2]

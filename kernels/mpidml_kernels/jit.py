@@ -5,11 +5,30 @@ Importing this module imports Numba.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 import numba
+import numba.np.linalg as numba_linalg
+
+
+def _spare_scipy() -> None:
+    """Let Numba take for granted that SciPy's BLAS is there, which it would load to see: a tenth of what a rank does until its first step, for no kernel.
+
+    Each function that calls BLAS looks for it again, when it is compiled.
+    """
+    before = getattr(numba_linalg, "ensure_blas", None)
+    if before is not None:
+        numba_linalg.ensure_blas = lambda: None
+        try:
+            importlib.import_module("numba.np.arraymath")
+        finally:
+            numba_linalg.ensure_blas = before
+
+
+_spare_scipy()
 
 # Neither `nnan` nor `ninf`: a NaN in a gradient must reach the caller. `reassoc` only where a sum has to vectorise.
 ELEMENTWISE = {"contract", "arcp", "nsz"}

@@ -23,14 +23,17 @@ from mpidml.core.errors import UserError, nearest
 
 def names(package: str) -> list[str]:
     """List the plug-ins of `package` ("mpidml.sync"): its files, except `base`, and installed entry points."""
+    return sorted({*_files(package), *_installed(package)})
+
+
+def _files(package: str) -> list[str]:
     folder = importlib.import_module(package)
-    files = [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "base" and not m.ispkg]
-    return sorted({*files, *_installed(package)})
+    return [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "base" and not m.ispkg]
 
 
 @cache
 def _installed(package: str) -> dict[str, Any]:
-    """Return the entry points of a plug-in folder by name; looked up once, since that reads the metadata of all installed packages."""
+    """Return the entry points of a plug-in folder by name; asked for last, and once, since that reads the metadata of all installed packages."""
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=package)}
 
 
@@ -39,12 +42,12 @@ def load(package: str, name: str) -> type[Any]:
     if name.endswith(".py"):
         return _public_class(_module_from_path(Path(name)), Path(name).stem.replace("-", "_"))
     name = name.replace("-", "_")
-    if name not in names(package):
+    if name in _files(package):
+        return _public_class(importlib.import_module(f"{package}.{name}"), name)
+    if name not in _installed(package):
         raise UserError(f"{package.rpartition('.')[2]}: there is no '{name}'; {nearest(name, names(package))}")
-    if name in _installed(package):
-        plugin: type[Any] = _installed(package)[name].load()
-        return plugin
-    return _public_class(importlib.import_module(f"{package}.{name}"), name)
+    plugin: type[Any] = _installed(package)[name].load()
+    return plugin
 
 
 def make(package: str, text: str, **given: Any) -> Any:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from mpidml_kernels import backend, is_compiled
+from mpidml_kernels import backend, cache, is_compiled
 
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.summary import say
 
 
 def compiled(name: str, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()) -> Any:
-    """Load the arithmetic, and `more` families of kernels; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm)."""
-    if comm.host.rank == 0:
-        if comm.rank == 0 and name == "numba" and not quiet and not is_compiled():
-            say("compiling kernels, once for this machine: about 20 seconds ...")
-        arithmetic = backend(name)
-        arithmetic.load(*more)
-    comm.host_nap()
+    """Load the arithmetic, and `more` families of kernels; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm).
+
+    That rank also finds the folder of the cache for all of them. Another job that compiles the same is waited for by a lock, see `cache.once`.
+    """
+    leads = comm.host.rank == 0
+    if name == "numba":
+        said = cache.prepare() if leads else ""
+        if said and comm.rank == 0 and not quiet:
+            say(said)
+        if path := comm.host.bcast(os.environ[cache.VARIABLE] if leads else None, 0):
+            cache.use(path)
+    if leads:
+        if comm.rank == 0 and name == "numba" and not quiet and not is_compiled(*more):
+            say("compiling kernels, once for this machine: up to half a minute; `python -m mpidml warm` does it beforehand ...")
+        backend(name).load(*more)
+    comm.host.Barrier()
     backend(name).load(*more)
     return backend(name)

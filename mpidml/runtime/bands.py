@@ -15,6 +15,7 @@ import numpy as np
 
 from mpidml.core.partition import cut
 from mpidml.core.role import Array
+from mpidml.runtime.watched import until
 from mpidml.runtime.wire import pieces
 
 
@@ -92,7 +93,7 @@ class Bands:
         ]
         with self.line.blocked("an exchange of ranges"):
             for request in requests:
-                request.Wait()
+                until(request.Test)
         found[self.line.rank] = out[self.line.rank]
         return found
 

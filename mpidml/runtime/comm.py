@@ -22,7 +22,7 @@ else:
 with start_limit.counted():
     from mpi4py import MPI  # the lines above must come first
 
-from mpidml.runtime.watched import Watched, ranks_of, waiting  # noqa: E402
+from mpidml.runtime.watched import Watched, ranks_of, until, waiting  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 FIRST_NEW_TAG = 1000
@@ -123,14 +123,13 @@ class CountedComm(Watched):
             for window in self.windows.values():
                 window.Sync()
 
-    def host_nap(self) -> None:
-        """Wait for all ranks of the host without taking their cores: for waits of seconds, where a Barrier would spin (Collective on the host's ranks)."""
-        self.host.nap()
 
     def Bcast(self, buffer: Any, root: int = 0) -> None:
         if self.rank == root:
             self.count(memoryview(buffer).nbytes * (self.size - 1))
-        self.watched("Bcast", self.mpi.Bcast, [buffer, MPI.BYTE], root, alike=f"of {memoryview(buffer).nbytes} bytes from {root}")
+        self.watched(
+            "Bcast", lambda: until(self.mpi.Ibcast([buffer, MPI.BYTE], root).Test), alike=f"of {memoryview(buffer).nbytes} bytes from {root}"
+        )
 
     def fits(self, nbytes: int) -> bool:
         """Tell whether the host has room for `nbytes` more of shared memory over all its ranks (Collective on the host's ranks).

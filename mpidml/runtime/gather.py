@@ -8,6 +8,7 @@ import numpy as np
 
 from mpidml.core.role import Array
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.watched import until
 from mpidml.runtime.wire import pieces
 
 TAG = 9
@@ -23,11 +24,11 @@ def bring(strategy: Any, comm: CountedComm) -> Any:
         with comm.blocked(f"the parameters from rank {source}"):
             if comm.rank == source:
                 for piece in pieces(values):
-                    comm.Isend(piece, 0, TAG).Wait()
+                    until(comm.Isend(piece, 0, TAG).Test)
             elif comm.rank == 0:
                 values = np.empty(strategy.net.n_params, strategy.net.dtype)
                 for piece in pieces(values):
-                    comm.Irecv(piece, source, TAG).Wait()
+                    until(comm.Irecv(piece, source, TAG).Test)
     return values
 
 
@@ -52,8 +53,8 @@ def to_first(strategy: Any, comm: CountedComm) -> Array | None:
                 values[lo:hi] = own
             elif values is not None:
                 for piece in pieces(values[lo:hi]):
-                    comm.Irecv(piece, source, TAG).Wait()
+                    until(comm.Irecv(piece, source, TAG).Test)
             elif own is not None and source == comm.rank:  # others may have the same
                 for piece in pieces(own):
-                    comm.Isend(piece, 0, TAG).Wait()
+                    until(comm.Isend(piece, 0, TAG).Test)
     return values

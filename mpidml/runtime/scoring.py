@@ -2,8 +2,8 @@
 
     test rows   | block 0 | block 1 | block 2 | rest |      part 0 of 2 has blocks 0 and 1, part 1 the others
 
-The last bits of a product of matrices depend on its shape, so a block is computed with the same shape whoever has it; what blocks sum up to is summed
-exactly (Shewchuk 1997, `math.fsum`), so no order shows.
+The last bits of a product of matrices depend on its shape and on the number of BLAS's threads, so a block is computed with the same shape, by one thread, whoever
+has it; what blocks sum up to is summed exactly (Shewchuk 1997, `math.fsum`), so no order shows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mpidml.core.role import Array
 from mpidml.data.learnt import Learnt
 from mpidml.data.targets import Targets
 from mpidml.nn.network import Network
+from mpidml.runtime.threads import one_thread
 
 BLOCK = 64
 """Rows in a block: few, so that a small test set has a share for each rank."""
@@ -43,6 +44,11 @@ def share(n: int, part: int, n_parts: int) -> tuple[int, int]:
 
 def score(net: Network, w: Array, x: Any, y: Array, targets: Targets | None, outputs: Array | None = None, heads: Sequence[Learnt] = ()) -> Scores:
     """Score rows that begin at a block's first row and are whole blocks but for the last; `outputs` (n, n_outputs) is filled where it is given."""
+    with one_thread():
+        return _score(net, w, x, y, targets, outputs, heads)
+
+
+def _score(net: Network, w: Array, x: Any, y: Array, targets: Targets | None, outputs: Array | None, heads: Sequence[Learnt]) -> Scores:
     if heads:
         return _of_heads(net, w, x, y, heads, np.empty((len(x), net.n_outputs), net.dtype) if outputs is None else outputs)
     if targets is not None and outputs is None:

@@ -24,6 +24,7 @@ from mpidml.runtime.training import Training
 class Served:
     """What a strategy with servers tells of its parameters, codes and ranks; one that derives from this makes them."""
 
+    same_bits = False
     job: Job
     comm: CountedComm
     placement: Placement

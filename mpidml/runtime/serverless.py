@@ -57,6 +57,8 @@ class Serverless:
     weights: Array
     gradient: Array
     whole: ClassVar[bool] = True
+    same_bits = False
+    """Whether this promises the same bits at any number of ranks also where nobody asks for it, by --deterministic."""
     idle: ClassVar[tuple[str, ...]] = IDLE
 
     def __init__(self, job: Job, comm: CountedComm, placement: Any = None) -> None:

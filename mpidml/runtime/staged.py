@@ -93,6 +93,7 @@ class Staged(Serverless):
         if self.every and job.microbatches:
             raise UserError(f"--microbatches {job.microbatches}: --schedule {job.schedule} says itself how many make an update, {self.every}; leave it out")
         self.n_stages = self.n_pipe * self.schedule.n_chunks
+        self.same_bits = not self.every and self.n_parts == 1  # whatever the cut
         most = max(1, job.batch // self.n_workers)
         self.n_items = self.every or job.microbatches or min(most, PER_STAGE * self.n_stages if self.n_stages > 1 else 1)
         if self.n_items > most:

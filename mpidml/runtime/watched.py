@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from mpidml.collectives.base import LEAST_NAP_SECONDS, SPIN_SECONDS
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import Mismatch, UserError
 from mpidml.runtime.host_table import SEATS
@@ -26,7 +27,7 @@ from mpidml.runtime.sites import caller, site
 
 DEBUG = "MPIDML_DEBUG"
 PRINT_NBYTES = 512
-NAP_SECONDS = 5e-3
+LONGEST_NAP_SECONDS = 5e-3
 
 _n_made: dict[tuple[int, ...], int] = {}
 
@@ -87,20 +88,21 @@ class Watched:
             raise Mismatch(f"call {self.number} of {self.name}: {first}, {other}; let every rank make the same calls in one order")
 
     def Barrier(self) -> None:
-        self.watched("Barrier", self.mpi.Barrier)
-
-    def nap(self) -> None:
-        """Wait for all ranks without taking their cores (Collective on comm)."""
-        self.watched("nap", _nap, self.mpi)
+        self.watched("Barrier", meet, self.mpi)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
-        return self.watched("bcast", self.mpi.bcast, value, root, alike=f"from {root}")
+        return self.watched("bcast", self._met, self.mpi.bcast, value, root, alike=f"from {root}")
 
     def gather(self, value: Any, root: int = 0) -> Any:
-        return self.watched("gather", self.mpi.gather, value, root, alike=f"to {root}")
+        return self.watched("gather", self._met, self.mpi.gather, value, root, alike=f"to {root}")
 
     def allgather(self, value: Any) -> list[Any]:
-        return list(self.watched("allgather", self.mpi.allgather, value))
+        return list(self.watched("allgather", self._met, self.mpi.allgather, value))
+
+    def _met(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of MPI once all ranks have come."""
+        meet(self.mpi)
+        return function(*arguments)
 
     def blocked(self, what: str) -> Any:
         """Return a context: a wait for some of the ranks in a blocking call between two of them."""
@@ -138,7 +140,17 @@ def waiting(what: str, ranks: tuple[int, ...]) -> Any:
     return MAIN.on(Wait(lambda: what, time.monotonic(), Call(0, 0, ranks)))
 
 
-def _nap(comm: Any) -> None:
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(NAP_SECONDS)
+def until(ready: Callable[[], bool]) -> None:
+    """Wait until `ready()`: spin a little, then leave the core to others."""
+    began, nap = time.perf_counter(), LEAST_NAP_SECONDS
+    while not ready():
+        waited = time.perf_counter() - began
+        if waited > SPIN_SECONDS:
+            time.sleep(nap)
+            nap = min(LONGEST_NAP_SECONDS, waited / 8)
+
+
+def meet(comm: Any) -> None:
+    """Wait for all ranks of an MPI communicator without taking their cores, where a blocking call of MPI would spin for as long as the last one is busy."""
+    if comm.size > 1:
+        until(comm.Ibarrier().Test)

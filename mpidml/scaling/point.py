@@ -141,5 +141,5 @@ def _layers(job: Job, comm: CountedComm) -> dict[str, Any]:
         costs = costs_of(PlanRequest(), net, min(job.batch, len(data.x)), after)
         found = {"layers": [[list(forward), list(backward)] for forward, backward in costs.layers], "update": costs.update, "add": costs.add, "rows": costs.rows}
     data.close()
-    comm.nap()
+    comm.Barrier()
     return found

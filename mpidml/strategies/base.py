@@ -9,20 +9,23 @@ Everything that can be wrong with a job's input is found before `drive`, and not
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import CODES, csr
+from mpidml_kernels import CODES, adaptive, csr, rows
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
+from mpidml.optim.base import make_chain
 from mpidml.runtime import abort, checkpoint, events, resume, run_files, scoring, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
@@ -38,6 +41,7 @@ from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.start import Start, gather
 from mpidml.runtime.telemetry import Telemetry
+from mpidml.runtime.threads import chosen, one_thread, warning
 from mpidml.sim import what_if
 
 ASKED = -1.0
@@ -63,8 +67,8 @@ def train(
     exception or a signal on one rank ends them all from now on; with checkpoints SIGTERM and SIGUSR1 save and end the run, and the summary
     is then {"paused_at_clock": ...} alone.
     """
-    with given_or_all(comm) as ranks:
-        run = Run(job, ranks, quiet, write, brief, data, start)
+    with given_or_all(comm) as ranks, ExitStack() as held:
+        run = Run(job, ranks, quiet, write, brief, data, start, held)
         try:
             run.drive()
             return run.end(keep)
@@ -76,27 +80,33 @@ class Run:
     """One run of a job on the ranks of `comm`, from its check to its folder. All methods are collective."""
 
     def __init__(
-        self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None, start: Start | None = None
-    ) -> None:
-        """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved."""
-        self.comm, self.quiet, self.brief = comm, quiet, brief
+        self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None,
+        start: Start | None = None, held: ExitStack | None = None,
+    ) -> None:  # fmt: skip
+        """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved.
+
+        `held` is left when the run has ended."""
+        self.comm, self.quiet, self.brief, self.held = comm, quiet, brief, held or ExitStack()
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         abort.limit_waits(job.wait_limit)
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
+        if job.deterministic or (self.strategy.same_bits and not chosen(os.environ)):
+            self.held.enter_context(one_thread())
+        crowded = warning(comm)
         agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
-        rows = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
+        metrics = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
         self.start = start
         self.data = data = load(job, comm, arrays, start)
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         sparse_rows.check(job, data, self.strategy)
-        more = (csr,) * data.is_sparse + CODES * bool(job.compress)
-        if more:  # before the clock runs
+        more = (adaptive,) * any(link.normalised for link in make_chain(job.optimizer, job.rate).links)
+        if more := more + (csr, rows) * data.is_sparse + CODES * bool(job.compress):  # before the clock runs
             compiled(job.backend, comm, quiet, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
@@ -117,18 +127,18 @@ class Run:
             resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
             self.before = resume.measured(self.strategy, saved)
-            agree(comm, lambda: run_files.claim(folder, job, goes_on, rows) if folder is not None else None)
+            agree(comm, lambda: run_files.claim(folder, job, goes_on, metrics) if folder is not None else None)
             if leads and goes_on:
                 checkpoint.drop_newer(saved)
             self.saved_seconds = float(saved.facts["seconds"])
             if self.monitor is not None:
-                self.monitor.restore(saved.facts["monitor"], rows, same_target=job.target == saved.facts["job"]["target"])
+                self.monitor.restore(saved.facts["monitor"], metrics, same_target=job.target == saved.facts["job"]["target"])
             if self.looks is not None:
                 self.looks.restore(saved, self.position)
         self.folder = folder
         self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
-            summary.say(told + summary.opening(job, self.strategy, data, self.position))
+            summary.say(told + crowded + summary.opening(job, self.strategy, data, self.position))
 
     def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         """Take what a role of this rank notes."""
@@ -265,7 +275,7 @@ class Run:
             if not self.quiet and not self.brief:
                 summary.say(summary.closing(found, None if self.folder is None else self.folder.path, self.job.report))
         if self.path.name:
-            comm.nap()  # while rank 0 writes and draws
+            comm.Barrier()  # while rank 0 writes and draws
         if keep is not None:
             keep["network"] = self.net
             keep["metrics"] = monitor.metrics if monitor is not None else None

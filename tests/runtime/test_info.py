@@ -11,6 +11,7 @@ def record(**changes):
         "world": World(0, 1, None, 0, 1),
         "host": "h1",
         "cores": {0, 1},
+        "given": 2,
         "python": "3.12.1",
         "numpy": "2.4.6",
         "numba": "0.68.1",
@@ -21,7 +22,7 @@ def record(**changes):
         "numba_threads": 1,
         "avx512": True,
         "cache": "/cache",
-        "cache_writable": True,
+        "cache_instead": "",
         "shm": 2**30,
     }
     return healthy | changes
@@ -41,7 +42,8 @@ def test_healthy_ranks_have_no_problems():
         ([record(blas_threads=2), record(numba_threads=2)], 1, "2 rank(s) have 4 threads on 2 core(s)", "unset OPENBLAS_NUM_THREADS"),
         ([record(kernel="Haswell", coretype="Haswell")], 1, "kernel Haswell on a CPU with AVX-512", "unset OPENBLAS_CORETYPE"),
         ([record(kernel="Haswell")], 1, "kernel Haswell on a CPU with AVX-512", "upgrade NumPy"),
-        ([record(cache_writable=False)], 1, "cannot write its kernel cache", "NUMBA_CACHE_DIR"),
+        ([record(cache_instead="kernels: /a cannot be written, so they are kept in /b; set NUMBA_CACHE_DIR")], 1, "/a cannot be written", "NUMBA_CACHE_DIR"),
+        ([record(cores={1}), record(cores={1})], 1, "2 ranks are bound to 1 of 2 cores", "-bind-to"),
         ([record(), record(numpy="2.3.0")], 1, "ranks differ in numpy: 2.3.0, 2.4.6", "same environment"),
     ],
 )
