@@ -52,8 +52,8 @@ class Sum:
         """Return the ranks that are waited for, as far as they are known."""
         return []
 
-    def wait(self, limit_seconds: float = 300.0) -> tuple[float, int]:
-        """Move on until the sum is there: spin a little, then leave the core to others. WaitTimeout after the limit.
+    def wait(self, limit_seconds: float = 300.0, meanwhile: Callable[[], None] = lambda: None) -> tuple[float, int]:
+        """Move on until the sum is there: spin a little, then leave the core to others, and `meanwhile` do this. WaitTimeout after the limit.
 
         Return the seconds in which there was nothing to do, and the rank that came last (-1: none was waited for, or it is not known).
         """
@@ -61,6 +61,7 @@ class Sum:
         worked, last, nap, around = 0.0, -1, LEAST_NAP_SECONDS, MAIN.now
         try:
             while not self.test():
+                meanwhile()
                 after = time.perf_counter()
                 worked += after - now if after - now > WORK_SECONDS else 0.0
                 last = max(self.late(), default=last)

@@ -214,12 +214,13 @@ class Chain(Transforms):
     def _rate(self, rate_factor: float) -> float:
         return self.learning_rate * rate_factor * (self.descent.share if self.descent.normalised else 1.0)
 
-    def split(self) -> tuple[Transforms | None, Chain]:
+    def split(self, whole_tensors: bool = False) -> tuple[Transforms | None, Chain]:
         """Cut after the last link that is not elementwise: what needs the whole gradient, and what a server may run on its own shard.
 
+        With `whole_tensors` a server has all of each tensor, and runs what measures these, too.
         The parts keep the names of their state, so a saved state fits either form. Of a descent that is not elementwise the step alone is left to servers.
         """
-        cut = max((i + 1 for i, link in enumerate(self.links) if link.scope != "elementwise"), default=0)
+        cut = max((i + 1 for i, link in enumerate(self.links) if link.scope == "global" or (link.scope == "tensor" and not whole_tensors)), default=0)
         before = Transforms(self.links[:cut], self.first) if cut else None
         return before, Chain(self.links[cut:] or [plugins.make(FOLDER, "sgd")], self.learning_rate, self.first + cut)
 

@@ -13,4 +13,5 @@ worker 0 <-GRANT-- coordinator   clock, block, weight       managed.py      a cl
                                                             coordinator.py  the role that grants clocks, where a run needs it
                                                             waits.py        for whom a worker stood idle
                                                             waves.py        a stage's server, which replicas of a pipeline push to
+                                                            order.py        the same, where pushes count in the order in which they come
 """

@@ -40,7 +40,7 @@ class Line(NamedTuple):
 class Waiting:
     """What a rank's waits have in common: their limit, who is told of, the seconds that they took, and the bell by which ranks of a host wake each other.
 
-    `moved_seconds`: of sums in the middle of computes, what was no wait.
+    `moved_seconds`: of sums in the middle of computes, what was no wait. `meanwhile()` is done while a rank waits for whatever it is.
     `asleep[r]`: whether rank r of the host wants to be rung. It says so before it looks for the last time, so that no ring is lost.
     """
 
@@ -50,6 +50,7 @@ class Waiting:
         self.asleep: Any = ()
         self.me = 0
         self.fence: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], None] = lambda: None
 
     @property
     def away_seconds(self) -> float:
@@ -90,6 +91,7 @@ class Waiting:
         around = MAIN.begin(Wait(for_what, began))
         try:
             while not ready():
+                self.meanwhile()
                 waited = time.perf_counter() - began
                 if waited > self.limit_seconds:
                     raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")

@@ -69,9 +69,15 @@ class Updates:
         self.strategy.sums[held.number].start()
 
     def finish(self, held: Held, item: int) -> None:
-        """End the sum and change the weights after microbatch `item`. A norm over all stages ends the sums of all."""
+        """End the sum and change the weights after microbatch `item`."""
+        clock = self.clock + item // self.strategy.n_items
+        self._prepare(held, clock)
+        rates = self.strategy.rates
+        held.store.step(held.gradient, Tuning() if rates is None else Tuning(rates(clock), 1.0))
+
+    def _prepare(self, held: Held, clock: int) -> None:
+        """End the sum and run the links that need more than elements: where a norm is over all stages, those of all."""
         strategy = self.strategy
-        clock = self.clock + item // strategy.n_items
         if held.number not in self.summed:
             due = list(strategy.held.values()) if self.measures_all else [held]
             for each in due:
@@ -80,8 +86,6 @@ class Updates:
                 self.summed.add(each.number)
             self._transform(due, clock + 1)
         self.summed.discard(held.number)
-        tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(clock), 1.0)
-        held.store.step(held.gradient, tuning)
 
     def _transform(self, due: list[Held], step: int) -> None:
         """Run the links that need more than elements, one after the other over all the stages that are due."""

@@ -68,7 +68,7 @@ class TensorLine:
             slow.pause()
             began = clock_now()
             total.start()
-            idle, _ = total.wait(waiting.limit_seconds)
+            idle, _ = total.wait(waiting.limit_seconds, waiting.meanwhile)
             waiting.seconds += idle
             waiting.moved_seconds += clock_now() - began - idle
             slow.resume()

@@ -35,7 +35,7 @@ from mpidml.core.slowdown import Slowdown
 from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
-from mpidml.optim.base import Transforms, make_chain
+from mpidml.optim.base import Chain, Transforms, make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime import abort, grid_rules, stage_report
 from mpidml.runtime.arithmetic import compiled
@@ -214,7 +214,8 @@ class Staged(Serverless):
         """Make this rank's stage number s, with its weights and their sums (Collective on its replicas)."""
         net, job, follows = self.net, self.job, s < self.n_stages - 1
         initial = stage.init(job.seed)
-        before, after = make_chain(job.optimizer, job.rate).split()
+        before, after = self._chains()
+        after.see(stage.params)
         store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after)
         chosen = self.between.pick(stage.n_summed * net.dtype.itemsize)
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
@@ -231,6 +232,10 @@ class Staged(Serverless):
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
         return held
+
+    def _chains(self) -> tuple[Transforms | None, Chain]:
+        """Return what transforms a stage's whole gradient, and what a rank then does to its part of it."""
+        return make_chain(self.job.optimizer, self.job.rate).split()
 
     def check_alike(self) -> None:
         """Compare the weights and optimizers of each stage's replicas (Collective on comm). RuntimeError names who differs."""

@@ -114,6 +114,7 @@ class Executor:
 
     def _begin(self, held: Held, item: int) -> tuple[float, float]:
         """Begin a compute; return the time, and what of it was spent without computing until now."""
+        self.waiting.meanwhile()
         self.slow.begin(self.clock + item // held.every)
         return clock_now(), self.waiting.away_seconds
 

@@ -121,6 +121,10 @@ class GridStepper(Stepper):
         """Return how many updates old the weights were that a clock of the program read."""
         return self.read[clock - self.clock]
 
+    def _weight(self, clock: int) -> float:
+        """Return by what the gradient of a clock is multiplied, besides."""
+        return 1.0
+
     def _step(self) -> None:
         strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
         began = clock_now()
@@ -158,7 +162,7 @@ class GridStepper(Stepper):
         self.read = self.stale[n]
         sizes = [part.stop - part.start for part in parts]
         self.updates.clock, self.losses, self.shares = first, [], shares
-        scales = [1.0 / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]
+        scales = [self._weight(clock) / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]
         self.step_began = began
         executor = self.executor
         executor.run(self.programs[n], strategy.at["pipe"], sizes, fill, lambda item: scales[item // strategy.n_items], first)
@@ -186,9 +190,13 @@ class GridStepper(Stepper):
         seconds = now - self.step_began
         staleness = self._staleness(self.clock + i)
         row = (self.clock + i, staleness, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
-        self.record(strategy.worker_role, now, "clock", row)
+        self._tell(now, row)
         self.part.tally.read(staleness)
         self.losses, self.measured, self.step_began = [], task.not_scored, now
+
+    def _tell(self, now: float, row: tuple[Any, ...]) -> None:
+        """Report a clock."""
+        self.record(self.strategy.worker_role, now, "clock", row)
 
     def wait(self, total: Sum) -> None:
         """Wait for a sum over all ranks."""

@@ -86,7 +86,17 @@ class Stepper:
         self.n_begun, self.done = 0, (0, 0.0)
 
     def run(self) -> None:
-        """Step until the clock `until`, or until the votes end it; then score the final weights, unless the run only pauses."""
+        """Step to the end, and score the final weights, unless the run only pauses."""
+        if self._steps():
+            return
+        self.strategy.settle()
+        self._left()
+        began = clock_now()
+        self.part.result = self.task.finish(self._turn(), None)
+        self.compute_seconds += clock_now() - began
+
+    def _steps(self) -> bool:
+        """Step until the clock `until`, or until the votes end it; return whether the run only pauses."""
         strategy, votes = self.strategy, self.strategy.coordinator
         ends = voting = False
         every = strategy.job.check_replicas
@@ -111,13 +121,7 @@ class Stepper:
         if votes is not None:
             votes.wants = (0.0, 0.0)
             votes.pauses |= not ends and self.clock < strategy.n_clocks
-            if votes.pauses:
-                return
-        strategy.settle()
-        self._left()
-        began = clock_now()
-        self.part.result = self.task.finish(self._turn(), None)
-        self.compute_seconds += clock_now() - began
+        return votes is not None and votes.pauses
 
     def _left(self) -> None:
         self.record(self.strategy.worker_role, clock_now(), "left", ())

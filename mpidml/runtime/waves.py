@@ -30,12 +30,12 @@ HEADER_NBYTES = 16
 class Exchange:
     """The server of one stage on this rank, and the messages between it and those of the other replicas (Collective on `comm`, a rank of each).
 
-    The k-th message of a replica lies in slot k % n until its wave is closed. With n = 2 D + 2, where a replica may be D waves ahead, a push
+    The k-th message of a replica lies in slot k % `n_slots` until its wave is closed. With 2 D + 2, where a replica may be D waves ahead, a push
     finds a receive: the slowest stage that it meets has not pushed wave c - D yet, may be about to begin it, and has closed all below c - 2 D - 1.
     """
 
-    def __init__(self, comm: Any, held: Held, server: StageServer, waiting: Any, bound: int) -> None:
-        self.comm, self.held, self.server, self.waiting, self.n = comm, held, server, waiting, 2 * bound + 2
+    def __init__(self, comm: Any, held: Held, server: Any, waiting: Any, n_slots: int) -> None:
+        self.comm, self.held, self.server, self.waiting, self.n = comm, held, server, waiting, n_slots
         self.first = 0  # the wave of the first message, as if there had been no pause
         self.n_taken = [0] * comm.size
         self.others = [rank for rank in range(comm.size) if rank != comm.rank]
@@ -75,7 +75,7 @@ class Exchange:
 
         def there() -> bool:
             self.serve()
-            return self.server.latest >= version
+            return bool(self.server.latest >= version)
 
         self.waiting.until(there, lambda: f"version {version} of stage {self.held.number}; {self.server.late()}")
 
@@ -106,15 +106,16 @@ class WaveUpdates(Updates):
 
     def __init__(self, strategy: Any) -> None:
         super().__init__(strategy)
-        job, self.waiting = strategy.job, strategy.waiting
-        self.pipeline, self.replica, self.bound = strategy.pipeline, strategy.at["data"], strategy.policy.bound
-        self.exchanges: dict[int, Exchange] = {}
-        for s, held in strategy.held.items():
-            server = StageServer(strategy.policy, strategy.n_workers, held.store, job.tune, job.deterministic, strategy.rates)
-            self.exchanges[s] = Exchange(strategy.replicas, held, server, self.waiting, self.bound)
+        self.waiting, self.pipeline, self.replica, self.bound = strategy.waiting, strategy.pipeline, strategy.at["data"], strategy.policy.bound
+        self.exchanges = {s: self._exchange(held) for s, held in strategy.held.items()}
         self.tag = self.pipeline.new_tag()
         self.versions: dict[int, int] = {}  # of the waves in flight
         self.going: list[tuple[Any, Array]] = []
+
+    def _exchange(self, held: Held) -> Any:
+        strategy, job = self.strategy, self.strategy.job
+        server = StageServer(strategy.policy, strategy.n_workers, held.store, job.tune, job.deterministic, strategy.rates)
+        return Exchange(strategy.replicas, held, server, self.waiting, 2 * self.bound + 2)
 
     def begin(self, wave: int) -> None:
         """Start where all is pushed and closed below `wave`."""
@@ -149,7 +150,7 @@ class WaveUpdates(Updates):
             nonlocal version
             first.serve()
             version = first.server.choose(self.replica, wave)
-            return version >= 0
+            return bool(version >= 0)
 
         self.waiting.until(may_start, lambda: f"the start of wave {wave}; {first.server.late()}")
         return version
@@ -158,7 +159,8 @@ class WaveUpdates(Updates):
         """Return what a wave that is open reads of a stage, once it is there."""
         exchange, version = self.exchanges[held.number], self.versions[wave]
         exchange.until(version)
-        return exchange.server.read(version)
+        found: Array = exchange.server.read(version)
+        return found
 
     def version(self, held: Held, action: Action) -> Array:
         """Return the weights that a microbatch reads: those of its wave."""
@@ -168,15 +170,23 @@ class WaveUpdates(Updates):
         return self.weights(held, wave)
 
     def start(self, held: Held) -> None:
-        """Push the gradient of the wave whose last microbatch is back."""
-        wave = self.clock + (held.n_summed - 1) // self.strategy.n_items
+        """Push the gradient of the wave whose last microbatch is back, unless its norm is measured first."""
+        if not self.links:
+            self._push(held, self.clock + (held.n_summed - 1) // self.strategy.n_items)
+
+    def finish(self, held: Held, item: int) -> None:
+        """Measure and push, if that is not done, and take what has come; the weights change when a wave is closed."""
+        if self.links:
+            wave = self.clock + item // self.strategy.n_items
+            held.reads[-1] = self.weights(held, wave)
+            self._prepare(held, wave)
+            self._push(held, wave)
+        self.exchanges[held.number].serve()
+
+    def _push(self, held: Held, wave: int) -> None:
         if (trace := self.strategy.trace) is not None:
             trace.add("push", clock_now(), 0.0, wave, held.gradient.nbytes)
         self.exchanges[held.number].push(wave, self.versions[wave])
-
-    def finish(self, held: Held, item: int) -> None:
-        """Take what has come; the weights change when a wave is closed."""
-        self.exchanges[held.number].serve()
 
     def drain(self, wave: int) -> None:
         """Wait until all waves below `wave` are closed, so that all replicas have the same; what is read then is the newest."""
@@ -212,7 +222,10 @@ class WaveStepper(GridStepper):
             usual = seconds / items * self.strategy.n_items
             self.fastest = min(self.fastest or usual, usual)
             self.measured_to = done
-        time.sleep(self.fastest * sum(slowdown.extra(self.task.worker, clock) for clock in clocks))
+        self._sleep(self.fastest * sum(slowdown.extra(self.task.worker, clock) for clock in clocks))
+
+    def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def _span(self) -> int:
         """Return of how many clocks the next program is: none goes past a clock at which the run may end."""

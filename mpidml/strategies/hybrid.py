@@ -9,14 +9,18 @@ Pushed to servers, replicas keep no step: one may be as many waves (its share of
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.position import Position
-from mpidml.optim.base import make_chain
+from mpidml.optim.base import Chain, Transforms, make_chain
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.serverless import IDLE, START
+from mpidml.runtime.order import Wish
+from mpidml.runtime.ordered_waves import OrderedStepper
+from mpidml.runtime.serverless import IDLE, START, Recorder
 from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.staged import Staged
 from mpidml.runtime.waves import WaveStepper
@@ -25,6 +29,8 @@ from mpidml.runtime.waves import WaveStepper
 class Hybrid(Staged):
     """Ranks along the axes that --grid names. Sources: Narayanan et al. 2021 (PTD-P); where replicas push, Park et al. 2020 (HetPipe)."""
 
+    ordered = False
+    """Whether pushes count in the order in which they come, whatever the gap between replicas."""
     idle: ClassVar[tuple[str, ...]] = tuple(name for name in IDLE if name not in ("sync", "staleness"))
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
@@ -33,26 +39,35 @@ class Hybrid(Staged):
             raise UserError(f"--strategy hybrid: needs a grid for its {comm.size} rank(s); give for example --grid data=0,pipe=1, where 0 takes what is left")
         super().__init__(job, comm)
         if job.policy() != Job.sync:
+            self.ordered = self.policy.gate_at != "" or self.policy.bound is None
             self._check_pushes(f"--sync {job.policy()}")
-            assert self.policy.bound is not None
-            self.pushes, self.stepper = True, WaveStepper
+            self.pushes, self.stepper = True, OrderedStepper if self.ordered else WaveStepper
             self.slowness = Slowness(None, comm.rank)  # replicas are slow, not ranks
-            self.in_step, self.vote_every = self.policy.bound == 0, self.policy.bound + 1
+            self.in_step = self.policy.bound == 0 and not self.ordered
+            self.vote_every = 1 if self.ordered else (self.policy.bound or 0) + 1
+            self.n_flight = self._in_flight() if self.every else 1
+            self.coordinated &= not self.ordered  # the order of pushes also says when all end
 
     def _check_pushes(self, sync: str) -> None:
         """Refuse what replicas that push to servers cannot do."""
         job, policy = self.job, self.policy
         if self.n_workers == 1:
             raise UserError(f"{sync}: does nothing for the one replica of --grid {job.grid}; give data=2 or more, or leave it out")
-        if policy.gate_at or policy.bound is None:
-            raise UserError(f"{sync}: bounds not how many waves a replica may be ahead, and so what each stage keeps; use ssp, dssp or warmup")
+        if policy.gate_at == "start":
+            raise UserError(f"{sync}: looks at the CPU of one rank, of which a replica has several, to say how many clocks it computes; use asp or quorum")
+        if self.ordered and not policy.gate_at and policy.commit == "clock":
+            raise UserError(f"{sync}: commits by the clock and has no bound, so a clock would keep any number of gradients; give it one, or commit on arrival")
+        try:
+            policy.needed(self.n_workers)
+        except ValueError as error:
+            raise UserError(f"{sync}: {error}") from None
         if job.deterministic and not policy.repeatable:
             raise UserError(f"--deterministic: {job.policy()} cannot repeat, its reads depend on timing; use bsp or ssp")
         job.refuse(("collective", "compress"), f"{sync}, under which replicas push to servers of each stage")
         if job.mix:
             raise UserError(f"{sync}: lets replicas go ahead of each other, and parts of layers under --mix {job.mix} need all ranks at once; leave one of them out")
-        if make_chain(job.optimizer, job.rate).split()[0] is not None:
-            raise UserError(f"--optimizer {job.optimizer}: measures whole tensors or all stages, of which each server changes its own; use clamp, or --sync bsp")
+        if self.n_parts > 1 and any(link.scope == "tensor" for link in make_chain(job.optimizer, job.rate).links):
+            raise UserError(f"--optimizer {job.optimizer}: measures tensors, of which each server has a part; use --grid with tensor=1, or --sync bsp")
         for wave, closed in enumerate(self._own_pushes() if self.every else ()):
             if policy.oldest_readable(wave) > closed:
                 raise UserError(
@@ -66,15 +81,52 @@ class Hybrid(Staged):
         begins = [i for i, action in enumerate(actions) if action.op == "V" and not action.item % self.n_items]
         return [sum(action.op == "U" for action in actions[:i]) for i in begins]
 
+    def _in_flight(self) -> int:
+        """Return how many waves of a replica are in flight at once, at most."""
+        most = 1
+        for actions in self.program(self.n_pipe + 2).lists:
+            begun, pushed = Counter[int](), Counter[int]()
+            for stage, op, item, _ in actions:
+                begun[stage] += op == "V" and not item % self.n_items
+                pushed[stage] += op == "U"
+                most = max(most, begun[stage] - pushed[stage])
+        return most
+
+    def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
+        """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
+        found = super().build(record, look)
+        if self.ordered:
+            self.coordinator: Any = Wish()
+        return found
+
+    def _chains(self) -> tuple[Transforms | None, Chain]:
+        """Return what transforms a replica's gradient before it is pushed, each its share, and what the servers of a stage do to it."""
+        if not self.pushes:
+            return super()._chains()
+        chain = make_chain(self.job.optimizer, self.job.rate)
+        chain.each_sees(1.0 / self.n_workers)
+        before, after = chain.split(whole_tensors=True)
+        if not self.ordered or self.policy.commit == "clock":
+            after.each_sees(1.0)  # a wave's gradients are summed first
+        return before, after
+
     def n_versions(self, s: int) -> int:
-        """Return how many versions of its weights a stage keeps: as many as waves may read."""
+        """Return how many versions of its weights a stage keeps: as many as waves may read; in one order of pushes the newest, beside copies."""
         return self.vote_every if self.pushes else super().n_versions(s)
 
     def roles(self, position: Position = START, pause_at: int = 0) -> dict[int, Any]:
         """Go to `position`; there are no roles."""
-        if self.pushes:
-            self.driver.updates.begin(max(position.turns, default=0))  # type: ignore[attr-defined]
-        return super().roles(position, pause_at)
+        turns, updates = position.turns or (0,) * self.n_workers, self.driver.updates  # type: ignore[attr-defined]
+        if self.ordered:
+            level = self.policy.commit == "clock"
+            updates.begin(turns, min(self.n_clocks, pause_at or self.n_clocks) if level else self.n_clocks, 0 if level else pause_at)
+        elif self.pushes:
+            updates.begin(max(turns))
+        found = super().roles(position, pause_at)
+        if self.ordered:
+            self.driver.clock = self.driver.part.step = turns[self.at["data"]]
+            self.driver.until = self.n_clocks
+        return found
 
     def _drain(self) -> None:
         if self.pushes:
@@ -83,7 +135,11 @@ class Hybrid(Staged):
     def position(self) -> Position:
         """Return where the run stands, once all that was pushed is applied (Collective on comm)."""
         self._drain()
-        return super().position()
+        if not self.ordered:
+            return super().position()
+        clocks = self.comm.allgather(self.driver.clock)
+        turns = tuple(clocks[self.grid.rank(data=replica)] for replica in range(self.n_workers))
+        return Position(max(turns), turns)
 
     def settle(self) -> None:
         """Apply all that was pushed (Collective on comm)."""
