@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,15 +40,15 @@ from mpidml.ps.store import Store
 from mpidml.runtime import abort, grid_rules, stage_report
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.bands import Bands
-from mpidml.runtime.channel import Line, Waiting, open_channels
+from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed, check_on_grid
-from mpidml.runtime.held import Held, Local
+from mpidml.runtime.held import Held
 from mpidml.runtime.line import PaperLine, TensorLine
 from mpidml.runtime.profiling import counted, of_all
-from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.slowness import Slowness
+from mpidml.runtime.stage_channels import between
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.schedules.base import Schedule
 
@@ -149,7 +149,7 @@ class Staged(Serverless):
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
         self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))
         self.links, self.link_states = dict[int, Transforms](), dict[int, Any]()
-        channels = self._channels(every)
+        channels = between(self, every)
         stores: dict[int, Any] = {}
         shards: list[Shard] = []
         for s, stage in enumerate(self.all_stages):
@@ -189,22 +189,6 @@ class Staged(Serverless):
         if job.partition == EQUAL:
             return balanced(self.profiles, self.n_stages, 0.0)
         return priced(self.profiles, by_hand(job.partition, n_layers, self.n_stages), 0.0)
-
-    def _channels(self, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
-        """Open what is between each two stages: forward and back, None where this rank has neither (Collective on comm). `every`: stages of each part."""
-        lines = list[Line]()
-        kept, m = self.replayed.activations, max(self.m, BLOCK)
-        for data, tensor in product(range(self.n_workers), range(self.n_parts)):
-            for s in range(self.n_stages - 1):
-                a, b = (self.grid.rank(data=data, pipe=stage % self.n_pipe, tensor=tensor) for stage in (s, s + 1))
-                width, n = every[tensor][s].n_out, max(kept[s], kept[s + 1] + 1)  # one is on its way
-                lines += [Line(a, b, m, width, n, f"the output of stage {s}"), Line(b, a, m, width, n, f"the gradient of stage {s}'s output")]
-        if self.n_pipe == 1:
-            sides: list[Any] = [Local(line, np.zeros((line.n_slots, m, line.width), self.net.dtype)) if line.source == self.comm.rank else None for line in lines]
-        else:
-            sides = open_channels(self.comm, lines, self.net.dtype, self.job.transport == "auto", self.waiting)
-        own = sides[(self.at["data"] * self.n_parts + self.at["tensor"]) * 2 * (self.n_stages - 1) :]
-        return [(own[2 * s], own[2 * s + 1]) for s in range(self.n_stages - 1)]
 
     def n_versions(self, s: int) -> int:
         """Return how many versions of its weights a stage keeps."""

@@ -83,9 +83,7 @@ class Run:
         self, job: Job, comm: CountedComm, quiet: bool, write: bool, brief: bool, arrays: Sequence[Any] | None = None,
         start: Start | None = None, held: ExitStack | None = None,
     ) -> None:  # fmt: skip
-        """Find everything that can be wrong, read the data, make roles' state, and go to the place where an earlier run was saved.
-
-        `held` is left when the run has ended."""
+        """Find what can be wrong, read the data, make roles' state, and go to where an earlier run was saved; `held` is left when the run has ended."""
         self.comm, self.quiet, self.brief, self.held = comm, quiet, brief, held or ExitStack()
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
