@@ -137,7 +137,7 @@ class Staged(Serverless):
         self.line: Any = comm.split(data * self.n_pipe + pipe)
         self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
         self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
-        self.parts = TensorLine(self.across, self.part_weights, self.waiting, self.slowness)
+        self.parts = TensorLine(self.across, self.part_weights, self.waiting, self.slowness, self.grid.line("tensor", comm.rank))
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
@@ -223,6 +223,8 @@ class Staged(Serverless):
             self.sums[s] = coded.plan(coded.look_at(gradient))
         elif self.n_workers > 1 and not self.pushes:
             self.sums[s] = chosen.plan(gradient)
+        if s in self.sums:
+            self.sums[s].ranks = self.grid.line("data", self.comm.rank)
         if before is not None:
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
