@@ -25,8 +25,6 @@ PASSING = re.compile(r"\..*\.part")
 LEFT_BY_ALL = ("config.toml", "metrics.jsonl", "model.safetensors", "coding.json", "summary.json")
 ALONE = {"servers": "colocated", "group": 1, "sync": "bsp", "assign": "static", "reads": "fresh", "grid": "", "partition": "auto"}
 """What lets one rank go on with any run."""
-IN_A_CIRCLE = ("data_parallel", "averaging", "tensor")
-"""Where a message is lost in a sum over ranks, each waits for the next: any of these waits is as true as the others."""
 _one = threading.Lock()
 
 
@@ -70,7 +68,7 @@ def judge(trial: Trial, seen: Seen) -> list[str]:
         wrong.append(f"it ended {seen.seconds:.1f} s after the harm, {limit_seconds(trial):g} s are allowed")
     wrong += misreported(trial, seen)
     wrong += [f"a process is left: {each}" for each in seen.left]
-    wrong += spoilt(seen.folder, whole=goes_on and not seen.code)
+    wrong += spoilt(seen.folder, goes_on and not seen.code, trial.moment == "end")
     if seen.model and not seen.code and (summary := seen.folder / "summary.json").exists():
         found = json.loads(summary.read_text())["model_sha256"]
         if found != seen.model:
@@ -95,11 +93,14 @@ def misreported(trial: Trial, seen: Seen) -> list[str]:
         if not re.match(rf"\[rank {trial.rank}/{trial.n}\b[^]]*\] ArithmeticError: {MESSAGE}$", reports[0]):
             wrong.append(f"not the report of rank {trial.rank}: {reports[0]}")
         return wrong
+    own = int(reports[0].split()[1].partition("/")[0])
     right = {trial.rank} if trial.fault == "stop" else {trial.rank, seen.to}
-    if trial.fault == "lost" and trial.strategy in IN_A_CIRCLE:
-        right = set(range(trial.n)) - {int(reports[0].split()[1].partition("/")[0])}
+    if trial.fault == "lost" and trial.strategy != "parameter_server":  # soon each waits for another, all alive, and one of these waits is as true as the others
+        right = set(range(trial.n)) - {own}
     wrong = [f"{n} tracebacks"] * (n > 1)
-    if not right & blamed(trial, reports[0]):
+    if own in blamed(trial, reports[0]):
+        wrong.append(f"waits for itself: {reports[0]}")
+    elif not right & blamed(trial, reports[0]):
         wrong.append(f"does not name rank {' or '.join(map(str, sorted(right)))}: {reports[0]}")
     return wrong
 
@@ -111,24 +112,28 @@ def blamed(trial: Trial, report: str) -> set[int]:
     text = re.split(r"waits? for|lacks", report.partition("; the limit is")[0], maxsplit=1)
     text = text[1] if len(text) > 1 else ""
     placement, found = trial.placement, set[int]()
-    for kind, numbers in re.findall(r"(rank|worker|server\(s\)|replica)s? (\d+(?:, \d+)*)", text):
+    for kind, numbers in re.findall(r"(rank|worker|server|replica)(?:s|\(s\))? (\d+(?:, \d+)*)", text):
         for number in map(int, numbers.split(", ")):
             if kind == "rank":
                 found.add(number)
             elif kind == "worker":
                 found |= set(placement.groups[number] if placement.groups else placement.worker_ranks[number : number + 1])
-            elif kind == "server(s)":
+            elif kind == "server":
                 found |= set(placement.server_ranks[number : number + 1])
             else:  # of two, one behind the other
                 found |= {rank for rank in range(trial.n) if rank * 2 // trial.n == number}
     return found
 
 
-def spoilt(folder: Path, whole: bool) -> list[str]:
-    """Return what a run's folder has that cannot be read, and what it lacks where the run is `whole`; one that failed has no summary."""
+def spoilt(folder: Path, whole: bool, may_be: bool = False) -> list[str]:
+    """Return what a run's folder has that cannot be read, and what it lacks where the run is `whole`.
+
+    One that failed has no summary; one whose last moment was fatal `may_be` whole, and is where it has one.
+    """
     if not folder.exists():
         return ["no folder"] * whole
     wrong = []
+    whole |= may_be and (folder / "summary.json").exists()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         parts = path.relative_to(folder).parts
         if any(PASSING.fullmatch(part) for part in parts) and not whole:
