@@ -27,6 +27,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpidml.core.errors import UserError
+from mpidml.runtime import segment_files
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -53,6 +54,7 @@ def install(comm: MPI.Intracomm) -> None:
     if _end is not None:
         return
     end = _end = _End(comm)
+    segment_files.unname(comm)
     sys.excepthook = end.of_main_thread
     threading.excepthook = end.of_thread
     for number in (signal.SIGTERM, signal.SIGINT):
