@@ -18,7 +18,7 @@ from tests import ranks
 from tests.campaign.__main__ import Verdict, line, table, told, tried
 from tests.campaign.harm import Link, Repeated
 from tests.campaign.judge import TRACEBACK, Seen, blamed, judge, spoilt
-from tests.campaign.observe import MARK, remaining
+from tests.campaign.observe import MARK, memory, remaining
 from tests.campaign.trials import FAULTS, LINES, MOMENTS, STRATEGIES, draw
 
 SEEDS = range(40)
@@ -102,6 +102,8 @@ def spoil(path):
         ("exception", {"seconds": 10.5}, "it ended 10.5 s after the harm, 10 s are allowed"),
         ("stop", {"seconds": 13.5}, "it ended 13.5 s after the harm, 13 s are allowed"),
         ("exception", {"code": 0}, "exit code 0"),
+        ("kill", {"code": 0}, "exit code 0"),
+        ("stop", {"code": 2}, "exit code 2"),
         ("slow", {"code": 1}, "exit code 1, it should have gone on"),
         ("exception", {"err": ("[rank 1/3] ArithmeticError: harm on purpose\n" + TRACEBACK) * 2}, "2 tracebacks"),
         ("exception", {"err": f"[rank 1/3] ArithmeticError: harm on purpose\n[rank 2/3] OSError: gone\n{TRACEBACK}"}, "2 reports"),
@@ -115,7 +117,7 @@ def spoil(path):
         ("kill", {"err": ""}, "the launcher names the processes []"),
         ("slow", {"err": "[rank 2/3] WaitTimeout: sum over ranks: waits for rank 1"}, "a report: "),
         ("slow", {"model": "0" * 64}, "another model"),
-        ("exception", {"left": ["123 python -m mpidml"]}, "a process is left: 123"),
+        ("exception", {"left": ["123 python -m mpidml"]}, "left: 123"),
     ],
 )
 def test_a_job_that_does_not_end_as_promised_is_seen(ended, failed, fault, change, says):
@@ -182,6 +184,12 @@ def test_a_process_that_is_left_is_found_and_ended():
     assert remaining("left") == []
 
 
+def test_shared_memory_that_is_left_is_found(tmp_path):
+    (tmp_path / "harm.log").write_text(f"rank 0 1\nmemory {tmp_path}/segment\nmemory {tmp_path}/other\nharm 0.0 -1\n")
+    (tmp_path / "segment").touch()
+    assert memory(tmp_path / "harm.log") == [f"shared memory {tmp_path}/segment"]
+
+
 def test_a_program_is_ended_as_soon_as_it_is_over():
     began = time.monotonic()
     result = ranks.run(["sleep", "60"], 60, os.environ, over=lambda: time.monotonic() - began > 0.5)
@@ -231,6 +239,11 @@ def test_what_is_late_comes_in_its_order_and_what_is_lost_never_comes(comm):
 def test_the_table_counts_what_ended_well_and_names_the_slowest_end(failed):
     trial = trial_of("exception")
     good = Verdict(trial, seen(failed, trial), [])
-    found = table([good, Verdict(trial, good.seen._replace(seconds=2.5), ["exit code 0"])]).splitlines()
-    assert found[0].split() == ["fault", *STRATEGIES, "all"] and len(found) == 2 + len(FAULTS)
-    assert found[1].split() == ["exception", "-", "1/2", "2.5", "s", "-", "-", "-", "-", "1/2", "2.5", "s"] and found[-1].startswith("all  ")
+    found = cells(table([good, Verdict(trial, good.seen._replace(seconds=2.5), ["exit code 0"])]))
+    assert found[0] == ["fault", *STRATEGIES, "all"] and len({len(row) for row in found}) == 1 and [row[0] for row in found[2:]] == [*FAULTS, "all"]
+    assert found[2] == ["exception", "-", "1/2 2.5 s", "-", "-", "-", "-", "1/2 2.5 s"] and found[3] == ["kill", *"-------"]
+    assert found[-1][2::5] == ["1/2 2.5 s"] * 2
+
+
+def cells(text):
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Do harm to real jobs and see that each ends as promised: `python -m tests.campaign --seeds 200`. A table of faults and strategies at the end."""
+"""Do harm to real jobs and see that each ends as promised: `python -m tests.campaign --seeds 200`. At the end a table of faults and strategies."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def told(seen: Seen) -> str:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """Draw how many of how many trials of each fault and strategy ended as they should, and the slowest end, in seconds after the harm."""
+    """Return as Markdown how many of how many trials of each fault and strategy ended as they should, and the slowest end, in seconds after the harm."""
     lines = [["fault", *STRATEGIES, "all"]]
     for fault in (*FAULTS, "all"):
         cells = [fault]
@@ -79,7 +79,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
             cells.append(f"{sum(not v.wrong for v in own)}/{len(own)} {slowest:.1f} s" if own else "-")
         lines.append(cells)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n" for cells in lines)
+    lines.insert(1, ["-" * width for width in widths])
+    return "".join(f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(cells, widths, strict=True))} |\n" for cells in lines)
 
 
 if __name__ == "__main__":

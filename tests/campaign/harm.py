@@ -71,7 +71,10 @@ class Harm:
         time.sleep(self.seconds)
 
     def done(self, to: int) -> None:
-        """Note the time of the harm, and the rank that a message does not reach."""
+        """Note the shared memory that has a name, the time of the harm, and the rank that a message does not reach."""
+        with open("/proc/self/maps") as maps:
+            for path in sorted({line.rstrip("\n").partition("/")[2] for line in maps if " /dev/shm/" in line and not line.endswith(" (deleted)\n")}):
+                note(self.log, "memory", f"/{path}")
         note(self.log, "harm", time.monotonic(), to)
 
     def at_place(self, module: str, function: str, when: str) -> None:

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     """What was seen of a trial.
 
     `seconds` from the harm to the end, None where no harm was done; `to`: the rank that a message did not reach; `processes` of the ranks; `left`: processes
-    that were there after the end; `stacks`, where a limit ended it; `model`: the digest of what is learnt without the harm, "" where none is promised.
+    and shared memory that were there after the end; `stacks`, where a limit ended it; `model`: the digest of what is learnt without the harm, "" where none is promised.
     """
 
     code: int
@@ -62,12 +62,12 @@ def judge(trial: Trial, seen: Seen) -> list[str]:
         wrong.append("it did not end")
     elif goes_on and seen.code:
         wrong.append(f"exit code {seen.code}, it should have gone on")
-    elif not goes_on and not seen.code:
-        wrong.append("exit code 0")
+    elif not goes_on and (seen.code != 1 if trial.fault != "kill" else not seen.code):
+        wrong.append(f"exit code {seen.code}")
     if not goes_on and not seen.stacks and seen.seconds > limit_seconds(trial):
         wrong.append(f"it ended {seen.seconds:.1f} s after the harm, {limit_seconds(trial):g} s are allowed")
     wrong += misreported(trial, seen)
-    wrong += [f"a process is left: {each}" for each in seen.left]
+    wrong += [f"left: {each}" for each in seen.left]
     wrong += spoilt(seen.folder, goes_on and not seen.code, trial.moment == "end")
     if seen.model and not seen.code and (summary := seen.folder / "summary.json").exists():
         found = json.loads(summary.read_text())["model_sha256"]

@@ -43,7 +43,7 @@ def observe(trial: Trial, home: Path) -> Seen:
     words, env = mpirun_command(trial.n, {**os.environ, VARIABLE: json.dumps(what), MARK: mark})
     result = ranks.run([*words, sys.executable, "-m", "tests.campaign.harm", "train", *trial.words, "--out", str(folder)], RUN_SECONDS, env, over)
     ended = time.monotonic()
-    left = remaining(mark)
+    left = [*remaining(mark), *memory(log)]
     began, to = harmed(log)
     processes = {int(of[1]): int(of[2]) for line in log.read_text().splitlines() if (of := line.split())[0] == "rank"}
     model = undisturbed(trial, home) if trial.same and trial.fault in GO_ON and not result.code else ""
@@ -57,6 +57,12 @@ def harmed(log: Path) -> tuple[float | None, int]:
             _, seconds, to = line.split()
             return float(seconds), int(to)
     return None, -1
+
+
+def memory(log: Path) -> list[str]:
+    """Return the shared memory of a job that is there after its end."""
+    noted = [line.partition(" ")[2] for line in log.read_text().splitlines() if line.startswith("memory ")]
+    return [f"shared memory {path}" for path in noted if os.path.exists(path)]
 
 
 def remaining(mark: str) -> list[str]:
