@@ -17,7 +17,7 @@ from mpidml.strategies.base import train
 from tests import ranks
 from tests.campaign.__main__ import Verdict, line, table, told, tried
 from tests.campaign.harm import Link, Repeated
-from tests.campaign.judge import TRACEBACK, Seen, blamed, judge, spoilt
+from tests.campaign.judge import TRACEBACK, Seen, blamed, judge, misreported, spoilt
 from tests.campaign.observe import MARK, memory, remaining
 from tests.campaign.trials import FAULTS, LINES, MOMENTS, STRATEGIES, draw
 
@@ -176,6 +176,14 @@ def test_a_run_that_went_on_has_all_its_files_and_its_picture_is_whole(ended, tm
 def test_who_is_waited_for_is_read_from_a_report(words, report, ranks_):
     trial = draw(0)._replace(words=("--strategy", "parameter_server", *words.split()), n=4)
     assert blamed(trial, f"[rank 0/4] WaitTimeout: {report}; the limit is 3 s (--wait-limit)") == ranks_
+
+
+def test_the_lines_below_a_report_may_name_the_rank_that_stands_still():
+    trial = trial_of("stop")
+    below = "    rank 2: waits at a.py:3: Barrier 7\n    rank 1: has not come; its process 101 is stopped (state T in /proc); when seen last, it computes\n"
+    report = "[rank 0/3] WaitTimeout: sum over ranks: waits for rank 2 for 3.0 s; the limit is 3 s (--wait-limit)\n"
+    found = seen(None, trial)._replace(err=report + below)
+    assert misreported(trial, found) == [] and misreported(trial, found._replace(err=report + below.replace("stopped", "slow"))) != []
 
 
 def test_a_process_that_is_left_is_found_and_ended():

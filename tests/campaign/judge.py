@@ -98,9 +98,10 @@ def misreported(trial: Trial, seen: Seen) -> list[str]:
     if trial.fault == "lost" and trial.strategy != "parameter_server":  # soon each waits for another, all alive, and one of these waits is as true as the others
         right = set(range(trial.n)) - {own}
     wrong = [f"{n} tracebacks"] * (n > 1)
-    if own in blamed(trial, reports[0]):
+    found = blamed(trial, reports[0])
+    if own in found:
         wrong.append(f"waits for itself: {reports[0]}")
-    elif not right & blamed(trial, reports[0]):
+    elif not right & (found | stopped(seen.err)):
         wrong.append(f"does not name rank {' or '.join(map(str, sorted(right)))}: {reports[0]}")
     return wrong
 
@@ -123,6 +124,11 @@ def blamed(trial: Trial, report: str) -> set[int]:
             else:  # of two, one behind the other
                 found |= {rank for rank in range(trial.n) if rank * 2 // trial.n == number}
     return found
+
+
+def stopped(text: str) -> set[int]:
+    """Return the ranks that the lines below a report say stand still: who comes to the limit first may wait for one that waits for them."""
+    return {int(rank) for rank in re.findall(r"^ +rank (\d+): .*process \d+ is stopped", text, re.MULTILINE)}
 
 
 def spoilt(folder: Path, whole: bool, may_be: bool = False) -> list[str]:
