@@ -36,11 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = range(given.first, given.first + given.seeds) if given.only is None else range(given.only, given.only + 1)
     found = []
     with ThreadPoolExecutor(given.jobs) as threads:
-        for verdict in threads.map(tried, seeds):
-            found.append(verdict)
-            print(line(verdict), flush=True)
-            if given.v:
-                print(told(verdict.seen), flush=True)
+        trials = [threads.submit(tried, seed) for seed in seeds]
+        try:
+            for trial in trials:
+                found.append(verdict := trial.result())
+                print(line(verdict), flush=True)
+                if given.v:
+                    print(told(verdict.seen), flush=True)
+        except KeyboardInterrupt:  # those under way end by themselves
+            threads.shutdown(cancel_futures=True)
+            print("interrupted", flush=True)
     print(table(found), end="")
     for verdict in found:
         if verdict.wrong:
