@@ -170,6 +170,8 @@ def test_a_run_that_went_on_has_all_its_files_and_its_picture_is_whole(ended, tm
         ("", "pipeline: waits for the output of stage 0 of microbatch 3 from rank 2 for 3.0 s", {2}),
         ("", "waits for all ranks to come to the comparison of replicas for 3.0 s", set()),
         ("", "nap 7 of all ranks: rank 3 has not answered for 3 s: its process is stopped", {3}),
+        ("", "worker 1 waits for the coordinator's leave to start its clock, since 4.2 s", {0}),
+        ("", "worker 0 asks for its next clock since 3.1 s; epoch 5 waits for worker(s) 1", {1}),
         ("", "table weights: rank 2 fails", set()),
     ],
 )

@@ -112,7 +112,7 @@ def blamed(trial: Trial, report: str) -> set[int]:
         return set(map(int, silent))
     text = re.split(r"waits? for|lacks", report.partition("; the limit is")[0], maxsplit=1)
     text = text[1] if len(text) > 1 else ""
-    placement, found = trial.placement, set[int]()
+    placement, found = trial.placement, {0} if "the coordinator" in text else set[int]()
     for kind, numbers in re.findall(r"(rank|worker|server|replica)(?:s|\(s\))? (\d+(?:, \d+)*)", text):
         for number in map(int, numbers.split(", ")):
             if kind == "rank":
