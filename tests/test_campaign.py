@@ -16,8 +16,8 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 from tests import ranks
 from tests.campaign.__main__ import Verdict, line, table, told, tried
-from tests.campaign.harm import Link, Repeated
 from tests.campaign.judge import TRACEBACK, Seen, blamed, judge, misreported, spoilt
+from tests.campaign.link import Link, Repeated
 from tests.campaign.observe import MARK, memory, remaining
 from tests.campaign.trials import FAULTS, LINES, MOMENTS, STRATEGIES, draw
 
