@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ from mpidml.core.errors import UserError
 from tests.campaign.judge import Seen, judge
 from tests.campaign.observe import observe
 from tests.campaign.trials import FAULTS, STRATEGIES, Trial, draw
+from tests.ranks import descendants
 
 
 class Verdict(NamedTuple):
@@ -43,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(line(verdict), flush=True)
                 if given.v:
                     print(told(verdict.seen), flush=True)
-        except KeyboardInterrupt:  # those under way end by themselves
-            threads.shutdown(cancel_futures=True)
-            print("interrupted", flush=True)
+        except KeyboardInterrupt:  # jobs have sessions of their own, which Ctrl-C does not reach
+            threads.shutdown(wait=False, cancel_futures=True)
+            for child in descendants(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
+            return 130
     print(table(found), end="")
     for verdict in found:
         if verdict.wrong:
