@@ -1,6 +1,7 @@
 """Harm to real jobs, drawn by seeds: each ends as promised; and what judges them sees each way of not doing so. `python -m tests.campaign` runs more."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -257,3 +258,12 @@ def test_the_table_counts_what_ended_well_and_names_the_slowest_end(failed):
 
 def cells(text):
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
+
+
+def test_the_readme_quotes_a_table_of_as_many_seeds_as_it_says():
+    text = (ranks.ROOT / "README.md").read_text()
+    quoted = re.search(r"`python -m tests\.campaign --seeds (\d+)`.*?\n\n((?:\|[^\n]*\n)+)", text, re.DOTALL)
+    found = cells(quoted[2])
+    assert found[0] == ["fault", *STRATEGIES, "all"] and [row[0] for row in found[2:]] == [*FAULTS, "all"]
+    n = [[int(re.match(r"\d+/(\d+) \d+\.\d s$", cell)[1]) for cell in row[1:]] for row in found[2:]]
+    assert n[-1][-1] == int(quoted[1]) == sum(map(sum, n[:-1])) // 2 and n[-1] == [sum(column) for column in zip(*n[:-1], strict=True)]
