@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 BENCH = ("torch", "sklearn", "onnx", "onnxruntime", "tensorboardX")
 LACKING = [name for name in BENCH if importlib.util.find_spec(name) is None]
+LOOK_SECONDS = 0.05
 LAUNCHERS = ("mpirun", "mpiexec", "prte", "orte", "hydra")
 
 
@@ -53,20 +54,20 @@ def python(args: Sequence[str | Path], timeout: float = 60, env: Mapping[str, st
     return run([sys.executable, *map(str, args)], timeout, without_launcher({**os.environ, **(env or {})}))
 
 
-def run(command: Sequence[str], timeout: float, env: Mapping[str, str]) -> Result:
-    """Run any command from the project's folder; at the limit collect the stacks of all its processes, then kill them."""
+def run(command: Sequence[str], timeout: float, env: Mapping[str, str], over: Callable[[], bool] | None = None) -> Result:
+    """Run any command from the project's folder; at the limit, or once it is `over`, collect the stacks of all its processes, then kill them."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # files: a full pipe would stop the program
         paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]))
         child = subprocess.Popen(
             command, cwd=ROOT, env={**env, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
-        stacks, ends = "", None
+        stacks, ends, began = "", None, time.monotonic()
         try:
-            code = child.wait(timeout)
+            code = _wait(child, timeout, over)
         except subprocess.TimeoutExpired:
             ends = [os.fstat(file.fileno()).st_size for file in (out, err)]  # the stacks come after these
             stacks = _stacks(child.pid, [out, err]) or "no process answered SIGUSR2\n"
-            stacks = f"after {timeout:g} s, the limit:\n{stacks}"
+            stacks = f"after {time.monotonic() - began:.0f} s, the limit:\n{stacks}"
             code = -signal.SIGKILL
         finally:
             _kill(child)
@@ -115,6 +116,18 @@ def _stacks(pid: int, outputs: Sequence[IO[bytes]]) -> str:
         said = "".join(_text(file, start) for file, start in zip(outputs, before, strict=True))
         text += f"--- rank {rank}, process {child}\n{said}"
     return text
+
+
+def _wait(child: subprocess.Popen[bytes], timeout: float, over: Callable[[], bool] | None) -> int:
+    """Return the exit code; TimeoutExpired after the limit, or as soon as it is `over`."""
+    end = time.monotonic() + timeout
+    while over is not None:
+        try:
+            return child.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            if over() or time.monotonic() > end:
+                raise
+    return child.wait(timeout)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

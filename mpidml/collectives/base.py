@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ class Sum:
     nbytes = n_rounds = 0
     picked = ""
     """The algorithm, where one was chosen."""
+    ranks: Sequence[int] = ()
+    """The job's numbers of these ranks, by which a report names them; none where they are all ranks, in their order."""
 
     def start(self) -> None:
         """Begin; returns at once. Every rank starts its sums in the same order."""
@@ -82,7 +84,8 @@ class Sum:
 
     def waits_for(self) -> str:
         """Say who is waited for."""
-        return f"rank {', '.join(map(str, late))}" if (late := self.late()) else "the others"
+        late = [self.ranks[rank] if self.ranks else rank for rank in self.late()]
+        return f"rank {', '.join(map(str, late))}" if late else "the others"
 
     def free(self) -> None:
         """Let requests and memory go; no sum may be under way."""

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.runtime import launcher_daemon
+from mpidml.runtime import launcher_daemon, segment_files
 from mpidml.runtime.launch import world_from_environment
 from mpidml.runtime.watchdog import Watchdog
 
@@ -60,6 +60,7 @@ def install(comm: MPI.Intracomm) -> None:
     if _end is not None:
         return
     end = _end = _End(comm)
+    segment_files.unname(comm)
     sys.excepthook = end.of_main_thread
     threading.excepthook = end.of_thread
     for number in (signal.SIGTERM, signal.SIGINT):

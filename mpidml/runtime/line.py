@@ -23,12 +23,14 @@ class TensorLine:
     """The line of all ranks of `collective.comm`; `weights`: each rank's part of every width, alike where none are given, 0 for nothing.
 
     UserError where there are not as many weights as ranks, where they are no weights, and for a collective that does not sum. `free` lets all
-    planned sums go. `waiting` counts what they take, and limits it; `slow` prolongs the computes before.
+    planned sums go. `waiting` counts what they take, and limits it; `slow` prolongs the computes before. `ranks`: the job's numbers of these, for reports.
     """
 
-    def __init__(self, collective: Collective, weights: Sequence[float] = (), waiting: Waiting | None = None, slow: Slowness | None = None) -> None:
+    def __init__(
+        self, collective: Collective, weights: Sequence[float] = (), waiting: Waiting | None = None, slow: Slowness | None = None, ranks: Sequence[int] = ()
+    ) -> None:
         self.collective, self.comm, self.waiting = collective, collective.comm, waiting or Waiting(300.0)
-        self.slow = slow or Slowness(None, self.comm.rank)
+        self.slow, self.ranks = slow or Slowness(None, self.comm.rank), ranks
         self.rank, self.size = int(self.comm.rank), int(self.comm.size)
         self.weights = tuple(weights) or (1.0,) * self.size
         if not collective.exact:
@@ -61,7 +63,7 @@ class TensorLine:
 
     def _call(self, total: Sum) -> Callable[[], None]:
         self._planned.append(total)
-
+        total.ranks = self.ranks
         waiting, slow, clock_now = self.waiting, self.slow, time.perf_counter
 
         def run() -> None:

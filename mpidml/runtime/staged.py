@@ -141,7 +141,7 @@ class Staged(Serverless):
         self.line = comm.split(0 if of_all else data * self.n_pipe + pipe)
         self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
         self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
-        self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness)
+        self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness, self.line.ranks)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         every[tensor] = self._stages(ends, self.parts)
@@ -212,6 +212,8 @@ class Staged(Serverless):
             self.sums[s] = coded.plan(coded.look_at(gradient))
         elif self.n_workers > 1 and not self.pushes:
             self.sums[s] = chosen.plan(gradient[: stage.n_summed]) if stage.n_summed else Done()
+        if s in self.sums:
+            self.sums[s].ranks = self.replicas.ranks
         if before is not None:
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)

@@ -134,9 +134,9 @@ class WaveUpdates(Updates):
             self.going = [(request, sent) for request, sent in self.going if not request.Test()]
             self.going += [(self.pipeline.Isend(told, rank, self.tag), told) for rank in range(1, self.pipeline.size)]
         else:
-            told = np.empty(1, np.int64)
+            told, first = np.empty(1, np.int64), self.strategy.grid.line("pipe", self.strategy.comm.rank)[0]
             request = self.pipeline.Irecv(told, 0, self.tag)
-            self.waiting.until(request.Test, lambda: f"the version that wave {wave} reads, from the replica's first stage")
+            self.waiting.until(request.Test, lambda: f"the version that wave {wave} reads, from rank {first}, the replica's first stage")
             version = int(told[0])
         self.versions = {old: found for old, found in self.versions.items() if old >= wave - self.bound - 1} | {wave: version}
         if (trace := self.strategy.trace) is not None:

@@ -281,6 +281,9 @@ def test_a_wait_ends_at_its_limit_and_says_for_whom(name, ranks):
         total.start()
         with pytest.raises(WaitTimeout, match=r"waits for .* the limit is 0.05 s"):
             total.wait(0.05)
+        total.ranks = range(100, 100 + ranks.size)  # as the job numbers them
+        with pytest.raises(WaitTimeout, match=r"waits for rank 10[1-9]"):
+            total.wait(0.05)
         with pytest.raises(RuntimeError, match="started again"):
             total.start()
     ranks.Barrier()

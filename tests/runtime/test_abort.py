@@ -1,6 +1,7 @@
 """One rank's failure ends the job with its message once and the right code; whole jobs are started to see it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from mpidml.runtime import segment_files
 from mpidml.runtime.launch import mpirun_command
 from tests.ranks import ROOT, descendants, mpirun, python
 
@@ -40,6 +42,34 @@ def test_an_exception_on_one_rank_ends_the_others_with_its_traceback(job):
     assert result.code not in (0, 2) and not result.timed_out
     assert result.err.count("Traceback (most recent call last)") == 1
     assert "[rank 1/3] ValueError: row 7 is bad" in result.err
+
+
+MEMORY = """
+names = [line.split()[5] for line in open("/proc/self/maps") if "/dev/shm/mpich_shm_" in line]
+if comm.rank == 0: print(*names, sep="\\n", flush=True)
+comm.Barrier()
+if comm.rank == 1: os.kill(os.getpid(), signal.SIGKILL)
+comm.Barrier()
+"""
+
+
+@pytest.mark.parametrize("installs", [True, False])
+def test_a_job_that_is_killed_leaves_no_shared_memory(job, installs):
+    script = job(MEMORY)
+    if not installs:
+        script.write_text(script.read_text().replace("install(comm)\n", ""))
+    result = mpirun(2, [script])
+    names = set(re.findall(r"^/dev/shm/mpich_shm_\S+", result.out, re.MULTILINE))
+    left = [name for name in names if os.path.exists(name)]
+    for name in left:
+        os.unlink(name)
+    assert result.code != 0 and bool(left) == (bool(names) and not installs), "the memory has a name as long as nobody takes it off"
+
+
+def test_memory_without_a_name_and_other_memory_stay():
+    lines = ["7f0-7f1 rw-s 00000000 00:19 5   /dev/shm/mpich_shm_a_0", "7f0-7f1 rw-s 00000000 00:19 6   /dev/shm/mpich_shm_b_0 (deleted)"]
+    assert segment_files.named([*lines, *lines, "7f0-7f1 r--p 0 0:1 7  /usr/lib/libmpi.so", "7f0-7f1 rw-p 0 0:0 0"]) == ["/dev/shm/mpich_shm_a_0"]
+    assert segment_files.named(["7f0-7f1 rw-s 00000000 00:19 5   /dev/shm/sm_segment.vm.0.1"]) == []
 
 
 def test_without_install_the_same_job_hangs_and_the_limit_sees_it(tmp_path):

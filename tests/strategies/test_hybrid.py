@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from mpidml.collectives.base import Sum
 from mpidml.core.errors import UserError
+from mpidml.core.grid import parse_grid
 from mpidml.core.job import Job
 from mpidml.nn.split import dense
 from mpidml.runtime import grid_updates
@@ -200,6 +202,25 @@ def test_each_rank_holds_its_part_of_the_weights_alone(comm):
     running.end(None)
     running.data.close()
     counted.free()
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("grid", ["data=0", "tensor=0", "data=2,pipe=0"])
+def test_sums_over_replicas_and_parts_name_ranks_by_their_numbers_in_the_job(comm, monkeypatch, grid):
+    if grid.startswith("data=2") and comm.size % 2:
+        return  # there is no such grid
+    named = []
+
+    def wait(total, limit_seconds=300.0):
+        named.append(tuple(total.ranks))
+        return real(total, limit_seconds)
+
+    real = Sum.wait
+    monkeypatch.setattr(Sum, "wait", wait)
+    run(comm, grid=grid, steps=1)
+    place = parse_grid(grid, comm.size)
+    axis = "tensor" if grid.startswith("tensor") else "data"
+    assert tuple(place.line(axis, comm.rank)) in named and comm.rank in next(ranks for ranks in named if ranks)
 
 
 @pytest.mark.mpi
