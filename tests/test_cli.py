@@ -17,7 +17,7 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "scratch"):
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "requeue", "scratch"):
         return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows, folder of a run or memory, they would be refused
     if f.name == "memory":
         return "2G"
