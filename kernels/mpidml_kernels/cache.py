@@ -43,10 +43,18 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="mpidml-kernels-"))
 
 
+refused = ""
+"""The folder that the user has named and that cannot be written."""
+
+
 def prepare() -> None:
-    """Point Numba at `folder()`, unless the user has set NUMBA_CACHE_DIR."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return
+    """Point Numba at `folder()`, unless the user has set NUMBA_CACHE_DIR to a folder that can be written: else Numba would silently go beside the sources."""
+    global refused
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        there = next(path for path in (Path(chosen), *Path(chosen).absolute().parents) if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return
+        refused = chosen
     os.environ["NUMBA_CACHE_DIR"] = str(folder())
     if "numba" in sys.modules:  # imported before us: it read its environment without this line
         sys.modules["numba"].config.reload_config()

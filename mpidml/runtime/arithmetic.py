@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mpidml_kernels import backend, is_compiled
+from mpidml_kernels import backend, cache, is_compiled
 
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.summary import say
@@ -20,4 +20,7 @@ def compiled(name: str, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()
         arithmetic.load(*more)
     comm.host_nap()
     backend(name).load(*more)
+    if name == "numba" and not more and any(told := comm.gather(cache.refused) or []) and not quiet:
+        chosen = next(filter(None, told))
+        say(f"NUMBA_CACHE_DIR {chosen}: cannot be written on {sum(map(bool, told))} rank(s), which keep their kernels elsewhere; name a folder that can, or unset it")
     return backend(name)

@@ -72,10 +72,10 @@ def test_a_line_that_does_not_fit_what_is_saved_is_refused(tmp_path):
     longer = train(replace(job, steps=6), quiet=True)
     assert longer["samples"] == 6 * 64, "the same net file is the run's own copy"
     (tmp_path / "net.toml").write_text(NET.format(9))
-    with pytest.raises(UserError, match="^--model: the run in .*net.toml.*; leave it out, or start a new run"):
+    with pytest.raises(UserError, match=r"^--model: the run in .*net.toml.*; leave it out, or start a new run"):
         train(replace(job, steps=8), quiet=True)
     (tmp_path / "net.toml").write_text(NET.format(8))
-    with pytest.raises(UserError, match="^--batch: the run in .* has 64"):
+    with pytest.raises(UserError, match=r"^--batch: the run in .* has 64"):
         train(replace(job, steps=8, batch=32), quiet=True)
 
 
