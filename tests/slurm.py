@@ -55,6 +55,7 @@ ReturnToService=0
 SlurmdParameters=config_overrides
 InactiveLimit=0
 KillWait=2
+OverTimeLimit=1
 SlurmctldTimeout=30
 SlurmdTimeout=30
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO

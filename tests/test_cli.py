@@ -64,6 +64,13 @@ def test_no_flag_gives_the_default_job():
     assert parse(["train"]) == ("train", Job()) and parse(["info"]) == ("info", None)
 
 
+def test_info_takes_the_file_of_a_job(tmp_path):
+    (tmp_path / "job.toml").write_text("batch = 32\n")
+    assert parse(["info", "--config", str(tmp_path / "job.toml")]) == ("info", Job(batch=32))
+    (tmp_path / "job.toml").write_text("batch = 0\n")
+    assert "--batch 0: is below 1" in fault("info", "--config", str(tmp_path / "job.toml"))
+
+
 @each_field
 @pytest.mark.parametrize("joined", [True, False])
 def test_each_flag_sets_its_field_alone(f, joined):

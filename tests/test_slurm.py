@@ -45,7 +45,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def long(cluster):
     """Submit a job that its time limit will end: Slurm sends the signal half a minute or so after the start, while other tests run."""
-    return submit(cluster, "--nodes=1", "--ntasks-per-node=1", "--time=1", "--signal=USR1@20", "jobs/long.sbatch", *ENDLESS, "--seconds", "50")
+    return submit(cluster, "--nodes=1", "--ntasks-per-node=1", "--time=1", "--signal=USR1@20", "jobs/long.sbatch", *ENDLESS, "--seconds", "42")
 
 
 def submit(cluster, *words):

@@ -4,17 +4,19 @@
     squeue --jobs J --Format TimeLeft                                   when the job ends, where the environment does not say
     scontrol requeue J                                                  the same job, with its number, waits for its next start
 
-A site's `squeue` and `scontrol` are asked by rank 0 alone, once a run.
+A site's `squeue` and `scontrol` are asked by rank 0 alone, each once.
 """
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 
 ASK_SECONDS = 30.0
 Problem = tuple[str, str]
@@ -83,14 +85,21 @@ def seconds_left(env: Mapping[str, str]) -> float | None:
     """Return how long this job may go on; None outside Slurm, without a limit, or where nobody says."""
     if not (job := env.get("SLURM_JOB_ID")):
         return None
-    if (end := env.get("SLURM_JOB_END_TIME", "")).isdecimal():
-        return int(end) - time.time()
+    told = env.get("SLURM_JOB_END_TIME", "")
+    end = float(told) if told.isdecimal() else _asked_end(job)
+    return None if end is None else end - time.time()
+
+
+@functools.cache
+def _asked_end(job: str) -> float | None:
+    """Ask Slurm once when a job ends, in seconds since 1970."""
     try:
         words = ["squeue", "--noheader", f"--jobs={job}", "--Format=TimeLeft"]
         said = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return of_clock(said.strip())
+    left = of_clock(said.strip())
+    return None if left is None else time.time() + left
 
 
 def of_clock(text: str) -> float | None:
@@ -135,12 +144,12 @@ LOOK_CLOCKS, LOOK_SECONDS = 10, 2.0
 """From so many clocks that took so long the rest is foreseen."""
 
 
-def check(job: Any, env: Mapping[str, str]) -> float | None:
+def check(job: Job, env: Mapping[str, str]) -> float | None:
     """Return the seconds that this Slurm job has left, None without a limit; UserError for a run that it cannot bring to an end, or back into a queue."""
     if job.requeue and not env.get("SLURM_JOB_ID"):
         raise UserError("--requeue: this process is not in a Slurm job (no SLURM_JOB_ID), so there is no queue; leave it out, or start by sbatch")
     left = seconds_left(env)
-    if left is not None and job.seconds > left and not job.checkpoint_every:
+    if left is not None and job.seconds and job.seconds > left and not job.checkpoint_every:
         raise UserError(
             f"--seconds {job.seconds:g}: this Slurm job ends in {left:.0f} s, before the run, and nothing would be saved; "
             "give fewer --seconds, a longer --time to sbatch, or --checkpoint-every"

@@ -10,6 +10,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.runtime import slurm
 from mpidml.runtime.slurm import Allocation, Deadline, allocation, problems
+from mpidml.strategies.base import train
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_CPUS_PER_TASK": "2", "SLURM_MEM_PER_NODE": "500"}
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_TASKS_PER_NODE": "4", "SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "4"}
@@ -65,9 +66,10 @@ def test_the_end_of_the_job_is_told_by_the_environment_or_by_squeue(tmp_path, mo
     (tmp_path / "squeue").write_text('#!/bin/sh\n[ "$*" = "--noheader --jobs=7 --Format=TimeLeft" ] && echo "10:00               "\n')
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert slurm.seconds_left({"SLURM_JOB_ID": "7"}) == 600
+    assert slurm.seconds_left({"SLURM_JOB_ID": "7"}) == pytest.approx(600, abs=30)
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert slurm.seconds_left({"SLURM_JOB_ID": "7"}) is None
+    assert slurm.seconds_left({"SLURM_JOB_ID": "7"}) == pytest.approx(600, abs=30), "asked once"
+    assert slurm.seconds_left({"SLURM_JOB_ID": "8"}) is None
 
 
 def soon(seconds):
@@ -118,3 +120,13 @@ def test_a_job_goes_back_into_its_queue_by_its_number_and_a_refusal_is_one_line(
     with pytest.raises(UserError, match=r"^--requeue: scontrol requeue 8 failed \(Invalid job id\); submit the script with the same --out"):
         slurm.requeue({"SLURM_JOB_ID": "8"})
     assert (tmp_path / "asked").read_text() == "requeue 7\nrequeue 8\n"
+
+
+@pytest.mark.parametrize("every", [0, 10**6])
+def test_a_run_tells_once_that_its_job_ends_too_soon(tmp_path, monkeypatch, capsys, every):
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) - 100))
+    train(Job(hidden=(16,), backend="numpy", steps=3000, checkpoint_every=every, report=False, out=str(tmp_path / "run")))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time limit: ")]
+    assert len(said) == 1 and ("before the first checkpoint" if every else "before the run, and nothing is saved") in said[0]
