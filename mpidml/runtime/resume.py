@@ -91,13 +91,13 @@ class Ended(UserError):
     """The run has come to its end."""
 
 
-def ended(job: Job, comm: CountedComm, error: Ended) -> dict[str, Any]:
+def ended(job: Job, comm: CountedComm, error: Ended, quiet: bool) -> dict[str, Any]:
     """Return the summary of a run that `--resume auto` finds at its end, where nothing is left to do; elsewhere raise `error` (Collective on comm)."""
     path = Path(job.out, "summary.json")
     text = comm.bcast(path.read_text() if job.resume == AUTO and comm.rank == 0 and path.exists() else "")
     if not text:
         raise error
-    if comm.rank == 0:
+    if comm.rank == 0 and not quiet:
         show(sys.stdout, f"nothing is left to do: {error}\n")
     return dict(json.loads(text))
 

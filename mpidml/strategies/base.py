@@ -66,7 +66,7 @@ def train(
         try:
             run = Run(job, ranks, quiet, write, brief, data, start)
         except resume.Ended as error:
-            return resume.ended(job, ranks, error)
+            return resume.ended(job, ranks, error, quiet)
         try:
             run.drive()
             return run.end(keep)
