@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from mpidml.cli import COMMANDS
+from mpidml.cli import COMMANDS, parse
+from mpidml.core.job import Job
 from mpidml.runtime.launch import find_mpirun, flavour
 from tests.ranks import ROOT, need
 from tests.slurm import Cluster, install, lacking
@@ -104,13 +107,24 @@ def test_every_script_is_a_few_lines_that_slurm_takes_and_is_run_by_a_test():
         assert path.name == "README.md" or f"`{path.name}" in readme, f"jobs/README.md says nothing of {path.name}"
 
 
+def test_every_toml_is_a_job_and_every_twin_a_command():
+    for path in (ROOT / "jobs").glob("*.toml"):
+        Job().with_values(tomllib.loads(path.read_text()), path.name).checked()
+    twins = {path.name: path.read_text() for path in (ROOT / "jobs").glob("*.sh") if path.name != "chain_submit.sh"}
+    assert {f"{name.removesuffix('.sh')}.toml" for name in twins} | {"gpu.toml"} == {path.name for path in (ROOT / "jobs").glob("*.toml")}
+    for line in re.findall(r"python -m mpidml (.*)$", "\n".join(twins.values()), re.MULTILINE):
+        words = [word for word in shlex.split(line.replace('--out "$@"', "--out run")) if word != "$@"]
+        if words[0] in COMMANDS:
+            parse([str(ROOT / word) if word.startswith("jobs/") else word for word in words])
+
+
 @pytest.mark.parametrize(("script", "n_nodes", "n_tasks"), [("one_node", 1, 2), ("nodes", 3, 1), ("nodes_mpirun", 2, 2)])
 def test_a_script_runs_to_its_end(cluster, long, script, n_nodes, n_tasks):
     job = submit(cluster, f"--nodes={n_nodes}", f"--ntasks-per-node={n_tasks}", f"jobs/{script}.sbatch", *TINY)
     found = ended(cluster, job)
     run = summary(cluster, f"{script}-{job}")
     assert run["ranks"] == n_nodes * n_tasks and int(found["NumNodes"]) == n_nodes
-    assert (max(run["bytes_sent"]) > 0) == (script != "one_node"), "between nodes gradients travel"
+    assert (sum(run["bytes_sent"]) > 100_000) == (n_nodes > 1), "between nodes gradients travel, inside one headers alone"
 
 
 def test_an_array_has_a_rate_for_each_task(cluster, long):
