@@ -53,9 +53,10 @@ def main() -> None:
     comm = start_mpi(checked=command != "info")  # `info` reports what does not fit
     abort.install(comm)
     if command == "info":
+        from mpidml.core import plugins
         from mpidml.runtime.info import info
 
-        text = info(comm)
+        text = info(comm, given, given and plugins.load("mpidml.strategies", given.strategy))
         if world.rank == 0:
             sys.stdout.write(text + "\n")
     elif command == "export":

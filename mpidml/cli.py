@@ -14,7 +14,7 @@ import mpidml
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.evaluation import Evaluation, Prediction
-from mpidml.core.job import Job
+from mpidml.core.job import AUTO, Job
 from mpidml.core.plan_request import PlanRequest, asked
 from mpidml.core.scale_request import ScaleRequest
 from mpidml.core.scale_request import asked as asked_to_scale
@@ -62,9 +62,14 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     command, *rest = argv
     if command not in COMMANDS:
         raise UserError(f"'{command}': there is no such command; {nearest(command, COMMANDS)}")
-    if command in ("info", "warm"):
+    if command == "warm":
         _Parser(prog=f"python -m mpidml {command}", description=COMMANDS[command]).parse_args(rest)
         return command, None
+    if command == "info":
+        parser = _Parser(prog="python -m mpidml info", description=COMMANDS["info"], allow_abbrev=False)
+        parser.add_argument("--config", metavar="FILE", help="TOML file of a job: also check that these ranks fit it")
+        config = parser.parse_args(rest).config
+        return command, None if config is None else Job().with_values(_toml(config), config).checked()
     if command == "export":
         parser = _Parser(prog="python -m mpidml export", description=COMMANDS["export"], allow_abbrev=False)
         parser.add_argument("run", metavar="RUN", help="folder of a run that has ended")
@@ -82,7 +87,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     config = given.pop("config", None)
     if command == "train":
         values = ({} if config is None else _toml(config)) | given
-        if values.get("resume"):
+        if values.get("resume") not in (None, "", AUTO):
             from mpidml.runtime.resume import resumed
 
             return command, resumed(values["resume"], {name: value for name, value in values.items() if name != "resume"}).checked()

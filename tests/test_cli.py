@@ -17,7 +17,7 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "scratch"):
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "requeue", "scratch"):
         return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows, folder of a run or memory, they would be refused
     if f.name == "memory":
         return "2G"
@@ -62,6 +62,13 @@ def fault(*argv):
 
 def test_no_flag_gives_the_default_job():
     assert parse(["train"]) == ("train", Job()) and parse(["info"]) == ("info", None)
+
+
+def test_info_takes_the_file_of_a_job(tmp_path):
+    (tmp_path / "job.toml").write_text("batch = 32\n")
+    assert parse(["info", "--config", str(tmp_path / "job.toml")]) == ("info", Job(batch=32))
+    (tmp_path / "job.toml").write_text("batch = 0\n")
+    assert "--batch 0: is below 1" in fault("info", "--config", str(tmp_path / "job.toml"))
 
 
 @each_field

@@ -112,7 +112,7 @@ def sbatch(script: str, folder: Path) -> subprocess.CompletedProcess:
     """Run a batch script as Slurm would, on one rank: `srun` runs the command, and asks it to end as soon as it was saved, the first time."""
     (folder / "bin").mkdir(exist_ok=True)
     stubs = {
-        "srun": 'while [[ "$1" == --* ]]; do shift; done\nif [ -e second ]; then exec "$@" --seconds 1; fi\ntouch second\n"$@" --epochs 1000000 --hidden 16 &\n'
+        "srun": 'while [[ "$1" == --* ]]; do shift; done\nif [ -e second ]; then exec "$@" --hidden 16; fi\ntouch second\n"$@" --epochs 1000000 --hidden 16 &\n'
         'until compgen -G "runs/7/checkpoints/[0-9]*" > /dev/null; do sleep 0.1; done\nkill -USR1 $!\nwait $!',
         "scontrol": 'echo "$@" >> requeued',
         "python": f'exec {shlex.quote(sys.executable)} "$@"',

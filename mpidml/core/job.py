@@ -26,6 +26,8 @@ OF_STRATEGIES = (
 """Flags that do nothing under some strategy: a run that goes on by another one begins with their defaults."""
 STAGED = ("pipeline", "tensor", "hybrid")
 """These strategies."""
+AUTO = "auto"
+"""In place of a folder to go on with."""
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "", groups: str = "") -> Any:
@@ -175,7 +177,8 @@ class Job:
     report: bool = flag(True, "draw report.png at the end, in about half a second", groups="one")
     trace: bool = flag(False, "write trace.json (opens in Perfetto)", groups="one")
     tensorboard: bool = flag(False, "write the metrics as events for TensorBoard, too", groups="one")
-    resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here")
+    resume: str = flag("", "folder of a run to go on with, from its newest checkpoint; its config.toml says what is not given here. auto: go on in --out, or begin there")
+    requeue: bool = flag(False, "with --resume auto, in a Slurm job: when SIGUSR1 has saved and ended the run, the job goes back into its queue")
     out: str = flag("", "folder of the run (default: runs/<time>, or that of --resume)", groups="one")
 
     def policy(self) -> str:

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.job import Job
+from mpidml.core.job import AUTO, Job
 from mpidml.core.sizes import parse_size
 from mpidml.core.target import parse_target
 
@@ -56,6 +56,11 @@ def check(job: Job) -> Job:
         raise UserError(f"--epochs {job.epochs}: does nothing beside --steps {job.steps}, which says when to end; leave one of them out")
     if job.keep_checkpoints != Job.keep_checkpoints and not job.checkpoint_every:
         raise UserError(f"--keep-checkpoints {job.keep_checkpoints}: does nothing without --checkpoint-every; give one, or leave it out")
+    if job.resume == AUTO and not (job.out and job.checkpoint_every):
+        lacks = "--checkpoint-every, without which nothing is saved" if job.out else "--out, the folder in which to go on"
+        raise UserError(f"--resume {AUTO}: needs {lacks}; give it")
+    if job.requeue and not job.resume:
+        raise UserError(f"--requeue: the job's next start would begin anew; give --resume {AUTO}, too")
     if job.patience and not job.validate:
         raise UserError(
             f"--patience {job.patience}: needs rows to judge by that are not the test rows, whose score would then be too good; give for example --validate 0.1"

@@ -43,7 +43,7 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     single: dict[str, Any] = {}
     for raw, value in values.items():
         name = raw.replace("-", "_")
-        if name in ("checkpoint_every", "keep_checkpoints", "resume"):
+        if name in ("checkpoint_every", "keep_checkpoints", "resume", "requeue"):
             raise UserError(f"{where}: {raw}: what is compared or simulated is not saved to go on with; leave it out")
         if name == "patience" and where == "simulate":
             raise UserError(f"{where}: {raw}: a simulation does not pause to look; leave it out")

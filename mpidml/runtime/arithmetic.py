@@ -6,10 +6,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mpidml_kernels import backend, cache, is_compiled
+from mpidml_kernels import CODES, adaptive, backend, cache, csr, is_compiled, rows
 
+from mpidml.core.job import Job
+from mpidml.optim.base import make_chain
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.summary import say
+
+
+def beyond(job: Job, is_sparse: bool) -> tuple[Any, ...]:
+    """Return the families of kernels that a job calls beside those of every network: of its optimizer, of sparse rows, of codes."""
+    normalises = any(link.normalised for link in make_chain(job.optimizer, job.rate).links)
+    return (adaptive,) * normalises + (csr, rows) * is_sparse + CODES * bool(job.compress)
 
 
 def compiled(name: str, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()) -> Any:

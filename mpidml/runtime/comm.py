@@ -12,12 +12,12 @@ from mpidml.core.errors import UserError
 from mpidml.runtime import launch, start_limit
 
 _world = launch.world_from_environment(os.environ)
-launch.refuse(_world, launch.foreign(_world))
+launch.refuse(_world, launch.foreign(_world, os.environ))
 if _world.launcher is None:
     # Alone, nobody has told Open MPI to leave out what does not work here; other MPIs do not read these.
     os.environ.update(launch.openmpi_environment(os.environ, 1))
 else:
-    os.environ.update(launch.mpich_environment(os.environ, _world.local_size))
+    os.environ.update(launch.mpich_environment(os.environ, _world.local_size, _world.size or 0))
 
 with start_limit.counted():
     from mpi4py import MPI  # the lines above must come first

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mpidml
+from mpidml.core.errors import UserError
+from mpidml.core.sizes import parse_size
+from mpidml.runtime import slurm
 from mpidml.runtime.launch import export_line, mismatch, openmpi_environment, world_from_environment
 from mpidml.runtime.threads import Place, crowding, launchers_cores
 
@@ -28,8 +31,10 @@ AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids", "Zen4", "Zen5")
 Problem = tuple[str, str]
 
 
-def info(comm: MPI.Intracomm) -> str:
+def info(comm: MPI.Intracomm, job: Any = None, strategy: Any = None) -> str:
     """Return on rank 0 the report, "" elsewhere: one line a subject, then `problem: ...; remedy: ...` lines and their number.
+
+    With a `job` also whether these ranks fit it, which the class of its strategy says.
 
     Collective on comm, an mpi4py communicator. Takes under 0.3 s beside the imports of NumPy and Numba; sends about 50 MB.
     """
@@ -38,6 +43,7 @@ def info(comm: MPI.Intracomm) -> str:
     from mpidml.runtime.watched import ranks_of, waiting
 
     with waiting("the self-check of all ranks", ranks_of(comm)):
+        misfit = _misfit(comm, job, strategy) if job is not None else ""
         records = comm.gather(_describe(), root=0)
         shared = comm.gather(_try_shared_window(comm), root=0)
     speeds = [(partner, *pingpong(comm, partner)) for partner in sorted({1, comm.size - 1}) if comm.size > 1]
@@ -57,10 +63,17 @@ def info(comm: MPI.Intracomm) -> str:
         ("numba", f"{first['numba']}, kernel cache in {first['cache']}"),
         ("shared memory", f"window works on {sum(shared)} of {comm.size} rank(s), {first['shm'] / 2**20:.0f} MiB free in /dev/shm"),
     ]
+    given = slurm.allocation(os.environ)
+    if given is not None:
+        lines.append(("Slurm", given.words()))
     for partner, latency, bandwidth in speeds:
         where = "same host" if records[partner]["host"] == first["host"] else records[partner]["host"]
         lines.append((f"0 <-> {partner}", f"{latency * 1e6:.1f} us latency (8 bytes), {bandwidth / 1e9:.1f} GB/s (4 MB), {where}"))
     problems = find_problems(records, comm.size, level)
+    if given is not None:
+        problems += slurm.problems(given, records, parse_size(job.memory, "memory") if job is not None and job.memory else 0)
+    if misfit:
+        problems.append((misfit.rpartition("; ")[0], misfit.rpartition("; ")[2]))
     if failing := [rank for rank in range(comm.size) if not shared[rank]]:
         problems.append((f"the shared-memory window fails on rank(s) {failing}", "give the container more shared memory (--shm-size=1g)"))
     text = [f"{name:<14} {value}" for name, value in lines]
@@ -122,7 +135,23 @@ def _describe() -> dict[str, Any]:
         "cache": str(folder),
         "cache_instead": instead,
         "shm": shm.f_bavail * shm.f_frsize if shm else 0,
+        "resident_nbytes": next((int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status")) if line.startswith("VmRSS:")), 0),
     }
+
+
+def _misfit(comm: MPI.Intracomm, job: Any, strategy: Any) -> str:
+    """Return what a strategy that is made for these ranks says against them. Collective on comm."""
+    from mpidml.runtime.agree import agree
+    from mpidml.runtime.comm import CountedComm
+
+    counted = CountedComm(comm)
+    try:
+        agree(counted, lambda: strategy(job, counted))
+    except UserError as error:
+        return str(error)
+    finally:
+        counted.free()
+    return ""
 
 
 def _threads(records: list[dict[str, Any]]) -> str:

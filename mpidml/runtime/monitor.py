@@ -7,6 +7,7 @@ clock to clock together (`by_clock`) they are those of one clock of the tables, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 
 from mpidml.core.role import Array
 from mpidml.core.target import Target
-from mpidml.runtime.progress import Progress
+from mpidml.runtime.outputs import RunFolder
+from mpidml.runtime.progress import Progress, launcher_terminal
+from mpidml.runtime.scoring import n_of_heads
 
 COLUMNS = (
     "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "look_loss", "look_score", "look_rows", "evaluation_seconds", "evaluation",
@@ -216,3 +219,16 @@ class Monitor:
             if self.metrics:
                 self._show(self.metrics[-1], final, ended=True)
             self.progress.close()
+
+
+def of_run(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
+    """Return the monitor of a run that is prepared, which writes to its folder and shows progress."""
+    n_clocks, sampler, job = strategy.n_clocks, strategy.sampler, strategy.job
+    samples = sum(sampler.batch_size(c) for c in range(n_clocks)) if n_clocks < 10**6 else n_clocks * job.batch
+    progress = None if quiet else Progress(samples, sys.stdout, launcher_terminal())
+
+    write = folder.append_metrics if folder is not None else lambda row: None
+    limit = job.seconds if strategy.endless else 0.0
+    n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
+    rows = sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step
+    return Monitor(strategy.n_workers, n_clocks, *rows, n_of_heads(strategy.net))

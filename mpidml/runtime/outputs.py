@@ -92,6 +92,15 @@ class RunFolder:
         except FileExistsError:
             raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
 
+    def clear(self) -> None:
+        """Remove what a run has left here that ended before it had saved anything; leave alone what one has brought to its end."""
+        if any((self.path / name).exists() for name in _MARKS[:2]) or not (self.path / "config.toml").exists():
+            return
+        self.lock()
+        for name in _MARKS[2:]:
+            (self.path / name).unlink(missing_ok=True)
+        self.close()
+
     def lock(self) -> None:
         """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does."""
         self._lock = (self.path / ".lock").open("w")

@@ -14,26 +14,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import OF_STRATEGIES, Job, members
+from mpidml.core.job import AUTO, OF_STRATEGIES, Job, members
 from mpidml.core.patience import Patience
 from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.shard import Shard
 from mpidml.runtime.abort import Terminated, asked_to_end
-from mpidml.runtime.checkpoint import Checkpoint, Piece
+from mpidml.runtime.checkpoint import Checkpoint, Piece, last
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.net import NET_FILE
+from mpidml.runtime.net import NET_FILE, net_text
+from mpidml.runtime.outputs import RunFolder
+from mpidml.runtime.progress import show
 
 PRINTED_ROWS = 1024
 LEARNT = "learnt."
@@ -66,6 +70,38 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
     return found
 
 
+def found(job: Job) -> Job:
+    """Return the job of `--resume auto`, one line for each start: it goes on in --out where that has a checkpoint, else begins there. For one rank.
+
+    UserError where what it asks for does not fit what is saved.
+    """
+    path = Path(job.out)
+    if job.resume != AUTO:
+        return job
+    if last(path) is None:
+        RunFolder(path).clear()
+        return replace(job, resume="")
+    values = {name: value for name, value in job.mapping().items() if name not in ("out", "resume")}
+    if (path / NET_FILE).exists() and net_text(job) == (path / NET_FILE).read_text(encoding="utf-8"):
+        values["model"] = str(path / NET_FILE)
+    return resumed(path, values)
+
+
+class Ended(UserError):
+    """The run has come to its end."""
+
+
+def ended(job: Job, comm: CountedComm, error: Ended, quiet: bool) -> dict[str, Any]:
+    """Return the summary of a run that `--resume auto` finds at its end, where nothing is left to do; elsewhere raise `error` (Collective on comm)."""
+    path = Path(job.out, "summary.json")
+    text = comm.bcast(path.read_text() if job.resume == AUTO and comm.rank == 0 and path.exists() else "")
+    if not text:
+        raise error
+    if comm.rank == 0 and not quiet:
+        show(sys.stdout, f"nothing is left to do: {error}\n")
+    return dict(json.loads(text))
+
+
 @contextmanager
 def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[], int]]:
     """Let signals ask where the run can be saved, end it as ever where it cannot; `interrupted` is called where one ends a run that saves."""
@@ -81,21 +117,21 @@ def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[]
 
 
 def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
-    """Refuse to go on with a run that has come to its end, and say what would let it."""
+    """Refuse to go on with a run that has come to its end, and say what would let it; `Ended`."""
     known, where = saved.facts, f"--resume {job.resume}"
     if (done := min(Position(0, tuple(known["turns"])).among(strategy.n_workers).turns)) >= strategy.n_clocks:
-        raise UserError(f"{where}: the run has done {done} of {strategy.n_clocks} clocks; give more --epochs or --steps to go on")
+        raise Ended(f"{where}: the run has done {done} of {strategy.n_clocks} clocks; give more --epochs or --steps to go on")
     if job.target and job.target == known["job"]["target"] and known["monitor"]["reached"]:
-        raise UserError(f"{where}: the run has reached its target {job.target}; give another --target to go on")
+        raise Ended(f"{where}: the run has reached its target {job.target}; give another --target to go on")
     had = known["seconds"] - known["monitor"]["evaluation_seconds"]
     ended_so = known["time_is_up"] and 0 < job.seconds <= known["job"]["seconds"]  # an evaluation told of later does not bring seconds back
     if job.seconds and (had >= job.seconds or ended_so):
-        raise UserError(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
+        raise Ended(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
     if job.patience and "patience" in known:
         patience = Patience(job.patience)
         patience.restore(known["patience"])
         if patience.over:
-            raise UserError(f"{where}: its last {job.patience} looks brought nothing better; give a larger --patience to go on")
+            raise Ended(f"{where}: its last {job.patience} looks brought nothing better; give a larger --patience to go on")
 
 
 def fingerprint(data: Any) -> str:

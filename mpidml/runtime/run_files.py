@@ -45,7 +45,7 @@ def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dic
         folder.events.first = rows[-1]["clock"] + 1
     while True:
         values = job.mapping() | ({"model": str(folder.path / NET_FILE)} if net else {})
-        config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume")})
+        config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume", "requeue")})
         try:
             if goes_on:
                 folder.lock()

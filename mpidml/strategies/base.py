@@ -10,7 +10,7 @@ Everything that can be wrong with a job's input is found before `drive`, and not
 from __future__ import annotations
 
 import os
-import sys
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,25 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import CODES, adaptive, csr, rows
 
 from mpidml.core import plugins
-from mpidml.core.job import Job
+from mpidml.core.job import AUTO, Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.optim.base import make_chain
-from mpidml.runtime import abort, checkpoint, events, resume, run_files, scoring, sparse_rows, summary
+from mpidml.runtime import abort, checkpoint, events, resume, run_files, scoring, slurm, sparse_rows, summary
 from mpidml.runtime.agree import agree
-from mpidml.runtime.arithmetic import compiled
+from mpidml.runtime.arithmetic import beyond, compiled
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
 from mpidml.runtime.gather import bring
 from mpidml.runtime.looks import Looks
 from mpidml.runtime.model import Model
-from mpidml.runtime.monitor import N_COLUMNS, Monitor
+from mpidml.runtime.monitor import N_COLUMNS, of_run
 from mpidml.runtime.net import build_net
-from mpidml.runtime.outputs import RunFolder
-from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.start import Start, gather
 from mpidml.runtime.telemetry import Telemetry
@@ -68,7 +64,10 @@ def train(
     is then {"paused_at_clock": ...} alone.
     """
     with given_or_all(comm) as ranks, ExitStack() as held:
-        run = Run(job, ranks, quiet, write, brief, data, start, held)
+        try:
+            run = Run(job, ranks, quiet, write, brief, data, start, held)
+        except resume.Ended as error:
+            return resume.ended(job, ranks, error, quiet)
         try:
             run.drive()
             return run.end(keep)
@@ -88,6 +87,10 @@ class Run:
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         abort.limit_waits(job.wait_limit)
+        if job.resume == AUTO:
+            self.job = job = comm.bcast(agree(comm, lambda: resume.found(job) if leads else job))
+        left = agree(comm, lambda: slurm.check(job, os.environ) if leads else None)
+        self.deadline = None if left is None else slurm.Deadline(time.perf_counter() + left)
         self.strategy: Any = agree(comm, lambda: plugins.load("mpidml.strategies", job.strategy)(job, comm))
         if job.deterministic or (self.strategy.same_bits and not chosen(os.environ)):
             self.held.enter_context(one_thread())
@@ -103,8 +106,7 @@ class Run:
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         sparse_rows.check(job, data, self.strategy)
-        more = (adaptive,) * any(link.normalised for link in make_chain(job.optimizer, job.rate).links)
-        if more := more + (csr, rows) * data.is_sparse + CODES * bool(job.compress):  # before the clock runs
+        if more := beyond(job, data.is_sparse):  # before the clock runs
             compiled(job.backend, comm, quiet, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
@@ -119,7 +121,7 @@ class Run:
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
         if start is not None:
             self.position = start.go_on(self.strategy)
-        self.monitor = _monitor(self.strategy, folder, quiet) if leads else None
+        self.monitor = of_run(self.strategy, folder, quiet) if leads else None
         self.looks = Looks(self.strategy, comm, self.monitor) if job.patience else None
         if saved is not None:
             resume.check(job, self.strategy, saved)
@@ -159,6 +161,8 @@ class Run:
             return
         news = self.telemetry.receive()
         self.monitor.take([row for row in news if row[0] != ASKED])
+        if self.deadline is not None and (text := self.deadline.told(self.monitor.n_groups - self.n_before, now - self.began, now)):
+            self._say(text)
         if self.strategy.coordinator is None:
             return
         if self.monitor.reached is not None:
@@ -179,6 +183,10 @@ class Run:
             self.began = comm.bcast(self.began)  # one clock for all, so that reports of different ranks come in their true order
         self.started = self.began - self.saved_seconds
         saves = bool(job.checkpoint_every) and bool(self.path.name)
+        if self.monitor is not None:
+            self.n_before = self.monitor.n_groups
+            if self.deadline is not None:
+                self.deadline.expect(job.checkpoint_every * saves, strategy.n_clocks - self.n_before, job.seconds)
         self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
         with np.errstate(all="ignore"), resume.asking(saves, self._interrupted) as self.asked:  # a loss that is no longer a number is told once, at the end
             while True:
@@ -204,10 +212,15 @@ class Run:
         """Say from where the run can go on that a signal ends at once; the other ranks, whose end takes rank 0 along, wait for that."""
         if not self.leads:
             time.sleep(resume.TELL_SECONDS)
-        elif self.monitor is not None and not self.quiet:
+        else:
+            self._say(summary.interrupted(checkpoint.last(self.path), self.path))
+
+    def _say(self, text: str) -> None:
+        """Say something beside the progress line."""
+        if self.monitor is not None and not self.quiet:
             if self.monitor.progress is not None:
                 self.monitor.progress.close()
-            summary.say(summary.interrupted(checkpoint.last(self.path), self.path))
+            summary.say(text)
 
     def _next_pause(self, saves: bool) -> int:
         """Return the turns of each worker after which the run pauses next, 0 for never; the last clock is its end, no pause."""
@@ -244,13 +257,12 @@ class Run:
         """Gather what came of the run, write and say it, and return the summary on every rank."""
         comm, strategy, monitor, leads = self.comm, self.strategy, self.monitor, self.leads
         if self.paused_by:
-            if monitor is not None and monitor.progress is not None:
-                monitor.progress.close()
             if self.folder is not None:
                 self.folder.close()
-            if leads and not self.quiet:
-                summary.say(summary.paused(self.paused_by, strategy, self.position, self.path))
+            self._say(summary.paused(self.paused_by, strategy, self.position, self.path))
             strategy.free()
+            if self.job.requeue and self.paused_by == signal.SIGUSR1:
+                agree(comm, lambda: slurm.requeue(os.environ) if leads else None)
             return {"paused_at_clock": sum(self.position.turns) // strategy.n_workers}
         rows = self.telemetry.drain()
         best, final = self.looks.end(self.position) if self.looks is not None else (None, {})
@@ -285,15 +297,3 @@ class Run:
         strategy.free()
         result: dict[str, Any] = comm.bcast(found)
         return result
-
-
-def _monitor(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:
-    n_clocks, sampler, job = strategy.n_clocks, strategy.sampler, strategy.job
-    samples = sum(sampler.batch_size(c) for c in range(n_clocks)) if n_clocks < 10**6 else n_clocks * job.batch
-    progress = None if quiet else Progress(samples, sys.stdout, launcher_terminal())
-
-    write = folder.append_metrics if folder is not None else lambda row: None
-    limit = job.seconds if strategy.endless else 0.0
-    n, quality, target, of = len(strategy.data.rows(job.looks_at)[0]), strategy.data.quality, strategy.target, job.looks_at
-    rows = sampler.clocks_per_epoch, progress, write, quality, n, target, limit, of, bool(job.patience), strategy.in_step
-    return Monitor(strategy.n_workers, n_clocks, *rows, scoring.n_of_heads(strategy.net))

@@ -96,10 +96,11 @@ class Harm:
 def main() -> None:
     """Do harm where this rank is the one, and run."""
     from mpidml.runtime import launch
+    from mpidml.runtime.threads import budget_threads
 
     what = json.loads(os.environ[VARIABLE])
     rank, place = what.pop("rank"), what.pop("place")
-    launch.budget_threads(os.environ)  # before NumPy is loaded
+    budget_threads(os.environ)  # before NumPy is loaded
     own = launch.world_from_environment(os.environ).rank
     note(what["log"], "rank", own, os.getpid())
     if own == rank:

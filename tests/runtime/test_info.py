@@ -2,8 +2,10 @@
 
 import pytest
 
+from mpidml.core.job import Job
 from mpidml.runtime.info import find_problems, info
 from mpidml.runtime.launch import World
+from mpidml.strategies.parameter_server import ParameterServer
 
 
 def record(**changes):
@@ -78,3 +80,11 @@ def test_rank_0_reports_every_subject_and_counts_the_problems_it_lists(comm):
     n_problems = sum(line.startswith("problem: ") and "; remedy: " in line for line in lines)
     assert lines[-1] == (f"{n_problems} problem(s)" if n_problems else "no problems found")
     assert len(lines) <= 24
+
+
+@pytest.mark.mpi
+def test_a_job_that_the_ranks_do_not_fit_is_a_problem_with_its_remedy(comm):
+    fits, many = (info(comm, Job(servers=servers), ParameterServer) for servers in ("colocated", str(comm.size)))
+    if comm.rank == 0:
+        assert "--servers" not in fits
+        assert (f"problem: --servers {comm.size}: {comm.size} server(s) leave no worker on {comm.size} ranks; remedy: start at least" in many) == (comm.size > 1)

@@ -90,6 +90,33 @@ def test_more_ranks_than_cores_sleep_while_they_wait_and_what_the_user_set_stays
         assert name not in launch.mpirun_command(n_cores + 1, clean | {"SLURM_JOB_NUM_NODES": "2"})[1]
 
 
+def test_between_hosts_the_mpich_wheel_sends_by_a_way_that_loses_nothing(monkeypatch):
+    monkeypatch.setattr(launch, "_is_installed", lambda name: name == "mpich")
+    assert launch.mpich_environment({}, 1, 4) == {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "^sockets"}
+    assert launch.mpich_environment({"FI_PROVIDER": "verbs"}, 1, 4) == {"MPIR_CVAR_CH4_NETMOD": "ofi"}
+    assert launch.mpich_environment({}, 1, 1) == {}
+    monkeypatch.setattr(launch, "_is_installed", lambda name: False)
+    assert launch.mpich_environment({}, 1, 4) == {}, "a site's own MPICH may know other names"
+
+
+@pytest.mark.parametrize(
+    ("installed", "env", "says"),
+    [
+        ("mpich", {"PMI_RANK": "0"}, None),
+        ("openmpi", {"PMIX_RANK": "0"}, None),
+        ("mpich", {}, "srun started 4 rank(s) without --mpi, this environment holds mpich; name its interface: srun --mpi=pmi2"),
+        ("mpich", {"PMIX_RANK": "0"}, "srun started 4 rank(s) with --mpi=pmix, this environment holds mpich; name its interface: srun --mpi=pmi2"),
+        ("openmpi", {"PMI_RANK": "0"}, "srun started 4 rank(s) with --mpi=pmi2, this environment holds openmpi; name its interface: srun --mpi=pmix"),
+        ("openmpi", {}, "srun started 4 rank(s) without --mpi, this environment holds openmpi; name its interface: srun --mpi=pmix"),
+        ("", {}, None),  # an MPI of the site, of which nothing is known
+    ],
+)
+def test_srun_speaks_the_interface_of_the_mpi_that_is_here(monkeypatch, installed, env, says):
+    monkeypatch.setattr(launch, "_is_installed", lambda name: name == installed)
+    assert launch.foreign(World(0, 4, "srun", 0, 4), env) == (says and f"launch: {says}")
+    assert launch.foreign(World(0, 1, None, 0, 1), env) is None
+
+
 def test_a_launcher_started_by_hand_is_no_other(tmp_path):
     """Ranks see for themselves, before MPI starts, how many share their cores."""
     (tmp_path / "told.py").write_text("import os, mpidml.runtime.comm\nprint(os.environ.get('MPIR_CVAR_ENABLE_HEAVY_YIELD') + '\\n', end='', flush=True)\n")

@@ -1,0 +1,2 @@
+#!/bin/bash
+mpirun -n 4 python -m mpidml train --config jobs/one_node.toml "$@"

@@ -1,0 +1,108 @@
+"""`--resume auto` is one line for each start of a job: it begins, goes on, or finds nothing left to do, as the folder says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.runtime import resume
+from mpidml.runtime.comm import CountedComm
+from mpidml.strategies.base import train
+from tests.strategies.test_identities import SMALL
+
+NET = "[[layer]]\ntype = 'dense'\nunits = {}\nactivation = 'relu'\n[[layer]]\ntype = 'dense'\n"
+
+
+def start(comm, folder, steps, **changes):
+    """Start the job with one and the same line but for its length."""
+    job = SMALL.with_values({"steps": steps, "out": str(folder), "resume": "auto", "checkpoint_every": 4, "wait_limit": 20.0, "deterministic": True, **changes}, "test")
+    counted = CountedComm(comm)
+    try:
+        return train(job, counted, quiet=True)
+    finally:
+        counted.free()
+
+
+def clocks(folder):
+    return [json.loads(line)["clock"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.mpi
+def test_the_same_line_begins_and_goes_on_to_the_bits_of_one_start(comm, mpi_tmp_path):
+    whole = start(comm, mpi_tmp_path / "whole", 12)
+    start(comm, mpi_tmp_path / "run", 6)
+    again = start(comm, mpi_tmp_path / "run", 12)
+    assert again["model_sha256"] == whole["model_sha256"] and again["samples"] == whole["samples"]
+    before = comm.bcast((mpi_tmp_path / "run" / "config.toml").stat().st_mtime_ns)
+    done = start(comm, mpi_tmp_path / "run", 12)
+    assert (done["model_sha256"], done["seconds"]) == (again["model_sha256"], again["seconds"]), "a job that comes back after its end has nothing left to do"
+    if comm.rank == 0:
+        assert clocks(mpi_tmp_path / "run") == list(range(12))
+        assert (mpi_tmp_path / "run" / "config.toml").stat().st_mtime_ns == before
+        assert "resume" not in (mpi_tmp_path / "run" / "config.toml").read_text()
+
+
+@pytest.mark.mpi
+def test_what_was_never_saved_begins_anew_and_a_foreign_run_stays(comm, mpi_tmp_path):
+    run, foreign = mpi_tmp_path / "run", mpi_tmp_path / "foreign"
+    if comm.rank == 0:  # what a run leaves that is killed before its first checkpoint
+        run.mkdir()
+        (run / "config.toml").write_text("epochs = 1\n")
+        (run / "metrics.jsonl").write_text('{"clock": 0}\n{"clo')
+        (run / ".lock").touch()
+        foreign.mkdir()
+        (foreign / "config.toml").write_text("epochs = 1\n")
+        (foreign / "summary.json").write_text("{}")
+    comm.Barrier()
+    start(comm, run, 6)
+    if comm.rank == 0:
+        assert clocks(run) == list(range(6))
+    with pytest.raises(UserError, match="holds another run"):
+        start(comm, foreign, 6)
+    assert (foreign / "config.toml").read_text() == "epochs = 1\n"
+
+
+def test_a_line_that_does_not_fit_what_is_saved_is_refused(tmp_path):
+    (tmp_path / "net.toml").write_text(NET.format(8))
+    job = Job(model=str(tmp_path / "net.toml"), steps=4, out=str(tmp_path / "run"), resume="auto", checkpoint_every=2, report=False, backend="numpy")
+    train(job, quiet=True)
+    longer = train(replace(job, steps=6), quiet=True)
+    assert longer["samples"] == 6 * 64, "the same net file is the run's own copy"
+    (tmp_path / "net.toml").write_text(NET.format(9))
+    with pytest.raises(UserError, match=r"^--model: the run in .*net.toml.*; leave it out, or start a new run"):
+        train(replace(job, steps=8), quiet=True)
+    (tmp_path / "net.toml").write_text(NET.format(8))
+    with pytest.raises(UserError, match=r"^--batch: the run in .* has 64"):
+        train(replace(job, steps=8, batch=32), quiet=True)
+
+
+def test_a_run_that_is_going_on_is_not_cleared(tmp_path):
+    from mpidml.runtime.outputs import RunFolder
+
+    (tmp_path / "config.toml").write_text("epochs = 1\n")
+    other = RunFolder(tmp_path)
+    other.lock()
+    job = Job(out=str(tmp_path), resume="auto", checkpoint_every=2)
+    with pytest.raises(UserError, match="another run is going on in this folder"):
+        resume.found(job)
+    assert (tmp_path / "config.toml").exists()
+    other.close()
+    assert resume.found(job).resume == "" and not (tmp_path / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"resume": "auto", "checkpoint_every": 5}, "--resume auto: needs --out, the folder in which to go on; give it"),
+        ({"resume": "auto", "out": "x"}, "--resume auto: needs --checkpoint-every, without which nothing is saved; give it"),
+        ({"requeue": True}, "--requeue: the job's next start would begin anew; give --resume auto, too"),
+    ],
+)
+def test_what_could_not_go_on_is_refused(values, says):
+    with pytest.raises(UserError) as error:
+        Job(**values).checked()
+    assert str(error.value) == says
