@@ -176,6 +176,7 @@ class _End:
             if time.monotonic() > end:
                 if self.comm.rank and self.claim():
                     _say(f"mpidml: {self.where} {error}\n")
+                    time.sleep(TELL_SECONDS)  # a launcher that ends ranks at once may drop what it has not read
                 self.abort(2)
             time.sleep(0.001)
         raise SystemExit(2)
