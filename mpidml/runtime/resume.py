@@ -2,8 +2,8 @@
 
     weights                     elements lo to hi from each server's shard; `weights-1` ...: older versions that repeat mode still reads
     rows                        likewise, where rows are sparse: the first weight, apart from the others
-    weights.optimizer.<state>   likewise
-    worker.<w>.<state>          of optimizers that run on the workers
+    weights.optimizer.<state>   likewise, also of links that measure whole tensors or the gradient, where all ranks have the same
+    worker.<w>.<state>          of optimizers that run on the workers; where the others have the same, it is all of theirs, and theirs the mean of it
     learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
     facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
@@ -41,6 +41,7 @@ from mpidml.runtime.progress import show
 
 PRINTED_ROWS = 1024
 LEARNT = "learnt."
+OPTIMIZER = ".optimizer."
 TELL_SECONDS = 0.5
 
 
@@ -236,21 +237,29 @@ def fill(strategy: Any, saved: Any, position: Position) -> None:
         for first, end, n in known["n_updates"]:
             whole[max(first - lo, 0) : max(end - lo, 0)] = n
 
-        def read(name: str, out: Array, of: str = spec.name, row: int = row, n: int = end_row - row) -> bool:
-            return bool(saved.read(of + name, row * (out.size // n), out))
+        def read(name: str, out: Array, of: str = spec.name, row: int = row, n: int = end_row - row, lo: int = lo) -> bool:
+            found = bool(saved.read(of + name, row * (out.size // n), out))
+            return found or (name.startswith(OPTIMIZER) and mean(saved, name.removeprefix(OPTIMIZER), lo, out))
 
         store.restore(position.clock, read)
         store.count(whole[:: spec.width], read)
     for task in strategy.tasks.values():
         for name, array in (task.state or {}).items():
-            if same:
-                saved.read(f"worker.{task.worker}.{name}", 0, array)
-            else:  # of other workers: the mean of theirs
-                others = [np.empty_like(array) for _ in known["turns"]]
-                for w, other in enumerate(others):
-                    saved.read(f"worker.{w}.{name}", 0, other)
-                array[:] = np.mean(others, axis=0)
+            own = same and saved.read(f"worker.{task.worker}.{name}", 0, array)
+            if not own and not mean(saved, name, 0, array):
+                saved.read(f"weights{OPTIMIZER}{name}", 0, array)
     strategy.restore(saved.read, known["n_keepers"])
+
+
+def mean(saved: Any, name: str, lo: int, out: Array) -> bool:
+    """Fill `out` with elements from `lo` on of the mean of what workers have had of a state; return false, and leave it, where they had none of their own."""
+    n, other, total = len(saved.facts["turns"]), np.empty_like(out), np.zeros_like(out)
+    for worker in range(n):
+        if not saved.read(f"worker.{worker}.{name}", lo, other):
+            return False
+        total += other
+    np.divide(total, n, out=out)
+    return True
 
 
 def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:

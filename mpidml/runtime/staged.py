@@ -93,6 +93,8 @@ class Staged(Serverless):
         if self.every and job.microbatches:
             raise UserError(f"--microbatches {job.microbatches}: --schedule {job.schedule} says itself how many make an update, {self.every}; leave it out")
         self.n_stages = self.n_pipe * self.schedule.n_chunks
+        if self.n_stages == 1 and job.partition not in (Job.partition, EQUAL):
+            raise UserError(f"--partition {job.partition}: --grid {self.grid} has one stage, so there is nothing to cut; give auto, or a grid with pipe=2 or more")
         self.same_bits = not self.every and self.n_parts == 1  # whatever the cut
         most = max(1, job.batch // self.n_workers)
         self.n_items = self.every or job.microbatches or min(most, PER_STAGE * self.n_stages if self.n_stages > 1 else 1)
@@ -217,6 +219,8 @@ class Staged(Serverless):
         if before is not None:
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
+            if not self.pushes:  # all replicas have the same, so it is saved with what the store has
+                store.optimizer |= self.link_states[s]
         return held
 
     def _chains(self) -> tuple[Transforms | None, Chain]:

@@ -195,7 +195,7 @@ class Stepper:
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
         if strategy.links is not None:
-            strategy.links.transform(strategy.net.backend, strategy.total, self.task.state, strategy.weights, self.clock + 1)
+            strategy.links.transform(strategy.net.backend, strategy.total, strategy.link_state, strategy.weights, self.clock + 1)
         for bucket in self.buckets:
             bucket.store.step(bucket.halves.total, tuning)
         ended = clock_now()

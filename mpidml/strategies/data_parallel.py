@@ -24,7 +24,7 @@ from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
 from mpidml.nn.network import Network
-from mpidml.optim.base import make_chain
+from mpidml.optim.base import State, make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
@@ -98,6 +98,7 @@ class DataParallel(Serverless):
         task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
+        self.link_state: State = {} if self.links is None else self.links.init(net.n_params, net.dtype)
         stores: dict[int, Store] = {}
         buckets: list[Bucket] = []
         shards: list[Shard] = []
@@ -105,6 +106,7 @@ class DataParallel(Serverless):
             own = (lo + half.lo, lo + half.hi)
             self.weights[lo:hi] = initial[lo:hi]
             store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain)
+            store.optimizer |= {name: array[slice(*own)] for name, array in self.link_state.items()}  # saved, and compared, with the store's
             buckets.append(Bucket(lo, hi, half, store))
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
@@ -112,8 +114,6 @@ class DataParallel(Serverless):
                         stores[len(shards)] = store
                     shards.append(Shard(first, end, rank))
         self.employ(task, self.total, stores, shards)
-        if self.links is not None:
-            task.state = self.links.init(net.n_params, net.dtype)
         return Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:

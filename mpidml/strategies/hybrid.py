@@ -68,6 +68,10 @@ class Hybrid(Staged):
             raise UserError(f"{sync}: lets replicas go ahead of each other, and parts of layers under --mix {job.mix} need all ranks at once; leave one of them out")
         if self.n_parts > 1 and any(link.scope == "tensor" for link in make_chain(job.optimizer, job.rate).links):
             raise UserError(f"--optimizer {job.optimizer}: measures tensors, of which each server has a part; use --grid with tensor=1, or --sync bsp")
+        before, _ = make_chain(job.optimizer, job.rate).split(whole_tensors=True)
+        if (job.checkpoint_every or job.resume) and before is not None and (states := before.init(1, job.dtype)):
+            where = f"--resume {job.resume}" if job.resume else f"--checkpoint-every {job.checkpoint_every}"
+            raise UserError(f"{where}: under {sync} each replica has '{next(iter(states))}' of --optimizer {job.optimizer} for itself, which is not saved; use --sync bsp")
         for wave, closed in enumerate(self._own_pushes() if self.every else ()):
             if policy.oldest_readable(wave) > closed:
                 raise UserError(

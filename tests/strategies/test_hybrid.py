@@ -11,6 +11,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
 from mpidml.core.job import Job
 from mpidml.nn.split import dense
+from mpidml.ps.store import Store
 from mpidml.runtime import grid_updates
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.grid_updates import Norms, Updates
@@ -130,11 +131,37 @@ def test_net_files_and_heads(comm, tmp_path, grid):
         assert {k: v for k, v in summary["heads"][name].items() if isinstance(v, float)} == pytest.approx({k: v for k, v in of.items() if isinstance(v, float)}, rel=1e-7)
 
 
+MEASURING = ["lars:0.1", "lamb", "clip:0.1+lamb", "heavy.py+clip:0.1+sgd"]
+"""Their state is that of links which measure more than a rank has, or come before one."""
+HEAVY = """
+import numpy as np
+from mpidml.optim.base import Link
+
+
+class Heavy(Link):
+    def init(self, n, dtype):
+        return {"v": np.zeros(n, dtype)}
+
+    def transform(self, backend, g, state, w, step, memory=1.0):
+        backend.momentum_transform(state["v"], g, 0.9)
+"""
+
+
+def folder_of(comm, tmp_path):
+    """Return a folder's path, the same on all ranks, with the link that a user has written beside it."""
+    (tmp_path / "heavy.py").write_text(HEAVY)
+    return comm.bcast(str(tmp_path / "run"))
+
+
+def beside(folder, optimizer):
+    return optimizer.replace("heavy.py", f"{folder[:-3]}heavy.py")
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", *MEASURING])
 def test_a_run_goes_on_bit_by_bit_and_at_any_other_grid(comm, tmp_path, optimizer):
-    folder, n = comm.bcast(str(tmp_path / "run")), min(comm.size, 4)
-    how = {"optimizer": optimizer, "lr": 0.01, "deterministic": True}
+    folder, n = folder_of(comm, tmp_path), min(comm.size, 4)
+    how = {"optimizer": beside(folder, optimizer), "lr": 0.01, "deterministic": True}
     for k, grid in enumerate(grids(n)):
         _, expected = run(comm, n_ranks=n, grid=grid, **how)
         run(comm, n_ranks=n, steps=4, checkpoint_every=4, write=True, out=f"{folder}{k}", grid=grid, **how)
@@ -144,8 +171,43 @@ def test_a_run_goes_on_bit_by_bit_and_at_any_other_grid(comm, tmp_path, optimize
         assert values is None or np.array_equal(values, expected), grid
         other = grids(n)[k - 1]
         _, values = run(comm, same, n, grid=other)
-        assert values is None or np.abs(values - expected).max() < 1e-9, (grid, other)
+        assert values is None or np.abs(values - expected).max() < 1e-12, (grid, other)
         comm.Barrier()
+
+
+PLAIN = {"strategy": "data_parallel", "grid": "", "microbatches": 0}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", MEASURING)
+def test_what_links_have_measured_goes_on_without_stages_and_comes_from_there(comm, tmp_path, optimizer):
+    folder, n = folder_of(comm, tmp_path), min(comm.size, 4)
+    how = {"optimizer": beside(folder, optimizer), "lr": 0.01}
+    expected = alone(comm, **how)[1]
+    cut = {f"tensor={n}", f"pipe={n}", "data=2,pipe=2" if n == 4 else f"data={n}"}
+    for k, grid in enumerate(sorted(cut)):
+        run(comm, n_ranks=n, steps=4, checkpoint_every=4, write=True, out=f"{folder}{k}", grid=grid, **how)
+    run(comm, steps=4, checkpoint_every=4, write=True, out=folder, **PLAIN, **how)
+    comm.Barrier()
+    for k, grid in enumerate(sorted(cut)):
+        for values in (
+            run(comm, resumed(f"{folder}{k}", {"steps": 8, "strategy": "data_parallel"}))[1],
+            run(comm, resumed(folder, {"steps": 8, "strategy": "hybrid", "grid": grid, "microbatches": 2}), n)[1],
+        ):
+            assert values is None or np.abs(values - expected).max() < 1e-12, grid
+    _, values = run(comm, resumed(folder, {"steps": 8}), max(1, comm.size - 1))
+    assert values is None or np.abs(values - expected).max() < 1e-12
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", [{"grid": "pipe=0"}, {"grid": "tensor=0"}, PLAIN], ids=str)
+def test_the_check_catches_what_links_have_measured_that_is_not_saved(comm, tmp_path, monkeypatch, how):
+    folder, whole = comm.bcast(str(tmp_path / "run")), Store.state
+    monkeypatch.setattr(Store, "state", lambda self, back: {name: array for name, array in whole(self, back).items() if "lamb" not in name})
+    how = {"optimizer": "lamb", "lr": 0.01, **how}
+    run(comm, steps=4, checkpoint_every=4, write=True, out=folder, **how)
+    comm.Barrier()
+    assert np.abs(run(comm, resumed(folder, {"steps": 8}))[1] - alone(comm, optimizer="lamb", lr=0.01)[1]).max() > 1e-3
 
 
 @pytest.mark.mpi
@@ -246,6 +308,7 @@ def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
     [
         ({"grid": ""}, "needs a grid"), ({"grid": "pipe=7"}, "were started"), ({"grid": "pip=1"}, "did you mean 'pipe'"),
         ({"compress": "two_bit", "grid": "tensor=0"}, "has one"), ({"compress": "two_bits", "grid": "data=0"}, "did you mean 'two_bit'"),
+        ({"partition": "3", "grid": "tensor=0"}, "has one stage"), ({"partition": "2,1", "grid": "data=0"}, "has one stage"),
         ({"optimizer": "clip+sgd", "schedule": "pipedream", "microbatches": 0}, "use clamp"),
     ],
     ids=str,

@@ -15,6 +15,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
 from mpidml.strategies.base import train
 from mpidml.sync.adaptive import Epochs
+from tests.strategies.test_hybrid import HEAVY
 from tests.strategies.test_identities import SMALL, serial
 
 STEPS = 20
@@ -153,6 +154,32 @@ def test_the_state_of_optimizers_on_the_workers_is_saved(comm, mpi_tmp_path):
     whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
     start(comm, mpi_tmp_path / "cut", 14, **options)
     assert go_on(comm, mpi_tmp_path / "cut")[0]["model_sha256"] == whole[0]["model_sha256"]
+
+
+SUMS, GRID = {"strategy": "data_parallel"}, {"strategy": "hybrid", "grid": "data=0,pipe=1", "microbatches": 2}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("optimizer", ["lars:0.1", "clip:0.1+lamb"])
+def test_what_one_worker_has_measured_all_ranks_go_on_with_and_back(comm, mpi_tmp_path, optimizer):
+    whole = comm.bcast(start(comm, mpi_tmp_path / "whole", STEPS, 1, checkpoint_every=0, optimizer=optimizer))[1]
+    start(comm, mpi_tmp_path / "one", 14, 1, optimizer=optimizer)
+    start(comm, mpi_tmp_path / "all", 14, optimizer=optimizer, **SUMS)
+    found = [go_on(comm, mpi_tmp_path / "one", out=str(mpi_tmp_path / how["strategy"]), **how) for how in (SUMS, GRID)]
+    found.append(go_on(comm, mpi_tmp_path / "all", 1, strategy="parameter_server"))
+    assert max(np.abs(each[1] - whole).max() for each in found if each is not None) < 1e-12
+
+
+@pytest.mark.mpi
+def test_of_what_each_worker_has_had_for_itself_all_ranks_go_on_with_the_mean(comm, mpi_tmp_path):
+    """Also as many as the workers were: each with what its worker had, they would part."""
+    if comm.rank == 0:
+        (mpi_tmp_path / "heavy.py").write_text(HEAVY)
+    comm.Barrier()
+    start(comm, mpi_tmp_path / "run", 14, optimizer=f"{mpi_tmp_path}/heavy.py+clip:0.1+sgd")
+    expected = comm.bcast(go_on(comm, mpi_tmp_path / "run", 1, out=str(mpi_tmp_path / "one"), **SUMS))[1]
+    for how in (SUMS, GRID):
+        assert np.abs(go_on(comm, mpi_tmp_path / "run", out=str(mpi_tmp_path / how["strategy"]), **how)[1] - expected).max() < 1e-12
 
 
 @pytest.mark.mpi

@@ -335,3 +335,14 @@ def test_what_a_grid_cannot_is_refused_in_one_line(comm):
             with pytest.raises(UserError, match=told):
                 hybrid.trained(part, JOB, **changes)
         part.Free()
+
+
+@pytest.mark.mpi
+def test_what_each_replica_has_measured_for_itself_is_not_left_out_of_a_checkpoint_in_silence(comm, tmp_path):
+    if comm.size == 1:
+        return  # one rank has no replicas
+    (tmp_path / "heavy.py").write_text(hybrid.HEAVY)
+    how = {"grid": f"data={comm.size}", "sync": "ssp:1", "optimizer": f"{tmp_path}/heavy.py+clip+sgd"}
+    assert np.isfinite(run(comm, **how)[1]).all()
+    with pytest.raises(UserError, match=r"--checkpoint-every 4: under --sync ssp:1 each replica has '0\.heavy\.v' of .* for itself"):
+        run(comm, checkpoint_every=4, **how)
