@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests", description="Run all tests and count them once.")
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
     parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
-    parser.add_argument("--limit", type=float, default=900, metavar="SECONDS", help="end a part after this time and show its stacks (900)")
+    parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="end a part after this time and show its stacks (1800)")
     given = parser.parse_args()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
     tally = Tally()

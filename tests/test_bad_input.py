@@ -300,8 +300,9 @@ def words(argv, folder):
 
 
 def snapshot(folder):
-    """Return what is in a folder: every path, and the size and time of every file."""
-    return sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if not p.is_dir()), sorted(folder.rglob("*"))
+    """Return what is in a folder: every path, and the size and time of every file; without what Python keeps of a plug-in's source."""
+    paths = [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts]
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths if not p.is_dir()], paths
 
 
 def check_one_line(result, says, launched=False):

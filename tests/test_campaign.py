@@ -19,7 +19,7 @@ from tests import ranks
 from tests.campaign.__main__ import Verdict, line, table, told, tried
 from tests.campaign.judge import TRACEBACK, Seen, blamed, judge, misreported, spoilt
 from tests.campaign.link import Link, Repeated
-from tests.campaign.observe import MARK, memory, remaining
+from tests.campaign.observe import MARK, marked, memory, remaining
 from tests.campaign.trials import FAULTS, LINES, MOMENTS, STRATEGIES, draw
 
 SEEDS = range(40)
@@ -191,6 +191,8 @@ def test_the_lines_below_a_report_may_name_the_rank_that_stands_still():
 
 def test_a_process_that_is_left_is_found_and_ended():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: "left"}, start_new_session=True)
+    while not marked("left"):  # a program has no environment yet when it has just begun
+        assert child.poll() is None
     assert [each.split()[0] for each in remaining("left")] == [str(child.pid)] and child.wait(5) < 0
     assert remaining("left") == []
 

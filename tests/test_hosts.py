@@ -200,7 +200,7 @@ def test_on_the_wire_hosts_of_three_ranks_send_what_their_first_ranks_do(tmp_pat
 def test_the_wire_sees_where_mpi_goes_around_the_network(tmp_path, monkeypatch):
     """MPICH's own choice finds the memory of the other host, since there is one machine: then less goes over the wire than was sent."""
     need_hosts()
-    monkeypatch.setattr(hosts, "BY_TCP", {})
+    monkeypatch.setattr(hosts, "BY_TCP", {"MPIR_CVAR_CH4_NETMOD": "ucx"})
     folder = asked(tmp_path / "hosts", {}, ("ring",))
     with Cluster(2) as cluster:
         sums = done(cluster, folder, 1)["sums"]

@@ -57,7 +57,7 @@ def compare(name, arguments, dtype, n_terms=1, result_scale=0.0, at_least=0.0, b
         got, after = run(backend, name, arguments)
         smallest = 0.0 if backend is CPU or dtype is np.float64 else 1e-30  # what is below the normal numbers is 0 there
         if expected is not None:
-            assert_close(got, expected, dtype, result_scale)
+            assert_close(got, expected, dtype, max(result_scale, smallest))
         for a, b in zip(after, after_reference, strict=True):
             assert a.dtype == b.dtype
             assert_close(a, b, dtype, n_terms * np.nanmax(np.abs(b), initial=max(at_least, smallest)))
