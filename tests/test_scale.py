@@ -10,6 +10,7 @@ from mpidml.__main__ import _starts_ranks
 from mpidml.cli import parse
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
+from mpidml.core.scale_request import sized
 from mpidml.plan import plan
 from mpidml.runtime.comm import CountedComm
 from mpidml.scale import point, scale
@@ -38,7 +39,7 @@ class Measured:
             study.write_costs(n, {"layers": LAYERS, "update": 1e-9, "add": 1e-10, "rows": 48} if self.layers else COSTS)
         for kind in study.missing(n, kinds):
             seconds = (5e-3 / n + 1e-3) if kind == "strong" else 5e-3 + 1e-4 * n
-            run = {"seconds_per_step": seconds, "samples_per_second": 48 / seconds, "compute_share": 0.7, "wait_share": 0.2, "comm_share": 0.1}
+            run = {"seconds_per_step": seconds, "samples_per_second": sized(study.job, kind, n).batch / seconds, "compute_share": 0.7, "wait_share": 0.2, "comm_share": 0.1}
             place = {"hosts": 1, "ranks_per_host": n, "cores": 2, "shares_cores": n > 2, "link": [2e-6, 4e9] if n > 1 else None}
             study.write_point(n, kind, {**place, "runs": [{**run, "nbytes_per_rank_and_step": 100.0}]})
 
@@ -121,7 +122,7 @@ def test_kinds_that_were_not_asked_for_are_measured_later(tmp_path):
 def test_without_one_rank_all_is_relative_to_the_fewest(tmp_path, capsys):
     found = scale({**JOB, "out": str(tmp_path), "ranks": "2,4", "weak": True}, Measured())
     row = rows(found, "weak")[4]
-    assert row["relative_to"] == 2 and row["efficiency"] == (5e-3 + 2e-4) / (5e-3 + 4e-4) and row["speed_up"] == 2 * row["efficiency"]
+    assert row["relative_to"] == 2 and row["efficiency"] == pytest.approx((5e-3 + 2e-4) / (5e-3 + 4e-4)) and row["speed_up"] == 2 * row["efficiency"]
     said = capsys.readouterr().out
     assert "relative to 2 ranks, the fewest" in said and "this is speed, not learning" in said
     assert "* 4 ranks of a host on 2 core(s): shared" in said and "\n   4*" in said
