@@ -24,6 +24,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
+from mpidml.runtime.threads import same_threads
 from mpidml.scaling import text
 from mpidml.scaling.folder import Study, open_study
 from mpidml.scaling.layout import why_not
@@ -39,7 +40,8 @@ def point(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: boo
     with given_or_all(comm) as ranks:
         study: Study = ranks.bcast(agree(ranks, lambda: open_study(values) if ranks.rank == 0 else None))  # others may see its files late
         agree(ranks, lambda: _check_size(study, ranks.size))
-        measure(study, study.request.kinds(values), ranks, quiet)
+        with same_threads():
+            measure(study, study.request.kinds(values), ranks, quiet)
 
 
 def _check_size(study: Study, n_ranks: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from mpidml.__main__ import _starts_ranks
 from mpidml.cli import parse
@@ -13,7 +14,10 @@ from mpidml.core.errors import UserError
 from mpidml.core.scale_request import sized
 from mpidml.plan import plan
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES
+from mpidml.runtime.threads import place
 from mpidml.scale import point, scale
+from mpidml.scaling import point as of_point
 from mpidml.scaling.layout import why_not
 from mpidml.simulate import simulate
 
@@ -195,6 +199,35 @@ def test_a_launcher_may_start_the_ranks_of_one_point_alone():
     assert not _starts_ranks({"only": "1"}, None) and not _starts_ranks({"only": "2"}, "hydra")
     with pytest.raises(UserError, match="starts the ranks of each point itself, and hydra has started these"):
         _starts_ranks({"ranks": "1,2"}, "hydra")
+
+
+@pytest.fixture
+def threads_seen(monkeypatch):
+    """List how many threads BLAS has wherever a point computes, on a machine whose ranks would have two."""
+    seen: list[int] = []
+
+    def watched(function):
+        def call(*args, **more):
+            seen.append(place().n_threads)
+            return function(*args, **more)
+
+        return call
+
+    for name in ("train", "fit", "costs_of"):
+        monkeypatch.setattr(f"mpidml.scaling.point.{name}", watched(getattr(of_point, name)))
+    for name in THREAD_VARIABLES:
+        monkeypatch.setenv(name, "2")
+    with threadpool_limits(2, "blas"):
+        yield seen
+
+
+@pytest.mark.parametrize("job", [{"strategy": "data_parallel"}, {"strategy": "pipeline"}], ids=["sums", "layers"])
+@pytest.mark.parametrize("given", [False, True], ids=["shared out", "set by the user"])
+def test_runs_and_costs_have_one_thread_at_any_number_of_ranks_or_those_that_the_user_set(tmp_path, monkeypatch, threads_seen, job, given):
+    monkeypatch.setenv(BUDGETED, "" if given else " ".join(THREAD_VARIABLES))
+    point({**job, "out": str(tmp_path), "only": 1, "batch": 60, "hidden": "8", "steps": 4, "warm_up": 1, "repeat": 1, "strong": True}, quiet=True)
+    assert len(threads_seen) >= 2 and set(threads_seen) == {2 if given else 1}
+    assert place().n_threads == 2, "what computes afterwards has its own again"
 
 
 @pytest.mark.mpi
