@@ -247,6 +247,19 @@ def test_a_point_is_measured_on_the_ranks_that_were_started(comm, tmp_path):
     ranks.free()
 
 
+@pytest.mark.mpi(min_size=2)
+def test_costs_are_those_of_a_kind_that_can_run(comm, tmp_path):
+    """A batch of one sample is none for two ranks, and one for each of them under weak scaling."""
+    out, ranks = comm.bcast(str(tmp_path)), CountedComm(comm)
+    values = {"out": out, "only": comm.size, "share_cores": True, "batch": 1, "hidden": "8", "backend": "numpy", "steps": 4, "warm_up": 1, "repeat": 1}
+    point(values, ranks, quiet=True)
+    ranks.free()
+    if comm.rank == 0:
+        strong, weak = (json.loads((tmp_path / "points" / f"{comm.size}-{kind}.json").read_text()) for kind in ("strong", "weak"))
+        assert "is below" in strong["skipped"] and len(weak["runs"]) == 1
+        assert json.loads((tmp_path / "points" / f"costs-{comm.size}.json").read_text())["large"]["samples"] == 1
+
+
 @pytest.mark.mpi
 def test_a_point_of_stages_tells_what_layers_cost_and_a_cut_of_other_ranks_is_left_out(comm, tmp_path):
     n, out, ranks = comm.size, comm.bcast(str(tmp_path)), CountedComm(comm)

@@ -47,7 +47,7 @@ def measure(study: Study, kinds: Sequence[str], comm: CountedComm, quiet: bool =
     wanted = [kind for kind in missing if not refused[kind]]
     link = pingpong(comm.mpi, n - 1) if wanted and n > 1 else None
     if wanted and comm.bcast(_is_first(study, n, kinds)):
-        _keep_costs(study, comm)
+        _keep_costs(study, jobs[wanted[0]], comm)
         speak(f"{n} rank(s): costs of computes measured")
     point: dict[str, Any] = {}
     for i, kind in enumerate(missing):
@@ -111,9 +111,9 @@ def _is_first(study: Study, n: int, kinds: Sequence[str]) -> bool:
     return not fewer and not study.costs.get("ranks", n + 1) <= n
 
 
-def _keep_costs(study: Study, comm: CountedComm) -> None:
-    """Measure what computes cost, of layers or of a rank's share, and keep it (Collective on comm)."""
-    job, n = study.job, comm.size
+def _keep_costs(study: Study, job: Job, comm: CountedComm) -> None:
+    """Measure what computes cost, of layers or of a rank's share of a `job` that can run, and keep it (Collective on comm)."""
+    n = comm.size
     if job.strategy in STAGED:
         found = _layers(job, comm)
     elif job.strategy in FITTED:
