@@ -13,6 +13,7 @@ from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.scale_request import sized
 from mpidml.plan import plan
+from mpidml.planner.price import Pricer
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES
 from mpidml.runtime.threads import place
@@ -138,6 +139,14 @@ def test_a_grid_that_does_not_fit_is_left_out_with_its_reason(tmp_path, capsys):
     assert start.asked == [2, 4] and [row["ranks"] for row in found["rows"]] == [1, 2, 3, 4]
     assert "do not divide 3" in rows(found, "strong")[3]["skipped"]
     assert "1, 3 rank(s): not measured: --grid data=0,pipe=2: 2 ranks of the others do not divide 1" in capsys.readouterr().out
+
+
+def test_more_ranks_than_were_measured_lie_on_full_hosts(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("mpidml.scaling.virtual.Pricer", lambda task, machine, *rest: seen.setdefault(machine.n_ranks, machine) and Pricer(task, machine, *rest))
+    job = {"strategy": "hybrid", "grid": "data=0", "strong": True, "simulate": "9,10"}
+    study(tmp_path, Measured(layers=True), ranks="1,4", **job)
+    assert {n: (machine.n_hosts, machine.per_host) for n, machine in seen.items()} == {1: (1, 1), 4: (1, 4), 9: (3, 4), 10: (3, 4)}
 
 
 def test_what_has_no_simulation_is_measured_alone(tmp_path):

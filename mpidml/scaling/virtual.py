@@ -44,9 +44,10 @@ LEAST_CLOCKS = 20
 
 
 class Place(NamedTuple):
-    """Hosts that so many ranks are on, what is between their ranks, and whether that crosses hosts."""
+    """Hosts that so many ranks are on, ranks and cores of a full one, what is between ranks, and whether that crosses hosts."""
 
     hosts: int
+    per_host: int
     cores: int
     link: Link
     crosses: bool
@@ -86,12 +87,13 @@ class Virtual:
     def place(self, n_ranks: int) -> Place:
         """Return where `n_ranks` lie."""
         point = self.placed.get(n_ranks)
-        hosts = point["hosts"] if point else ceil(n_ranks / self.per_host)
+        per_host = point["ranks_per_host"] if point else self.per_host
+        hosts = point["hosts"] if point else ceil(n_ranks / per_host)
         request = self.study.request
         crosses = hosts > 1
         between, inside = Link(request.latency, request.bandwidth), Link(PlanRequest.host_latency, PlanRequest.host_bandwidth)
         cores = point["cores"] if point else max((of["cores"] for of in self.placed.values()), default=1)
-        return Place(hosts, cores, self.links[crosses] or (between if crosses else inside), crosses)
+        return Place(hosts, per_host, cores, self.links[crosses] or (between if crosses else inside), crosses)
 
     def assumed(self, numbers_of_ranks: Mapping[int, Any]) -> str:
         """Say what the simulation takes for granted, and what was measured."""
@@ -156,7 +158,7 @@ class Virtual:
         links, after = make_chain(job.optimizer, job.rate).split()
         state = sum(a.nbytes for chain in (links, after) if chain is not None for a in chain.init(1000, self.net.dtype).values()) / (1000 * self.net.dtype.itemsize)
         place, inside = self.place(n_ranks), self.links[False] or Link(PlanRequest.host_latency, PlanRequest.host_bandwidth)
-        machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake)
+        machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake, place.per_host)
         layers = tuple((Cost(*forward), Cost(*backward)) for forward, backward in self.costs["layers"])
         costs = Costs(layers, self.costs["update"], self.costs["add"], self.costs["rows"])
         pricer = Pricer(Task(job.batch, state, links is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
