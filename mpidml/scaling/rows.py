@@ -32,14 +32,16 @@ def gain(n_ranks: int, rate: float, fewest: int, rate_of_fewest: float) -> Gain:
 def rows(kind: str, points: Mapping[int, Mapping[str, Any]], simulated: Mapping[int, Mapping[str, Any]]) -> list[Row]:
     """Return a row for each number of ranks: of what was measured (`points`, by ranks) and `simulated`.
 
-    Either holds `skipped` and why, or what `measured` returns of it. What is simulated is held against the simulation of the same fewest ranks.
+    Either holds `skipped` and why, or what `measured` returns of it. What is simulated is held against the simulation of the same fewest ranks, else of its fewest.
     """
     done, made = _whole(points), _whole(simulated)
     fewest = min(done or made, default=0)
+    base_made = fewest if fewest in made else min(made, default=fewest)
     found = []
     for n in sorted({*points, *simulated}):
-        row: Row = {"kind": kind, "ranks": n, "relative_to": fewest, "skipped": points.get(n, {}).get("skipped"), "not_simulated": simulated.get(n, {}).get("skipped")}
-        for prefix, of, base in (("", done, fewest), ("simulated_", made, fewest if fewest in made else min(made, default=0))):
+        row: Row = {"kind": kind, "ranks": n, "relative_to": fewest, "simulated_relative_to": base_made}
+        row |= {"skipped": points.get(n, {}).get("skipped"), "not_simulated": simulated.get(n, {}).get("skipped")}
+        for prefix, of, base in (("", done, fewest), ("simulated_", made, base_made)):
             if n in of:
                 speed_up, efficiency = gain(n, of[n]["samples_per_second"], base, of[base]["samples_per_second"])
                 row |= {f"{prefix}{name}": value for name, value in of[n].items()} | {f"{prefix}speed_up": speed_up, f"{prefix}efficiency": efficiency}

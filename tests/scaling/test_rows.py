@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpidml.scaling.rows import gain, measured, of_run, rows
+from mpidml.scaling.text import table
 
 SECONDS = st.dictionaries(st.integers(1, 2000), st.floats(1e-6, 10.0), min_size=1, max_size=6)
 
@@ -54,6 +55,16 @@ def test_what_is_left_out_has_a_row_and_the_next_takes_its_place():
     assert found[2]["speed_up"] == 2 and found[2]["efficiency"] == 1 and found[2]["ratio"] == pytest.approx(1.2)
     assert "speed_up" not in found[3] and found[3]["simulated_speed_up"] == pytest.approx(11) and found[3]["simulated_efficiency"] == pytest.approx(11 / 32)
     assert found[4]["not_simulated"] == "batch" and "ratio" not in found[4]
+
+
+def test_what_is_simulated_says_over_which_ranks_where_those_that_were_measured_have_no_simulation():
+    found = rows("strong", {1: point(1.0), 2: point(0.6)}, {1: {"skipped": "no"}, 2: point(0.6), 8: point(0.2)})
+    assert [(row["relative_to"], row["simulated_relative_to"]) for row in found] == [(1, 2)] * 3
+    assert found[2]["simulated_speed_up"] == pytest.approx(3) and found[2]["simulated_efficiency"] == pytest.approx(3 / 4)
+    told = {"rows": found, "assumed": "simulated"}
+    assert "the batch stays; simulated speed-up: relative to 2 ranks\n" in table(told)
+    same = rows("strong", {1: point(1.0), 2: point(0.6)}, {1: point(1.0), 2: point(0.6)})
+    assert same[1]["simulated_relative_to"] == 1 and "relative" not in table(told | {"rows": same})
 
 
 def test_the_first_steps_do_not_count_and_the_median_of_runs_does():
