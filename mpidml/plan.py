@@ -40,6 +40,7 @@ from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.payload import refuse_sparse
 from mpidml.runtime.profiling import counted, profiles
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.scoring import BLOCK
@@ -67,7 +68,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
         agree(ranks, lambda: _check_sync(job))
         agree(ranks, lambda: _check_collective(job))
         data = load(job, ranks)
-        agree(ranks, lambda: _refuse_sparse(data))
+        agree(ranks, lambda: refuse_sparse(data, "plan"))
         net = agree(ranks, lambda: build_net(job, data, "numpy"))
         folder = agree(ranks, lambda: _folder(job) if ranks.rank == 0 and write else None)
         net = build_net(job, data, compiled(job.backend, ranks, quiet))
@@ -185,12 +186,6 @@ def _check_collective(job: Job) -> None:
         plugins.load("mpidml.collectives", job.collective.partition(":")[0])
         known = ", ".join(("auto", *data_parallel.CHOSEN))
         raise UserError(f"--collective {job.collective}: what it costs is not written down as rounds; plan by {known} or tree") from None
-
-
-def _refuse_sparse(data: Dataset) -> None:
-    """Refuse rows whose features decide what is computed."""
-    if data.is_sparse:
-        raise UserError(f"plan: the rows of {data.name} are sparse, so what they cost differs from row to row, which no plan knows; use --scale standard")
 
 
 def _folder(job: Job) -> RunFolder:

@@ -40,8 +40,17 @@ def point(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: boo
     with given_or_all(comm) as ranks:
         study: Study = ranks.bcast(agree(ranks, lambda: open_study(values) if ranks.rank == 0 else None))  # others may see its files late
         agree(ranks, lambda: _check_size(study, ranks.size))
+        if idle := _idle(values) if ranks.rank == 0 and not quiet else "":
+            say(idle)
         with same_threads():
             measure(study, study.request.kinds(values), ranks, quiet)
+
+
+def _idle(values: Mapping[str, Any]) -> str:
+    """Say which of the flags that are given do nothing here; "" where each does something."""
+    given = {key.replace("-", "_") for key in values}
+    idle = [f"--{name.replace('_', '-')}" for name in IDLE if name in given]
+    return f"without effect here: {', '.join(idle)} (a study counts steps)" if idle else ""
 
 
 def _check_size(study: Study, n_ranks: int) -> None:
@@ -57,8 +66,8 @@ def scale(values: Mapping[str, Any], start: Start | None = None, quiet: bool = F
     study, start, speak = open_study(values), start or started, (lambda words: None) if quiet else say
     request = study.request
     kinds = request.kinds(values)
-    if idle := [f"--{name.replace('_', '-')}" for name in IDLE if name in {key.replace("-", "_") for key in values}]:
-        speak(f"without effect here: {', '.join(idle)} (a study counts steps)")
+    if idle := _idle(values):
+        speak(idle)
     for n in sorted([request.only] if request.only else request.ranks):
         for kind in study.missing(n, kinds):
             if why := why_not(sized(study.job, kind, n), n):

@@ -37,7 +37,7 @@ from mpidml.runtime.dataset import Dataset, check_target, load
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
-from mpidml.runtime.payload import net_of, payload, refuse_sparse
+from mpidml.runtime.payload import SIMULATED_WHOLE, net_of, payload, refuse_sparse
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
@@ -80,7 +80,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
-        refuse_sparse(data)
+        refuse_sparse(data, "simulate", SIMULATED_WHOLE)
         check_target(variants[0].job, data)
         agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
     net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None

@@ -11,6 +11,7 @@ from mpidml.__main__ import _starts_ranks
 from mpidml.cli import parse
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 from mpidml.core.scale_request import sized
 from mpidml.plan import plan
 from mpidml.planner.price import Pricer
@@ -208,6 +209,29 @@ def test_a_launcher_may_start_the_ranks_of_one_point_alone():
     assert not _starts_ranks({"only": "1"}, None) and not _starts_ranks({"only": "2"}, "hydra")
     with pytest.raises(UserError, match="starts the ranks of each point itself, and hydra has started these"):
         _starts_ranks({"ranks": "1,2"}, "hydra")
+
+
+def test_a_point_says_which_flags_do_nothing_as_the_study_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mpidml.scale.measure", lambda *of: None)
+    values = {**JOB, "out": str(tmp_path), "only": 1, "seconds": 5.0, "keep-checkpoints": 3}
+    point(values)
+    scale(values, lambda study, n, kinds: [study.write_point(n, kind, {"skipped": "no"}) for kind in kinds])
+    assert capsys.readouterr().out.splitlines() == ["without effect here: --seconds, --keep-checkpoints (a study counts steps)"] * 2
+    point(values, quiet=True)
+    point({"out": str(tmp_path), "only": 1})
+    assert not capsys.readouterr().out
+
+
+def test_sparse_rows_are_refused_by_the_name_and_the_flags_of_who_asks(tmp_path):
+    rows_of = [f"{i % 2} {1 + i % 7}:1 {8 + i % 5}:{i}\n" for i in range(60)]
+    (tmp_path / "rows.svm").write_text("".join(rows_of))
+    job = {"data": str(tmp_path / "rows.svm"), "scale": "maxabs", "model": "softmax", "optimizer": "adagrad", "batch": 8}
+    said = study(tmp_path / "study", ranks="1", simulate="4", strong=True, **{**job, "hidden": Job.hidden})["rows"][1]["not_simulated"]
+    assert said.startswith("scale: the rows of ") and said.endswith("; use --scale standard"), said
+    with pytest.raises(UserError, match=r"^plan: the rows of .*; use --scale standard$"):
+        plan({**job, "ranks": 2}, quiet=True, write=False)
+    with pytest.raises(UserError, match=r"^simulate: the rows of .*; use --scale standard, or leave out --learn and --bandwidth$"):
+        simulate({**job, "compute": "0.01", "workers": 2, "bandwidth": 1e9}, quiet=True, write=False)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ class Virtual:
     def net(self) -> Network:
         """Return the network whose parameters travel."""
         data = load(self.study.job, self.comm)
-        refuse_sparse(data)
+        refuse_sparse(data, "scale")
         net = build_net(self.study.job, data, "numpy")
         data.close()
         return net
