@@ -19,6 +19,7 @@ from typing import Any
 
 from mpidml.core.errors import UserError
 from mpidml.core.scale_request import IDLE, KINDS, sized
+from mpidml.planner.layout import why_not
 from mpidml.runtime import launch
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
@@ -27,7 +28,6 @@ from mpidml.runtime.summary import say
 from mpidml.runtime.threads import same_threads
 from mpidml.scaling import text
 from mpidml.scaling.folder import Study, open_study
-from mpidml.scaling.layout import why_not
 from mpidml.scaling.point import measure
 from mpidml.scaling.rows import Row, measured, rows
 from mpidml.scaling.virtual import Virtual

@@ -14,13 +14,13 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.scale_request import sized
 from mpidml.plan import plan
+from mpidml.planner.layout import why_not
 from mpidml.planner.price import Pricer
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES
 from mpidml.runtime.threads import place
 from mpidml.scale import point, scale
 from mpidml.scaling import point as of_point
-from mpidml.scaling.layout import why_not
 from mpidml.simulate import simulate
 
 JOB = {"batch": 48, "hidden": "24,24", "steps": 30, "warm_up": 5, "report": False}
@@ -158,6 +158,7 @@ def test_what_has_no_simulation_is_measured_alone(tmp_path):
 def test_a_job_that_may_run_on_several_hosts_is_not_refused_for_one():
     _, values = parse(["train", "--compress", "two_bit"])
     assert why_not(values, 4) == "", "codes are off inside a host alone"
+    assert "--compress two_bit" in why_not(values, 4, several=False)
     assert "is below the 100 workers" in why_not(values.with_values({"compress": ""}, "test"), 100)
 
 

@@ -13,6 +13,7 @@ from mpidml.core.scale_request import sized
 from mpidml.fitting import fit
 from mpidml.optim.base import make_chain
 from mpidml.plan import costs_of
+from mpidml.planner.layout import laid_out, why_not
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -21,7 +22,6 @@ from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.summary import say
 from mpidml.scaling.folder import Study
-from mpidml.scaling.layout import laid_out, why_not
 from mpidml.scaling.rows import measured, of_run
 from mpidml.strategies.base import train
 

@@ -47,7 +47,7 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _relative(rows: Sequence[Mapping[str, Any]]) -> str:
-    fewest, simulated = rows[0]["relative_to"], rows[0]["simulated_relative_to"]
+    fewest, simulated = int(rows[0]["relative_to"]), int(rows[0]["simulated_relative_to"])
     measured = f"; relative to {fewest} ranks, the fewest" if fewest > 1 else ""
     return measured + f"; simulated speed-up: relative to {simulated} ranks" * (simulated != fewest)
 

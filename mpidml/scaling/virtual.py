@@ -23,6 +23,7 @@ from mpidml.core.simulation import Simulation
 from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.planner.candidate import Candidate
+from mpidml.planner.layout import laid_out
 from mpidml.planner.machine import Link, Machine
 from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Pricer, Task
@@ -32,7 +33,6 @@ from mpidml.runtime.net import build_net
 from mpidml.runtime.payload import refuse_sparse
 from mpidml.runtime.scoring import BLOCK
 from mpidml.scaling.folder import Study
-from mpidml.scaling.layout import laid_out
 from mpidml.scaling.rows import Row, numbers
 from mpidml.sim import data_parallel
 from mpidml.sim.summary import of_job
@@ -155,13 +155,12 @@ class Virtual:
         sizes = strategy.grid.sizes
         of = Candidate(sizes["data"], sizes["pipe"], sizes["tensor"], job.schedule if sizes["pipe"] > 1 else "", strategy.n_items, job.recompute)
         data_parallel.check("data_parallel", job.collective, False)
-        links, after = make_chain(job.optimizer, job.rate).split()
-        state = sum(a.nbytes for chain in (links, after) if chain is not None for a in chain.init(1000, self.net.dtype).values()) / (1000 * self.net.dtype.itemsize)
+        chain = make_chain(job.optimizer, job.rate)
         place, inside = self.place(n_ranks), self.links[False] or Link(PlanRequest.host_latency, PlanRequest.host_bandwidth)
         machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake, place.per_host)
         layers = tuple((Cost(*forward), Cost(*backward)) for forward, backward in self.costs["layers"])
         costs = Costs(layers, self.costs["update"], self.costs["add"], self.costs["rows"])
-        pricer = Pricer(Task(job.batch, state, links is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
+        pricer = Pricer(Task(job.batch, chain.state_per_byte(self.net.dtype), chain.split()[0] is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
         if why := pricer.why_not(of):
             raise UserError(f"plan: {why}")
         found = pricer.price(of)
