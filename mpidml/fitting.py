@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mpidml.core.cost import CostModel
 from mpidml.core.job import OF_STRATEGIES, Job
+from mpidml.core.placement import computing
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.info import pingpong
 from mpidml.strategies.base import train
@@ -28,7 +29,8 @@ def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.late
 
     The run is one of servers and workers that wait for nobody, whatever the job's strategy: the costs of its computes are those of any.
     """
-    servers, workers = _servers(job, comm.size), n_workers(job, comm.size)
+    workers = computing(comm.size, job.servers)
+    servers = "colocated" if workers == comm.size else str(comm.size - workers)
     plain: dict[str, Any] = {name: getattr(Job, name) for name in OF_STRATEGIES if name != "servers"}
     plain |= {"strategy": Job.strategy, "sync": "asp", "servers": servers, "compress": "", "deterministic": False}
     plain |= {"batch": share * workers, "steps": FIT_CLOCKS, "epochs": 0, "seconds": 0.0, "slowdown": "", "tensorboard": False, "out": ""}
@@ -47,13 +49,3 @@ def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.late
     driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
     cost = CostModel(tuple(s * pure + driving for s in steps), 0.0, latency, 0.0, serve / n_steps, 0.0, share, "fitted")
     return Fitted(cost, workers, servers == "colocated", summary["samples_per_second"])
-
-
-def n_workers(job: Job, n_ranks: int) -> int:
-    """Count the workers of the run."""
-    servers = _servers(job, n_ranks)
-    return n_ranks if servers == "colocated" else n_ranks - int(servers)
-
-
-def _servers(job: Job, n_ranks: int) -> str:
-    return "colocated" if job.servers == "colocated" or n_ranks == 1 else str(min(int(job.servers), n_ranks - 1))

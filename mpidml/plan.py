@@ -23,11 +23,13 @@ from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
 from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.plan_request import NAMES, PlanRequest, asked
+from mpidml.core.share_cost import line
 from mpidml.nn.network import Network
 from mpidml.nn.split import mix
 from mpidml.optim.base import make_chain
 from mpidml.planner import table
 from mpidml.planner.candidate import Candidate, Grid, candidates, factorisations
+from mpidml.planner.layout import why_not
 from mpidml.planner.machine import Link, Machine
 from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Priced, Pricer, Task, made
@@ -40,13 +42,13 @@ from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.payload import refuse_sparse
 from mpidml.runtime.profiling import counted, profiles
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
 from mpidml.runtime.threads import one_thread
 from mpidml.sim import data_parallel
-from mpidml.sim.ranks import VirtualRanks
 
 MOST_ROWS, FEW = 256, 8
 """Rows for which layers are measured at most, and the part of them for which they are measured, too."""
@@ -67,7 +69,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
         agree(ranks, lambda: _check_sync(job))
         agree(ranks, lambda: _check_collective(job))
         data = load(job, ranks)
-        agree(ranks, lambda: _refuse_sparse(data))
+        agree(ranks, lambda: refuse_sparse(data, "plan"))
         net = agree(ranks, lambda: build_net(job, data, "numpy"))
         folder = agree(ranks, lambda: _folder(job) if ranks.rank == 0 and write else None)
         net = build_net(job, data, compiled(job.backend, ranks, quiet))
@@ -85,20 +87,20 @@ def _found(
 ) -> dict[str, Any]:  # fmt: skip
     speak = say if not quiet else lambda text: None
     schedules, grids = what
-    links, after = make_chain(job.optimizer, job.rate).split()
-    state = sum(a.nbytes for of in (links, after) if of is not None for a in of.init(1000, net.dtype).values()) / (1000 * net.dtype.itemsize)
+    chain = make_chain(job.optimizer, job.rate)
+    links, after = chain.split()
     n_cores = request.cores or len(os.sched_getaffinity(0))
     inside = Link(request.host_latency, request.host_bandwidth) if link is None else Link(*link)
     machine = Machine(request.ranks, request.hosts, n_cores, inside, Link(request.latency, request.bandwidth), request.wake)
     costs = costs_of(request, net, min(job.batch, len(data.x)), after)
-    task = Task(min(job.batch, len(data.x)), state, links is None, job.collective, BLOCK)
+    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), links is None, job.collective, BLOCK)
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
     grids = grids if job.grid else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all
     listed = list(candidates(grids, task.batch, schedules, job.microbatches, _mixes(request, job, net)))
     if not listed:
         raise UserError(f"--microbatches {job.microbatches}: no grid's share of --batch {job.batch} has as many samples; give fewer, or a larger batch")
-    found = search(pricer, listed, request.limit, refused=_refused(job), recompute=job.recompute)
+    found = search(pricer, listed, request.limit, refused=_refused(job, request.hosts > 1), recompute=job.recompute)
     seconds = time.perf_counter() - began
     for text in _sources(request, values, machine, link is not None, net, costs):
         speak(text)
@@ -187,12 +189,6 @@ def _check_collective(job: Job) -> None:
         raise UserError(f"--collective {job.collective}: what it costs is not written down as rounds; plan by {known} or tree") from None
 
 
-def _refuse_sparse(data: Dataset) -> None:
-    """Refuse rows whose features decide what is computed."""
-    if data.is_sparse:
-        raise UserError(f"plan: the rows of {data.name} are sparse, so what they cost differs from row to row, which no plan knows; use --scale standard")
-
-
 def _folder(job: Job) -> RunFolder:
     """Return where the plan goes; UserError where that cannot be."""
     path = Path(job.out or f"{default_out(datetime.now())}-plan")
@@ -202,7 +198,7 @@ def _folder(job: Job) -> RunFolder:
     return folder
 
 
-def _refused(job: Job) -> Callable[[Candidate], str]:
+def _refused(job: Job, several: bool) -> Callable[[Candidate], str]:
     """Return what asks a candidate's strategy whether it can run: its answer without its ranks is that with them."""
 
     @cache
@@ -212,10 +208,9 @@ def _refused(job: Job) -> Callable[[Candidate], str]:
         if of.is_plain:  # whose flags of stages are part of what is asked for, where others are looked at
             values |= {"grid": "", "mix": "", "schedule": Job.schedule, "microbatches": 0, "recompute": False}
         try:
-            plugins.load("mpidml.strategies", of.strategy)(job.with_values(values, "plan"), VirtualRanks(of.n_ranks))
+            return why_not(job.with_values(values, "plan"), of.n_ranks, several)
         except UserError as error:
             return str(error)
-        return ""
 
     return lambda of: ask(of._replace(microbatches=1))
 
@@ -236,17 +231,9 @@ def costs_of(request: PlanRequest, net: Network, batch: int, after: Any) -> Cost
     found = []
     for i in range(len(tables[rows][0])):
         at = {n: [median(each[i][half] for each in of) for half in (0, 1)] for n, of in tables.items()}
-        found.append((_line(few, at[few][0], rows, at[rows][0]), _line(few, at[few][1], rows, at[rows][1])))
+        forward, backward = (Cost(*line(few, at[few][half], rows, at[rows][half])) for half in (0, 1))
+        found.append((forward, backward))
     return Costs(tuple(found), update, add, rows)
-
-
-def _line(few: int, low: float, rows: int, high: float) -> Cost:
-    """Return the cost that two measurements say, whose fixed part and part of a row are none below 0."""
-    if few == rows:
-        return Cost(0.0, high / rows)
-    per_row = max(0.0, (high - low) / (rows - few))
-    fixed = high - per_row * rows
-    return Cost(fixed, per_row) if fixed >= 0 else Cost(0.0, high / rows)
 
 
 def _update_seconds(net: Network, after: Any) -> tuple[float, float]:

@@ -19,14 +19,15 @@ from typing import Any
 
 from mpidml.core.errors import UserError
 from mpidml.core.scale_request import IDLE, KINDS, sized
+from mpidml.planner.layout import why_not
 from mpidml.runtime import launch
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
+from mpidml.runtime.threads import same_threads
 from mpidml.scaling import text
 from mpidml.scaling.folder import Study, open_study
-from mpidml.scaling.layout import why_not
 from mpidml.scaling.point import measure
 from mpidml.scaling.rows import Row, measured, rows
 from mpidml.scaling.virtual import Virtual
@@ -39,7 +40,17 @@ def point(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: boo
     with given_or_all(comm) as ranks:
         study: Study = ranks.bcast(agree(ranks, lambda: open_study(values) if ranks.rank == 0 else None))  # others may see its files late
         agree(ranks, lambda: _check_size(study, ranks.size))
-        measure(study, study.request.kinds(values), ranks, quiet)
+        if idle := _idle(values) if ranks.rank == 0 and not quiet else "":
+            say(idle)
+        with same_threads():
+            measure(study, study.request.kinds(values), ranks, quiet)
+
+
+def _idle(values: Mapping[str, Any]) -> str:
+    """Say which of the flags that are given do nothing here; "" where each does something."""
+    given = {key.replace("-", "_") for key in values}
+    idle = [f"--{name.replace('_', '-')}" for name in IDLE if name in given]
+    return f"without effect here: {', '.join(idle)} (a study counts steps)" if idle else ""
 
 
 def _check_size(study: Study, n_ranks: int) -> None:
@@ -55,8 +66,8 @@ def scale(values: Mapping[str, Any], start: Start | None = None, quiet: bool = F
     study, start, speak = open_study(values), start or started, (lambda words: None) if quiet else say
     request = study.request
     kinds = request.kinds(values)
-    if idle := [f"--{name.replace('_', '-')}" for name in IDLE if name in {key.replace("-", "_") for key in values}]:
-        speak(f"without effect here: {', '.join(idle)} (a study counts steps)")
+    if idle := _idle(values):
+        speak(idle)
     for n in sorted([request.only] if request.only else request.ranks):
         for kind in study.missing(n, kinds):
             if why := why_not(sized(study.job, kind, n), n):

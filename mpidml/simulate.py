@@ -23,11 +23,12 @@ from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job, members
+from mpidml.core.placement import computing
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
-from mpidml.fitting import FIT_CLOCKS, fit, n_workers
+from mpidml.fitting import FIT_CLOCKS, fit
 from mpidml.nn.network import Network
 from mpidml.runtime import comparison, straggler
 from mpidml.runtime.agree import agree
@@ -36,7 +37,7 @@ from mpidml.runtime.dataset import Dataset, check_target, load
 from mpidml.runtime.info import memory_nbytes
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
-from mpidml.runtime.payload import net_of, payload, refuse_sparse
+from mpidml.runtime.payload import SIMULATED_WHOLE, net_of, payload, refuse_sparse
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
@@ -79,7 +80,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     agree(comm, lambda: _check(variants, scale, plans))
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
-        refuse_sparse(data)
+        refuse_sparse(data, "simulate", SIMULATED_WHOLE)
         check_target(variants[0].job, data)
         agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
     net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
@@ -255,7 +256,7 @@ def fits_memory(plans: list[Plan]) -> None:
 def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
-    speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {n_workers(job, comm.size)} worker(s) ...")
+    speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {computing(comm.size, job.servers)} worker(s) ...")
     fitted = fit(job, share, comm, scale.latency)
     found: CostModel | None = None
     if fitted is not None:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from mpidml.__main__ import _starts_ranks
 from mpidml.cli import parse
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
+from mpidml.core.scale_request import sized
 from mpidml.plan import plan
+from mpidml.planner.layout import why_not
+from mpidml.planner.price import Pricer
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES
+from mpidml.runtime.threads import place
 from mpidml.scale import point, scale
-from mpidml.scaling.layout import why_not
+from mpidml.scaling import point as of_point
 from mpidml.simulate import simulate
 
 JOB = {"batch": 48, "hidden": "24,24", "steps": 30, "warm_up": 5, "report": False}
@@ -38,7 +45,7 @@ class Measured:
             study.write_costs(n, {"layers": LAYERS, "update": 1e-9, "add": 1e-10, "rows": 48} if self.layers else COSTS)
         for kind in study.missing(n, kinds):
             seconds = (5e-3 / n + 1e-3) if kind == "strong" else 5e-3 + 1e-4 * n
-            run = {"seconds_per_step": seconds, "samples_per_second": 48 / seconds, "compute_share": 0.7, "wait_share": 0.2, "comm_share": 0.1}
+            run = {"seconds_per_step": seconds, "samples_per_second": sized(study.job, kind, n).batch / seconds, "compute_share": 0.7, "wait_share": 0.2, "comm_share": 0.1}
             place = {"hosts": 1, "ranks_per_host": n, "cores": 2, "shares_cores": n > 2, "link": [2e-6, 4e9] if n > 1 else None}
             study.write_point(n, kind, {**place, "runs": [{**run, "nbytes_per_rank_and_step": 100.0}]})
 
@@ -121,7 +128,7 @@ def test_kinds_that_were_not_asked_for_are_measured_later(tmp_path):
 def test_without_one_rank_all_is_relative_to_the_fewest(tmp_path, capsys):
     found = scale({**JOB, "out": str(tmp_path), "ranks": "2,4", "weak": True}, Measured())
     row = rows(found, "weak")[4]
-    assert row["relative_to"] == 2 and row["efficiency"] == (5e-3 + 2e-4) / (5e-3 + 4e-4) and row["speed_up"] == 2 * row["efficiency"]
+    assert row["relative_to"] == 2 and row["efficiency"] == pytest.approx((5e-3 + 2e-4) / (5e-3 + 4e-4)) and row["speed_up"] == 2 * row["efficiency"]
     said = capsys.readouterr().out
     assert "relative to 2 ranks, the fewest" in said and "this is speed, not learning" in said
     assert "* 4 ranks of a host on 2 core(s): shared" in said and "\n   4*" in said
@@ -135,6 +142,14 @@ def test_a_grid_that_does_not_fit_is_left_out_with_its_reason(tmp_path, capsys):
     assert "1, 3 rank(s): not measured: --grid data=0,pipe=2: 2 ranks of the others do not divide 1" in capsys.readouterr().out
 
 
+def test_more_ranks_than_were_measured_lie_on_full_hosts(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("mpidml.scaling.virtual.Pricer", lambda task, machine, *rest: seen.setdefault(machine.n_ranks, machine) and Pricer(task, machine, *rest))
+    job = {"strategy": "hybrid", "grid": "data=0", "strong": True, "simulate": "9,10"}
+    study(tmp_path, Measured(layers=True), ranks="1,4", **job)
+    assert {n: (machine.n_hosts, machine.per_host) for n, machine in seen.items()} == {1: (1, 1), 4: (1, 4), 9: (3, 4), 10: (3, 4)}
+
+
 def test_what_has_no_simulation_is_measured_alone(tmp_path):
     found = study(tmp_path, ranks="1,2", strategy="averaging", strong=True)
     assert all(row["speed_up"] and "is not known on virtual clocks" in row["not_simulated"] for row in found["rows"])
@@ -143,6 +158,7 @@ def test_what_has_no_simulation_is_measured_alone(tmp_path):
 def test_a_job_that_may_run_on_several_hosts_is_not_refused_for_one():
     _, values = parse(["train", "--compress", "two_bit"])
     assert why_not(values, 4) == "", "codes are off inside a host alone"
+    assert "--compress two_bit" in why_not(values, 4, several=False)
     assert "is below the 100 workers" in why_not(values.with_values({"compress": ""}, "test"), 100)
 
 
@@ -196,6 +212,58 @@ def test_a_launcher_may_start_the_ranks_of_one_point_alone():
         _starts_ranks({"ranks": "1,2"}, "hydra")
 
 
+def test_a_point_says_which_flags_do_nothing_as_the_study_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mpidml.scale.measure", lambda *of: None)
+    values = {**JOB, "out": str(tmp_path), "only": 1, "seconds": 5.0, "keep-checkpoints": 3}
+    point(values)
+    scale(values, lambda study, n, kinds: [study.write_point(n, kind, {"skipped": "no"}) for kind in kinds])
+    assert capsys.readouterr().out.splitlines() == ["without effect here: --seconds, --keep-checkpoints (a study counts steps)"] * 2
+    point(values, quiet=True)
+    point({"out": str(tmp_path), "only": 1})
+    assert not capsys.readouterr().out
+
+
+def test_sparse_rows_are_refused_by_the_name_and_the_flags_of_who_asks(tmp_path):
+    rows_of = [f"{i % 2} {1 + i % 7}:1 {8 + i % 5}:{i}\n" for i in range(60)]
+    (tmp_path / "rows.svm").write_text("".join(rows_of))
+    job = {"data": str(tmp_path / "rows.svm"), "scale": "maxabs", "model": "softmax", "optimizer": "adagrad", "batch": 8}
+    said = study(tmp_path / "study", ranks="1", simulate="4", strong=True, **{**job, "hidden": Job.hidden})["rows"][1]["not_simulated"]
+    assert said.startswith("scale: the rows of ") and said.endswith("; use --scale standard"), said
+    with pytest.raises(UserError, match=r"^plan: the rows of .*; use --scale standard$"):
+        plan({**job, "ranks": 2}, quiet=True, write=False)
+    with pytest.raises(UserError, match=r"^simulate: the rows of .*; use --scale standard, or leave out --learn and --bandwidth$"):
+        simulate({**job, "compute": "0.01", "workers": 2, "bandwidth": 1e9}, quiet=True, write=False)
+
+
+@pytest.fixture
+def threads_seen(monkeypatch):
+    """List how many threads BLAS has wherever a point computes, on a machine whose ranks would have two."""
+    seen: list[int] = []
+
+    def watched(function):
+        def call(*args, **more):
+            seen.append(place().n_threads)
+            return function(*args, **more)
+
+        return call
+
+    for name in ("train", "fit", "costs_of"):
+        monkeypatch.setattr(f"mpidml.scaling.point.{name}", watched(getattr(of_point, name)))
+    for name in THREAD_VARIABLES:
+        monkeypatch.setenv(name, "2")
+    with threadpool_limits(2, "blas"):
+        yield seen
+
+
+@pytest.mark.parametrize("job", [{"strategy": "data_parallel"}, {"strategy": "pipeline"}], ids=["sums", "layers"])
+@pytest.mark.parametrize("given", [False, True], ids=["shared out", "set by the user"])
+def test_runs_and_costs_have_one_thread_at_any_number_of_ranks_or_those_that_the_user_set(tmp_path, monkeypatch, threads_seen, job, given):
+    monkeypatch.setenv(BUDGETED, "" if given else " ".join(THREAD_VARIABLES))
+    point({**job, "out": str(tmp_path), "only": 1, "batch": 60, "hidden": "8", "steps": 4, "warm_up": 1, "repeat": 1, "strong": True}, quiet=True)
+    assert len(threads_seen) >= 2 and set(threads_seen) == {2 if given else 1}
+    assert place().n_threads == 2, "what computes afterwards has its own again"
+
+
 @pytest.mark.mpi
 def test_a_point_is_measured_on_the_ranks_that_were_started(comm, tmp_path):
     n, out = comm.size, comm.bcast(str(tmp_path / "study"))
@@ -211,6 +279,19 @@ def test_a_point_is_measured_on_the_ranks_that_were_started(comm, tmp_path):
             assert all(run["batch"] == batch and run["seconds_per_step"] > 0 for run in found["runs"]) and (found["link"] is None) == (n == 1)
         assert (tmp_path / "study" / "points" / f"costs-{n}.json").exists() == (n == 1), "the fewest ranks measure what computes cost"
     ranks.free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_costs_are_those_of_a_kind_that_can_run(comm, tmp_path):
+    """A batch of one sample is none for two ranks, and one for each of them under weak scaling."""
+    out, ranks = comm.bcast(str(tmp_path)), CountedComm(comm)
+    values = {"out": out, "only": comm.size, "share_cores": True, "batch": 1, "hidden": "8", "backend": "numpy", "steps": 4, "warm_up": 1, "repeat": 1}
+    point(values, ranks, quiet=True)
+    ranks.free()
+    if comm.rank == 0:
+        strong, weak = (json.loads((tmp_path / "points" / f"{comm.size}-{kind}.json").read_text()) for kind in ("strong", "weak"))
+        assert "is below" in strong["skipped"] and len(weak["runs"]) == 1
+        assert json.loads((tmp_path / "points" / f"costs-{comm.size}.json").read_text())["large"]["samples"] == 1
 
 
 @pytest.mark.mpi

@@ -63,6 +63,11 @@ def place(n_ranks: int, servers: str, group: int = 1) -> Placement:
     return Placement(n_ranks, everyone[:n_servers], tuple(ranks[0] for ranks in groups) or everyone[n_servers:], groups)
 
 
+def computing(n_ranks: int, servers: str) -> int:
+    """Count the ranks that compute, whatever their groups: all, or all but the servers, and one of them at least."""
+    return max(1, n_ranks - int(servers)) if servers.isdecimal() else n_ranks
+
+
 def _groups(ranks: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
     """Cut ranks into the fewest groups of at most `size`, as even as can be; none where each would be alone."""
     if size == 1 or len(ranks) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job, flag, parsed
+from mpidml.core.placement import computing
 from mpidml.core.plan_request import PlanRequest
 
 KINDS = ("strong", "weak")
@@ -28,7 +29,7 @@ class ScaleRequest:
     ranks: tuple[int, ...] = flag((), "on how many ranks to measure, as 1,2,4,8; what is measured already is kept")
     simulate: tuple[int, ...] = flag((), "further numbers of ranks to simulate, as 16,64,1024; those that were measured are simulated, too")
     strong: bool = flag(False, "the global batch stays, --batch over all ranks (neither of --strong and --weak: both)")
-    weak: bool = flag(False, "a rank's share stays, so the global batch is --batch x ranks, at the same --lr: that measures speed, not learning")
+    weak: bool = flag(False, "a rank's share stays, so the global batch is --batch x ranks that compute, at the same --lr: that measures speed, not learning")
     only: int = flag(0, "measure these ranks alone and make no table: what a task of a job array does; it may be started by mpirun or srun on so many")
     table: bool = flag(False, "measure nothing: simulate, and make table and picture of what is measured")
     repeat: int = flag(3, "runs on each number of ranks, of which the median counts")
@@ -94,5 +95,5 @@ def studied(job: Job) -> Job:
 
 
 def sized(job: Job, kind: str, n_ranks: int) -> Job:
-    """Return the job of a point: under `weak` every rank brings a batch of its own."""
-    return job if kind == "strong" else replace(job, batch=job.batch * n_ranks)
+    """Return the job of a point: under `weak` every rank that computes brings a batch of its own."""
+    return job if kind == "strong" else replace(job, batch=job.batch * computing(n_ranks, job.servers))

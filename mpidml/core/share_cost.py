@@ -11,6 +11,15 @@ from typing import NamedTuple
 from mpidml.core.cost import CostModel
 
 
+def line(few: int, low: float, rows: int, high: float) -> tuple[float, float]:
+    """Return the seconds whatever the samples, and those of each, by what `few` and `rows` samples take; neither is below 0."""
+    if few == rows:
+        return 0.0, high / rows
+    per_row = max(0.0, (high - low) / (rows - few))
+    fixed = high - per_row * rows
+    return (fixed, per_row) if fixed >= 0 else (0.0, high / rows)
+
+
 class ShareCosts(NamedTuple):
     """Costs measured at a `large` share and at a `small` one (the same, where no smaller could be)."""
 
@@ -20,10 +29,7 @@ class ShareCosts(NamedTuple):
     @property
     def line(self) -> tuple[float, float]:
         """Return the seconds of a compute whatever its samples, and those of each of them; neither is below 0."""
-        high, low, rows, few = self.large.mean_seconds, self.small.mean_seconds, self.large.samples, self.small.samples
-        per_row = max(0.0, (high - low) / (rows - few)) if rows > few else high / rows
-        fixed = high - per_row * rows
-        return (fixed, per_row) if fixed >= 0 else (0.0, high / rows)
+        return line(self.small.samples, self.small.mean_seconds, self.large.samples, self.large.mean_seconds)
 
     def at(self, samples: int) -> CostModel:
         """Return the costs of a compute on so many samples: the draws at the large share, stretched."""

@@ -180,6 +180,11 @@ class Transforms:
         """Return the state of all links for n elements."""
         return {key: array for link, keys in self._keys for (_, key), array in zip(keys, link.init(n, dtype).values(), strict=True)}
 
+    def state_per_byte(self, dtype: DTypeLike) -> float:
+        """Return the bytes of state for each byte of parameters."""
+        n = 1000
+        return sum(a.nbytes for a in self.init(n, dtype).values()) / (n * np.dtype(dtype).itemsize)
+
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
         """Apply every transforming link to `g` in place; the descent that ends a chain is not run."""
         for link, keys in self._transforming:

@@ -34,6 +34,7 @@ class Machine(NamedTuple):
     """`n_ranks` over `n_hosts` alike, the first ones on the first; `n_cores` of each host; what is between ranks of one host, and of two.
 
     `wake`: seconds until a rank that waits has a core again, for each message between stages and each half of a sum, where ranks share cores.
+    `per_host`: how many ranks fill a host (0: as few as `n_hosts` hold all); the last host has the rest.
     """
 
     n_ranks: int
@@ -42,10 +43,16 @@ class Machine(NamedTuple):
     inside: Link = Link()
     between: Link = Link()
     wake: float = 0.0
+    per_host: int = 0
+
+    @property
+    def full(self) -> int:
+        """Count the ranks of a full host."""
+        return self.per_host or -(-self.n_ranks // self.n_hosts)
 
     def waking(self, of: Candidate) -> float:
         """Return `wake` for a candidate with more ranks on a host than it has cores, else 0."""
-        return self.wake if min(of.n_ranks, self.n_ranks // self.n_hosts) > self.n_cores else 0.0
+        return self.wake if min(of.n_ranks, self.full) > self.n_cores else 0.0
 
     def link(self, crosses: bool) -> Link:
         """Return what is between two ranks."""
@@ -74,7 +81,7 @@ def places(of: Candidate, machine: Machine) -> Places:
 @cache
 def _places(grid: tuple[int, int, int], machine: Machine) -> Places:
     n = grid[0] * grid[1] * grid[2]
-    hosts = (np.arange(n) // (machine.n_ranks // machine.n_hosts)).reshape(grid)
+    hosts = (np.arange(n) // machine.full).reshape(grid)
     ahead = np.roll(hosts, -1, axis=1)
     at = hosts * grid[1] + np.arange(grid[1])[None, :, None]
     on_host = np.bincount(at.reshape(-1), minlength=(int(hosts.max()) + 1) * grid[1]).reshape(-1, grid[1])

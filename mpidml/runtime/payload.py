@@ -15,6 +15,9 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.net import build_net
 
+SIMULATED_WHOLE = "use --scale standard, or leave out --learn and --bandwidth"
+"""What `simulate` does about sparse rows."""
+
 
 class Payload(NamedTuple):
     """Bytes of all `values`, of a gradient as it is `pushed`, and of the `answer` to a read between the first and the last one."""
@@ -41,14 +44,11 @@ def payload(job: Job, net: Network | None, n_servers: int) -> Payload:
 def net_of(job: Job, comm: CountedComm) -> Network:
     """Return the network whose parameters travel (Collective on comm)."""
     data = load(job, comm)
-    refuse_sparse(data)
+    refuse_sparse(data, "simulate", SIMULATED_WHOLE)
     return agree(comm, lambda: build_net(job, data, "numpy"))
 
 
-def refuse_sparse(data: Dataset) -> None:
-    """Refuse rows whose features decide what travels: the simulated servers send all parameters, a shard each."""
+def refuse_sparse(data: Dataset, where: str, remedy: str = "use --scale standard") -> None:
+    """Refuse rows whose features decide what is computed and what travels: what is priced is that of all parameters."""
     if data.is_sparse:
-        raise UserError(
-            f"simulate: the rows of {data.name} are sparse, so what travels differs from clock to clock, which no simulation shows; "
-            "use --scale standard, or leave out --learn and --bandwidth"
-        )
+        raise UserError(f"{where}: the rows of {data.name} are sparse, so what they cost and what travels differs from clock to clock, which has no price; {remedy}")

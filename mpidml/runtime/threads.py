@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +126,13 @@ def one_thread() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def same_threads() -> Iterator[None]:
+    """Let BLAS compute with as many threads as the user has set, else with one: where different numbers of ranks are compared, a rank is a core."""
+    with nullcontext() if chosen(os.environ) else one_thread():
+        yield
 
 
 class Place(NamedTuple):

@@ -51,13 +51,14 @@ def page(study: Mapping[str, Any]) -> Figure:
 
 
 def _speed_up(axes: Axes, kind: str, rows: Sequence[Row]) -> None:
-    fewest, ranks = rows[0]["relative_to"], _ranks(rows)
+    fewest, simulated, ranks = rows[0]["relative_to"], rows[0]["simulated_relative_to"], _ranks(rows)
     axes.plot(ranks, [n / fewest for n in ranks], color=GREY, linewidth=0.9, label="ideal")
     _both(axes, kind, rows, "speed_up")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: count(value))
     axes.yaxis.set_minor_formatter(lambda value, _: "")
-    axes.set_ylabel(f"speed-up over {fewest} rank{'s' * (fewest > 1)}" + ", in samples/s" * (kind == "weak"))
+    other = f" (simulated: over {simulated})" * (simulated != fewest)
+    axes.set_ylabel(f"speed-up over {fewest} rank{'s' * (fewest > 1)}{other}" + ", in samples/s" * (kind == "weak"))
     axes.set_title(_title(kind, rows))
     axes.legend(loc="upper left")
 
@@ -76,8 +77,9 @@ def _efficiency(axes: Axes, kind: str, rows: Sequence[Row]) -> None:
     axes.set_ylim(0, 1.08 * top)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.set_ylabel("efficiency")
-    half = next((row["ranks"] for row in _with(rows, "simulated_efficiency") if row["simulated_efficiency"] < 0.5), None)
-    axes.set_title(f"Below half from {half:,} ranks on (simulated)" if half else "Nowhere below half")
+    if simulated := _with(rows, "simulated_efficiency"):
+        half = next((row["ranks"] for row in simulated if row["simulated_efficiency"] < 0.5), None)
+        axes.set_title(f"Below half from {half:,} ranks on (simulated)" if half else "Nowhere below half (simulated)")
     for row in _with(rows, "efficiency"):
         if is_shared(row):
             axes.annotate(f"{row['cores']} cores:\nshared", (row["ranks"], row["efficiency"]), (0, -9), textcoords="offset points", ha="center", va="top",

@@ -13,6 +13,7 @@ from mpidml.core.scale_request import sized
 from mpidml.fitting import fit
 from mpidml.optim.base import make_chain
 from mpidml.plan import costs_of
+from mpidml.planner.layout import laid_out, why_not
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -21,7 +22,6 @@ from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.summary import say
 from mpidml.scaling.folder import Study
-from mpidml.scaling.layout import laid_out, why_not
 from mpidml.scaling.rows import measured, of_run
 from mpidml.strategies.base import train
 
@@ -47,7 +47,7 @@ def measure(study: Study, kinds: Sequence[str], comm: CountedComm, quiet: bool =
     wanted = [kind for kind in missing if not refused[kind]]
     link = pingpong(comm.mpi, n - 1) if wanted and n > 1 else None
     if wanted and comm.bcast(_is_first(study, n, kinds)):
-        _keep_costs(study, comm)
+        _keep_costs(study, jobs[wanted[0]], comm)
         speak(f"{n} rank(s): costs of computes measured")
     point: dict[str, Any] = {}
     for i, kind in enumerate(missing):
@@ -111,9 +111,9 @@ def _is_first(study: Study, n: int, kinds: Sequence[str]) -> bool:
     return not fewer and not study.costs.get("ranks", n + 1) <= n
 
 
-def _keep_costs(study: Study, comm: CountedComm) -> None:
-    """Measure what computes cost, of layers or of a rank's share, and keep it (Collective on comm)."""
-    job, n = study.job, comm.size
+def _keep_costs(study: Study, job: Job, comm: CountedComm) -> None:
+    """Measure what computes cost, of layers or of a rank's share of a `job` that can run, and keep it (Collective on comm)."""
+    n = comm.size
     if job.strategy in STAGED:
         found = _layers(job, comm)
     elif job.strategy in FITTED:

@@ -1,7 +1,9 @@
-"""Turn seconds a step on so many ranks into the rows of a scaling study: speed-up, efficiency, and what was simulated over what was measured.
+"""Turn samples a second on so many ranks into the rows of a scaling study: speed-up, efficiency, and what was simulated over what was measured.
 
-    strong    the batch stays       speed-up = seconds_1 / seconds_N           efficiency = speed-up / N
-    weak      the batch is N times  efficiency = seconds_1 / seconds_N         speed-up = N x efficiency, of samples/s
+    speed-up = samples/s on N ranks over those on one        efficiency = speed-up / N
+
+    strong    the batch stays                  speed-up is     seconds_1 / seconds_N
+    weak      it is N times, if all compute    efficiency is   seconds_1 / seconds_N
 
 Where one rank was not measured, the fewest ranks M stand in its place, and N / M in that of N: the rows say relative to which.
 """
@@ -21,25 +23,27 @@ class Gain(NamedTuple):
     efficiency: float
 
 
-def gain(kind: str, n_ranks: int, seconds: float, fewest: int, seconds_of_fewest: float) -> Gain:
-    """Return what `n_ranks` gain over the `fewest`, both by their seconds a step."""
-    ratio, times = seconds_of_fewest / seconds, n_ranks / fewest
-    return Gain(ratio, ratio / times) if kind == "strong" else Gain(ratio * times, ratio)
+def gain(n_ranks: int, rate: float, fewest: int, rate_of_fewest: float) -> Gain:
+    """Return what `n_ranks` gain over the `fewest`, both by their samples a second."""
+    ratio, times = rate / rate_of_fewest, n_ranks / fewest
+    return Gain(ratio, ratio / times)
 
 
 def rows(kind: str, points: Mapping[int, Mapping[str, Any]], simulated: Mapping[int, Mapping[str, Any]]) -> list[Row]:
     """Return a row for each number of ranks: of what was measured (`points`, by ranks) and `simulated`.
 
-    Either holds `skipped` and why, or what `measured` returns of it. What is simulated is held against the simulation of the same fewest ranks.
+    Either holds `skipped` and why, or what `measured` returns of it. What is simulated is held against the simulation of the same fewest ranks, else of its fewest.
     """
     done, made = _whole(points), _whole(simulated)
     fewest = min(done or made, default=0)
+    base_made = fewest if fewest in made else min(made, default=fewest)
     found = []
     for n in sorted({*points, *simulated}):
-        row: Row = {"kind": kind, "ranks": n, "relative_to": fewest, "skipped": points.get(n, {}).get("skipped"), "not_simulated": simulated.get(n, {}).get("skipped")}
-        for prefix, of, base in (("", done, fewest), ("simulated_", made, fewest if fewest in made else min(made, default=0))):
+        row: Row = {"kind": kind, "ranks": n, "relative_to": fewest, "simulated_relative_to": base_made}
+        row |= {"skipped": points.get(n, {}).get("skipped"), "not_simulated": simulated.get(n, {}).get("skipped")}
+        for prefix, of, base in (("", done, fewest), ("simulated_", made, base_made)):
             if n in of:
-                speed_up, efficiency = gain(kind, n, of[n]["seconds_per_step"], base, of[base]["seconds_per_step"])
+                speed_up, efficiency = gain(n, of[n]["samples_per_second"], base, of[base]["samples_per_second"])
                 row |= {f"{prefix}{name}": value for name, value in of[n].items()} | {f"{prefix}speed_up": speed_up, f"{prefix}efficiency": efficiency}
         if n in done and n in made:
             row["ratio"] = made[n]["seconds_per_step"] / done[n]["seconds_per_step"]

@@ -47,8 +47,9 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _relative(rows: Sequence[Mapping[str, Any]]) -> str:
-    fewest = rows[0]["relative_to"]
-    return f"; relative to {fewest} ranks, the fewest" if fewest > 1 else ""
+    fewest, simulated = int(rows[0]["relative_to"]), int(rows[0]["simulated_relative_to"])
+    measured = f"; relative to {fewest} ranks, the fewest" if fewest > 1 else ""
+    return measured + f"; simulated speed-up: relative to {simulated} ranks" * (simulated != fewest)
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from mpidml.core.simulation import Simulation
 from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.planner.candidate import Candidate
+from mpidml.planner.layout import laid_out
 from mpidml.planner.machine import Link, Machine
 from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Pricer, Task
@@ -32,7 +33,6 @@ from mpidml.runtime.net import build_net
 from mpidml.runtime.payload import refuse_sparse
 from mpidml.runtime.scoring import BLOCK
 from mpidml.scaling.folder import Study
-from mpidml.scaling.layout import laid_out
 from mpidml.scaling.rows import Row, numbers
 from mpidml.sim import data_parallel
 from mpidml.sim.summary import of_job
@@ -44,9 +44,10 @@ LEAST_CLOCKS = 20
 
 
 class Place(NamedTuple):
-    """Hosts that so many ranks are on, what is between their ranks, and whether that crosses hosts."""
+    """Hosts that so many ranks are on, ranks and cores of a full one, what is between ranks, and whether that crosses hosts."""
 
     hosts: int
+    per_host: int
     cores: int
     link: Link
     crosses: bool
@@ -78,7 +79,7 @@ class Virtual:
     def net(self) -> Network:
         """Return the network whose parameters travel."""
         data = load(self.study.job, self.comm)
-        refuse_sparse(data)
+        refuse_sparse(data, "scale")
         net = build_net(self.study.job, data, "numpy")
         data.close()
         return net
@@ -86,12 +87,13 @@ class Virtual:
     def place(self, n_ranks: int) -> Place:
         """Return where `n_ranks` lie."""
         point = self.placed.get(n_ranks)
-        hosts = point["hosts"] if point else ceil(n_ranks / self.per_host)
+        per_host = point["ranks_per_host"] if point else self.per_host
+        hosts = point["hosts"] if point else ceil(n_ranks / per_host)
         request = self.study.request
         crosses = hosts > 1
         between, inside = Link(request.latency, request.bandwidth), Link(PlanRequest.host_latency, PlanRequest.host_bandwidth)
         cores = point["cores"] if point else max((of["cores"] for of in self.placed.values()), default=1)
-        return Place(hosts, cores, self.links[crosses] or (between if crosses else inside), crosses)
+        return Place(hosts, per_host, cores, self.links[crosses] or (between if crosses else inside), crosses)
 
     def assumed(self, numbers_of_ranks: Mapping[int, Any]) -> str:
         """Say what the simulation takes for granted, and what was measured."""
@@ -153,13 +155,12 @@ class Virtual:
         sizes = strategy.grid.sizes
         of = Candidate(sizes["data"], sizes["pipe"], sizes["tensor"], job.schedule if sizes["pipe"] > 1 else "", strategy.n_items, job.recompute)
         data_parallel.check("data_parallel", job.collective, False)
-        links, after = make_chain(job.optimizer, job.rate).split()
-        state = sum(a.nbytes for chain in (links, after) if chain is not None for a in chain.init(1000, self.net.dtype).values()) / (1000 * self.net.dtype.itemsize)
+        chain = make_chain(job.optimizer, job.rate)
         place, inside = self.place(n_ranks), self.links[False] or Link(PlanRequest.host_latency, PlanRequest.host_bandwidth)
-        machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake)
+        machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake, place.per_host)
         layers = tuple((Cost(*forward), Cost(*backward)) for forward, backward in self.costs["layers"])
         costs = Costs(layers, self.costs["update"], self.costs["add"], self.costs["rows"])
-        pricer = Pricer(Task(job.batch, state, links is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
+        pricer = Pricer(Task(job.batch, chain.state_per_byte(self.net.dtype), chain.split()[0] is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
         if why := pricer.why_not(of):
             raise UserError(f"plan: {why}")
         found = pricer.price(of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 from mpidml.core.scale_request import KINDS, STEPS, ScaleRequest, asked, sized
 
 
@@ -26,6 +27,12 @@ def test_a_study_counts_steps_whatever_says_when_training_ends():
     assert job.lr == 0.1 and job.checkpoint_every == 0
     assert asked({"ranks": "1", "out": "x"})[1] is None, "nothing was said of a job"
     assert [sized(job, kind, 3).batch for kind in KINDS] == [64, 192] and sized(job, "weak", 3).lr == 0.1
+
+
+def test_a_share_is_that_of_a_rank_that_computes():
+    served, groups = Job().with_values({"servers": "2"}, "test"), Job().with_values({"servers": "1", "group": 2}, "test")
+    assert [sized(served, "weak", n).batch // 64 for n in (1, 2, 3, 6)] == [1, 1, 1, 4], "two ranks serve, as far as there are others"
+    assert sized(groups, "weak", 5).batch == 4 * 64, "the ranks of a group share what their worker has"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpidml.core.cost import CostModel
-from mpidml.core.share_cost import ShareCosts
+from mpidml.core.share_cost import ShareCosts, line
 
 seconds = st.floats(1e-6, 1.0)
 
@@ -32,6 +32,10 @@ def test_what_does_not_shrink_is_found_and_a_line_through_nothing_would_miss_it(
     through_nothing = ShareCosts(of.large, of.large)  # one share alone
     assert through_nothing.line == pytest.approx((0, 10e-3 / 64)) and through_nothing.at(8).mean_seconds != pytest.approx(3e-3)
     assert of.at(16) == CostModel(tuple(s * 0.4 for s in of.large.compute), apply=1e-4, samples=16)
+
+
+def test_one_measurement_is_all_for_each_sample():
+    assert [line(n, 0.1, n, 0.1) for n in (3, 7, 49)] == [(0.0, 0.1 / n) for n in (3, 7, 49)], "and no rounding is left over as fixed"
 
 
 def test_noise_makes_no_cost_negative():

@@ -346,6 +346,14 @@ def test_two_halves_do_not_equal_the_whole_for_a_link_that_needs_it(text):
     assert not np.allclose(in_halves(text, weights(), gradients()), run(text, BACKENDS[1], weights(), gradients(), "in place"))
 
 
+@pytest.mark.parametrize(("text", "per_byte"), [("sgd", 0), ("momentum:0.9", 1), ("clip:1+adam", 2)])
+def test_state_is_counted_for_each_byte_and_a_split_keeps_all_of_it(text, per_byte):
+    chain = make_chain(text, 0.1)
+    before, after = chain.split()
+    for dtype in (np.float32, np.float64):
+        assert chain.state_per_byte(dtype) == per_byte == sum(part.state_per_byte(dtype) for part in (before, after) if part is not None)
+
+
 @pytest.mark.parametrize("text", ALL)
 def test_a_split_chain_on_shards_equals_the_whole_chain(text):
     backend, chain, w = BACKENDS[1], make_chain(text, RATE), weights()

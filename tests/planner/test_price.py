@@ -259,5 +259,13 @@ def test_why_a_candidate_cannot_be():
         odd.price(Candidate(4, 2, 2, "gpipe"))
 
 
+def test_hosts_are_filled_one_after_the_other_also_where_the_last_one_is_not_full():
+    machine = Machine(10, 3, 4, INSIDE, BETWEEN, per_host=4)
+    assert set(places(Candidate(10, 1, 1), machine).on_host) == {(4,), (2,)}
+    assert set(places(Candidate(10, 1, 1), Machine(10, 3, 4, INSIDE, BETWEEN)).on_host) == {(4,), (2,)}, "three hosts are no four"
+    assert set(places(Candidate(9, 1, 1), machine._replace(n_ranks=9)).on_host) == {(4,), (1,)}, "full hosts, not even ones"
+    assert machine.waking(Candidate(10)) == 0.0 and machine._replace(n_cores=3, wake=1.0).waking(Candidate(10)) == 1.0
+
+
 def test_a_grid_without_neighbours_has_no_hops():
     assert places(Candidate(4), Machine(4, 2, 1)) == Places(False, True, (False,), ((2,),), 2.0)

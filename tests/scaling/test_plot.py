@@ -6,10 +6,11 @@ from mpidml.scaling.plot import page
 from mpidml.scaling.rows import rows
 
 
-def study(*kinds):
-    def point(n, seconds, **more):
-        return {"seconds_per_step": seconds, "samples_per_second": 64 / seconds, "cores": 2, "ranks_per_host": n, "shares_cores": n > 2, **more}
+def point(n, seconds, **more):
+    return {"seconds_per_step": seconds, "samples_per_second": 64 / seconds, "cores": 2, "ranks_per_host": n, "shares_cores": n > 2, **more}
 
+
+def study(*kinds):
     found = []
     for kind in kinds:
         measured = {1: point(1, 1.0), 2: point(2, 0.6), 4: point(4, 0.5), 8: {"skipped": "grid"}}
@@ -34,6 +35,24 @@ def test_marks_are_what_was_measured_and_the_line_is_simulated():
     assert [text.get_text() for text in efficiency.texts] == ["2 cores:\nshared"]
     assert lines(efficiency)["measured, cores shared"].get_ydata().tolist() == [0.5]
     assert weak.get_title("left").startswith("Weak, ") and speed.get_title("left") == "Strong, the batch stays: 30.1 times on 64 ranks (simulated)"
+
+
+def test_only_what_was_simulated_says_where_efficiency_falls_below_half():
+    def title(measured, simulated):
+        found = rows("strong", {n: point(n, s) for n, s in measured.items()}, {n: point(n, s) for n, s in simulated.items()})
+        return page(study("strong") | {"rows": found}).axes[1].get_title("left")
+
+    alone = {1: 1.0, 4: 0.9}
+    assert title(alone, {1: 1.0, 4: 0.9}) == "Below half from 4 ranks on (simulated)"
+    assert title(alone, {1: 1.0, 4: 0.3}) == "Nowhere below half (simulated)"
+    assert title(alone, {}) == "", "28% were measured"
+
+
+def test_a_speed_up_over_other_ranks_says_over_which():
+    found = rows("strong", {1: point(1, 1.0), 2: point(2, 0.6)}, {2: point(2, 0.6), 8: point(8, 0.2)})
+    figure = page(study("strong") | {"rows": found})
+    assert figure.axes[0].get_ylabel() == "speed-up over 1 rank (simulated: over 2)"
+    assert page(study("strong")).axes[0].get_ylabel() == "speed-up over 1 rank"
 
 
 def test_one_kind_is_one_column():

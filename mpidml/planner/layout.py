@@ -10,14 +10,14 @@ from mpidml.core.job import Job
 from mpidml.sim.ranks import VirtualRanks
 
 
-def laid_out(job: Job, n_ranks: int) -> Any:
-    """Return the strategy of a job laid out on `n_ranks`; UserError says why it cannot be, neither inside a host nor on several."""
+def laid_out(job: Job, n_ranks: int, several: bool = True) -> Any:
+    """Return the strategy of a job laid out on `n_ranks`; UserError says why it cannot be, neither inside a host nor, where there may be, on `several`."""
     strategy = plugins.load("mpidml.strategies", job.strategy)
     ranks = VirtualRanks(n_ranks)
     try:
         return strategy(job, ranks)
     except UserError:
-        ranks.one_host = n_ranks == 1
+        ranks.one_host = n_ranks == 1 or not several
         if ranks.one_host:
             raise
     try:
@@ -26,10 +26,10 @@ def laid_out(job: Job, n_ranks: int) -> Any:
         return strategy(job, VirtualRanks(n_ranks))  # which raises what is wrong inside a host
 
 
-def why_not(job: Job, n_ranks: int) -> str:
+def why_not(job: Job, n_ranks: int, several: bool = True) -> str:
     """Say why a job cannot run on so many ranks; "" where it can."""
     try:
-        laid_out(job, n_ranks)
+        laid_out(job, n_ranks, several)
     except UserError as error:
         return str(error)
     return ""
