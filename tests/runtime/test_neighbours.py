@@ -231,7 +231,7 @@ def test_a_host_that_answers_no_more_is_silent_and_one_that_never_did_is_unknown
 def test_another_job_and_noise_are_given_no_answer():
     first, second = hosts(("job", "another"))
     assert not exchange(first, second, lambda call: [Look(1, WORKS, None, "")], now=1.0)
-    for noise in (b"", b"{", b"[1]", b'{"job": "job"}', b'{"job": "job", "say": 3}'):
+    for noise in (b"", b"{", b"[1]", b"5", b"null", b'"job"', b"[" * 5000, b'{"job": "job", "ask": [1e999, 2]}', b'{"job": "job"}', b'{"job": "job", "say": 3}'):
         second.socket.sendto(noise, ("127.0.0.1", first.socket.getsockname()[1]))
     time.sleep(0.05)
     first.take(1.0, lambda call: [])
