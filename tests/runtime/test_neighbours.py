@@ -1,5 +1,6 @@
 """What a rank does is seen from outside: it works, idles, waits, is stopped or gone; other hosts are asked, and an answer that no longer comes is noticed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from mpidml.core.current_wait import Call
-from mpidml.runtime import host_table
+from mpidml.runtime import host_table, processes
 from mpidml.runtime.host_table import COMPUTES, HostTable, Seats, reached
 from mpidml.runtime.host_table import LEFT as HAS_LEFT
 from mpidml.runtime.host_table import WAITS as IS_WAITING
@@ -19,6 +20,9 @@ from mpidml.runtime.other_hosts import N_LOST, OtherHosts
 from mpidml.runtime.processes import glimpse
 
 BUSY = "import time\nprint(flush=True)\nwhile True:\n    sum(range(1000))"
+THREAD = "import threading\ndef work():\n    while True:\n        sum(range(1000))\nthreading.Thread(target=work, daemon=True).start()\nprint(flush=True)\nthreading.Event().wait()"
+CHILD = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import os\\nwhile os.getppid() == int(%d): sum(range(1000))' % __import__('os').getpid()])\nprint(flush=True)\nchild.wait()"
+TICKS = "import threading, time\ndef look():\n    while True:\n        time.sleep(0.2)\nthreading.Thread(target=look, daemon=True).start()\nprint(flush=True)\nthreading.Event().wait()"
 IDLES = "import time\nprint(flush=True)\ntime.sleep(99)"
 
 
@@ -83,6 +87,33 @@ def test_a_rank_that_computes_is_told_from_one_that_sleeps(table, other):
     other(IDLES)
     neighbours = Neighbours(table)
     assert state(neighbours, 1, after=IDLE).state == IDLE and "computes at job.py:7 (main)" in state(neighbours).text
+
+
+@pytest.mark.parametrize(("program", "seconds", "expected"), [(THREAD, 20, WORKS), (CHILD, 20, WORKS), (TICKS, 3, IDLE)])
+def test_whose_threads_or_children_compute_works_and_whose_threads_only_look_around_does_not(table, other, program, seconds, expected):
+    other(program)
+    time.sleep(0.5)  # in which its main thread comes to rest
+    assert state(Neighbours(table), seconds, after=WORKS).state == expected
+
+
+def test_where_a_process_cannot_be_looked_up_its_beat_decides(table, other, monkeypatch, tmp_path):
+    """No /proc, or no descriptor left to read it: neither says that a process has ended."""
+    _, row = other(IDLES)
+    watch, gone = Neighbours(table), FileNotFoundError(errno.ENOENT, "gone")
+    for error, expected in ((OSError(errno.EMFILE, "too many open files"), WORKS), (PermissionError(errno.EACCES, "no"), WORKS), (gone, GONE)):
+
+        def refuse(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(processes, "open", refuse, raising=False)
+        assert state(watch).state == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(processes, "PROC", str(tmp_path))
+    assert processes.own() == (0, 0)
+    table.own["space"] = row["space"] = 0
+    assert state(Neighbours(table)).state == WORKS
+    row["beat"] -= STALE_SECONDS + 1
+    assert state(Neighbours(table)).state == SILENT
 
 
 def test_a_rank_that_is_stopped_or_gone_is_found_though_its_row_says_that_it_waits(table, other):
