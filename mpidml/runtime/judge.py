@@ -63,7 +63,8 @@ class Judge:
             return None
         who = f"waits for rank {', '.join(str(look.rank) for look in missing[:8])}{' ...' * (len(missing) > 8)}"
         if not missing:
-            who = "has not ended, although every rank has come to its call of this number (are they the same?)," if looks else "has not ended, and nothing is known of other ranks,"
+            known = "although every rank has come to its call of this number (are they the same?)" if looks else "and nothing is known of other ranks"
+            who = f"has not ended, {known},"
         return Verdict(f"{who} for {now - wait.since:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)", tuple(look.rank for look in missing))
 
     def _patience(self, look: Look) -> float:

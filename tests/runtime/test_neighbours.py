@@ -20,9 +20,21 @@ from mpidml.runtime.other_hosts import N_LOST, OtherHosts
 from mpidml.runtime.processes import glimpse
 
 BUSY = "import time\nprint(flush=True)\nwhile True:\n    sum(range(1000))"
-THREAD = "import threading\ndef work():\n    while True:\n        sum(range(1000))\nthreading.Thread(target=work, daemon=True).start()\nprint(flush=True)\nthreading.Event().wait()"
-CHILD = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import os\\nwhile os.getppid() == int(%d): sum(range(1000))' % __import__('os').getpid()])\nprint(flush=True)\nchild.wait()"
-TICKS = "import threading, time\ndef look():\n    while True:\n        time.sleep(0.2)\nthreading.Thread(target=look, daemon=True).start()\nprint(flush=True)\nthreading.Event().wait()"
+THREAD = """
+import threading, time
+def work():
+    while True:
+        {}
+threading.Thread(target=work, daemon=True).start()
+print(flush=True)
+threading.Event().wait()
+"""
+CHILD = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", f"import os\\nwhile os.getppid() == {os.getpid()}: sum(range(1000))"])
+print(flush=True)
+child.wait()
+"""
 IDLES = "import time\nprint(flush=True)\ntime.sleep(99)"
 
 
@@ -89,7 +101,10 @@ def test_a_rank_that_computes_is_told_from_one_that_sleeps(table, other):
     assert state(neighbours, 1, after=IDLE).state == IDLE and "computes at job.py:7 (main)" in state(neighbours).text
 
 
-@pytest.mark.parametrize(("program", "seconds", "expected"), [(THREAD, 20, WORKS), (CHILD, 20, WORKS), (TICKS, 3, IDLE)])
+@pytest.mark.parametrize(
+    ("program", "seconds", "expected"),
+    [(THREAD.format("sum(range(1000))"), 20, WORKS), (CHILD, 20, WORKS), (THREAD.format("time.sleep(0.2)"), 3, IDLE)],
+)
 def test_whose_threads_or_children_compute_works_and_whose_threads_only_look_around_does_not(table, other, program, seconds, expected):
     other(program)
     time.sleep(0.5)  # in which its main thread comes to rest

@@ -1,6 +1,5 @@
 """What goes wrong in a look ends no job."""
 
-import os
 import sys
 import threading
 
