@@ -104,7 +104,7 @@ def use(path: str) -> None:
     _used.add(path)
     os.environ[VARIABLE] = path
     if "numba" in sys.modules:  # imported before us: it read its environment without this line
-        sys.modules["numba"].config.reload_config()
+        sys.modules["numba"].config.CACHE_DIR = path  # alone: threads that it has started may not be another number any more
 
 
 def is_compiled(*families: str) -> bool:

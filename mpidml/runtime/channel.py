@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpidml.collectives.base import LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS, SPIN_SECONDS
+from mpidml.collectives import base
+from mpidml.collectives.base import LEAST_NAP_SECONDS, LONGEST_NAP_SECONDS
 from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
@@ -59,6 +60,7 @@ class Waiting:
 
     def gather(self, comm: Any, value: float, what: str) -> list[float]:
         """Return the value of each rank (Collective on comm)."""
+        self._compare(comm, f"values for {what}")
         found = np.empty(comm.size)
         request = comm.mpi.Iallgather(np.array([value]), found)
         self.until(request.Test, lambda: f"all ranks to come to {what}")
@@ -66,8 +68,12 @@ class Waiting:
 
     def meet(self, comm: Any, what: str) -> None:
         """Wait for all ranks (Collective on comm)."""
+        self._compare(comm, f"a meeting at {what}")
         request = comm.mpi.Ibarrier()
         self.until(request.Test, lambda: f"all ranks to come to {what}")
+
+    def _compare(self, comm: Any, what: str) -> None:
+        comm.compare(what, patiently=lambda ready: self.until(ready, lambda: f"all ranks to compare {what}"))
 
     def open(self, comm: Any) -> None:
         """Have a bell (Collective on the ranks of the host)."""
@@ -95,9 +101,9 @@ class Waiting:
                 waited = time.perf_counter() - began
                 if waited > self.limit_seconds:
                     raise WaitTimeout(f"pipeline: waits for {for_what()} for {waited:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)")
-                if waited > SPIN_SECONDS and rung and self.bell is not None:
+                if waited > base.SPIN_SECONDS and rung and self.bell is not None:
                     self._sleep(self.bell, ready)
-                elif waited > SPIN_SECONDS:
+                elif waited > base.SPIN_SECONDS:
                     time.sleep(nap)
                     nap = min(LONGEST_NAP_SECONDS, waited / 8)
         finally:

@@ -27,7 +27,6 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.outputs import sync
 
 FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 2
-READ_NBYTES = 1 << 20
 
 
 class Piece(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.collectives import base
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch, start_limit
 
@@ -18,6 +19,8 @@ if _world.launcher is None:
     os.environ.update(launch.openmpi_environment(os.environ, 1))
 else:
     os.environ.update(launch.mpich_environment(os.environ, _world.local_size, _world.size or 0))
+
+base.SPIN_SECONDS = base.spin_seconds(_world.local_size, len(os.sched_getaffinity(0)))
 
 with start_limit.counted():
     from mpi4py import MPI  # the lines above must come first

@@ -49,12 +49,13 @@ class Words:
 
     def free(self) -> None:
         """Free the requests; nothing is said any more."""
-        for request, _ in self.going:
-            request.Wait()
-        if self.request is not None:
-            self.request.Cancel()
-            self.request.Wait()
-            self.request.Free()
+        with self.comm.blocked("the last words"):
+            for request, _ in self.going:
+                request.Wait()
+            if self.request is not None:
+                self.request.Cancel()
+                self.request.Wait()
+                self.request.Free()
 
 
 class Credited(Exchange):
@@ -114,8 +115,9 @@ class Credited(Exchange):
 
     def free(self) -> None:
         """Free the requests; all that was pushed is taken everywhere."""
-        for requests in (*self.credits.values(), *self.freeing.values()):
-            for request in requests:
-                request.Wait()
-                request.Free()
+        with self.comm.blocked("the last slots"):
+            for requests in (*self.credits.values(), *self.freeing.values()):
+                for request in requests:
+                    request.Wait()
+                    request.Free()
         super().free()

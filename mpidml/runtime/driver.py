@@ -97,7 +97,8 @@ class Driver:
     def end(self) -> None:
         """Take no more messages; those on their way here have been delivered because their roles have stopped."""
         self.receive.Cancel()
-        self.receive.Wait()
+        with self.comm.blocked("the end of messages"):
+            self.receive.Wait()
         self.receive.Free()
 
     def run_until(self, condition: Callable[[], bool]) -> None:
@@ -156,8 +157,7 @@ class Driver:
             raise WaitTimeout(f"{self.name} {longest.text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
 
     def _compute(self, me: int, compute: Compute) -> None:
-        self.computing, MAIN.now = me, None
-        self.polls_seconds = 0.0
+        self.computing, self.polls_seconds, MAIN.now = me, 0.0, None
         start = self.polled_at = clock_now()
         result = compute.function(*compute.arguments, self._report if self.many else None)
         now = clock_now()

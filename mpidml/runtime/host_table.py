@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.role import Array
-from mpidml.runtime.processes import glimpse, space
+from mpidml.runtime import processes
 
 N_SEATS = 64
 TEXT_NBYTES = 320
@@ -69,9 +69,8 @@ class HostTable:
         self.rows = np.frombuffer(mmap.mmap(file, host.size * ROW.itemsize), ROW)
         os.close(file)
         self.own: Any = self.rows[host.rank]
-        me = glimpse(os.getpid())
-        self.own["pid"], self.own["started"], self.own["space"] = os.getpid(), me.started if me else 0, space()
-        self.own["rank"] = rank
+        self.own["rank"], self.own["pid"] = rank, os.getpid()
+        self.own["started"], self.own["space"] = processes.own()
         SEATS.move(self.own["keys"], self.own["numbers"])
         host.Barrier()  # all rows are filled before anyone looks
 

@@ -1,9 +1,12 @@
 """Decide when a wait has become a hang: who will never come is waited for a short time, who does nothing for the limit, who works for ever.
 
-    a rank that is lost (stopped, gone, left, silent)     silent_seconds after that was first seen, by whoever waits so long
+    a rank that is stopped, gone or has left              silent_seconds after that was first seen, by whoever waits so long
+    a rank that is silent                                 the limit, likewise: it may hold its interpreter, or the network be away
     a blocking call, nobody that is missing works         the limit, counted from the last moment at which one did
     a blocking call, a rank that is missing works         never: it is slow
     a wait that has a limit of its own                    at that limit, where it stands
+
+What moves within a call is not seen: where all have come, a transfer that takes longer than the limit is ended like a hang.
 
 No clock, no process, no message: looks come in, a verdict goes out.
 """
@@ -14,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpidml.core.current_wait import Wait
-from mpidml.runtime.neighbours import LEFT, LOST, WORKS, Look
+from mpidml.runtime.neighbours import LEFT, LOST, SILENT, WORKS, Look
 
 SILENT_SECONDS = 15.0
 """How long a rank may be lost, which ends no job that comes to itself again, as after a stop of all its processes."""
@@ -52,16 +55,21 @@ class Judge:
         if any(look.state == WORKS for look in missing):
             self.idle_since = now
         over = wait.call is not None and wait.limited and now - self.idle_since > self.limit_seconds
-        short = min(self.silent_seconds, self.limit_seconds)
-        if lost and now - wait.since >= short and (over or now - min(self.lost_since.values()) >= short):
-            first = min(lost, key=lambda look: self.lost_since[look.rank])
+        if ripe := [look for look in lost if over or now - max(wait.since, self.lost_since[look.rank]) >= self._patience(look)]:
+            first = min(ripe, key=lambda look: self.lost_since[look.rank])
             others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
             return Verdict(f"rank {first.rank}{others} has not answered for {first.silent_seconds:.1f} s: {first.text}", tuple(look.rank for look in lost))
         if not over:
             return None
         who = f"waits for rank {', '.join(str(look.rank) for look in missing[:8])}{' ...' * (len(missing) > 8)}"
-        who = who if missing else "has not ended, although every rank has come to its call of this number (are they the same?),"
+        if not missing:
+            known = "although every rank has come to its call of this number (are they the same?)" if looks else "and nothing is known of other ranks"
+            who = f"has not ended, {known},"
         return Verdict(f"{who} for {now - wait.since:.1f} s; the limit is {self.limit_seconds:g} s (--wait-limit)", tuple(look.rank for look in missing))
+
+    def _patience(self, look: Look) -> float:
+        """Return how long a rank may be lost in this way."""
+        return self.limit_seconds if look.state == SILENT else min(self.silent_seconds, self.limit_seconds)
 
     def _missing(self, wait: Wait, looks: Sequence[Look]) -> list[Look]:
         """Return those who have not come, as far as that is known."""

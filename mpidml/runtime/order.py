@@ -159,6 +159,7 @@ class Order:
     def end(self, n_pushed: int) -> bool:
         """Wait until all replicas have ended and all is taken that they have pushed, this one `n_pushed`; return whether the run only pauses (Collective on comm)."""
         strategy, counts = self.strategy, np.zeros(self.strategy.comm.size, np.int64)
+        strategy.comm.compare("the number of pushes", patiently=lambda ready: self._patiently(ready, "all replicas to end"))
         request = strategy.comm.mpi.Iallgather(np.array([n_pushed], np.int64), counts)
         self._patiently(request.Test, "all replicas to end")
         total = sum(int(counts[strategy.grid.rank(data=replica)]) for replica in range(strategy.n_workers))

@@ -42,5 +42,8 @@ def caller(frame: FrameType | None) -> str:
 def _told(frame: FrameType) -> str:
     code: Any = frame.f_code
     file = code.co_filename
-    here = os.getcwd() + os.sep
+    try:
+        here = os.getcwd() + os.sep
+    except OSError:  # somebody has removed the folder
+        here = ""
     return f"{file.removeprefix(here)}:{frame.f_lineno} ({code.co_name})"

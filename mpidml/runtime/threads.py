@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES, World, world_from_environment
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+PROC = Path("/proc")
+LAUNCHERS = {"hydra_pmi_proxy", "mpiexec.hydra", "mpiexec", "mpirun", "prterun", "prted", "orted", "slurmstepd"}  # the kernel keeps 15 letters
 BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 COST = "each waits for the others' turns, and for threads that wait for theirs"
 UNBIND = "let the launcher bind each rank to cores of its own (mpirun -bind-to core), or none (-bind-to none)"
@@ -47,13 +49,28 @@ def share(world: World, mine: int, given: int, limit: float = math.inf) -> int:
 
 
 def launchers_cores() -> set[int]:
-    """Return the cores of the process that started this one, if this one was bound to some of them; else its own."""
+    """Return the cores of the launcher, if this process was bound to some of them; else its own."""
     mine = os.sched_getaffinity(0)
     try:
-        parents = os.sched_getaffinity(os.getppid())
+        launchers = os.sched_getaffinity(_launcher())
     except OSError:
         return mine
-    return parents if parents > mine else mine
+    return launchers if launchers > mine else mine
+
+
+def _launcher() -> int:
+    """Return the launcher's process above this one, maybe behind a script that was bound together with it; where none is known, its parent."""
+    pid = first = os.getppid()
+    while pid > 1:
+        try:
+            name, words = (PROC / str(pid) / "stat").read_text().partition("(")[2].rsplit(")", 1)
+            parent = int(words.split()[1])
+        except (OSError, ValueError):
+            break
+        if name in LAUNCHERS:
+            return pid
+        pid = parent
+    return first
 
 
 def quota(file: Path = QUOTA) -> float:

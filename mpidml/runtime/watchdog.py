@@ -8,6 +8,7 @@ It calls MPI for Abort alone. What it knows of other ranks it reads from the hos
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 import threading
@@ -39,7 +40,7 @@ class Watchdog:
         self.table: HostTable | None = None
         self.neighbours: Neighbours | None = None
         self.others: OtherHosts | None = None
-        self.has_left, self.greeted = False, 0
+        self.has_left, self.has_missed, self.greeted = False, False, 0
         self.main = threading.main_thread().ident
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
@@ -80,10 +81,23 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            self._sleep(self.tick_seconds)
-            now = time.monotonic()
-            if (verdict := self.tick(now)) is not None:
+            try:
+                self._sleep(self.tick_seconds)
+                now = time.monotonic()
+                verdict = self.tick(now)
+            except Exception as error:  # uncaught it would end all ranks, none of which hangs
+                self._misses(error)
+                continue
+            if verdict is not None:
                 self.end(now, verdict)
+
+    def _misses(self, error: Exception) -> None:
+        """Go on after a look that failed, and say so once."""
+        if not self.has_missed:
+            self.has_missed = True
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(f"mpidml: {self.name()} a look at the other ranks failed ({type(error).__name__}: {error}); without looks no hang is found\n")
+        time.sleep(self.tick_seconds)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, and answer other hosts meanwhile."""

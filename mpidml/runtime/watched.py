@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from mpidml.collectives.base import LEAST_NAP_SECONDS, SPIN_SECONDS
+from mpidml.collectives import base
+from mpidml.collectives.base import LEAST_NAP_SECONDS
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import Mismatch, UserError
 from mpidml.runtime.host_table import SEATS
@@ -65,22 +66,26 @@ class Watched:
         SEATS.numbers[self.seat] = number
         call = Call(self.key, number, self.ranks)
         if self.checks is not None:
-            with MAIN.on(Wait(lambda: f"{name} {number} of {self.name}, which is compared first", time.monotonic(), call)):
-                self.compare(f"{name} {alike}".strip())
+            self.compare(f"{name} {alike}".strip(), call)
         around = MAIN.begin(Wait(lambda: f"{name} {number} of {self.name}", time.monotonic(), call))
         try:
             return function(*arguments)
         finally:
             MAIN.end(around)
 
-    def compare(self, what: str) -> None:
-        """Raise the same Mismatch on all ranks where they do not all say the same (Collective on comm); does nothing unless MPIDML_DEBUG asks for it."""
+    def compare(self, what: str, call: Call | None = None, patiently: Callable[[Callable[[], bool]], Any] | None = None) -> None:
+        """Raise the same Mismatch on all ranks where they do not all say the same (Collective on comm); does nothing unless MPIDML_DEBUG asks for it.
+
+        `call`: the numbered call that comes next, if it is one. `patiently(ready)` waits until `ready()`, where who waits has to serve others meanwhile.
+        """
         if self.checks is None:
             return
         frame = sys._getframe(1)
         own = f"{what}\0{caller(frame)}\0{site(frame)}".encode(errors="replace")[:PRINT_NBYTES]
         found = np.zeros((self.size, PRINT_NBYTES), np.uint8)
-        self.checks.Allgather(np.frombuffer(own.ljust(PRINT_NBYTES, b"\0"), np.uint8), found)
+        request = self.checks.Iallgather(np.frombuffer(own.ljust(PRINT_NBYTES, b"\0"), np.uint8), found)
+        with MAIN.on(Wait(lambda: f"{what} of {self.name}, which is compared first", time.monotonic(), call or Call(0, 0, self.ranks))):
+            (patiently or until)(request.Test)
         said = [bytes(row).rstrip(b"\0").decode(errors="replace").split("\0") for row in found]
         odd = next((r for r, each in enumerate(said) if each[:2] != said[0][:2]), 0)
         if odd:
@@ -145,7 +150,7 @@ def until(ready: Callable[[], bool]) -> None:
     began, nap = time.perf_counter(), LEAST_NAP_SECONDS
     while not ready():
         waited = time.perf_counter() - began
-        if waited > SPIN_SECONDS:
+        if waited > base.SPIN_SECONDS:
             time.sleep(nap)
             nap = min(LONGEST_NAP_SECONDS, waited / 8)
 

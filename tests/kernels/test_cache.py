@@ -158,3 +158,10 @@ def test_four_cold_processes_compile_each_kernel_once_and_a_copy_serves_where_th
     out, err = start(blocked + COUNT, **cold).communicate(timeout=100)
     assert out.split() == ["0", "4"], err
     assert "image" in err and "home" in err and err.count("kernels:") == 1
+
+
+def test_a_kernel_that_ran_in_parallel_before_keeps_its_threads(tmp_path):
+    """Numba refuses another number of threads once it has started some; the environment may name another one by then."""
+    code = "import os, numba; numba.config.THREADING_LAYER = 'workqueue'; numba.set_num_threads(1); os.environ['NUMBA_NUM_THREADS'] = '1'\n"
+    code += "from mpidml_kernels import cache; cache.prepare(); print(numba.config.CACHE_DIR)"
+    assert python(code, XDG_CACHE_HOME=str(tmp_path), NUMBA_NUM_THREADS="2").startswith(str(tmp_path))

@@ -46,16 +46,17 @@ def broken_laws(judge_class):
         "a wait for the end has no limit": of(always(IDLE), limited=False) is None,
         "who was stopped for a short time goes on": of(lambda now: (STOPPED if 10 < now % 40 < 20 else WORKS,)) is None,
         "a stop of all is nobody's": of(lambda now: (STOPPED if now in (110, 111) else WORKS,), gaps=(10.0,)) is None,
+        "a host whose network was away for less than the limit goes on": of(lambda now: (SILENT if 10 < now % 100 < 60 else WORKS,)) is None,
         "who has left is not waited for": of(always(LEFT)) == (SHORT + 1, (1,)),
         "who has left after it came is": of(always(LEFT), arrived=True) == (LIMIT + 1, ()),
         "who has left keeps nobody from the end": of(always(LEFT), limited=False) is None,
         "a wait that is young is let live": of(always(STOPPED), begun_at=100) == (100 + SHORT, (1,)),
     }
-    for state in (STOPPED, GONE, SILENT):
+    for state, patience in ((STOPPED, SHORT), (GONE, SHORT), (SILENT, LIMIT)):
         for call in (CALL, None):
-            laws[f"{state} ends a wait soon, with call {call}"] = of(always(WORKS, state), call=call) == (SHORT + 1, (2,))
-        laws[f"{state} ends a wait also after it came"] = of(always(WORKS, state), arrived=True) == (SHORT + 1, (2,))
-        laws[f"{state} ends the wait for the end"] = of(always(WORKS, state), limited=False) == (SHORT + 1, (2,))
+            laws[f"{state} ends a wait in time, with call {call}"] = of(always(WORKS, state), call=call) == (patience + 1, (2,))
+        laws[f"{state} ends a wait also after it came"] = of(always(WORKS, state), arrived=True) == (patience + 1, (2,))
+        laws[f"{state} ends the wait for the end"] = of(always(WORKS, state), limited=False) == (patience + 1, (2,))
     return {law for law, holds in laws.items() if not holds}
 
 
@@ -85,6 +86,13 @@ class Blind(Judge):
         return super().hear(now, wait, [look._replace(state=IDLE) for look in looks], every_seconds)
 
 
+class Unheard(Judge):
+    """It takes whoever is silent for gone."""
+
+    def hear(self, now, wait, looks, every_seconds=1.0):
+        return super().hear(now, wait, [look._replace(state=GONE) if look.state == SILENT else look for look in looks], every_seconds)
+
+
 class Forgetful(Judge):
     """It begins to count anew each time."""
 
@@ -106,7 +114,7 @@ def test_a_hang_is_ended_and_slow_work_is_not():
     assert broken_laws(Judge) == set()
 
 
-@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Forgetful, Unforgiving])
+@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Unheard, Forgetful, Unforgiving])
 def test_the_laws_catch_a_judge_that_breaks_them(judge_class):
     assert broken_laws(judge_class)
 
@@ -119,3 +127,12 @@ def test_the_verdict_says_who_and_since_when():
     judge = Judge(5.0, SHORT)
     found = [verdict for now in range(20) if (verdict := judge.hear(now, wait, [Look(1, IDLE, False, ""), Look(2, WAITS, False, "")]))]
     assert found[0].text == "waits for rank 1, 2 for 6.0 s; the limit is 5 s (--wait-limit)"
+
+
+def test_where_nothing_is_known_of_others_nothing_is_claimed():
+    def text(looks):
+        judge = Judge(5.0, SHORT)
+        return next(verdict.text for now in range(20) if (verdict := judge.hear(now, Wait("the start of all 3 ranks", 0.0, Call(0, 0, range(3))), looks)))
+
+    assert text([]) == "has not ended, and nothing is known of other ranks, for 6.0 s; the limit is 5 s (--wait-limit)"
+    assert "although every rank has come" in text([Look(1, WAITS, True, "")])

@@ -1,5 +1,6 @@
 """What a rank does is seen from outside: it works, idles, waits, is stopped or gone; other hosts are asked, and an answer that no longer comes is noticed."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from mpidml.core.current_wait import Call
-from mpidml.runtime import host_table
+from mpidml.runtime import host_table, processes
 from mpidml.runtime.host_table import COMPUTES, HostTable, Seats, reached
 from mpidml.runtime.host_table import LEFT as HAS_LEFT
 from mpidml.runtime.host_table import WAITS as IS_WAITING
@@ -19,6 +20,21 @@ from mpidml.runtime.other_hosts import N_LOST, OtherHosts
 from mpidml.runtime.processes import glimpse
 
 BUSY = "import time\nprint(flush=True)\nwhile True:\n    sum(range(1000))"
+THREAD = """
+import threading, time
+def work():
+    while True:
+        {}
+threading.Thread(target=work, daemon=True).start()
+print(flush=True)
+threading.Event().wait()
+"""
+CHILD = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", f"import os\\nwhile os.getppid() == {os.getpid()}: sum(range(1000))"])
+print(flush=True)
+child.wait()
+"""
 IDLES = "import time\nprint(flush=True)\ntime.sleep(99)"
 
 
@@ -83,6 +99,36 @@ def test_a_rank_that_computes_is_told_from_one_that_sleeps(table, other):
     other(IDLES)
     neighbours = Neighbours(table)
     assert state(neighbours, 1, after=IDLE).state == IDLE and "computes at job.py:7 (main)" in state(neighbours).text
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "expected"),
+    [(THREAD.format("sum(range(1000))"), 20, WORKS), (CHILD, 20, WORKS), (THREAD.format("time.sleep(0.2)"), 3, IDLE)],
+)
+def test_whose_threads_or_children_compute_works_and_whose_threads_only_look_around_does_not(table, other, program, seconds, expected):
+    other(program)
+    time.sleep(0.5)  # in which its main thread comes to rest
+    assert state(Neighbours(table), seconds, after=WORKS).state == expected
+
+
+def test_where_a_process_cannot_be_looked_up_its_beat_decides(table, other, monkeypatch, tmp_path):
+    """No /proc, or no descriptor left to read it: neither says that a process has ended."""
+    _, row = other(IDLES)
+    watch, gone = Neighbours(table), FileNotFoundError(errno.ENOENT, "gone")
+    for error, expected in ((OSError(errno.EMFILE, "too many open files"), WORKS), (PermissionError(errno.EACCES, "no"), WORKS), (gone, GONE)):
+
+        def refuse(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(processes, "open", refuse, raising=False)
+        assert state(watch).state == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(processes, "PROC", str(tmp_path))
+    assert processes.own() == (0, 0)
+    table.own["space"] = row["space"] = 0
+    assert state(Neighbours(table)).state == WORKS
+    row["beat"] -= STALE_SECONDS + 1
+    assert state(Neighbours(table)).state == SILENT
 
 
 def test_a_rank_that_is_stopped_or_gone_is_found_though_its_row_says_that_it_waits(table, other):
@@ -231,7 +277,7 @@ def test_a_host_that_answers_no_more_is_silent_and_one_that_never_did_is_unknown
 def test_another_job_and_noise_are_given_no_answer():
     first, second = hosts(("job", "another"))
     assert not exchange(first, second, lambda call: [Look(1, WORKS, None, "")], now=1.0)
-    for noise in (b"", b"{", b"[1]", b'{"job": "job"}', b'{"job": "job", "say": 3}'):
+    for noise in (b"", b"{", b"[1]", b"5", b"null", b'"job"', b"[" * 5000, b'{"job": "job", "ask": [1e999, 2]}', b'{"job": "job"}', b'{"job": "job", "say": 3}'):
         second.socket.sendto(noise, ("127.0.0.1", first.socket.getsockname()[1]))
     time.sleep(0.05)
     first.take(1.0, lambda call: [])

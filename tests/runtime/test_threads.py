@@ -40,6 +40,27 @@ def test_a_rank_has_its_share_of_the_cores(world, mine, given, limit, n):
     assert share(world, mine, given, limit) == n
 
 
+@pytest.mark.parametrize(
+    ("above", "n"),
+    [
+        ({9: ("hydra_pmi_proxy", 1, 8)}, 8),
+        ({9: ("run.sh", 8, 2), 8: ("hydra_pmi_proxy", 1, 8)}, 8),
+        ({9: ("run (a) b", 8, 2), 8: ("conda", 7, 2), 7: ("prted", 1, 8)}, 8),
+        ({9: ("taskset", 8, 2), 8: ("mpirun", 7, 2), 7: ("bash", 1, 8)}, 2),  # a launcher that is bound itself has no more to give
+        ({9: ("bash", 8, 2), 8: ("sshd", 1, 8)}, 2),
+    ],
+)
+def test_the_launchers_cores_are_found_behind_a_script_that_started_the_rank(above, n, tmp_path, monkeypatch):
+    """Ranks bound to 2 of 8 cores: their script is bound as they are."""
+    for pid, (name, parent, _) in above.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) S {parent} 0 0")
+    monkeypatch.setattr(threads, "PROC", tmp_path)
+    monkeypatch.setattr(os, "getppid", lambda: 9)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(2 if pid == 0 else above[pid][2])))
+    assert len(threads.launchers_cores()) == n
+
+
 def test_ranks_never_have_more_threads_than_the_host_has_cores_unless_they_are_more_themselves():
     for n, cores in itertools.product(range(1, 20), range(1, 20)):
         bound = max(1, cores // n)

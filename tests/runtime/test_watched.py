@@ -1,14 +1,23 @@
 """Blocking calls are numbered alike on all ranks of a communicator, and compared before anything moves where that is asked for."""
 
+import os
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
+from mpidml.collectives import base
 from mpidml.collectives.base import make_collective
 from mpidml.core.current_wait import MAIN, Call, CurrentWait, Wait
 from mpidml.core.errors import Mismatch, UserError
+from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.credited import Credited, Words
+from mpidml.runtime.driver import Driver
 from mpidml.runtime.host_table import SEATS
-from mpidml.runtime.watched import compares
+from mpidml.runtime.launch import world_from_environment
+from mpidml.runtime.watched import Watched, compares
+from mpidml.runtime.waves import Exchange
 
 
 @pytest.fixture
@@ -128,6 +137,108 @@ def test_nothing_is_compared_where_nobody_asks(counted):
     """The other side of the test above: what differs passes unseen."""
     assert counted.checks is None
     counted.compare(f"rank {counted.rank}")
+
+
+class Mute:
+    """A communicator of two ranks for comparisons: what is waited for while they compare is noted, and both say the same."""
+
+    def __init__(self):
+        self.waits = []
+
+    def Iallgather(self, own, found):
+        found[:] = own
+        return self
+
+    def Ibarrier(self):
+        return self
+
+    def Test(self):
+        self.waits.append(MAIN.now)
+        return True
+
+
+@pytest.fixture
+def mute():
+    found = object.__new__(Watched)
+    found.checks, found.size, found.rank, found.ranks, found.number, found.name = Mute(), 2, 0, (0, 1), 4, "all ranks"
+    return found
+
+
+def test_a_comparison_is_a_wait_for_all_ranks_of_the_communicator(mute):
+    mute.compare("the sum")
+    (wait,) = mute.checks.waits
+    assert wait.call == Call(0, 0, (0, 1)) and wait.limited and wait.what() == "the sum of all ranks, which is compared first"
+    assert MAIN.now is None
+
+
+def test_a_sum_that_one_algorithm_leaves_to_another_is_compared_once(mute, monkeypatch):
+    compared = []
+    monkeypatch.setattr(mute, "compare", compared.append, raising=False)
+
+    class Leaves(base.Collective):
+        def open(self, comm):
+            self.inner = base.Collective()
+            self.inner.plan = lambda buffer: base.Done()
+            base._compare_starts(self.inner, comm)
+
+        def plan(self, buffer):
+            return self.inner.plan(buffer)
+
+    outer = Leaves()
+    outer.open(mute)
+    base._compare_starts(outer, mute)
+    outer.plan(np.zeros(3)).start()
+    assert compared == ["the sum that was planned as number 1, of 3 x float64"]
+
+
+def test_what_a_pipelines_ranks_meet_for_is_compared_while_they_serve_each_other(mute):
+    served = []
+    waiting = Waiting(60)
+    waiting.meanwhile = lambda: served.append(1)
+    mute.mpi = Mute()
+    ready = iter((False, False, True))
+    mute.checks.Test = lambda: next(ready)
+    waiting.meet(mute, "the end of a phase")
+    assert served, "a rank that serves nobody while it waits may be what all wait for"
+    mute.checks.Test = lambda: True
+    mute.checks.Iallgather = lambda own, found: (found.__setitem__(0, own), mute.checks)[1]  # the other says nothing
+    with pytest.raises(Mismatch, match="the end of a phase"):
+        waiting.meet(mute, "the end of a phase")
+    with pytest.raises(Mismatch, match="the norm"):
+        waiting.gather(mute, 1.0, "the norm")
+
+
+class Slow:
+    """A request whose end is waited for: by then the watchdog has to know."""
+
+    seen: ClassVar[list] = []
+
+    def Wait(self):
+        self.seen.append(MAIN.now)
+
+    def Cancel(self):
+        pass
+
+    Free = Cancel
+
+
+def test_the_last_messages_of_a_run_are_waits(mute, monkeypatch):
+    monkeypatch.setattr(Slow, "seen", [])
+    words, credited, driver = (object.__new__(of) for of in (Words, Credited, Driver))
+    words.comm = credited.comm = driver.comm = mute
+    words.going, words.request, driver.receive = [(Slow(), None)], Slow(), Slow()
+    credited.credits, credited.freeing = {1: [Slow()]}, {1: [Slow()]}
+    monkeypatch.setattr(Exchange, "free", lambda self: None)
+    for each in (words.free, credited.free, driver.end):
+        each()
+    assert len(Slow.seen) == 5 and all(wait is not None and wait.call.ranks == (0, 1) for wait in Slow.seen)
+
+
+def test_whether_a_wait_may_spin_follows_the_launchers_ranks_on_this_host():
+    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+    assert base.spin_seconds(world_from_environment(srun).local_size, 3) == 0 < base.spin_seconds(world_from_environment(srun).local_size, 4)
+    here = base.spin_seconds(world_from_environment(os.environ).local_size, len(os.sched_getaffinity(0)))
+    assert here == base.SPIN_SECONDS
 
 
 def test_what_the_environment_cannot_ask_for_is_refused(monkeypatch):
