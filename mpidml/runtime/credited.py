@@ -49,8 +49,9 @@ class Words:
 
     def free(self) -> None:
         """Free the requests; nothing is said any more."""
-        for request, _ in self.going:
-            request.Wait()
+        with self.comm.blocked("the last words to the other ranks"):
+            for request, _ in self.going:
+                request.Wait()
         if self.request is not None:
             self.request.Cancel()
             self.request.Wait()
@@ -114,8 +115,9 @@ class Credited(Exchange):
 
     def free(self) -> None:
         """Free the requests; all that was pushed is taken everywhere."""
-        for requests in (*self.credits.values(), *self.freeing.values()):
-            for request in requests:
-                request.Wait()
-                request.Free()
+        with self.comm.blocked("the last slots of all replicas"):
+            for requests in (*self.credits.values(), *self.freeing.values()):
+                for request in requests:
+                    request.Wait()
+                    request.Free()
         super().free()
