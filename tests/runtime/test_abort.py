@@ -275,3 +275,12 @@ def test_the_limit_of_the_start_is_the_environments(capsys):
         with pytest.raises(SystemExit, match="2"):
             start_limit.start_seconds({"MPIDML_START_LIMIT": text})
         assert capsys.readouterr().err == f"mpidml: MPIDML_START_LIMIT={text}: is not a number of seconds; give one such as 300\n"
+
+
+def test_who_has_begun_mpi_ends_it(monkeypatch):
+    assert abort._ends_mpi()
+    with monkeypatch.context() as patch:
+        patch.setattr("mpi4py.rc.finalize", False)
+        assert not abort._ends_mpi(), "the program says that it does"
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(MPI_Finalize=None))
+    assert not abort._ends_mpi(), "a program linked with MPI, which has Python in it"
