@@ -51,7 +51,7 @@ def main() -> None:
     from mpidml.runtime.comm import world as start_mpi
 
     comm = start_mpi(checked=command != "info")  # `info` reports what does not fit
-    abort.install(comm)
+    abort.install(comm, keeps_limits=True)
     if command == "info":
         from mpidml.core import plugins
         from mpidml.runtime.info import info

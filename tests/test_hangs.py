@@ -81,6 +81,13 @@ def test_a_rank_that_is_stopped_is_missed_at_the_end_too(job):
     assert "rank" in lines[0] and any("its program has come to its end" in line for line in lines), lines
 
 
+def test_who_never_comes_to_the_end_is_named_and_who_works_is_waited_for(job):
+    head, _ = told(run([job("__import__('threading').Event().wait()", "pass")]))
+    assert "waits for rank 1 for" in head and "the end of all ranks' programs" in head, head
+    works = mpirun(3, [job("[sum(range(10**5)) for end in [time.time() + 5] for _ in iter(lambda: time.time() < end, False)]", "pass")])
+    assert works.code == 0 and "WaitTimeout" not in works.err, works
+
+
 def test_a_watchdog_that_never_ends_anything_is_caught(job):
     first = "from mpidml.runtime.judge import Judge\nJudge.hear = lambda *_, **__: None\n"
     assert mpirun(2, [job("comm.allgather(1)", first=first)], timeout=8).timed_out

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import errno
 import faulthandler
 import os
 import signal
@@ -23,57 +25,61 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
 
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.runtime import launcher_daemon, segment_files
+from mpidml.runtime import launcher_daemon, segment_files, start_limit
+from mpidml.runtime.host_table import N_SEATS, SEATS
 from mpidml.runtime.launch import world_from_environment
-from mpidml.runtime.watchdog import Watchdog
+from mpidml.runtime.signals import GRACE_SECONDS, Signals
+from mpidml.runtime.watchdog import LIMIT_SECONDS, Watchdog
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-GRACE_SECONDS = 2.0
-FINALIZE_SECONDS = 300
+FINALIZE_SECONDS = 300.0
 TELL_SECONDS = 0.3
-UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
-
 
 _end: _End | None = None
-_patient = False
-"""Whether SIGTERM only asks."""
+_limits: list[list[float]] = []
+"""Of waits, those that hold; the last one counts."""
 
 
-class Terminated(SystemExit):
-    """A signal ends this process; raised in its main thread. Whoever takes a SystemExit for an answer must let this one pass."""
-
-
-def install(comm: MPI.Intracomm) -> None:
+def install(comm: MPI.Intracomm, keeps_limits: bool = False) -> None:
     """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT and SIGUSR2. Collective on comm, main thread only.
 
-    A second call changes nothing.
+    `keeps_limits`: the program is one command, whose limit of waits holds up to its end. A second call changes nothing.
     """
     global _end
     if _end is not None:
         return
-    end = _end = _End(comm)
+    end = _end = _End(comm, keeps_limits)
     segment_files.unname(comm)
-    sys.excepthook = end.of_main_thread
-    threading.excepthook = end.of_thread
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end.on_signal)
-    end.watch_signals()
-    atexit.register(end.at_exit)
+    end.take_over()
     show_stacks_on_request()
 
 
-def limit_waits(seconds: float) -> None:
-    """Let no wait of this process take longer from now on."""
+def limit_waits(seconds: float) -> contextlib.ExitStack:
+    """Let no wait of this process take longer from now on, until what is returned is left or closed: then the limit before counts again."""
+    limit, until = [seconds], contextlib.ExitStack()
+    _limits.append(limit)
+    until.callback(_lift, limit)
+    _apply_limit()
+    return until
+
+
+def _lift(limit: list[float]) -> None:
+    if _end is not None and _end.keeps_limits:
+        return
+    _limits[:] = [each for each in _limits if each is not limit]
+    _apply_limit()
+
+
+def _apply_limit() -> None:
     if _end is not None and _end.watchdog is not None:
-        _end.watchdog.limit(seconds)
+        _end.watchdog.limit(_limits[-1][0] if _limits else LIMIT_SECONDS)
 
 
 def call(place: str) -> None:
@@ -88,47 +94,16 @@ def show_stacks_on_request() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 
-@contextlib.contextmanager
-def asked_to_end() -> Iterator[Callable[[], int]]:
-    """Within this SIGTERM and SIGUSR1 only ask to end: yields a function that returns the signal's number, 0 while there was none.
-
-    A second one ends as ever. Outside the main thread, where no signal arrives, nobody asks.
-    """
-    global _patient
-    number = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-
-    def note(received: int, frame: FrameType | None) -> None:
-        global _patient
-        nonlocal number
-        number = received
-        _patient = False
-        signal.signal(received, before[received])
-
-    before: dict[int, Any] = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
-    _patient = True
-    for each in before:
-        signal.signal(each, note)
-    try:
-        yield lambda: number
-    finally:
-        _patient = False
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 class _End:
     """How one rank ends. Its barriers are on communicators of their own, so that they meet no message of the job; Abort is on the given one.
 
     `together` is for ranks that all have an error, `last` for those that all come to their end: a rank of one kind is not to be taken for the other.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self.comm = comm
+    def __init__(self, comm: MPI.Intracomm, keeps_limits: bool) -> None:
+        self.comm, self.keeps_limits = comm, keeps_limits
         self.where = f"[rank {comm.rank}/{comm.size}]"
-        self.code = 0  # of the signal that ends this rank
+        self.signals: Signals | None = None
         self.mark: socket.socket | None = None
         self.telling = threading.Lock()  # one thread tells, once
         self.job = f"{os.getpid()}"
@@ -136,12 +111,36 @@ class _End:
         with MAIN.on(Wait(lambda: f"the start of all {comm.size} ranks", time.monotonic(), Call(0, 0, range(comm.size)))):
             self.together, self.last = comm.Dup(), comm.Dup()
             self.job = comm.bcast(os.urandom(8).hex())
+            self.key = int(self.job, 16) | 1
+            self.seat = SEATS.take(self.key)  # where the others see that this rank has come to its end
             if self.watchdog is not None:
                 from mpi4py import MPI
 
                 host = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
                 self.watchdog.attach(host, comm, self.job)
                 host.Free()
+
+    @property
+    def code(self) -> int:
+        """Return that of the signal that ends this rank, 0 while there is none."""
+        return self.signals.code if self.signals is not None else 0
+
+    def take_over(self) -> None:
+        """Take signals, exceptions and the end of the program (main thread only)."""
+        self.signals = Signals()
+        sys.excepthook, threading.excepthook = self.of_main_thread, self.of_thread
+        atexit.register(self.at_exit)
+        os.register_at_fork(before=self.signals.hold, after_in_parent=self.signals.go_on, after_in_child=self.in_child)
+
+    def in_child(self) -> None:
+        """Let a forked process, which is no rank, end as if this module were not here."""
+        if sys.excepthook == self.of_main_thread:
+            sys.excepthook = sys.__excepthook__
+        if threading.excepthook == self.of_thread:
+            threading.excepthook = threading.__excepthook__
+        atexit.unregister(self.at_exit)
+        if self.signals is not None:
+            self.signals.forget()
 
     def of_main_thread(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """End by an uncaught exception of the main thread (sys.excepthook); one that arose while a signal ended this rank is no news."""
@@ -205,34 +204,40 @@ class _End:
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
         Over several hosts the launcher may wait for one that is cut off; then its daemon here is ended later.
         """
+        if _is_finalized():  # all ranks have come to their end
+            os._exit(code)
+        quiet = 2
         with contextlib.suppress(OSError):
-            signal.alarm(round(2 * GRACE_SECONDS))  # should Abort itself hang, and keep the interpreter to itself
+            quiet = os.open(os.devnull, os.O_WRONLY)
+        faulthandler.dump_traceback_later(2 * GRACE_SECONDS, exit=True, file=quiet)  # should Abort itself hang, and keep the interpreter to itself
         if world_from_environment(os.environ).local_size < self.comm.size:
-            launcher_daemon.end_later()
+            with contextlib.suppress(OSError):
+                launcher_daemon.end_later()
         self.comm.Abort(code)
         time.sleep(GRACE_SECONDS)
         os._exit(code)
 
     def claim(self) -> bool:
-        """Return True for the first caller of the job on this host, and for that rank ever after."""
-        if self.mark is None:
+        """Return True for the first caller of the job on this host, and for that rank ever after; for all where it cannot be known, as without descriptors."""
+        if self.mark is not None:
+            return True
+        try:
             mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
                 mark.bind(f"\0mpidml-{self.job}")
             except OSError:
                 mark.close()
-                return False
+                raise
             self.mark = mark
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
         return True
 
-    def on_signal(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Unwind the main thread; at_exit then takes the other ranks along."""
-        self.code = 128 + number
-        raise Terminated(self.code)
-
     def at_exit(self) -> None:
-        """Meet all ranks before MPI ends, where nothing could be told of one that is missing; after a signal abort, as the others would never come."""
-        if self.watchdog is None or _is_finalized():
+        """Meet all ranks and end MPI, where nothing could be told of one that is missing; after a signal abort, as the others would never come."""
+        from mpi4py import MPI
+
+        if self.watchdog is None or MPI.Is_finalized():
             return
         if self.code:
             sys.stdout.flush()
@@ -241,35 +246,37 @@ class _End:
             elif not self.watchdog.another_failed:
                 _say(f"mpidml: ended by {signal.Signals(self.code - 128).name}\n")
             self.abort(self.code)
+        try:
+            self.meet_at_the_end()
+        except Terminated:  # raised here it would be told as an error of this function
+            self.abort(self.code)
+        if _ends_mpi():
+            with start_limit.counted(FINALIZE_SECONDS):
+                MPI.Finalize()
+
+    def meet_at_the_end(self) -> None:
+        """Wait for all ranks' programs to end (Collective)."""
+        assert self.watchdog is not None
+        SEATS.numbers[self.seat] = 1
         self.watchdog.leaves()
         everyone = self.last.Ibarrier()
-        with MAIN.on(Wait(lambda: "the end of all ranks' programs", time.monotonic(), Call(0, 0, range(self.comm.size)), limited=False)):
+        call, known = Call(self.key, 1, range(self.comm.size)), self.seat < N_SEATS - 1
+        with MAIN.on(Wait(lambda: "the end of all ranks' programs", time.monotonic(), call, limited=known)):
             while not everyone.Test():
                 time.sleep(0.005)
-        if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
-            signal.alarm(FINALIZE_SECONDS)
-
-    def watch_signals(self) -> None:
-        """End a rank whose main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-        def watch(keep: Any = writer) -> None:
-            while number := reader.recv(1):
-                if number[0] in (signal.SIGTERM, signal.SIGINT) and not _patient:
-                    time.sleep(GRACE_SECONDS)
-                    if self.code:  # the handler ran, the main thread is unwinding
-                        time.sleep(UNWIND_SECONDS)
-                    os._exit(128 + number[0])
-
-        threading.Thread(target=watch, name="signal watch", daemon=True).start()
 
 
 def _is_finalized() -> bool:
     from mpi4py import MPI
 
     return MPI.Is_finalized()
+
+
+def _ends_mpi() -> bool:
+    """Whether this interpreter is to end MPI: not where the program says no, or is another one, linked with MPI, that only has Python in it."""
+    import mpi4py
+
+    return bool(mpi4py.rc.initialize and mpi4py.rc.finalize is not False) and not hasattr(ctypes.CDLL(None), "MPI_Finalize")
 
 
 def _text(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> str:

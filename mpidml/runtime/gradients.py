@@ -45,12 +45,11 @@ class Gradients:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: Any = "float32", collective: str = "auto", unused: str = "zero", comm: Any = None, wait_limit: float = 300.0
     ) -> None:
-        if comm is None:
+        if comm is None and world().size > 1:
             abort.install(world())
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
         self.owns_comm = self.comm is not comm
         self.wait_limit, self.unused = wait_limit, unused
-        abort.limit_waits(wait_limit)
         if unused not in ("zero", "error"):
             raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
         self.params = agree(self.comm, lambda: _layout(shapes))
@@ -63,6 +62,7 @@ class Gradients:
         self.collective = make_collective(collective, self.comm)
         if not self.collective.exact:
             raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
+        self.limited = abort.limit_waits(wait_limit)
         self.flat = self.collective.allocate(self.params.size, dtype)
         self.views = self.params.views(self.flat)
         self.counts = self.collective.allocate(3, np.float64)
@@ -143,6 +143,7 @@ class Gradients:
     def close(self) -> None:
         """Free requests and communicators (Collective on comm). Arrays that were taken from here are gone with them: copy what is to stay."""
         self.views = {}
+        self.limited.close()
         for total in (*self.sums, self.count_sum):
             total.free()
         self.collective.free()
@@ -153,6 +154,7 @@ class Gradients:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
+        self.limited.close()
         if kind is None:
             self.close()
 

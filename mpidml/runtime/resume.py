@@ -32,12 +32,12 @@ from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.shard import Shard
-from mpidml.runtime.abort import Terminated, asked_to_end
 from mpidml.runtime.checkpoint import Checkpoint, Piece, last
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE, net_text
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import show
+from mpidml.runtime.signals import Terminated, asked_to_end
 
 PRINTED_ROWS = 1024
 LEARNT = "learnt."

@@ -9,10 +9,13 @@ MPICH alone: Open MPI opens the memory of another rank when it first sends to it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mpidml.core.current_wait import MAIN, Call, Wait
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -23,7 +26,8 @@ DELETED = " (deleted)"
 
 def unname(comm: MPI.Intracomm) -> None:
     """Remove the names of what this process has mapped, after all ranks have it mapped (Collective on comm)."""
-    comm.Barrier()
+    with MAIN.on(Wait(f"the shared memory of all {comm.size} ranks", time.monotonic(), Call(0, 0, range(comm.size)))):
+        comm.Barrier()
     for path in named(_maps()):
         with suppress(OSError):  # another rank of the host was first
             os.unlink(path)

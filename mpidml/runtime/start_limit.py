@@ -1,30 +1,39 @@
-"""Give the start of MPI a limit: a rank that is missing there has no place yet where others could look for it.
+"""Give what keeps the interpreter to itself a limit: the start of MPI and its end, where a rank that is missing would be waited for unseen.
 
-MPI's start keeps the interpreter to itself, so no thread of Python could end it. The kernel does: SIGALRM, which first has the stack printed.
+No thread of Python could end it, and a signal may be the program's own: faulthandler has a thread that needs no interpreter, prints all stacks
+and ends this process, and so the job.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import signal
-import threading
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-LIMIT_SECONDS = 300
+from mpidml.runtime import launch
+
+LIMIT_SECONDS = 300.0
+VARIABLE = "MPIDML_START_LIMIT"
+
+
+def start_seconds(env: Mapping[str, str]) -> float:
+    """Return the limit of the start of MPI; end this process with code 2 where the environment gives none, before ranks could tell each other."""
+    text = env.get(VARIABLE, str(LIMIT_SECONDS))
+    try:
+        if 0 < (seconds := float(text)) < 1e6:
+            return seconds
+    except ValueError:
+        pass
+    launch.refuse(launch.world_from_environment(env), f"{VARIABLE}={text}: is not a number of seconds; give one such as {LIMIT_SECONDS:g}")
+    return LIMIT_SECONDS
 
 
 @contextmanager
-def counted() -> Iterator[None]:
-    """End this process, and so the job, where the block takes longer than the limit; where the program has an alarm of its own, that stays."""
-    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
-    if not own:
-        yield
-        return
-    faulthandler.register(signal.SIGALRM, chain=True)
-    signal.alarm(LIMIT_SECONDS)
+def counted(seconds: float | None = None) -> Iterator[None]:
+    """End this process, and so the job, where the block takes longer than `seconds` (default: the limit of the start of MPI)."""
+    faulthandler.dump_traceback_later(start_seconds(os.environ) if seconds is None else seconds, exit=True, file=2)
     try:
         yield
     finally:
-        signal.alarm(0)
-        faulthandler.unregister(signal.SIGALRM)
+        faulthandler.cancel_dump_traceback_later()

@@ -39,6 +39,7 @@ from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.session import Reading, Session, Writing
+from mpidml.runtime.signals import Terminated
 from mpidml.runtime.threads import limit_threads
 from mpidml.sync.base import SyncPolicy, make_policy
 
@@ -172,7 +173,6 @@ def run_tables(
     if chain is not None and not by_clock:
         chain.each_sees(1.0 / len(placement.worker_ranks))
     initial = comm.bcast(agree(comm, lambda: _checked(tables, dtype, initial if initial and comm.rank == 0 else {}, wait_limit)))
-    abort.limit_waits(wait_limit)
     tuned = tune and chain is not None
     specs: list[TableSpec] = []
     rank_of: list[int] = []
@@ -205,20 +205,21 @@ def run_tables(
             session = roles[number] = Session(client, pool)
             faces = Tables(session, worker, len(workers))
     driver = Driver(comm, roles, rank_of, buffers, bell, wait_limit_seconds=wait_limit)
-    comm.Barrier()
     result = None
-    if session is None:
-        driver.run()
-    else:
-        session.attach(driver)
-        try:
-            result = main(faces)
-        except abort.Terminated:
-            raise
-        except SystemExit as end:
-            raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from None
-        session.close()
-    comm.Barrier()
+    with abort.limit_waits(wait_limit):
+        comm.Barrier()
+        if session is None:
+            driver.run()
+        else:
+            session.attach(driver)
+            try:
+                result = main(faces)
+            except Terminated:
+                raise
+            except SystemExit as end:
+                raise RuntimeError(f"worker {faces.worker}: main ended by sys.exit({end.code}); return from it instead, so that servers go on") from None
+            session.close()
+        comm.Barrier()
     if bell is not None:
         bell.close()
     if buffers is not None:

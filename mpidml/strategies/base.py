@@ -86,7 +86,7 @@ class Run:
         self.comm, self.quiet, self.brief, self.held = comm, quiet, brief, held or ExitStack()
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
-        abort.limit_waits(job.wait_limit)
+        self.held.enter_context(abort.limit_waits(job.wait_limit))
         if job.resume == AUTO:
             self.job = job = comm.bcast(agree(comm, lambda: resume.found(job) if leads else job))
         left = agree(comm, lambda: slurm.check(job, os.environ) if leads else None)

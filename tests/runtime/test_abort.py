@@ -1,16 +1,19 @@
 """One rank's failure ends the job with its message once and the right code; whole jobs are started to see it."""
 
+import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from mpidml.runtime import segment_files
+from mpidml.runtime import abort, segment_files, start_limit
 from mpidml.runtime.launch import mpirun_command
 from tests.ranks import ROOT, descendants, mpirun, python
 
@@ -169,3 +172,115 @@ def test_a_stuck_job_shows_every_ranks_stack_at_the_limit(job):
     assert result.timed_out
     assert "--- rank 0" in result.stacks and "--- rank 1" in result.stacks
     assert result.stacks.count("in waits_for_nobody") == 2
+
+
+SIGNALS = """
+from mpidml.runtime.signals import asked_to_end
+def say(text): print(text + "\\n", end="", flush=True)
+def late(): time.sleep(2.5)  # the watch has had its time
+
+sys.setswitchinterval(60)  # the watch hears of the signal after the handler has run
+with asked_to_end() as asked:
+    signal.raise_signal(signal.SIGTERM)
+    sys.setswitchinterval(0.005)
+    late()
+    say(f"asked {asked()}")
+
+child = os.fork()
+if child == 0: time.sleep(60); os._exit(9)
+os.kill(child, signal.SIGTERM)
+say(f"child {os.waitstatus_to_exitcode(os.wait()[1])}")
+late()
+
+signal.signal(signal.SIGTERM, lambda *_: say("mine"))
+signal.raise_signal(signal.SIGTERM)
+late()
+say("here")
+
+import ctypes
+libc, lock = ctypes.CDLL(None), (ctypes.c_byte * 64)()
+libc.pthread_mutex_lock(lock)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+with asked_to_end():
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    libc.pthread_mutex_lock(lock)  # no signal ends that
+"""
+
+
+def test_the_watch_lets_signals_be_that_only_ask_or_are_a_childs_or_the_programs_own_and_ends_what_is_blocked(job):
+    result = python([job(SIGNALS)], timeout=30)
+    assert result.out.splitlines() == ["asked 15", "child -15", "mine", "here"], result
+    assert result.code == 130
+
+
+ENDS = """
+import atexit, faulthandler, os, signal, sys, time
+from mpi4py import MPI
+def last():
+    if os.getpid() == rank: print(f"finalized {MPI.Is_finalized()}, alarm {signal.alarm(0)}\\n", end="", flush=True)
+rank = os.getpid()
+atexit.register(last)
+signal.alarm(50)  # the program's own
+from mpidml.runtime import start_limit, abort
+import mpidml.runtime.comm
+assert 40 < signal.alarm(0) <= 50
+abort.install(MPI.COMM_WORLD)
+if MPI.COMM_WORLD.rank == 0:
+    if os.fork() == 0: atexit._run_exitfuncs(); os._exit(7)  # as a child of multiprocessing does
+    print(f"child {os.waitstatus_to_exitcode(os.wait()[1])}\\n", end="", flush=True)
+MPI.COMM_WORLD.Barrier()
+"""
+
+
+def test_mpi_ends_with_the_program_and_leaves_no_alarm_and_a_child_ends_as_no_rank(tmp_path):
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    result = mpirun(2, [script], timeout=40)
+    assert result.code == 0 and sorted(result.out.splitlines()) == ["child 7", *["finalized True, alarm 0"] * 2], result
+
+
+def test_a_limit_of_waits_holds_until_it_is_lifted(monkeypatch):
+    limits = []
+    monkeypatch.setattr(abort, "_end", (end := SimpleNamespace(watchdog=SimpleNamespace(limit=limits.append), keeps_limits=False)))
+    outer = abort.limit_waits(3)
+    inner = abort.limit_waits(5)
+    with abort.limit_waits(3):
+        outer.close()
+    inner.close()
+    inner.close()
+    assert limits == [3, 5, 3, 3, 5, 300]
+    end.keeps_limits = True  # of a command
+    with abort.limit_waits(4):
+        pass
+    assert limits[6:] == [4]
+    monkeypatch.setattr(abort, "_limits", [])
+
+
+@pytest.mark.parametrize(("number", "is_first"), [(errno.EMFILE, True), (errno.EAFNOSUPPORT, True), (errno.EADDRINUSE, False)])
+def test_who_cannot_know_whether_another_tells_tells(monkeypatch, number, is_first):
+    end = abort._End.__new__(abort._End)
+    end.mark, end.job = None, "x"
+
+    def fails(*_):
+        raise OSError(number, "no socket")
+
+    monkeypatch.setattr(socket, "socket", fails)
+    assert end.claim() is is_first
+
+
+def test_the_limit_of_the_start_is_the_environments(capsys):
+    assert start_limit.start_seconds({}) == 300
+    assert start_limit.start_seconds({"MPIDML_START_LIMIT": "1200"}) == 1200
+    for text in ("soon", "0", "nan", ""):
+        with pytest.raises(SystemExit, match="2"):
+            start_limit.start_seconds({"MPIDML_START_LIMIT": text})
+        assert capsys.readouterr().err == f"mpidml: MPIDML_START_LIMIT={text}: is not a number of seconds; give one such as 300\n"
+
+
+def test_who_has_begun_mpi_ends_it(monkeypatch):
+    assert abort._ends_mpi()
+    with monkeypatch.context() as patch:
+        patch.setattr("mpi4py.rc.finalize", False)
+        assert not abort._ends_mpi(), "the program says that it does"
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(MPI_Finalize=None))
+    assert not abort._ends_mpi(), "a program linked with MPI, which has Python in it"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.runtime import abort
 from mpidml.runtime.gradients import Gradients
 
 SHAPES = {"a": (5, 3), "b": (3,), "c": (3, 4), "d": (4,)}
@@ -147,3 +148,11 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
         names = ("a", "b") if comm.rank else ("b", "a")
         with pytest.raises(UserError, match="in one order, on every rank"):
             Gradients(dict.fromkeys(names, (3,)), comm=comm)
+
+
+def test_alone_it_leaves_the_program_its_signals_and_exceptions(monkeypatch):
+    monkeypatch.setattr(abort, "install", lambda comm: pytest.fail("a program of one process keeps its own ends"))
+    with Gradients(SHAPES) as total:
+        total["a"][:] = 2
+        assert total.reduce(2) == 2 and total["a"][0, 0] == 1
+    assert not abort._limits

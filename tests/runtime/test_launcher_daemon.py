@@ -10,6 +10,11 @@ from mpidml.runtime import launcher_daemon
 DEAF = "trap '' TERM; echo deaf; while :; do sleep 0.1; done"
 
 
+@pytest.fixture(autouse=True)
+def of_one_job(monkeypatch):
+    monkeypatch.setenv("PMIX_NAMESPACE", "prterun-host-4711@1")
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start a shell under the name of a daemon."""
@@ -45,6 +50,14 @@ def test_one_that_ends_by_itself_keeps_its_code(start):
     child = start("prted", "echo up; sleep 0.3; exit 7")
     assert launcher_daemon.end_later(child.pid, 20.0)
     assert child.wait(30) == 7
+
+
+@pytest.mark.parametrize("namespace", ["prte-host-4711@3", ""])
+def test_a_daemon_that_serves_other_jobs_too_is_left_alone(start, monkeypatch, namespace):
+    """Under `prte` each job is started by prun and named after the daemon of them all."""
+    child = start("prted", DEAF)
+    monkeypatch.setenv("PMIX_NAMESPACE", namespace)
+    assert not launcher_daemon.end_later(child.pid, 0.0) and child.poll() is None
 
 
 def test_what_is_no_daemon_is_left_alone(start):

@@ -1,0 +1,121 @@
+"""Take the signals that end a process: its main thread unwinds, or, where it is blocked inside MPI, the process ends all the same.
+
+    SIGTERM, SIGINT   -> the handler, in the main thread between two bytecodes     Terminated: `finally` blocks run
+                      -> a byte to the watch, a thread, at once                    if the handler has not run in GRACE_SECONDS, the end
+
+Acts on its own handlers only: a handler that the program sets later stays the program's, and a forked child gets those of Python back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+ENDING = (signal.SIGTERM, signal.SIGINT)
+GRACE_SECONDS = 2.0
+UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
+
+
+class Terminated(SystemExit):
+    """A signal ends this process; raised in its main thread. Whoever takes a SystemExit for an answer must let this one pass."""
+
+
+class Asked:
+    """SIGTERM and SIGUSR1 that only ask; each of the two does so once."""
+
+    def __init__(self) -> None:
+        self.number = self.n_noted = self.n_passed = 0
+        self.before: dict[int, Any] = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
+        for each in self.before:
+            signal.signal(each, self.note)
+
+    def note(self, received: int, frame: FrameType | None) -> None:
+        """Take a signal for a question, and the next one of its number for an end."""
+        self.number = received
+        self.n_noted += received == signal.SIGTERM
+        signal.signal(received, self.before[received])
+
+    def passes(self) -> bool:
+        """Whether a SIGTERM that the watch hears of is one that asks, which `note` has taken already or will take."""
+        asks = signal.getsignal(signal.SIGTERM) == self.note or self.n_passed < self.n_noted
+        self.n_passed += asks
+        return asks
+
+    def ends(self) -> None:
+        """Let signals do what they did before."""
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+
+
+_asked: Asked | None = None
+"""The last one."""
+
+
+@contextlib.contextmanager
+def asked_to_end() -> Iterator[Callable[[], int]]:
+    """Within this SIGTERM and SIGUSR1 only ask to end: yields a function that returns the signal's number, 0 while there was none.
+
+    A second one ends as ever. Outside the main thread, where no signal arrives, nobody asks.
+    """
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    asked = _asked = Asked()
+    try:
+        yield lambda: asked.number
+    finally:
+        asked.ends()
+
+
+class Signals:
+    """The handlers of SIGTERM and SIGINT, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none."""
+
+    def __init__(self) -> None:
+        self.code, self.around_fork = 0, threading.local()
+        for number in ENDING:
+            signal.signal(number, self.unwind)
+        reader, self.writer = socket.socketpair()
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="signal watch", daemon=True).start()
+
+    def unwind(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Unwind the main thread; who comes after it takes the other ranks along."""
+        self.code = 128 + number
+        raise Terminated(self.code)
+
+    def hold(self) -> None:
+        """Let signals wait while this thread forks: the child's would reach the parent's watch, which reads the same socket, as long as it has not forgotten it."""
+        self.around_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+    def go_on(self) -> None:
+        """Let them come again."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.around_fork.mask)
+
+    def forget(self) -> None:
+        """Give a forked child what Python begins with."""
+        signal.set_wakeup_fd(-1)
+        for number in (*ENDING, signal.SIGUSR1):
+            if signal.getsignal(number) in (self.unwind, _asked and _asked.note):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self.go_on()
+
+    def _watch(self, reader: socket.socket) -> None:
+        """End this process where its main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""
+        while received := reader.recv(1):
+            number = received[0]
+            if number == signal.SIGTERM and _asked is not None and _asked.passes():
+                continue
+            if number in ENDING and signal.getsignal(number) == self.unwind:
+                time.sleep(GRACE_SECONDS)
+                if self.code:  # the handler ran, the main thread is unwinding
+                    time.sleep(UNWIND_SECONDS)
+                os._exit(128 + number)
