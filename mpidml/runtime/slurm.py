@@ -161,7 +161,7 @@ def check(job: Job, env: Mapping[str, str]) -> float | None:
     if job.requeue and not env.get("SLURM_JOB_ID"):
         raise UserError("--requeue: this process is not in a Slurm job (no SLURM_JOB_ID), so there is no queue; leave it out, or start by sbatch")
     left = seconds_left(env)
-    if left is not None and job.endless and not job.target and job.seconds > left and not job.checkpoint_every:
+    if left is not None and job.endless and not (job.target or job.patience) and job.seconds > left and not job.checkpoint_every:
         raise UserError(
             f"--seconds {job.seconds:g}: this Slurm job ends in {left:.0f} s, before the run, and nothing would be saved; "
             "give fewer --seconds, a longer --time to sbatch, or --checkpoint-every"

@@ -83,7 +83,7 @@ def test_a_run_that_cannot_end_in_its_job_and_saves_nothing_is_refused():
         slurm.check(Job(seconds=9000), soon(600))
     assert slurm.check(Job(seconds=9000, checkpoint_every=5), soon(600)) > 500
     assert slurm.check(Job(seconds=60), soon(600)) > 500
-    for ends_before in ({"target": "0.97"}, {"steps": 10}, {"epochs": 1}):  # an upper bound is no end
+    for ends_before in ({"target": "0.97"}, {"steps": 10}, {"epochs": 1}, {"patience": 3, "validate": 0.1}):  # an upper bound is no end
         assert slurm.check(Job(seconds=9000, **ends_before), soon(600)) > 500
     assert slurm.check(Job(seconds=9000), {}) is None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
-from mpidml.runtime import resume
+from mpidml.core.position import Position
+from mpidml.runtime import resume, summary
 from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 from tests.strategies.test_identities import SMALL
@@ -100,9 +103,18 @@ def test_a_run_that_is_going_on_is_not_cleared(tmp_path):
         ({"resume": "auto", "checkpoint_every": 5}, "--resume auto: needs --out, the folder in which to go on; give it"),
         ({"resume": "auto", "out": "x"}, "--resume auto: needs --checkpoint-every, without which nothing is saved; give it"),
         ({"requeue": True}, "--requeue: the job's next start would begin anew; give --resume auto, too"),
+        ({"requeue": True, "resume": "runs/x", "out": "runs/y"}, "--requeue: the job's next start would go on from runs/x again; give --resume auto"),
     ],
 )
 def test_what_could_not_go_on_is_refused(values, says):
     with pytest.raises(UserError) as error:
         Job(**values).checked()
     assert str(error.value) == says
+
+
+@pytest.mark.parametrize(("requeue", "number", "told"), [(True, signal.SIGTERM, True), (True, signal.SIGUSR1, False), (False, signal.SIGTERM, False)])
+def test_a_job_that_does_not_come_back_says_so(tmp_path, requeue, number, told):
+    """SIGTERM is also what a user's scancel sends, after which nothing is to come back."""
+    strategy = SimpleNamespace(job=Job(requeue=requeue), n_workers=2, sampler=SimpleNamespace(clocks_per_epoch=4))
+    said = summary.paused(number, strategy, Position(8, (8, 8)), tmp_path)
+    assert said.startswith(f"stopped by {number.name}: 8 clocks") and ("does not go back into its queue" in said) == told
