@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.runtime import resume, summary
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.outputs import RunFolder
 from mpidml.strategies.base import train
 from tests.strategies.test_identities import SMALL
 
@@ -84,17 +87,55 @@ def test_a_line_that_does_not_fit_what_is_saved_is_refused(tmp_path):
 
 
 def test_a_run_that_is_going_on_is_not_cleared(tmp_path):
-    from mpidml.runtime.outputs import RunFolder
-
     (tmp_path / "config.toml").write_text("epochs = 1\n")
     other = RunFolder(tmp_path)
     other.lock()
     job = Job(out=str(tmp_path), resume="auto", checkpoint_every=2)
-    with pytest.raises(UserError, match="another run is going on in this folder"):
-        resume.found(job)
+    for _ in range(2):  # the refused one leaves the lock where it is
+        with pytest.raises(UserError, match="another run is going on in this folder"):
+            resume.found(job)
     assert (tmp_path / "config.toml").exists()
     other.close()
+    (tmp_path / ".lock").touch()  # as one leaves it that was killed
     assert resume.found(job).resume == "" and not (tmp_path / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "locked"),
+    [("epochs = 1\n", False), ("title = 'of another program'\n", False), ("title = 'of another program'\n", True), ("half a line", True)],
+    ids=["settings of one's own, or a study", "another program's", "another program's beside a lock", "no TOML"],
+)
+def test_what_no_run_has_left_is_not_cleared(tmp_path, text, locked):
+    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "points").mkdir()
+    if locked:
+        (tmp_path / ".lock").touch()
+    with pytest.raises(UserError, match=r"holds another run \(config.toml\)"):
+        train(Job(out=str(tmp_path), resume="auto", checkpoint_every=2, backend="numpy"), quiet=True)
+    assert (tmp_path / "config.toml").read_text() == text
+
+
+def test_a_run_that_saves_nothing_holds_its_folder_too_until_its_summary_is_there(tmp_path, monkeypatch):
+    def meanwhile(folder, name, value):
+        with pytest.raises(UserError, match="another run is going on in this folder"):
+            resume.found(Job(out=str(folder.path), resume="auto", checkpoint_every=2))
+        seen.append(name)
+        write_json(folder, name, value)
+
+    seen, write_json = [], RunFolder.write_json
+    monkeypatch.setattr(RunFolder, "write_json", meanwhile)
+    train(Job(out=str(tmp_path / "run"), steps=2, hidden=(8,), backend="numpy", report=False), quiet=True)
+    assert seen[-1] == "summary.json" and not (tmp_path / "run/.lock").exists()
+
+
+def test_a_file_system_without_locks_is_a_line_and_no_other_run(tmp_path, monkeypatch, capsys):
+    def without(file, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("mpidml.runtime.outputs.fcntl.flock", without)
+    train(Job(out=str(tmp_path / "run"), steps=2, hidden=(8,), backend="numpy", report=False))
+    said = [line for line in capsys.readouterr().out.splitlines() if "has no locks" in line]
+    assert said == [f"--out {tmp_path}/run: nothing keeps another run from this folder, whose file system has no locks (Function not implemented)"]
 
 
 @pytest.mark.parametrize(
