@@ -52,6 +52,7 @@ def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dic
                 folder.claim(config)
             told = folder.lock()
             if goes_on:
+                (folder.path / "summary.json").unlink(missing_ok=True)  # of an end that this run has left behind
                 folder.write_text("config.toml", config)
             if folder.events is not None:
                 folder.events.open(folder.path)

@@ -52,6 +52,58 @@ def test_the_same_line_begins_and_goes_on_to_the_bits_of_one_start(comm, mpi_tmp
         assert "resume" not in (mpi_tmp_path / "run" / "config.toml").read_text()
 
 
+WAYS = {  # of working, and of coming to an end
+    "steps": {"steps": 8},
+    "asp": {"steps": 8, "sync": "asp", "deterministic": False},
+    "quorum": {"steps": 8, "sync": "quorum", "deterministic": False},
+    "dynamic": {"steps": 8, "sync": "ssp:1", "assign": "dynamic", "deterministic": False},
+    "target": {"steps": 400, "target": "loss:2.2", "deterministic": False},
+    "seconds": {"steps": 0, "seconds": 0.3, "checkpoint_every": 10_000, "deterministic": False},
+    "patience": {"steps": 400, "validate": 0.1, "patience": 1, "lr": 5.0},
+    "data_parallel": {"steps": 8, "strategy": "data_parallel"},
+    "data_parallel to a target": {"steps": 400, "strategy": "data_parallel", "target": "loss:2.2", "deterministic": False},
+    "averaging": {"steps": 8, "strategy": "averaging", "deterministic": False},
+    "replicas in order": {"steps": 8, "strategy": "hybrid", "grid": "data=1,pipe=1", "sync": "ssp:1", "deterministic": False},
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_was_ended_between_its_last_checkpoint_and_its_summary_is_written(comm, mpi_tmp_path, way):
+    changes = dict(WAYS[way])
+    if "grid" in changes:
+        changes["grid"] = f"data={comm.size},pipe=1"
+        if comm.size == 1:
+            return
+    run, steps = mpi_tmp_path / "run", changes.pop("steps")
+    whole = start(comm, run, steps, **changes)
+    if comm.rank == 0:
+        for name in ("summary.json", "model.safetensors", "coding.json"):
+            (run / name).unlink()
+    comm.Barrier()
+    again = start(comm, run, steps, **changes)
+    for key in ("clocks", "samples", "target_samples", "final_loss"):
+        assert again[key] == whole[key], key
+    assert again["test_loss"] == pytest.approx(whole["test_loss"], rel=1e-9)
+    if way != "averaging":  # the mean of three alike is not the same to the last bit
+        assert again["model_sha256"] == whole["model_sha256"]
+    if comm.rank == 0:
+        assert (run / "summary.json").exists() and (run / "model.safetensors").exists()
+    comm.Barrier()
+    done = start(comm, run, steps, **changes)
+    assert done["seconds"] == again["seconds"], "now nothing is left to do"
+
+
+def test_a_run_that_goes_on_leaves_no_summary_of_its_former_end(tmp_path, monkeypatch):
+    job = Job(steps=4, hidden=(8,), out=str(tmp_path / "run"), resume="auto", checkpoint_every=2, report=False, backend="numpy")
+    train(job, quiet=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "write_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(replace(job, steps=8), quiet=True)
+    assert not (tmp_path / "run/summary.json").exists(), "nothing says that 4 clocks are all"
+    assert train(replace(job, steps=8), quiet=True)["clocks"] == 8
+
+
 @pytest.mark.mpi
 def test_what_was_never_saved_begins_anew_and_a_foreign_run_stays(comm, mpi_tmp_path):
     run, foreign = mpi_tmp_path / "run", mpi_tmp_path / "foreign"
