@@ -189,7 +189,11 @@ if "scale" in COMMANDS:
         job = submit(cluster, "--array=1-2", "--ntasks-per-node=2", "jobs/scale.sbatch", "--ranks", "1,2")
         for task in (1, 2):
             ended(cluster, f"{job}_{task}")
-        assert [int(path.name.partition("-")[0]) for path in sorted((cluster.folder / f"runs/scale-{job}/points").glob("*.json"))] == [1, 2]
+        study = cluster.folder / f"runs/scale-{job}"
+        assert {path.name.partition("-")[0] for path in study.glob("points/[0-9]*.json")} == {"1", "2"}
+        words = [sys.executable, "-m", "mpidml", "scale", "--table", "--out", study]
+        done = subprocess.run(words, env=cluster.env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0 and (study / "scale.json").exists(), done
 
 
 def test_a_chain_trains_then_evaluates_then_reports_and_stops_where_a_link_fails(cluster, long):
