@@ -188,6 +188,9 @@ def main() -> int:
     if sys.argv[1:2] != ["run"] or len(sys.argv) < 3:
         sys.stderr.write(f"{__doc__}")
         return 2
+    if lacks := lacking():
+        sys.stderr.write(f"slurm: this machine lacks {', '.join(lacks)}; be root, and run: python -m tests.slurm install\n")
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with Cluster() as cluster:
         return subprocess.run(sys.argv[2:], env=cluster.env).returncode

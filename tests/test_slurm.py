@@ -18,6 +18,7 @@ import pytest
 from mpidml.cli import COMMANDS, parse
 from mpidml.core.job import Job
 from mpidml.runtime.launch import find_mpirun, flavour
+from tests import slurm
 from tests.ranks import ROOT, need
 from tests.slurm import Cluster, install, lacking
 
@@ -107,6 +108,53 @@ def test_every_script_is_a_few_lines_that_slurm_takes_and_is_run_by_a_test():
         assert path.name == "README.md" or f"`{path.name}" in readme, f"jobs/README.md says nothing of {path.name}"
 
 
+def test_the_numbers_of_a_studys_array_are_its_ranks():
+    text = (ROOT / "jobs/scale.sbatch").read_text()
+    assert re.findall(r"--array=(\S+)", text) == re.findall(r"--ranks (\S+)", text) == ["1,2,4"]
+
+
+def test_ranks_are_started_by_srun_with_its_interface_or_by_an_mpirun_whose_step_has_all_cores():
+    scripts = sorted((ROOT / "jobs").glob("*.sbatch"))
+    texts = {path.name: path.read_text() for path in scripts}
+    pages = [(ROOT / name).read_text() for name in ("README.md", "jobs/README.md")]
+    lines = [line for text in [*texts.values(), *pages] for line in re.findall(r"srun [^`\n]*python -m mpidml", text)]
+    assert len(lines) > 10 and [line for line in lines if "--mpi=" not in line] == []
+    by_mpirun = [path.name for path in scripts if "srun" not in texts[path.name] and path.name != "chain_report.sbatch"]
+    assert by_mpirun == ["nodes_mpirun.sbatch", "scale.sbatch"]
+    for name in by_mpirun:
+        assert "--cpus-per-task" not in texts[name], f"{name}: Slurm 21.08 would give the launcher's step one core for all its ranks"
+
+
+def test_what_jobs_readme_says_was_run_is_what_a_test_runs():
+    rows = [row.split("|") for row in (ROOT / "jobs/README.md").read_text().partition("| run to its end | not run |")[2].splitlines()[2:]]
+    run, not_run = ("\n".join(row[column] for row in rows if len(row) > 2) for column in (1, 2))
+    for name, by in RUN.items():
+        assert ("the chain" if by == "chain" else f"`{name}`") in (run if by else not_run), name
+
+
+def submitted(folder, *words, fails=""):
+    """Submit the chain to an sbatch that counts, and refuses the script `fails`."""
+    (folder / "sbatch").write_text(f'#!/bin/bash\necho x >> "{folder}/asked"\n[[ "$*" != *{fails or "nothing"}* ]] && grep -c x "{folder}/asked"\n')
+    (folder / "sbatch").chmod(0o755)
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(["jobs/chain_submit.sh", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_chain_wants_a_folder_and_prints_each_number_as_soon_as_it_is_known(tmp_path):
+    without = submitted(tmp_path)
+    assert without.returncode != 0 and "folder" in without.stderr and not (tmp_path / "asked").exists()
+    assert submitted(tmp_path, "runs/a").stdout.split() == ["1", "2", "3"]
+    half = submitted(tmp_path, "runs/a", fails="chain_evaluate")
+    assert half.returncode != 0 and half.stdout.split() == ["4"], "what was submitted can be cancelled"
+
+
+def test_a_cluster_that_cannot_be_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(slurm, "lacking", lambda: ["root", "munged"])
+    monkeypatch.setattr(sys, "argv", ["slurm", "run", "true"])
+    assert slurm.main() == 2
+    assert capsys.readouterr().err == "slurm: this machine lacks root, munged; be root, and run: python -m tests.slurm install\n"
+
+
 def test_every_toml_is_a_job_and_every_twin_a_command():
     for path in (ROOT / "jobs").glob("*.toml"):
         Job().with_values(tomllib.loads(path.read_text()), path.name).checked()
@@ -138,9 +186,14 @@ def test_an_array_has_a_rate_for_each_task(cluster, long):
 if "scale" in COMMANDS:
 
     def test_an_array_measures_a_study_in_parts(cluster, long):
-        job = submit(cluster, "--array=0-1", "--ntasks-per-node=2", "jobs/scale.sbatch", "--ranks", "1,2")
-        for task in range(2):
+        job = submit(cluster, "--array=1-2", "--ntasks-per-node=2", "jobs/scale.sbatch", "--ranks", "1,2")
+        for task in (1, 2):
             ended(cluster, f"{job}_{task}")
+        study = cluster.folder / f"runs/scale-{job}"
+        assert {path.name.partition("-")[0] for path in study.glob("points/[0-9]*.json")} == {"1", "2"}
+        words = [sys.executable, "-m", "mpidml", "scale", "--table", "--out", study]
+        done = subprocess.run(words, env=cluster.env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0 and (study / "scale.json").exists(), done
 
 
 def test_a_chain_trains_then_evaluates_then_reports_and_stops_where_a_link_fails(cluster, long):

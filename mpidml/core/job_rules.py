@@ -59,8 +59,9 @@ def check(job: Job) -> Job:
     if job.resume == AUTO and not (job.out and job.checkpoint_every):
         lacks = "--checkpoint-every, without which nothing is saved" if job.out else "--out, the folder in which to go on"
         raise UserError(f"--resume {AUTO}: needs {lacks}; give it")
-    if job.requeue and not job.resume:
-        raise UserError(f"--requeue: the job's next start would begin anew; give --resume {AUTO}, too")
+    if job.requeue and job.resume != AUTO:
+        would = f"go on from {job.resume} again" if job.resume else "begin anew"
+        raise UserError(f"--requeue: the job's next start would {would}; give --resume {AUTO}{'' if job.resume else ', too'}")
     if job.patience and not job.validate:
         raise UserError(
             f"--patience {job.patience}: needs rows to judge by that are not the test rows, whose score would then be too good; give for example --validate 0.1"

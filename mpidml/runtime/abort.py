@@ -33,7 +33,7 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.runtime import launcher_daemon, segment_files, start_limit
 from mpidml.runtime.host_table import N_SEATS, SEATS
 from mpidml.runtime.launch import world_from_environment
-from mpidml.runtime.signals import GRACE_SECONDS, Signals
+from mpidml.runtime.signals import GRACE_SECONDS, Signals, Terminated
 from mpidml.runtime.watchdog import LIMIT_SECONDS, Watchdog
 
 if TYPE_CHECKING:

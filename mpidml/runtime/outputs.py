@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 from mpidml.runtime.events import Events
 
 Array = np.ndarray[Any, Any]
@@ -93,21 +95,39 @@ class RunFolder:
             raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
 
     def clear(self) -> None:
-        """Remove what a run has left here that ended before it had saved anything; leave alone what one has brought to its end."""
-        if any((self.path / name).exists() for name in _MARKS[:2]) or not (self.path / "config.toml").exists():
+        """Remove what a run has left here that ended before it had saved anything; leave alone what one has brought to its end, and what is no run's.
+
+        A run that was ended leaves its lock file, free to be taken; UserError where one goes on.
+        """
+        if any((self.path / name).exists() for name in _MARKS[:2]) or not (self.path / ".lock").exists() or not self._holds_job():
             return
         self.lock()
         for name in _MARKS[2:]:
             (self.path / name).unlink(missing_ok=True)
         self.close()
 
-    def lock(self) -> None:
-        """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does."""
-        self._lock = (self.path / ".lock").open("w")
+    def _holds_job(self) -> bool:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            Job().with_values(tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8")), "config.toml")
+        except (OSError, ValueError, UserError):
+            return False
+        return True
+
+    def lock(self) -> str:
+        """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does.
+
+        Return a line where the file system has no locks, else "".
+        """
+        file, told = (self.path / ".lock").open("w"), ""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
             raise UserError(f"--out {self.path}: another run is going on in this folder; wait for its end, or choose another --out") from None
+        except OSError as error:  # Lustre without -o flock: ENOSYS
+            told = f"--out {self.path}: nothing keeps another run from this folder, whose file system has no locks ({_reason(error)})\n"
+        self._lock = file
+        return told
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole file, or leave the old one untouched."""

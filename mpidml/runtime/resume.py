@@ -118,21 +118,35 @@ def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[]
 
 
 def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
-    """Refuse to go on with a run that has come to its end, and say what would let it; `Ended`."""
-    known, where = saved.facts, f"--resume {job.resume}"
-    if (done := min(Position(0, tuple(known["turns"])).among(strategy.n_workers).turns)) >= strategy.n_clocks:
-        raise Ended(f"{where}: the run has done {done} of {strategy.n_clocks} clocks; give more --epochs or --steps to go on")
+    """Refuse to go on with a run that has come to its end, and say what would let it, `Ended` (Collective on comm).
+
+    One that was saved at its end, and ended before it was written, is let come to its end again, where it stands.
+    """
+    done, comm = min(Position(0, tuple(saved.facts["turns"])).among(strategy.n_workers).turns), strategy.comm
+    if not (why := _end(job, strategy.n_clocks, done, saved.facts)):
+        return
+    mine = bool(job.checkpoint_every) and Path(job.out) == Path(job.resume)
+    if comm.bcast(comm.rank > 0 or not mine or Path(job.out, "summary.json").exists()):
+        raise Ended(f"--resume {job.resume}: {why} to go on")
+    strategy.n_clocks = done
+
+
+def _end(job: Job, n_clocks: int, done: int, known: Mapping[str, Any]) -> str:
+    """Say by what a saved run has ended, and what would let it go on; "" where it has not."""
+    if done >= n_clocks:
+        return f"the run has done {done} of {n_clocks} clocks; give more --epochs or --steps"
     if job.target and job.target == known["job"]["target"] and known["monitor"]["reached"]:
-        raise Ended(f"{where}: the run has reached its target {job.target}; give another --target to go on")
+        return f"the run has reached its target {job.target}; give another --target"
     had = known["seconds"] - known["monitor"]["evaluation_seconds"]
     ended_so = known["time_is_up"] and 0 < job.seconds <= known["job"]["seconds"]  # an evaluation told of later does not bring seconds back
     if job.seconds and (had >= job.seconds or ended_so):
-        raise Ended(f"{where}: the run has had its {job.seconds:g} s, which count from its first start; give more --seconds to go on")
+        return f"the run has had its {job.seconds:g} s, which count from its first start; give more --seconds"
     if job.patience and "patience" in known:
         patience = Patience(job.patience)
         patience.restore(known["patience"])
         if patience.over:
-            raise Ended(f"{where}: its last {job.patience} looks brought nothing better; give a larger --patience to go on")
+            return f"its last {job.patience} looks brought nothing better; give a larger --patience"
+    return ""
 
 
 def fingerprint(data: Any) -> str:

@@ -35,10 +35,11 @@ def open_folder(job: Job, goes_on: bool) -> RunFolder:
     return folder
 
 
-def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dict[str, Any]] = ()) -> None:
+def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dict[str, Any]] = ()) -> str:
     """Make the run folder this run's own, with the net file in it; of two that start in one second, the second takes the next name.
 
     A run that `goes_on` in its folder writes its config anew; `rows` of its metrics were there when it was saved.
+    Return what is to be said, a line or "".
     """
     net = net_text(job)
     if folder.events is not None and rows:
@@ -47,20 +48,19 @@ def claim(folder: RunFolder, job: Job, goes_on: bool = False, rows: Sequence[dic
         values = job.mapping() | ({"model": str(folder.path / NET_FILE)} if net else {})
         config = to_toml({name: value for name, value in values.items() if name not in ("out", "resume", "requeue")})
         try:
-            if goes_on:
-                folder.lock()
-                folder.write_text("config.toml", config)
-            else:
+            if not goes_on:
                 folder.claim(config)
-                if job.checkpoint_every:
-                    folder.lock()
+            told = folder.lock()
+            if goes_on:
+                (folder.path / "summary.json").unlink(missing_ok=True)  # of an end that this run has left behind
+                folder.write_text("config.toml", config)
             if folder.events is not None:
                 folder.events.open(folder.path)
             if net:
                 folder.write_text(NET_FILE, net)
             if job.resume:
                 folder.write_text("metrics.jsonl", "".join(json.dumps(plain(row)) + "\n" for row in rows))
-            return
+            return told
         except FolderTaken:
             if job.out:
                 raise
@@ -89,12 +89,12 @@ def write(
         folder.write_json(
             "trace.json", to_chrome([(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))])
         )
-    folder.close()
     if strategy.job.report:
         from mpidml.runtime.report import draw
 
         draw(folder.path / "report.png", found, metrics)
     folder.write_json("summary.json", found)
+    folder.close()
 
 
 def since(columns: dict[str, Array], started: float) -> dict[str, Array]:

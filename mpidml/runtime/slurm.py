@@ -19,6 +19,8 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 
 ASK_SECONDS = 30.0
+MPIRUNS = {"HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"}
+"""What hydra and Open MPI's mpirun tell their ranks, and srun does not."""
 Problem = tuple[str, str]
 
 
@@ -40,14 +42,15 @@ class Allocation(NamedTuple):
 
 
 def allocation(env: Mapping[str, str]) -> Allocation | None:
-    """Return what Slurm gave the job of this process; None outside Slurm."""
+    """Return what Slurm gave the job of this process; None outside Slurm. A step that mpirun made for its proxies, one a node, is not what ranks have."""
     if not env.get("SLURM_JOB_ID"):
         return None
-    tasks = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")) or [int(env.get("SLURM_NTASKS", "1"))]
+    step = {} if MPIRUNS.intersection(env) else env
+    tasks = tasks_per_node(step.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")) or [int(env.get("SLURM_NTASKS", "1"))]
     cores, memory = int(env.get("SLURM_CPUS_PER_TASK", "0")), int(env.get("SLURM_MEM_PER_NODE", "0"))
     if not memory:
         memory = int(env.get("SLURM_MEM_PER_CPU", "0")) * max(tasks) * max(cores, 1)
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    nodes = step.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     return Allocation(env["SLURM_JOB_ID"], nodes, tuple(tasks), cores, memory << 20)
 
 
@@ -81,9 +84,15 @@ def problems(given: Allocation, records: Sequence[Mapping[str, Any]], memory_nby
     return found
 
 
+def own_number(env: Mapping[str, str]) -> str:
+    """Return this job's number, "" outside Slurm: of an array's task that of the task, since one of them has the array's own as its SLURM_JOB_ID."""
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else env.get("SLURM_JOB_ID", "")
+
+
 def seconds_left(env: Mapping[str, str]) -> float | None:
     """Return how long this job may go on; None outside Slurm, without a limit, or where nobody says."""
-    if not (job := env.get("SLURM_JOB_ID")):
+    if not (job := own_number(env)):
         return None
     told = env.get("SLURM_JOB_END_TIME", "")
     end = float(told) if told.isdecimal() else _asked_end(job)
@@ -145,11 +154,14 @@ LOOK_CLOCKS, LOOK_SECONDS = 10, 2.0
 
 
 def check(job: Job, env: Mapping[str, str]) -> float | None:
-    """Return the seconds that this Slurm job has left, None without a limit; UserError for a run that it cannot bring to an end, or back into a queue."""
+    """Return the seconds that this Slurm job has left, None without a limit; UserError for a run that it cannot bring to an end, or back into a queue.
+
+    Where --seconds is but an upper bound, the run may end long before: `Deadline` foresees it.
+    """
     if job.requeue and not env.get("SLURM_JOB_ID"):
         raise UserError("--requeue: this process is not in a Slurm job (no SLURM_JOB_ID), so there is no queue; leave it out, or start by sbatch")
     left = seconds_left(env)
-    if left is not None and job.seconds and job.seconds > left and not job.checkpoint_every:
+    if left is not None and job.endless and not (job.target or job.patience) and job.seconds > left and not job.checkpoint_every:
         raise UserError(
             f"--seconds {job.seconds:g}: this Slurm job ends in {left:.0f} s, before the run, and nothing would be saved; "
             "give fewer --seconds, a longer --time to sbatch, or --checkpoint-every"
@@ -159,7 +171,7 @@ def check(job: Job, env: Mapping[str, str]) -> float | None:
 
 def requeue(env: Mapping[str, str]) -> None:
     """Put this job back into its queue, which ends its processes; UserError where that is refused."""
-    words = ["scontrol", "requeue", env["SLURM_JOB_ID"]]
+    words = ["scontrol", "requeue", own_number(env)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_SECONDS)
         said = "" if done.returncode == 0 else " ".join(done.stderr.split()) or f"exit code {done.returncode}"

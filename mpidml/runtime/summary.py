@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from signal import Signals
+from signal import SIGUSR1, Signals
 from typing import Any
 
 from mpidml.core.job import Job
@@ -216,8 +216,10 @@ def _length(strategy: Any) -> str:
 
 
 def paused(signal: int, strategy: Any, position: Position, folder: Path) -> str:
-    """Say that a signal has ended the run, and how to go on."""
-    return f"stopped by {Signals(signal).name}: {_done(strategy, position)} are done and saved; go on with: python -m mpidml train --resume {folder}"
+    """Say that a signal has ended the run, and how to go on; a job that another one than SIGUSR1 ends, as scancel does, does not come back by itself."""
+    stays = strategy.job.requeue and signal != SIGUSR1
+    alone = ", and the job does not go back into its queue, which SIGUSR1 alone asks for" * stays
+    return f"stopped by {Signals(signal).name}: {_done(strategy, position)} are done and saved{alone}; go on with: python -m mpidml train --resume {folder}"
 
 
 def interrupted(clock: int | None, folder: Path) -> str:

@@ -117,7 +117,7 @@ class Run:
         self.position, self.before = Position(), dict[str, Any]()
         self.paused_by = 0
         if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
-            agree(comm, lambda: run_files.claim(folder, job) if folder is not None else None)
+            told += agree(comm, lambda: run_files.claim(folder, job) if folder is not None else "")
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
         if start is not None:
             self.position = start.go_on(self.strategy)
@@ -127,7 +127,7 @@ class Run:
             resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
             self.before = resume.measured(self.strategy, saved)
-            agree(comm, lambda: run_files.claim(folder, job, goes_on, metrics) if folder is not None else None)
+            told += agree(comm, lambda: run_files.claim(folder, job, goes_on, metrics) if folder is not None else "")
             if leads and goes_on:
                 checkpoint.drop_newer(saved)
             self.saved_seconds = float(saved.facts["seconds"])

@@ -23,6 +23,8 @@ RANK = {"blas_threads": 1, "numba_threads": 1, "resident_nbytes": 100 << 20}
         ({}, None, ""),
         (STEP, Allocation("7", "n[1-4]", (2, 2, 2, 1), 2, 500 << 20), "job 7: 7 task(s) on 4 node(s) n[1-4], 1 to 2 a node, 2 core(s) a task, 500 MiB a node"),
         (BATCH, Allocation("7", "n1", (4,), 0, 0), "job 7: 4 task(s) on 1 node(s) n1, 4 a node"),
+        (STEP | BATCH | {"HYDI_CONTROL_FD": "9"}, Allocation("7", "n1", (4,), 2, 500 << 20), "4 task(s) on 1 node(s) n1, 4 a node, 2 core(s) a task, 500 MiB a node"),
+        (STEP | BATCH | {"OMPI_COMM_WORLD_RANK": "0"}, Allocation("7", "n1", (4,), 2, 500 << 20), "500 MiB a node"),  # the step is the launcher's own
         (BATCH | {"SLURM_CPUS_PER_TASK": "2", "SLURM_MEM_PER_CPU": "100"}, Allocation("7", "n1", (4,), 2, 800 << 20), "4 a node, 2 core(s) a task, 800 MiB a node"),
     ],
 )
@@ -81,6 +83,8 @@ def test_a_run_that_cannot_end_in_its_job_and_saves_nothing_is_refused():
         slurm.check(Job(seconds=9000), soon(600))
     assert slurm.check(Job(seconds=9000, checkpoint_every=5), soon(600)) > 500
     assert slurm.check(Job(seconds=60), soon(600)) > 500
+    for ends_before in ({"target": "0.97"}, {"steps": 10}, {"epochs": 1}, {"patience": 3, "validate": 0.1}):  # an upper bound is no end
+        assert slurm.check(Job(seconds=9000, **ends_before), soon(600)) > 500
     assert slurm.check(Job(seconds=9000), {}) is None
 
 
@@ -120,6 +124,19 @@ def test_a_job_goes_back_into_its_queue_by_its_number_and_a_refusal_is_one_line(
     with pytest.raises(UserError, match=r"^--requeue: scontrol requeue 8 failed \(Invalid job id\); submit the script with the same --out"):
         slurm.requeue({"SLURM_JOB_ID": "8"})
     assert (tmp_path / "asked").read_text() == "requeue 7\nrequeue 8\n"
+
+
+def test_a_task_of_an_array_asks_and_goes_back_by_itself_not_with_the_whole_array(tmp_path, monkeypatch):
+    """One task's SLURM_JOB_ID is the array's own number, under which `squeue` lists, and `scontrol requeue` restarts, every task."""
+    task = {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "squeue").write_text('#!/bin/sh\n[ "$2" = "--jobs=70_3" ] && echo 10:00 || printf "10:00\\n20:00\\n"\n')
+    for name in ("scontrol", "squeue"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    slurm.requeue(task)
+    assert (tmp_path / "asked").read_text() == "requeue 70_3\n"
+    assert slurm.seconds_left({"SLURM_JOB_ID": "70"}) is None and slurm.seconds_left(task) == pytest.approx(600, abs=30)
 
 
 @pytest.mark.parametrize("every", [0, 10**6])
