@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mpidml.runtime.launch import mpirun_command
+from mpidml.runtime.launch import find_mpirun, flavour, mpirun_command
 from tests.ranks import ROOT, descendants
 
 pytestmark = pytest.mark.openmpi
@@ -174,7 +174,8 @@ def test_a_signal_to_the_launcher_ends_all_ranks(script, number):
     ended = run([script(), "colocated", 300], lambda launcher, ranks: os.kill(launcher, number))
     check(ended)
     assert ended.code in (128 + number, 1) and "Traceback" not in ended.err, ended  # 1: a launcher that keeps the code to itself
-    assert ended.err.count(f"mpidml: ended by {number.name}\n") == 1, ended.err
+    n_told = ended.err.count(f"mpidml: ended by {number.name}\n")
+    assert n_told == 1 or (n_told == 0 and flavour(find_mpirun(os.environ)) == "openmpi"), ended.err  # whose launcher hands nothing on any more
 
 
 @pytest.mark.parametrize(
