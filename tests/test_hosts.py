@@ -292,7 +292,10 @@ def test_what_a_killed_program_leaves_on_its_hosts_goes_with_the_next():
     child.stdout.close()
     left = namespaces(child.pid)
     assert len(left) == 2
-    (sleeping,) = processes(left[1])
+    until = time.monotonic() + 20
+    while not (found := processes(left[1])) and time.monotonic() < until:
+        time.sleep(0.05)  # it has been started, and may not be there yet
+    (sleeping,) = found
     with Cluster(1):
         pass
     assert namespaces(child.pid) == namespaces(os.getpid()) == [] and not running(sleeping) and not running(int(switch)) and not Path(folder).exists()

@@ -160,12 +160,17 @@ class RunFolder:
             os.umask(mask := os.umask(0))
             part.chmod(0o666 & ~mask)  # the library writes for the owner alone
 
+    def leave(self) -> None:
+        """Leave the folder to others, as the end of this process would: the lock file stays and can be taken."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def close(self) -> None:
         """Close metrics.jsonl and the events, and leave the folder to others."""
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        self.leave()
         if self.events is not None:
             self.events.close()
         if self._metrics is not None:

@@ -68,11 +68,8 @@ def train(
             run = Run(job, ranks, quiet, write, brief, data, start, held)
         except resume.Ended as error:
             return resume.ended(job, ranks, error, quiet)
-        try:
-            run.drive()
-            return run.end(keep)
-        finally:
-            run.data.close()
+        run.drive()
+        return run.end(keep)
 
 
 class Run:
@@ -98,10 +95,13 @@ class Run:
         agree(comm, lambda: events.check(job, write))
         goes_on = bool(job.resume) and Path(job.out) == Path(job.resume)
         folder = agree(comm, lambda: run_files.open_folder(job, goes_on) if leads and write else None)
+        if folder is not None:
+            self.held.callback(folder.leave)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         metrics = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
         self.start = start
         self.data = data = load(job, comm, arrays, start)
+        self.held.callback(data.close)
         check_target(job, data)
         arithmetic = compiled(job.backend, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
