@@ -129,6 +129,8 @@ class _End:
         """Take signals, exceptions and the end of the program (main thread only)."""
         self.signals = Signals()
         sys.excepthook, threading.excepthook = self.of_main_thread, self.of_thread
+        told = sys.unraisablehook  # a signal while the interpreter waits for its threads is no error of theirs
+        sys.unraisablehook = lambda args: None if isinstance(args.exc_value, Terminated) else told(args)
         atexit.register(self.at_exit)
         os.register_at_fork(before=self.signals.hold, after_in_parent=self.signals.go_on, after_in_child=self.in_child)
 
