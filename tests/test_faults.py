@@ -157,7 +157,7 @@ def test_an_exception_of_a_policy_on_a_server_ends_the_training_with_its_traceba
     check(ended)
     assert ended.err.count("Traceback (most recent call last)") == 1
     assert "[rank 1/3] ArithmeticError: the rule of this policy fails on a server" in ended.err
-    assert not (tmp_path / "run" / "summary.json").exists() 
+    assert not (tmp_path / "run" / "summary.json").exists()
     assert {path.name for path in (tmp_path / "run").glob(".*")} <= {".lock"}  # free for the next
 
 
