@@ -23,7 +23,6 @@ from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.credited import SLOTS, Credited
 from mpidml.runtime.order import Order
-from mpidml.runtime.ordered_waves import OrderedUpdates
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.waves import WaveStepper
 from tests.strategies.test_waves import JOB, run, some
@@ -281,23 +280,3 @@ def test_a_push_waits_for_a_slot_and_for_nothing_else(comm):
         exchange.free()
     finally:
         counted.free()
-
-
-@pytest.mark.mpi
-def test_an_exception_in_one_replica_is_no_hang(comm, monkeypatch):
-    n, every = some(comm)
-    if not every:
-        return
-    start = OrderedUpdates.start
-
-    def fails(self, held):
-        if comm.rank == n - 1 and self.clock == 2:
-            raise RuntimeError("one replica fails")
-        return start(self, held)
-
-    monkeypatch.setattr(OrderedUpdates, "start", fails)
-    if comm.rank < n:
-        with pytest.raises(Exception, match=r"one replica fails|waits for|wait-limit"):
-            run(comm, n_ranks=n, grid=every[-1], sync="asp", wait_limit=1.0)
-    else:
-        run(comm, n_ranks=n)

@@ -13,6 +13,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
 from mpidml.optim.base import Chain
 from mpidml.ps.waves import StageServer
+from mpidml.runtime.ordered_waves import OrderedUpdates
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.waves import Exchange, WaveUpdates
 from tests.strategies import test_hybrid as hybrid
@@ -282,22 +283,27 @@ def test_hosts_of_one_rank_give_the_bits_of_one_host(comm):
 
 
 @pytest.mark.mpi
-def test_an_exception_in_one_replica_is_no_hang(comm, monkeypatch):
+@pytest.mark.parametrize(
+    ("sync", "updates", "says"),
+    [("ssp:1", WaveUpdates, r"waits for the start of wave [34]; replica .* has pushed 2|wait-limit"), ("asp", OrderedUpdates, r"waits for|wait-limit")],
+    ids=["ssp:1", "asp"],
+)
+def test_an_exception_in_one_replica_is_no_hang(comm, monkeypatch, sync, updates, says):
     """The others come to the limit of their waits, and say for whom they wait."""
     n, every = some(comm)
     if not every:
         return
-    start = WaveUpdates.start
+    start = updates.start
 
     def fails(self, held):
         if comm.rank == n - 1 and self.clock == 2:
             raise RuntimeError("one replica fails")
         return start(self, held)
 
-    monkeypatch.setattr(WaveUpdates, "start", fails)
+    monkeypatch.setattr(updates, "start", fails)
     if comm.rank < n:
-        with pytest.raises(Exception, match=r"one replica fails|waits for the start of wave [34]; replica .* has pushed 2|wait-limit"):
-            run(comm, n_ranks=n, grid=every[-1], sync="ssp:1", wait_limit=1.0)
+        with pytest.raises(Exception, match=f"one replica fails|{says}"):
+            run(comm, n_ranks=n, grid=every[-1], sync=sync, wait_limit=1.0)
     else:
         run(comm, n_ranks=n)
 
