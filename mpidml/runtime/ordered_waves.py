@@ -106,7 +106,8 @@ class OrderedUpdates(WaveUpdates):
             return server.read(wave) is not None
 
         self.waiting.until(there, lambda: f"what wave {wave} reads of stage {held.number}; {self.order.late()}")
-        return server.read(wave)  # type: ignore[no-any-return]
+        found: Array = server.read(wave)
+        return found
 
     def _push(self, held: Held, wave: int) -> None:
         opened, exchange = self.open_now[wave], self.exchanges[held.number]
