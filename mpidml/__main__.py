@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from functools import partial
 from typing import Any
 
 from mpidml.runtime import launch
 from mpidml.runtime.threads import budget_threads
+
+TELL_SECONDS = 2.0
 
 
 def main() -> None:
@@ -42,9 +45,11 @@ def main() -> None:
                 warm(partial(print, file=stdout, flush=True))
             return
     except UserError as error:
-        # Every rank reads the same words, so every rank finds the same fault; one says so.
+        # Every rank reads the same words, so every rank finds the same fault; one says so, before a launcher ends it because another has ended.
         if world.rank == 0:
             sys.stderr.write(f"mpidml: {error}\n")
+        else:
+            time.sleep(TELL_SECONDS)
         raise SystemExit(2) from None
     sys.stdout = stdout
     from mpidml.runtime import abort

@@ -5,6 +5,7 @@
     a blocking call, nobody that is missing works         the limit, counted from the last moment at which one did
     a blocking call, a rank that is missing works         never: it is slow
     a wait that has a limit of its own                    at that limit, where it stands
+    the end of a rank's program                           `grace_seconds` after the limit: whoever waits for that rank says it better
 
 What moves within a call is not seen: where all have come, a transfer that takes longer than the limit is ended like a hang.
 
@@ -35,6 +36,7 @@ class Judge:
 
     def __init__(self, limit_seconds: float, silent_seconds: float = SILENT_SECONDS) -> None:
         self.limit_seconds, self.silent_seconds = limit_seconds, silent_seconds
+        self.grace_seconds = 0.0
         self.since = self.idle_since = self.heard_at = 0.0
         self.lost_since: dict[int, float] = {}
 
@@ -54,7 +56,7 @@ class Judge:
         self.lost_since = {look.rank: self.lost_since.get(look.rank, now) for look in lost}
         if any(look.state == WORKS for look in missing):
             self.idle_since = now
-        over = wait.call is not None and wait.limited and now - self.idle_since > self.limit_seconds
+        over = wait.call is not None and wait.limited and now - self.idle_since > self.limit_seconds + self.grace_seconds
         if ripe := [look for look in lost if over or now - max(wait.since, self.lost_since[look.rank]) >= self._patience(look)]:
             first = min(ripe, key=lambda look: self.lost_since[look.rank])
             others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""

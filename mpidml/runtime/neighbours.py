@@ -73,7 +73,7 @@ class Neighbours:
         if seen.letter == "T":
             return Look(rank, STOPPED, arrived, f"its process {pid} is stopped (state T in /proc); when seen last, it {where}", silent)
         if int(row["state"]) == HAS_LEFT:
-            return Look(rank, LEFT, arrived, where, now - float(row["since"]))
+            return Look(rank, LEFT, arrived, where, max(0.0, now - float(row["since"])))
         if waits and silent < STALE_SECONDS:
             return Look(rank, WAITS, arrived, where)
         ticks, at = self.worked.setdefault(rank, (seen.ticks, now - WORKED_SECONDS))

@@ -60,7 +60,7 @@ class Watchdog:
 
     def leaves(self) -> None:
         """Tell that this rank's program has come to its end."""
-        self.has_left = True
+        self.has_left, self.judge.grace_seconds = True, 3 * self.tick_seconds
         self._publish(time.monotonic(), MAIN.now)
 
     def fails(self) -> None:

@@ -10,12 +10,13 @@ LIMIT, SHORT, FOREVER = 60.0, 15.0, 10_000
 CALL = Call(7, 3, (0, 1, 2))
 
 
-def ended(judge_class, states, call=CALL, arrived=False, limited=True, gaps=(), begun_at=0):
+def ended(judge_class, states, call=CALL, arrived=False, limited=True, gaps=(), begun_at=0, grace=0.0):
     """Let rank 0 wait from 0 on while ranks 1, 2 ... are in `states(now)`; return when, and by whom, the wait is ended (None: never).
 
     `gaps`: seconds after which this process itself stood still for 100.
     """
     judge, wait, now = judge_class(LIMIT, SHORT), Wait("Barrier 3 of all ranks", begun_at, call, limited), 0.0
+    judge.grace_seconds = grace
     while now < FOREVER:
         now += 100 if now in gaps else 1
         looks = [Look(rank + 1, state, arrived, f"is {state}") for rank, state in enumerate(states(now))]
@@ -43,6 +44,7 @@ def broken_laws(judge_class):
         "who is unknown counts as idle": of(always(UNKNOWN)) == (LIMIT + 1, (1,)),
         "a rank of other ranks' call is none to wait for": of(always(IDLE, WORKS), call=Call(7, 3, (0, 1))) == (LIMIT + 1, (1,)),
         "a wait with a limit of its own goes on": of(always(IDLE), call=None) is None,
+        "who has left lets those speak first who wait for it": of(always(IDLE), grace=5.0) == (LIMIT + 6, (1,)),
         "a wait for the end has no limit": of(always(IDLE), limited=False) is None,
         "who was stopped for a short time goes on": of(lambda now: (STOPPED if 10 < now % 40 < 20 else WORKS,)) is None,
         "a stop of all is nobody's": of(lambda now: (STOPPED if now in (110, 111) else WORKS,), gaps=(10.0,)) is None,
@@ -103,6 +105,14 @@ class Forgetful(Judge):
         return super().hear(now, wait, looks, every_seconds)
 
 
+class Rude(Judge):
+    """It lets nobody speak first."""
+
+    def hear(self, *args, **more):
+        self.grace_seconds = 0.0
+        return super().hear(*args, **more)
+
+
 class Unforgiving(Judge):
     """It counts the time in which it stood still itself."""
 
@@ -114,7 +124,7 @@ def test_a_hang_is_ended_and_slow_work_is_not():
     assert broken_laws(Judge) == set()
 
 
-@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Unheard, Forgetful, Unforgiving])
+@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Unheard, Forgetful, Rude, Unforgiving])
 def test_the_laws_catch_a_judge_that_breaks_them(judge_class):
     assert broken_laws(judge_class)
 

@@ -192,9 +192,18 @@ def test_ranks_crowd_where_those_that_can_run_nowhere_else_have_more_threads_tha
     assert found is None or (problem in found[0] and found[1])
 
 
+@pytest.fixture
+def unbound():
+    """Let this rank run on all cores that its launcher has, which may have bound it to some."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, threads.launchers_cores())
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.mark.mpi
 @pytest.mark.openmpi
-def test_rank_0_is_told_once_of_ranks_that_crowd(comm):
+def test_rank_0_is_told_once_of_ranks_that_crowd(comm, unbound):
     n = len(os.sched_getaffinity(0)) + 1
     with threadpool_limits(n, "blas"):
         told = threads.warning(comm)

@@ -16,7 +16,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.crew import Crew
 
 SECONDS, SHARE = 2.0, 0.1
-SHORT = 0.4
+SHORT = 1.0
 pytestmark = [pytest.mark.mpi(min_size=2), pytest.mark.openmpi]
 
 
