@@ -39,7 +39,7 @@ def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) ->
     leads = comm.rank == 0
     folder = RunFolder(Path(asked.out or asked.run))
     agree(comm, lambda: _check_out(asked.out) if leads and write and asked.out else None)
-    saved = open_run(asked.run, comm, lambda name: compiled(name, comm, quiet))
+    saved = open_run(asked.run, comm, lambda job: compiled(job, comm, quiet))
     rows = saved.rows(asked.data, asked.labels, asked.unseen, True, comm) if asked.data else saved.own_rows(comm)
     n = len(rows.x)
     assert rows.y is not None

@@ -72,7 +72,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
         agree(ranks, lambda: refuse_sparse(data, "plan"))
         net = agree(ranks, lambda: build_net(job, data, "numpy"))
         folder = agree(ranks, lambda: _folder(job) if ranks.rank == 0 and write else None)
-        net = build_net(job, data, compiled(job.backend, ranks, quiet))
+        net = build_net(job, data, compiled(job, ranks, quiet))
         measured = pingpong(ranks.mpi, ranks.size - 1) if ranks.size > 1 and not {"host_latency", "host_bandwidth"} & {*values} else None
         link = measured if ranks.one_host else None
         what = schedules, grids

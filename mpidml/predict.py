@@ -44,7 +44,7 @@ def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = 
 def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any]:
     leads = comm.rank == 0
     agree(comm, lambda: prediction_files.check(asked.out) if leads else None)
-    saved = open_run(asked.run, comm, lambda name: compiled(name, comm, quiet))
+    saved = open_run(asked.run, comm, lambda job: compiled(job, comm, quiet))
     rows = saved.rows(asked.data, "", asked.unseen, False, comm)
     n, chunks = len(rows.x), _chunks(saved, rows.x, comm)
     names = saved.known.classes

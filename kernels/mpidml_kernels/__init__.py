@@ -41,10 +41,17 @@ class Backend(SimpleNamespace):
         """Take in the kernels of whole families; what is not compiled yet is, by one process at a time."""
         for family in families:
             place = f"{family.__name__}.{'gpu' if self.gpu is not None else BACKENDS[self.name]}"
-            take = functools.partial(importlib.import_module, place)
-            module = cache.once(_name(family), take) if self.name == "numba" else take()
+            module = importlib.import_module(place)
+            if self.name == "numba":
+                cache.once(_name(family), functools.partial(_jit().take, module))
             kernels = {law: getattr(module, law) for law in family.LAWS}
             vars(self).update(kernels if self.gpu is None else {law: functools.partial(kernel, self.gpu) for law, kernel in kernels.items()})
+
+    def fetch(self, real: str) -> None:
+        """Load from the cache what its families have for "f4" or "f8", else done at a kernel's first call; does nothing but for Numba."""
+        for family in FAMILIES if self.name == "numba" else ():
+            if next(iter(family.LAWS)) in vars(self):
+                _jit().take(importlib.import_module(f"{family.__name__}.cpu"), [real])
 
     def __getattr__(self, kernel: str) -> Any:
         family = next((f for f in ON_DEMAND if kernel in f.LAWS), None)
@@ -56,7 +63,7 @@ class Backend(SimpleNamespace):
 
 @functools.cache
 def backend(name: str) -> Backend:
-    """Return the kernels called "numpy" or "numba"; the latter loads or compiles them (0.2 s from the cache, tens of seconds without)."""
+    """Return the kernels called "numpy" or "numba"; the latter compiles what the cache lacks (tens of seconds if that is all)."""
     if name not in BACKENDS:
         raise ValueError(f"backend: there is no '{name}'; choose one of: {', '.join(BACKENDS)}")
     if name == "numba":
@@ -91,6 +98,11 @@ def warm(tell: Callable[[str], None]) -> None:
         tell(f"{_name(family):<10} {len(family.LAWS):3d} kernels  {time.perf_counter() - began:6.1f} s")
     where = os.environ[cache.VARIABLE]
     tell(f"{len(LAWS)} kernels are compiled in {where}" + ("" if lacking else ": there was nothing to do"))
+
+
+def _jit() -> Any:
+    """Return the module that imports Numba."""
+    return importlib.import_module("mpidml_kernels.jit")
 
 
 def _name(family: ModuleType) -> str:

@@ -20,9 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
 VARIABLE = "NUMBA_CACHE_DIR"
 NAP_SECONDS, PATIENCE_SECONDS = 0.02, 600.0
 """Between two looks at whether another process is done, and after how long a process that does not come to its end is no longer waited for."""
@@ -112,15 +110,14 @@ def is_compiled(*families: str) -> bool:
     return all(_exists(_stamp(family)) for family in families)
 
 
-def once(family: str, load: Callable[[], T]) -> T:
-    """Return `load()`, which compiles what the folder lacks: in one process at a time, until it is there. Whatever a lock cannot do costs time only."""
+def once(family: str, fill: Callable[[], object]) -> None:
+    """Call `fill()`, which compiles what the folder lacks, unless it is whole: in one process at a time. Whatever a lock cannot do costs time only."""
     if is_compiled(family):
-        return load()
+        return
     with _alone(_stamp(family).with_suffix(".lock")):
-        found = load()
+        fill()
         with contextlib.suppress(OSError):
             _stamp(family).touch()
-    return found
 
 
 def _stamp(family: str) -> Path:

@@ -1,17 +1,22 @@
-"""Compile each CPU kernel at import for float32 and float64, with the options that keep it both fast and true to its reference.
+"""Declare each CPU kernel for float32 and float64, with the options that keep it both fast and true to its reference.
+
+What is declared is compiled, or loaded from the cache, for a type when it is first called with it, or by `take`.
 
 Importing this module imports Numba.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numba
 import numba.np.linalg as numba_linalg
+from numba.core.compiler_lock import global_compiler_lock
 
 
 def _spare_scipy() -> None:
@@ -37,12 +42,54 @@ REDUCTION = ELEMENTWISE | {"reassoc"}
 EXACT: set[str] = set()
 
 
-def kernel(signature: str, fastmath: set[str] = ELEMENTWISE) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function for both types: `T` stands for the type, `R1` and `R2` for arrays that are only read (contiguous, maybe read-only).
+REALS = ("f4", "f8")
 
-    The signatures are eager, the result is cached on disk, and the interpreter lock is released while a kernel runs.
+
+def kernel(signature: str, fastmath: set[str] = ELEMENTWISE) -> Callable[[Callable[..., Any]], Any]:
+    """Declare a function for both types: `T` stands for the type, `R1` and `R2` for arrays that are only read (contiguous, maybe read-only).
+
+    It takes no others, what is compiled is cached on disk, and the interpreter lock is released while a kernel runs.
     """
     for ndim in "12":
         signature = re.sub(rf"\bR{ndim}\b", f"Array(T,{ndim},'C',True)", signature)
-    signatures = [re.sub(r"\bT\b", real, signature) for real in ("f4", "f8")]
-    return numba.njit(signatures, cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
+    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)
+
+    def declare(function: Callable[..., Any]) -> Any:
+        kernel: Any = compiled(function)
+        kernel.declared = {real: re.sub(r"\bT\b", real, signature) for real in REALS}
+        # Numba calls the first, and then its result, where nothing is compiled yet; the second, and then looks again, where nothing that is fits.
+        kernel._compile_for_args = functools.partial(_take_all, kernel)
+        kernel._search_new_conversions = functools.partial(_search, kernel)
+        return kernel
+
+    return declare
+
+
+def take(module: ModuleType, reals: Sequence[str] = REALS) -> None:
+    """Compile what a module declares for these types, or load it from the cache (4 ms for each kernel and type)."""
+    for kernel in vars(module).values():
+        if hasattr(kernel, "declared"):
+            _take(kernel, reals)
+
+
+def _take_all(kernel: Any, *_: Any) -> Any:
+    _take(kernel, REALS)
+    return kernel
+
+
+def _search(kernel: Any, *arguments: Any) -> bool:
+    if kernel.declared:
+        _take(kernel, REALS)
+        return True
+    return bool(type(kernel)._search_new_conversions(kernel, *arguments))
+
+
+def _take(kernel: Any, reals: Sequence[str]) -> None:
+    with global_compiler_lock:
+        kernel.disable_compile(False)
+        for real in reals:
+            if real in kernel.declared:
+                kernel.compile(kernel.declared[real])
+                del kernel.declared[real]
+        if kernel.signatures:
+            kernel.disable_compile()  # for whatever else it is called with

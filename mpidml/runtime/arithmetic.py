@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mpidml_kernels import CODES, adaptive, backend, cache, csr, is_compiled, rows
 
 from mpidml.core.job import Job
@@ -20,22 +21,25 @@ def beyond(job: Job, is_sparse: bool) -> tuple[Any, ...]:
     return (adaptive,) * normalises + (csr, rows) * is_sparse + CODES * bool(job.compress)
 
 
-def compiled(name: str, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()) -> Any:
-    """Load the arithmetic, and `more` families of kernels; the first rank of each host compiles it while the others sleep, then load its cache (Collective on comm).
+def compiled(job: Job, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()) -> Any:
+    """Load the arithmetic for the job's type, and `more` families of kernels; what a host lacks its first rank compiles while the others sleep (Collective on comm).
 
     That rank also finds the folder of the cache for all of them. Another job that compiles the same is waited for by a lock, see `cache.once`.
     """
-    leads = comm.host.rank == 0
+    name, leads = job.backend, comm.host.rank == 0
     if name == "numba":
         said = cache.prepare() if leads else ""
         if said and comm.rank == 0 and not quiet:
             say(said)
         if path := comm.host.bcast(os.environ[cache.VARIABLE] if leads else None, 0):
             cache.use(path)
-    if leads:
-        if comm.rank == 0 and name == "numba" and not quiet and not is_compiled(*more):
-            say("compiling kernels, once for this machine: up to half a minute; `python -m mpidml warm` does it beforehand ...")
-        backend(name).load(*more)
-    comm.host.Barrier()
-    backend(name).load(*more)
-    return backend(name)
+    if comm.host.bcast(name == "numba" and not is_compiled(*more) if leads else None, 0):
+        if leads:
+            if comm.rank == 0 and not quiet:
+                say("compiling kernels, once for this machine: up to half a minute; `python -m mpidml warm` does it beforehand ...")
+            backend(name).load(*more)
+        comm.host.Barrier()
+    found = backend(name)
+    found.load(*more)
+    found.fetch(np.dtype(job.dtype).str[1:])
+    return found

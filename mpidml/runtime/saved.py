@@ -123,7 +123,7 @@ class Saved(NamedTuple):
 
 
 def open_run(folder: str, comm: CountedComm, backend: Any) -> Saved:
-    """Open a run's folder (Collective on comm). The first rank of each host reads the weights; `backend(name)` gives the arithmetic.
+    """Open a run's folder (Collective on comm). The first rank of each host reads the weights; `backend(job)` gives the arithmetic.
 
     UserError where it is no folder of a run, the run has not ended, or a file is damaged.
     """
@@ -131,7 +131,7 @@ def open_run(folder: str, comm: CountedComm, backend: Any) -> Saved:
     leads = comm.host.rank == 0
     job = agree(comm, lambda: _job(path))
     known = agree(comm, lambda: _known(path))
-    numbers = backend(job.backend)
+    numbers = backend(job)
     net = agree(comm, lambda: _net(job, known, numbers))
     tensors = agree(comm, lambda: _tensors(path, net) if leads else None)
     scaling = None if tensors is None else {name: array for name, array in tensors.items() if name not in net.params.shapes}
@@ -155,7 +155,7 @@ def _targets(scaling: Any, name: str) -> Targets:
 def open_model(folder: str) -> Model:
     """Open a run's folder in this process alone, for programs that take its model elsewhere; UserError as `open_run`."""
     alone = CountedComm(MPI.COMM_SELF)
-    saved = open_run(folder, alone, kernels)
+    saved = open_run(folder, alone, lambda job: kernels(job.backend))
     model = Model(saved.net, saved.w.copy(), saved.scaler, saved.targets, saved.known.heads)
     alone.free()
     return model

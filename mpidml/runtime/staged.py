@@ -129,7 +129,7 @@ class Staged(Serverless):
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
         net, comm = self.net, self.comm
         if self.n_parts > 1 or self.cut_layers:  # before the clock runs
-            compiled(self.job.backend, comm, True, (split,))
+            compiled(self.job, comm, True, (split,))
         abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)

@@ -134,7 +134,7 @@ def _keep_costs(study: Study, job: Job, comm: CountedComm) -> None:
 def _layers(job: Job, comm: CountedComm) -> dict[str, Any]:
     """Return on rank 0 what the layers of the network cost there, the others sleep."""
     data = load(job, comm)
-    net = build_net(job, data, compiled(job.backend, comm, True))
+    net = build_net(job, data, compiled(job, comm, True))
     found: dict[str, Any] = {}
     if comm.rank == 0:
         _, after = make_chain(job.optimizer, job.rate).split()

@@ -103,11 +103,11 @@ class Run:
         self.data = data = load(job, comm, arrays, start)
         self.held.callback(data.close)
         check_target(job, data)
-        arithmetic = compiled(job.backend, comm, quiet)
+        arithmetic = compiled(job, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic))
         sparse_rows.check(job, data, self.strategy)
         if more := beyond(job, data.is_sparse):  # before the clock runs
-            compiled(job.backend, comm, quiet, more)
+            compiled(job, comm, quiet, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None
