@@ -58,7 +58,7 @@ def kernel(signature: str, fastmath: set[str] = ELEMENTWISE) -> Callable[[Callab
         kernel: Any = compiled(function)
         kernel.declared = {real: re.sub(r"\bT\b", real, signature) for real in REALS}
         # Numba calls the first, and then its result, where nothing is compiled yet; the second, and then looks again, where nothing that is fits.
-        kernel._compile_for_args = functools.partial(_take_all, kernel)
+        kernel._compile_for_args = functools.partial(_first, kernel)
         kernel._search_new_conversions = functools.partial(_search, kernel)
         return kernel
 
@@ -72,16 +72,20 @@ def take(module: ModuleType, reals: Sequence[str] = REALS) -> None:
             _take(kernel, reals)
 
 
-def _take_all(kernel: Any, *_: Any) -> Any:
-    _take(kernel, REALS)
+def _first(kernel: Any, *arguments: Any) -> Any:
+    _take(kernel, _reals(arguments) or REALS)
     return kernel
 
 
 def _search(kernel: Any, *arguments: Any) -> bool:
-    if kernel.declared:
-        _take(kernel, REALS)
-        return True
-    return bool(type(kernel)._search_new_conversions(kernel, *arguments))
+    """Take what fits, and say whether Numba is to look again: it has to learn, too, that an array may pass for one that is only read."""
+    missing = [real for real in _reals(arguments) if real in kernel.declared]
+    _take(kernel, missing)
+    return bool(type(kernel)._search_new_conversions(kernel, *arguments)) or bool(missing)
+
+
+def _reals(arguments: Sequence[Any]) -> list[str]:
+    return [real for real in REALS if any(getattr(given, "dtype", None) == real for given in arguments)]
 
 
 def _take(kernel: Any, reals: Sequence[str]) -> None:

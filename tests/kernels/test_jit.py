@@ -26,25 +26,33 @@ def doubled(kernel, dtype):
     return out.tolist() == [0, 2, 4, 6, 8]
 
 
-def test_what_is_declared_costs_nothing_until_it_is_called(twice):
+def test_each_type_is_taken_when_it_is_met(twice):
     assert n_taken(twice) == 0
+    assert doubled(twice, np.float32) and n_taken(twice) == 1
+    assert doubled(twice, np.float32) and n_taken(twice) == 1
+    assert doubled(twice, np.float64) and n_taken(twice) == 2
+
+
+def test_one_type_alone_can_be_taken_before_it_is_met(twice):
+    jit.take(module, ["f8"])
+    assert n_taken(twice) == 1 and doubled(twice, np.float64) and n_taken(twice) == 1
     assert doubled(twice, np.float32) and n_taken(twice) == 2
-    assert doubled(twice, np.float64) and n_taken(twice) == 2
-
-
-def test_one_type_alone_can_be_taken_and_the_other_comes_when_it_is_met(twice):
-    jit.take(module, ["f4"])
-    assert n_taken(twice) == 1 and doubled(twice, np.float32) and n_taken(twice) == 1
-    assert doubled(twice, np.float64) and n_taken(twice) == 2
 
 
 @pytest.mark.parametrize("first", [[], ["f4"], ["f4", "f8"]], ids=str)
 def test_other_types_are_refused_and_nothing_is_compiled_for_them(twice, first):
     jit.take(module, first)
-    for a in (np.arange(5), np.arange(10, dtype=np.float32)[::2]):
+    for a in (np.arange(5), np.arange(10, dtype=np.float32)[::2], np.arange(10.0)[::2]):
         with pytest.raises(TypeError, match="No matching definition"):
             twice(a, a.copy())
-    assert n_taken(twice) == 2 and doubled(twice, np.float32)
+    assert n_taken(twice) == 2 and doubled(twice, np.float32) and doubled(twice, np.float64)
+
+
+def test_an_array_that_can_only_be_read_is_taken_too(twice):
+    a, out = np.arange(5, dtype=np.float32), np.zeros(5, np.float32)
+    a.flags.writeable = False
+    twice(a, out)
+    assert out[4] == 8 and n_taken(twice) == 1
 
 
 def test_a_kernel_without_the_hook_would_compile_for_whatever_it_meets(twice):
