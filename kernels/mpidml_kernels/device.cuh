@@ -72,3 +72,6 @@ __device__ __forceinline__ unsigned counter_of_row(unsigned long long key, long 
     const unsigned row = scrambled((unsigned)id + (unsigned)key);
     return scrambled((row ^ (unsigned)(id >> 32)) + (unsigned)(key >> 32));
 }
+
+// The elements j of a row of n that a block takes together.
+#define FOR_EACH_IN_ROW(j, n) for (Index j = threadIdx.x; j < (n); j += blockDim.x)
