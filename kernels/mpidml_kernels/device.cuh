@@ -72,3 +72,28 @@ __device__ __forceinline__ unsigned counter_of_row(unsigned long long key, long 
     const unsigned row = scrambled((unsigned)id + (unsigned)key);
     return scrambled((row ^ (unsigned)(id >> 32)) + (unsigned)(key >> 32));
 }
+
+// The elements j of a row of n that a block takes together.
+#define FOR_EACH_IN_ROW(j, n) for (Index j = threadIdx.x; j < (n); j += blockDim.x)
+
+// The first place from lo to hi of sorted values that holds none below `key`; hi if all are.
+__device__ __forceinline__ Index first_not_below(const long long* values, Index lo, Index hi, long long key)
+{
+    while (lo < hi) {
+        const Index middle = (lo + hi) / 2;
+        if (values[middle] < key) lo = middle + 1;
+        else hi = middle;
+    }
+    return lo;
+}
+
+// Of n sorted keys, a row's number above `bits` bits: where the run of keys of one row ends that holds `last`; few steps for a short run.
+__device__ __forceinline__ Index end_of_run(const long long* keys, Index last, Index n, int bits)
+{
+    const long long row = keys[last] >> bits;
+    Index step = 1;
+    for (; last + step < n && keys[last + step] >> bits == row; step *= 2) last += step;
+    while (step /= 2)
+        if (last + step < n && keys[last + step] >> bits == row) last += step;
+    return last + 1;
+}

@@ -33,9 +33,12 @@ class Gpu:
         self.functions: dict[tuple[str, str, str], Any] = {}
         self.scratches: dict[tuple[str, str], Any] = {}
 
-    def launch(self, family: str, name: str, grid: Size, block: Size, *arguments: Any, shared_nbytes: int = 0) -> None:
-        """Start kernel `name` of a family's file for the real type of the arguments; TypeError or OverflowError for one that does not fit."""
-        real = self._real(name, arguments)
+    def launch(self, family: str, name: str, grid: Size, block: Size, *arguments: Any, real: str = "", shared_nbytes: int = 0) -> None:
+        """Start kernel `name` of a family's file for the real type of the arguments, or for `real`, "f4" or "f8", where none of them has one.
+
+        TypeError or OverflowError for an argument that does not fit.
+        """
+        real = real or self._real(name, arguments)
         function, parameters = self._function(family, name, real)
         if len(arguments) != len(parameters):
             raise TypeError(f"{name} takes {len(parameters)} arguments, {len(arguments)} given")

@@ -117,8 +117,8 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
-def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
+def assert_noticed(monkeypatch, families, given, where, name, old, new, said):
+    """Replace `old` in the file of a family, or in "device"; then kernel `name` differs from its reference (or not: None), or the shim says `said`."""
     header, code = (
         (FOLDER / "device.cuh").read_text().replace("#pragma once", ""),
         (FOLDER / where / "gpu.cu").read_text() if where != "device" else "",
@@ -130,12 +130,10 @@ def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
         return Module(source.replace('#include "device.cuh"', header if code else header.replace(old, new)), real, **how)
 
     monkeypatch.setattr(cupy_double, "Module", build)
-    kernel = getattr(REFERENCE, name)
-    given = arguments(kernel, 1000, np.float32) if name in update.LAWS else of_rows(kernel)
     here, there = ([a.copy() if isinstance(a, np.ndarray) else a for a in given] for _ in range(2))
     with np.errstate(all="ignore"):
-        expected = kernel(*here)
-    broken = on_shim("forward", *FAMILIES)
+        expected = getattr(REFERENCE, name)(*here)
+    broken = on_shim("forward", *families)
     if said in (None, "differs"):
         got = getattr(broken, name)(*there)
         pairs = [*zip(there, here, strict=True), *([(got, expected)] if expected is not None else [])]
@@ -144,3 +142,9 @@ def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
     with pytest.raises(KernelError) as error:
         getattr(broken, name)(*there)
     assert re.search(said, str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
+def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
+    given = arguments(getattr(REFERENCE, name), 1000, np.float32) if name in update.LAWS else of_rows(getattr(REFERENCE, name))
+    assert_noticed(monkeypatch, FAMILIES, given, where, name, old, new, said)

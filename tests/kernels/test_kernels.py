@@ -22,7 +22,9 @@ ON_GPU = [family for family in FAMILIES if (files(family) / "gpu.cu").is_file() 
 orders = itertools.cycle(ORDERS)
 on_device = functools.cache(lambda order: on_shim(order, *ON_GPU))
 DTYPES = [np.float32, np.float64]
+EVERYWHERE = [*BACKENDS, *([on_device("shuffle")] if ON_GPU else [])]
 both = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+everywhere = pytest.mark.parametrize("backend", EVERYWHERE, ids=lambda b: b.name)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 
 SHAPES = [(0, 3), (1, 1), (1, 7), (5, 1), (3, 16), (33, 65)]
@@ -448,7 +450,7 @@ def test_what_l1_holds_at_zero_is_zero_to_the_bit(backend, dtype):
     assert 20 < np.count_nonzero(out == 0) < 180 and np.array_equal(w + change == 0, out == 0)
 
 
-@both
+@everywhere
 @types
 def test_rows_are_gathered_and_repeated_rows_accumulate_in_order(backend, dtype):
     table, ids = array((6, 5), dtype), np.array([4, 0, 4, 4, 2])
@@ -468,7 +470,7 @@ def test_rows_are_gathered_and_repeated_rows_accumulate_in_order(backend, dtype)
     assert np.array_equal(got, expected)
 
 
-@both
+@everywhere
 @types
 def test_embedded_columns_are_rows_of_the_table_and_their_gradient_adds_up(backend, dtype):
     x = np.array([[0.5, 2, 7, 0], [1.5, 0, 8, 1], [2.5, 2, 9, 0]], dtype)  # columns 1 and 3 hold codes of 3 and 2 categories
@@ -509,7 +511,7 @@ def test_products_with_sparse_rows_agree_with_the_reference(shape, fill, dtype):
         assert_close(g, start + x.T @ d, dtype, (m + 1) * np.abs(x).max(initial=1))
 
 
-@both
+@everywhere
 def test_the_gradient_of_a_sparse_product_is_its_transpose_and_adds_up(backend):
     csr, _ = sparse_rows(20, 13, np.float64, "random")
     table, d, out, g = array((13, 4), np.float64), array((20, 4), np.float64, seed=1), np.empty((20, 4)), np.zeros((13, 4))
@@ -521,7 +523,7 @@ def test_the_gradient_of_a_sparse_product_is_its_transpose_and_adds_up(backend):
     assert not np.allclose(unbuffered, g)
 
 
-@both
+@everywhere
 @types
 @pytest.mark.parametrize("listed", [[], [3], [1, 1], [5, 0, 17, 5, 11]], ids=str)
 def test_rows_are_taken_with_their_columns_numbered_as_they_come(backend, dtype, listed):
@@ -553,13 +555,13 @@ def test_layer_norm_agrees_with_the_reference(shape, fill, dtype):
     d = array(shape, dtype, seed=3)
     sums = np.empty(shape[1], dtype), np.empty(shape[1], dtype)
     eps = float(np.finfo(dtype).eps)
-    expected, got = (run(backend, "layer_norm_backward", (d, x, stats, gain, *sums))[1] for backend in BACKENDS)
-    for a, b in zip(got, expected, strict=True):  # an inverse deviation may be large, so errors are measured by it
+    expected, *found = (run(backend, "layer_norm_backward", (d, x, stats, gain, *sums))[1] for backend in (REFERENCE, *candidates("layer_norm_backward")))
+    for a, b in ((a, b) for got in found for a, b in zip(got, expected, strict=True)):  # an inverse deviation may be large, so errors are measured by it
         np.testing.assert_allclose(a, b, rtol=100 * eps, atol=50 * eps * (1 + np.nanmax(np.abs(stats[:, 1]), initial=0)) * (1 + shape[0]))
 
 
 @pytest.mark.bench
-@both
+@everywhere
 @types
 def test_layer_norm_and_its_gradients_equal_those_of_torch(backend, dtype):
     import torch
