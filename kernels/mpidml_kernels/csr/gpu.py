@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpidml_kernels.launch import BLOCK, COLUMNS, MOST_BLOCKS, ROWS, Gpu, blocks, tiles
-from mpidml_kernels.rows.gpu import sort, bits_of
+from mpidml_kernels.rows.gpu import bits_of, sort
 
 
 def csr_take(
