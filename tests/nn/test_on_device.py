@@ -4,6 +4,7 @@ import inspect
 import itertools
 import pickle
 import textwrap
+from importlib import util
 
 import mpidml_kernels
 import numpy as np
@@ -14,6 +15,8 @@ from mpidml.nn import on_device
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.dense import Dense
 from mpidml.nn.layers.dropout import Dropout
+from mpidml.nn.layers.embedding import Embedding
+from mpidml.nn.layers.layer_norm import LayerNorm
 from mpidml.nn.losses.base import make_loss
 from mpidml.nn.models import connect
 from mpidml.nn.on_device import OnDevice
@@ -50,7 +53,12 @@ NETS = {
     "squares": lambda: ([Dense(7, "relu"), Dense()], "squared_error", ()),
     "hinge": lambda: ([Dense(4, "softplus"), Dense()], "hinge:0.5", ()),
     "heads": lambda: ([Dense(7, "relu"), Dropout(0.2)], "cross_entropy", heads()),
+    "norm": lambda: ([Dense(7, "relu"), LayerNorm(), Dense()], "cross_entropy", ()),
+    "codes": lambda: ([Embedding([1, 4], 3, rows=4), Dense(5, "tanh"), Dense()], "cross_entropy", ()),
 }
+HAS_KERNELS = {"norm": "norm", "codes": "rows"}
+NETS = {name: net for name, net in NETS.items() if name not in HAS_KERNELS or util.find_spec(f"mpidml_kernels.{HAS_KERNELS[name]}.gpu")}
+"""Layers join as soon as their kernels exist as CUDA C."""
 
 
 def pair(name, dtype):
@@ -67,6 +75,7 @@ def pair(name, dtype):
 def rows_of(net, seed, n=40):
     random = np.random.default_rng(seed)
     x, labels = random.normal(size=(n, N_FEATURES)).astype(net.dtype), random.integers(3, size=n)
+    x[:, [1, 4]] = random.integers(4, size=(n, 2))  # codes
     return x, np.column_stack([labels, random.normal(size=(n, 2))]) if net.given_heads else labels
 
 
