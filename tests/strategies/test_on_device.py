@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from importlib import util
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mpidml.runtime import net as nets
 from mpidml.strategies import base
 from tests.nn.test_on_device import TOLERANCE, device
 from tests.shim import cupy_double
+from tests.strategies.test_identities import NET
 from tests.training import trained
 
 JOB = Job(data="digits", hidden=(24, 16), steps=6, batch=50, dtype="float64", backend="numpy", seed=3, report=False, wait_limit=60.0)
@@ -31,6 +33,16 @@ WAYS = {
     "pipeline, recomputing": {"strategy": "pipeline", "microbatches": 5, "recompute": True, "schedule": "gpipe", "dropout": 0.2},
     "squares": {"strategy": "data_parallel", "loss": "squared_error", "activation": "gelu", "collective": "rabenseifner"},
 }
+WHOLE = {"model": "net.toml", "hidden": Job.hidden, "collective": "ring"}
+WAYS |= {
+    "tensor, outputs in parts": {"strategy": "tensor", "collective": "ring", "dropout": 0.2, "label_smoothing": 0.1, "class_weights": "balanced"},
+    "every layer": {"strategy": "data_parallel", **WHOLE},
+    "every layer, in stages": {"strategy": "pipeline", "model": "net.toml", "hidden": Job.hidden, "microbatches": 3},
+    "every layer, in parts": {"strategy": "tensor", **WHOLE},
+    "every layer, mixed": {"strategy": "hybrid", "grid": "data=0", "mix": "embedding=tensor,dense=tensor", **WHOLE},
+}
+if not all(util.find_spec(f"mpidml_kernels.{family}.gpu") for family in ("norm", "rows", "split")):  # they join as soon as their kernels exist
+    WAYS = {way: changes for way, changes in WAYS.items() if way not in ("tensor, outputs in parts", *(name for name in WAYS if name.startswith("every")))}
 SAME = ("samples", "bytes_sent", "messages", "test_accuracy")
 
 
@@ -60,10 +72,14 @@ def agree(got, expected, dtype="float64"):
 @pytest.mark.mpi
 @pytest.mark.parametrize("streams", ["lazy", "eager"])
 @pytest.mark.parametrize("way", WAYS)
-def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, streams):
-    if "mix" in WAYS[way] and comm.size == 1:
+def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, streams, tmp_path):
+    changes = WAYS[way]
+    if "mix" in changes and comm.size == 1:
         return  # one rank has nothing to cut
-    assert agree(*both(comm, monkeypatch, streams, **WAYS[way]))
+    if "model" in changes:  # pixels of the digits are whole numbers, so they can be taken as codes
+        (tmp_path / "net.toml").write_text(NET)
+        changes = {**changes, "model": str(tmp_path / "net.toml")}
+    assert agree(*both(comm, monkeypatch, streams, **changes))
 
 
 MUTANTS = {
