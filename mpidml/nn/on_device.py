@@ -6,6 +6,7 @@
     compute   | put | forward | losses | backward: last layer | ... | first layer |      the current stream
 
 All of a pass is given to the device at once; then the host waits, for one range after the other where it reports them, else for the end alone.
+Kernels are launched one by one: a pass is no CUDA graph, since CuPy (14.2) refuses cuBLAS's products while a stream is captured.
 """
 
 from __future__ import annotations

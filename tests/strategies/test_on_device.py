@@ -14,6 +14,7 @@ from mpidml.runtime import net as nets
 from mpidml.strategies import base
 from tests.nn.test_on_device import TOLERANCE, device
 from tests.shim import cupy_double
+from tests.strategies import test_sparse as sparse
 from tests.strategies.test_identities import NET
 from tests.training import trained
 
@@ -80,6 +81,18 @@ def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, str
         (tmp_path / "net.toml").write_text(NET)
         changes = {**changes, "model": str(tmp_path / "net.toml")}
     assert agree(*both(comm, monkeypatch, streams, **changes))
+
+
+@pytest.mark.mpi
+def test_behind_a_first_product_of_sparse_rows_the_rest_runs_on_the_device(comm, monkeypatch):
+    ways = [{"model": "mlp", "hidden": (9, 7), "sync": "bsp"}]
+    if util.find_spec("mpidml_kernels.csr.gpu"):  # where all rows are scored at once
+        ways.append({"model": "mlp", "hidden": (9,), "activation": "gelu", "dropout": 0.3, "validate": 0.2, "epochs": 3, "steps": 0})
+    expected = [sparse.run(comm, **way) for way in ways]
+    on_device(monkeypatch)
+    with cupy_double.streams("lazy"), cupy_double.threads("forward", checked=False):
+        for way, plain in zip(ways, expected, strict=True):
+            sparse.assert_same(sparse.run(comm, **way), plain)
 
 
 MUTANTS = {
