@@ -2,7 +2,8 @@
 
 Vectors, layers and losses exist as CUDA C, too (`cuda`): nothing of the package runs on a GPU yet, but the kernels are held to the same tests, on the CPU.
 
-A backend is a namespace of all kernels. Outputs are given by the caller; compiled kernels allocate nothing (a reference may use temporaries).
+A backend is a namespace of all kernels, and of what else is done with arrays where they lie (`arrays`).
+Outputs are given by the caller; compiled kernels allocate nothing (a reference may use temporaries).
 Importing this package imports no compiler.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from mpidml_kernels import adaptive, cache, csr, dense, loss, low_rank, norm, packed, rounded, rows, sparse, split, update
+from mpidml_kernels import adaptive, arrays, cache, csr, dense, loss, low_rank, norm, packed, rounded, rows, sparse, split, update
 from mpidml_kernels.kernel import Kernel
 from mpidml_kernels.launch import Gpu
 
@@ -68,14 +69,14 @@ def backend(name: str) -> Backend:
         raise ValueError(f"backend: there is no '{name}'; choose one of: {', '.join(BACKENDS)}")
     if name == "numba":
         cache.prepare()
-    kernels = Backend(name=name)
+    kernels = Backend(name=name, **arrays.of_numpy())
     kernels.load(*AT_ONCE)
     return kernels
 
 
 def cuda(cupy: Any, *families: ModuleType) -> Backend:
     """Return the kernels for arrays of `cupy` on the current device, of all families or of these; each file is compiled at its first launch."""
-    kernels = Backend(name=GPU, gpu=Gpu(cupy))
+    kernels = Backend(name=GPU, gpu=Gpu(cupy), **arrays.of_cupy(cupy))
     kernels.load(*(families or AT_ONCE))
     return kernels
 

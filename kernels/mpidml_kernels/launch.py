@@ -6,7 +6,10 @@ and an array of another type, of another device or with gaps is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -32,6 +35,20 @@ class Gpu:
         self.parameters: dict[tuple[str, str], dict[str, tuple[Parameter, ...]]] = {}
         self.functions: dict[tuple[str, str, str], Any] = {}
         self.scratches: dict[tuple[str, str], Any] = {}
+        self.total_at: Any = None
+
+    @functools.cached_property
+    def copies(self) -> Any:
+        """The stream of what goes to the host while the current stream computes; it waits for no other stream unasked."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    def pinned(self, shape: Size, dtype: Any) -> np.ndarray[Any, Any]:
+        """Return zeros in host memory that stays where it is, so that it is copied without the host's help. Taking it is slow: keep it."""
+        n = int(np.prod(shape))
+        memory = self.cupy.cuda.alloc_pinned_memory(max(1, n) * np.dtype(dtype).itemsize)
+        array = np.frombuffer(memory, dtype, max(1, n))[:n].reshape(shape)
+        array[...] = 0
+        return array
 
     def launch(self, family: str, name: str, grid: Size, block: Size, *arguments: Any, real: str = "", shared_nbytes: int = 0) -> None:
         """Start kernel `name` of a family's file for the real type of the arguments, or for `real`, "f4" or "f8", where none of them has one.
@@ -53,10 +70,19 @@ class Gpu:
         return found
 
     def total(self, sums: Any, n: int) -> float:
-        """Return the sum of the first n float64 of `sums`; waits for the device."""
-        out = self.scratch("total", 1, "f8")
+        """Return the sum of the first n float64 of `sums`; waits for the device. Within `totals_at` nobody waits, and NaN is returned."""
+        out = self.scratch("total", 1, "f8") if self.total_at is None else self.total_at
         self.launch("update", "sum_up", 1, BLOCK, sums, out, n)
-        return float(out.get()[0])
+        return float(out.get()[0]) if self.total_at is None else math.nan
+
+    @contextmanager
+    def totals_at(self, out: Any) -> Iterator[None]:
+        """Have kernels that return a sum leave it in `out`, float64 (1,) on the device; a kernel that finds nothing to sum leaves it as it is."""
+        self.total_at = out
+        try:
+            yield
+        finally:
+            self.total_at = None
 
     def _real(self, name: str, arguments: tuple[Any, ...]) -> str:
         for given in arguments:

@@ -63,9 +63,9 @@ class Answers:
         self.head, self.y, self.targets = head, y, targets
 
     @classmethod
-    def of(cls, head: Head, m: int, dtype: Any) -> Answers:
-        """Return room for m rows."""
-        return cls(head, np.zeros(m, np.int64), np.zeros((m, head.n_outputs), dtype) if head.loss.from_values else None)
+    def of(cls, head: Head, m: int, dtype: Any, backend: Any) -> Answers:
+        """Return room for m rows, where the arrays of `backend` lie."""
+        return cls(head, backend.zeros(m, np.int64), backend.zeros((m, head.n_outputs), dtype) if head.loss.from_values else None)
 
     def first(self, m: int) -> Answers:
         """Return the same memory for its first m rows."""

@@ -12,12 +12,14 @@ from numpy.typing import DTypeLike
 
 from mpidml.core import rng
 from mpidml.core.csr import Csr
+from mpidml.core.device import CPU, Device
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
 from mpidml.core.plugins import name_of
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
+from mpidml.nn.on_device import OnDevice
 from mpidml.nn.split.loss import Ending
 from mpidml.nn.step import Buffers, Memory, Step
 
@@ -30,17 +32,19 @@ class Network:
     With `heads` the layers are a trunk, and each head's layers follow, `heads.<name>.<i>.<tensor>`; outputs of all heads lie side by side, and the
     loss is the sum of weight x loss. Without, the chain is the one head. `sources[i]`: the layer whose output layer i takes, -1 for the rows.
 
-    Arithmetic is that of `backend`, a namespace of kernels; dtype is float32 or float64. Set `split` before the first `bind` to compute the
+    Arithmetic is that of `backend`, a namespace of kernels, or in passes and scores that of the `device` where it has kernels of its own; all arrays that
+    come and go are the host's. dtype is float32 or float64. Set `split` before the first `bind` to compute the
     first layer's weight gradient, which is finished last, in two parts, so that little is left to travel at the end (it takes about 2% longer).
     """
 
     def __init__(
-        self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any, heads: Sequence[Head] = ()
-    ) -> None:
+        self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any, heads: Sequence[Head] = (),
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
         """Connect the layers; ValueError, opened by the layer's number and type, where one does not fit. With heads, `loss` is that of the first."""
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise UserError(f"dtype: a network computes in float32 or float64, not {np.dtype(dtype)}; choose one of them")
-        self.n_features, self.loss, self.dtype, self.backend = n_features, loss, np.dtype(dtype), backend
+        self.n_features, self.loss, self.dtype, self.backend, self.device = n_features, loss, np.dtype(dtype), backend, device
         self.n_outputs, self.given_heads = n_outputs, tuple(heads)
         self.heads = self.given_heads or (Head("", tuple(layers), n_outputs, loss),)
         self.endings = [Ending(head.loss, head.n_outputs) for head in self.heads]
@@ -62,8 +66,8 @@ class Network:
         self.random = any(layer.random for layer in self.layers)
         self.split = False
         self._memory: dict[int, Memory] = {}  # of each slot, for the most rows so far
-        self._steps: dict[tuple[int, int, int, int], Step] = {}
-        self._bound: dict[tuple[int, int, int, int], tuple[Step, Array, Array]] = {}  # by id, which holds while the arrays are kept here
+        self._steps: dict[tuple[int, int, int, int], Step | OnDevice] = {}
+        self._bound: dict[tuple[int, int, int, int], tuple[Step | OnDevice, Array, Array]] = {}  # by id, which holds while the arrays are kept here
 
     def _connect(self, layers: Sequence[Layer], prefix: str, where: str, source: int, n_outputs: int | None = None) -> None:
         """Add a chain of layers that takes the output of layer `source`, and ends in `n_outputs` where they are given."""
@@ -82,7 +86,7 @@ class Network:
                 place += 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle what the network is, without the buffers of its steps."""
+        """Copy and pickle what the network is, without the buffers of its steps; a copy computes on the CPU."""
         layers = self.trunk if self.given_heads else self.layers
         return _again, (layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name, self.given_heads)
 
@@ -117,7 +121,7 @@ class Network:
         """Count the floating-point operations of forward and backward for m rows."""
         return sum(head.loss.flops(m, head.n_outputs) for head in self.heads) + sum(layer.flops(m, wants_dx=i > self.first) for i, layer in enumerate(self.layers))
 
-    def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step:
+    def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step | OnDevice:
         """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long; made once and kept.
 
         Steps of one slot share their inputs and activations, which have room for the most rows bound so far: fill, run, then go to the next.
@@ -135,10 +139,12 @@ class Network:
                     raise ValueError(f"{name}: {flat.dtype} of shape {flat.shape} is not a contiguous, aligned {self.dtype} array of {self.n_params}")
             if slot not in self._memory or m > self._memory[slot].m:
                 self._forget(slot)
-                self._memory[slot] = Memory(m)
+                self._memory[slot] = Memory(m, self.backend)
             if len(self._steps) >= N_STEPS_KEPT:
                 del self._steps[next(iter(self._steps))]
-            step = self._steps[key] = Step(self, Buffers(self, m, self._memory[slot]), w, g)
+            memory = self._memory[slot]
+            step = Step(self, Buffers(self, m, memory), w, g) if self.device.kernels is None else OnDevice(self, m, memory, w, g)
+            self._steps[key] = step
         if len(self._bound) >= N_STEPS_KEPT:
             self._bound.clear()
         self._bound[same] = step, w, g
@@ -192,25 +198,31 @@ class Network:
     def _blocks(self, w: Array, x: Any, block: int) -> Iterator[tuple[int, list[Array]]]:
         """Yield (first row, outputs of each head) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
+        backend = self.backend if self.device.kernels is None else self.device.kernels
+        w = backend.here(w)
         is_sparse = isinstance(x, Csr)  # then the first layer, a dense one, multiplies what is stored
-        buffers = {-1: np.empty((size, 0 if is_sparse else self.n_features), self.dtype)}
+        if is_sparse:
+            starts, columns, values = map(backend.here, x.arrays)
+            x = Csr(starts, columns, values, x.n_features)
+        buffers = {-1: backend.zeros((size, 0 if is_sparse else self.n_features), self.dtype)}
         chain = []
         for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
             if layer.training_only:
                 buffers[i] = buffers[source]
                 continue
-            buffers[i] = np.empty((size, layer.n_out), self.dtype)
-            chain.append((layer, self.layer_views(i, w), layer.kept(size, self.dtype), source, buffers[i]))
+            buffers[i] = backend.zeros((size, layer.n_out), self.dtype)
+            kept = [backend.here(buffer) for buffer in layer.kept(size, self.dtype)]
+            chain.append((layer, self.layer_views(i, w), kept, source, buffers[i]))
         for lo in range(0, len(x), block):
             n = min(block, len(x) - lo)
             rows: Any = x[lo : lo + block] if is_sparse else buffers[-1][:n]
             if not is_sparse:
-                rows[...] = x[lo : lo + block]
+                backend.put(rows, x[lo : lo + block])
             for layer, parameters, kept, source, out in chain:
                 a = Pass(buffers[source][:n] if source >= 0 else rows, out[:n], tuple(buffer[:n] for buffer in kept), parameters)
-                for function, arguments in layer.forward(self.backend, a):
+                for function, arguments in layer.forward(backend, a):
                     function(*arguments)
-            yield lo, [buffers[end][:n] for end in self.ends]
+            yield lo, [backend.host(buffers[end][:n]) for end in self.ends]
 
 
 def _again(layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: str, heads: Sequence[Head]) -> Network:

@@ -27,7 +27,7 @@ class SparseFirst:
         assert isinstance(first, Dense)
         self.n_rows, self.width = first.n_in, first.n_out
         self.n_weight = self.n_rows * self.width
-        self.rest = Network([Behind(first), *net.layers[1:]], self.width, net.n_outputs, net.loss, net.dtype, net.backend)
+        self.rest = Network([Behind(first), *net.layers[1:]], self.width, net.n_outputs, net.loss, net.dtype, net.backend, device=net.device)
 
 
 class Behind(Layer):
@@ -55,7 +55,7 @@ class Behind(Layer):
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that copy the product, then add the bias and activate."""
         sums, *out = (*a.kept, a.out)
-        return [(np.copyto, (sums, a.x)), (getattr(backend, f"bias_{self.activation}"), (sums, a.parameters["bias"], *out))]
+        return [(backend.copy, (sums, a.x)), (getattr(backend, f"bias_{self.activation}"), (sums, a.parameters["bias"], *out))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Undo the activation, which also sums the bias gradient; what is left in `a.d` is the gradient of the product."""

@@ -9,7 +9,6 @@ What a network computes in one piece its stages compute one after the other, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ import numpy as np
 from mpidml.core import rng
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
+from mpidml.nn.on_device import OnDevice, there_of
 from mpidml.nn.split.loss import Ending
 from mpidml.nn.split.part import index_of, is_shared
 from mpidml.nn.split.whole import Parts
@@ -38,11 +38,11 @@ class Identity(Layer):
 
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Copy."""
-        return [(np.copyto, (a.out, a.x))]
+        return [(backend.copy, (a.out, a.x))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Copy back."""
-        return [Group([(np.copyto, (a.dx, a.d))])] if a.dx is not None else []
+        return [Group([(backend.copy, (a.dx, a.d))])] if a.dx is not None else []
 
 
 def n_cuts(net: Network) -> int:
@@ -90,7 +90,7 @@ class Stage:
             tensors.sort(key=lambda tensor: not tensor[2])
         self.params = FlatParams([(full, shape) for full, shape, _ in tensors])
         self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or not has_own)
-        self.dtype, self.backend = net.dtype, net.backend
+        self.dtype, self.backend, self.device = net.dtype, net.backend, net.device
         self.n_params, self.n_out = self.params.size, self.widths[-1]
         names = [full for of in self._names for full in of.values()]
         self.start = min((net.params.slices[name].start for name in names), default=net.start(lo))
@@ -142,26 +142,56 @@ class Stage:
                     found[name in layer.apart].append(self.params.slices[full])
         return found
 
-    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges, total: Array | None = None) -> Step:
+    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges, total: Array | None = None) -> Step | OnDevice:
         """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`; with `total` layers add to that what they can."""
+        if self.device.kernels is not None:
+            early, late = self.gradient_parts()
+            own = [part for parts in self.gradient_parts(adding=True) for part in parts]
+            added = [] if total is None else [part for part in (*early, *late) if part not in own]
+            return OnDevice(self, m, memory, w, g, edges, (early, late), total, added)
         return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx, total)
 
+    def bring(self, w: Array, memory: Memory) -> None:
+        """Bring the weights with which rows are scored to where that is done, before the first of them; on the CPU they are there."""
+        if self.device.kernels is not None:
+            self.device.kernels.put(self._weights(there_of(memory, self.device.kernels)), w)
+
+    def _weights(self, there: Memory) -> Array:
+        """Return where the weights lie on the device."""
+        found: Array = there.once("w", lambda: there.backend.zeros(self.n_params, self.dtype))
+        return found
+
     def scoring(self, m: int, w: Array, memory: Memory, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
-        """Return what scores m rows of `x`, dropout off, with activations in `memory`, and the outputs: of the heads, or `out`, which is filled."""
-        arrays, thunks = {-1: x}, list[Thunk]()
+        """Return what scores m rows of `x`, dropout off, with activations in `memory`, and the outputs: of the heads, or `out`, which is filled.
+
+        On a device the weights are those that `bring` has brought.
+        """
+        kernels = self.device.kernels
+        if kernels is None:
+            return self._scoring(m, w, memory, x, out)
+        there = there_of(memory, kernels)
+        rows = there.rows("x", m, self.n_features, self.dtype)
+        leaves = None if out is None else there.rows("leaves", m, self.n_out, self.dtype)
+        thunks, outs = self._scoring(m, self._weights(there), there, rows, leaves)
+        landed = [memory.rows(("landed", h), m, of.shape[1], self.dtype) for h, of in enumerate(outs)]
+        back: list[tuple[Any, Array]] = [*zip(outs, landed, strict=True), *([] if out is None else [(leaves, out)])]
+        return [(kernels.put, (rows, x)), *thunks, *((of.get, (None, "C", here)) for of, here in back if here.size)], landed
+
+    def _scoring(self, m: int, w: Array, memory: Memory, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
+        backend, arrays, thunks = memory.backend, {-1: x}, list[Thunk]()
         for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
             hands_on = not self.is_last and i == len(self.layers) - 1
             if layer.training_only:
                 arrays[i] = arrays[source]
                 if hands_on:
-                    thunks.append((np.copyto, (out, arrays[i])))
+                    thunks.append((backend.copy, (out, arrays[i])))
                 continue
             arrays[i] = out if hands_on and out is not None else memory.rows(("out", i), m, layer.n_out, self.dtype)
-            kept = layer.lent(memory.once(("kept", i), partial(layer.kept, memory.m, self.dtype)), m)
-            thunks += layer.forward(self.backend, Pass(arrays[source], arrays[i], kept, self.layer_views(i, w)))
+            kept = layer.lent(memory.kept(i, layer, self.dtype), m)
+            thunks += layer.forward(backend, Pass(arrays[source], arrays[i], kept, self.layer_views(i, w)))
         outs = []
         for end, ending in zip(self.ends, self.endings, strict=True):
-            more, whole = ending.whole_outputs(arrays[end])
+            more, whole = ending.whole_outputs(backend, arrays[end])
             thunks += more
             outs.append(whole)
         return thunks, outs

@@ -8,7 +8,7 @@ Where several heads take one output, the last head's gradient of it is written, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from mpidml.core.flat import Array
 from mpidml.nn.heads import Answers
-from mpidml.nn.layers.base import Group, Pass, Thunk
+from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
 
 if TYPE_CHECKING:
     from mpidml.nn.network import Network
@@ -39,10 +39,13 @@ ALONE = Edges()
 
 
 class Memory:
-    """Arrays by name, each made once with room for `m` rows and lent for as many as are asked for."""
+    """Arrays by name, each made once with room for `m` rows and lent for as many as are asked for.
 
-    def __init__(self, m: int) -> None:
-        self.m = m
+    They lie where those of `backend` do, and arithmetic on them is its.
+    """
+
+    def __init__(self, m: int, backend: Any) -> None:
+        self.m, self.backend = m, backend
         self.arrays: dict[Any, Any] = {}
 
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
@@ -53,29 +56,41 @@ class Memory:
 
     def rows(self, name: Any, m: int, width: int, dtype: DTypeLike) -> Array:
         """Return an array (m, width), contiguous."""
-        array: Array = self.once(name, lambda: np.zeros((self.m, width), dtype))
+        array: Array = self.once(name, lambda: self.backend.zeros((self.m, width), dtype))
         return array if m == self.m else array[:m]
 
+    def kept(self, i: int, layer: Layer, dtype: DTypeLike) -> tuple[Array, ...]:
+        """Return the buffers of layer i."""
+        found: tuple[Array, ...] = self.once(("kept", i), lambda: tuple(map(self.backend.here, layer.kept(self.m, dtype))))
+        return found
 
-class Buffers:
+
+class Inputs:
+    """What m rows are to a pass, out of a `memory`: `x`, what each head learns of them, `ids` and `salt`; `y` is that of several heads."""
+
+    def __init__(self, net: Network | Stage, m: int, memory: Memory, x: Array | None = None) -> None:
+        once, backend, dtype = memory.once, memory.backend, net.dtype
+        self.x = memory.rows("x", m, net.n_features, dtype) if x is None else x
+        self.answers = [once(("answers", h), partial(Answers.of, head, memory.m, dtype, backend)).first(m) for h, head in enumerate(net.heads)]
+        self.y = memory.rows("y", m, sum(len(head.columns) for head in net.heads), np.float64)
+        self.ids = once("ids", lambda: backend.here(np.arange(memory.m, dtype=np.int64)))[:m]
+        self.salt = once("salt", lambda: backend.zeros(1, np.uint64))
+
+
+class Buffers(Inputs):
     """Inputs, outputs and their gradients for m rows, out of a `memory` that all steps of a slot share, whatever weights they use and however many rows they have.
 
     `outputs[i]`, `deltas[i]` and `kept[i]` belong to layer i, and so does `inner[i]`, the gradient of its input; that of an output which a loss takes
-    takes its place, and that of the input of a layer that works in place the place of that of its output. `y` is that of several heads.
+    takes its place, and that of the input of a layer that works in place the place of that of its output.
     """
 
     def __init__(self, net: Network | Stage, m: int, memory: Memory, edges: Edges = ALONE) -> None:
-        rows, once, dtype = memory.rows, memory.once, net.dtype
-        self.x = rows("x", m, net.n_features, dtype) if edges.x is None else edges.x
-        self.answers = [once(("answers", h), partial(Answers.of, head, memory.m, dtype)).first(m) for h, head in enumerate(net.heads)]
-        self.y = rows("y", m, sum(len(head.columns) for head in net.heads), np.float64)
-        self.ids = once("ids", lambda: np.arange(memory.m, dtype=np.int64))[:m]
-        self.salt = once("salt", lambda: np.zeros(1, np.uint64))
+        super().__init__(net, m, memory, edges.x)
+        rows, dtype, self.backend = memory.rows, net.dtype, memory.backend
         self.outputs = [
             edges.out if edges.out is not None and i == len(net.widths) - 1 else rows(("out", i), m, width, dtype) for i, width in enumerate(net.widths)
         ]
-        kept = [once(("kept", i), partial(layer.kept, memory.m, dtype)) for i, layer in enumerate(net.layers)]
-        self.kept = [layer.lent(of, m) for layer, of in zip(net.layers, kept, strict=True)]
+        self.kept = [layer.lent(memory.kept(i, layer, dtype), m) for i, layer in enumerate(net.layers)]
         self.deltas, self.inner = list(self.outputs), list(self.outputs)
         if edges.dy is not None:
             self.deltas[-1] = edges.dy
@@ -94,22 +109,46 @@ class Buffers:
                 taken.add(source)
 
 
-class Step:
-    """One pass over m rows with weights `w` and gradient `g`, both flat and kept alive by the step.
+class Given:
+    """What the caller of a pass fills: `x` (m, n_features), `y` int64 (m,), and if the network is random `ids` int64 (m,) and `salt` uint64 (1,), the key of the pass.
 
-    The caller fills `x` (m, n_features), `y` int64 (m,), and if the network is random `ids` int64 (m,) and `salt` uint64 (1,), the key of this pass.
     With a loss that reads values it fills `targets` (m, n_outputs), from labels by `load_labels`. `load` fills them of all heads.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.x, self.ids, self.salt, self.answers = inputs.x, inputs.ids, inputs.salt, inputs.answers
+        if self.answers:
+            self.y, self.targets = inputs.answers[0].y, inputs.answers[0].targets
+        self._columns = inputs.y
+
+    def load_labels(self) -> None:
+        """Fill `targets` from the labels in `y`; nothing to do for a loss that reads `y` itself."""
+        self.answers[0].load_labels()
+
+    def load(self, y: Array, rows: Array) -> None:
+        """Take `rows` of all labels, int64 (n,), of all targets (n, n_outputs) in the network's dtype, or of the columns of several heads, float64."""
+        if self._columns.shape[1]:
+            y.take(rows, 0, self._columns, "clip")
+            for each in self.answers:
+                each.load(self._columns)
+        elif y.ndim == 1:
+            y.take(rows, 0, self.y, "clip")
+            self.load_labels()
+        else:
+            y.take(rows, 0, self.targets, "clip")
+
+
+class Step(Given):
+    """One pass over m rows with weights `w` and gradient `g`, both flat and kept alive by the step; all arrays lie where the buffers do.
+
     `left`: where the gradient of the input is to be left, if somebody wants it. `total`: to which gradients are added that layers can add; they do not
     come to `g`.
     """
 
     def __init__(self, net: Network | Stage, buffers: Buffers, w: Array, g: Array, left: Array | None = None, total: Array | None = None) -> None:
+        super().__init__(buffers)
         self.w, self.g = w, g
-        self.x, self.ids, self.salt, self.answers = buffers.x, buffers.ids, buffers.salt, buffers.answers
-        if self.answers:
-            self.y, self.targets = buffers.answers[0].y, buffers.answers[0].targets
-        self._columns = buffers.y
-        backend, deltas = net.backend, buffers.deltas
+        backend, deltas = buffers.backend, buffers.deltas
         self.delta = deltas[0]  # the gradient of the first layer's output, as its backward leaves it
         self.forward: list[Group] = []
         self.backward: list[Group] = []
@@ -128,12 +167,12 @@ class Step:
                     groups.append(Group([(backend.add, (deltas[source].reshape(-1), dx.reshape(-1)))]))
                 self.backward[:0] = groups
         if left is not None and left is not buffers.inner[0]:  # a layer that works in place has left it where it was
-            self.backward.append(Group([(np.copyto, (left, buffers.inner[0]))]))
-        self._forward = _flat(self.forward)
-        self._backward = _flat(self.backward)
-        self.weight_thunks = _flat([group for group in self.backward if group.apart])
-        self.input_thunks = _flat([group for group in self.backward if not group.apart])
-        self._losses = [
+            self.backward.append(Group([(backend.copy, (left, buffers.inner[0]))]))
+        self._forward = flat(self.forward)
+        self._backward = flat(self.backward)
+        self.weight_thunks = flat([group for group in self.backward if group.apart])
+        self.input_thunks = flat([group for group in self.backward if not group.apart])
+        self.losses = [
             (head.weight, ending.bind(backend, buffers.outputs[end], of.read))
             for head, ending, end, of in zip(net.heads, net.endings, net.ends, buffers.answers, strict=True)
         ]
@@ -174,7 +213,7 @@ class Step:
     def lose(self, scale: float) -> float:
         """Return the sum of the losses after a forward pass, and leave its gradient where the backward pass begins."""
         loss = 0.0
-        for weight, lose in self._losses:
+        for weight, lose in self.losses:
             loss += weight * lose(scale * weight)
         return loss
 
@@ -190,22 +229,7 @@ class Step:
             progress(group.lo, group.hi)
         return loss
 
-    def load_labels(self) -> None:
-        """Fill `targets` from the labels in `y`; nothing to do for a loss that reads `y` itself."""
-        self.answers[0].load_labels()
 
-    def load(self, y: Array, rows: Array) -> None:
-        """Take `rows` of all labels, int64 (n,), of all targets (n, n_outputs) in the network's dtype, or of the columns of several heads, float64."""
-        if self._columns.shape[1]:
-            y.take(rows, 0, self._columns, "clip")
-            for each in self.answers:
-                each.load(self._columns)
-        elif y.ndim == 1:
-            y.take(rows, 0, self.y, "clip")
-            self.load_labels()
-        else:
-            y.take(rows, 0, self.targets, "clip")
-
-
-def _flat(groups: list[Group]) -> tuple[Thunk, ...]:
+def flat(groups: Sequence[Group]) -> tuple[Thunk, ...]:
+    """Return the calls of several groups, one after the other."""
     return tuple(thunk for group in groups for thunk in group.thunks)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.role import Array
+from mpidml.nn.on_device import OnDevice
 from mpidml.nn.stage import Stage
 from mpidml.nn.step import Edges, Memory, Step
 from mpidml.runtime.scoring import BLOCK
@@ -28,16 +29,16 @@ class Held:
         self.stage, self.number, self.store, self.gradient = stage, number, store, gradient
         self.every, self.n_slots, self.recomputes = every, n_slots, recomputes
         self.taken, self.given, self.taken_back, self.given_back = channels
-        self.memory = [Memory(m) for _ in range(1 if recomputes else n_slots)]
+        self.memory = [Memory(m, stage.backend) for _ in range(1 if recomputes else n_slots)]
         self.inputs = None if self.taken is not None else np.zeros((n_slots, max(m, BLOCK), stage.n_features), stage.dtype)
-        self.scored = Memory(BLOCK)
+        self.scored = Memory(BLOCK, stage.backend)
         self.summand = np.zeros(stage.n_params, stage.dtype)
         self.early, self.late = stage.gradient_parts(adding=True)
         self.both = (*self.early, *self.late)
         self.n_summed = self.n_updated = 0
         self.counts: Sequence[tuple[int, ...]] = ()
         self.reads: dict[int, Array] = {}
-        self.steps: dict[Any, Step] = {}
+        self.steps: dict[Any, Step | OnDevice] = {}
         self.scorings: dict[Any, Any] = {}
 
     def weights(self, item: int = -1) -> Array:
@@ -66,7 +67,7 @@ class Held:
         channels = (c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None)
         return (rows, id(w), *self.spread(item), *(item % n for n in (self.n_slots, *channels)))
 
-    def step(self, item: int, rows: int) -> Step:
+    def step(self, item: int, rows: int) -> Step | OnDevice:
         """Return the step of a microbatch, made once for each combination; the first of an update leaves its gradient in place.
 
         Others add to it what their layers can, and leave the rest in `summand`.

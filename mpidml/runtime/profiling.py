@@ -25,25 +25,28 @@ AS_IT_IS = Slowness(None, 0)
 def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile]:
     """Return of each layer that can be cut off the seconds of forward and backward for so many rows, the least of a few, and its bytes.
 
-    They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere.
+    They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere. On a device, for
+    which a thread waits, they are seconds.
     What `slow` sleeps prolongs a compute, on average: a single sleep may be shorter than what is owed.
     """
     found, itemsize = [], net.dtype.itemsize
+    now = cpu_now if net.device.kernels is None else time.perf_counter
     for i in range(n := n_cuts(net)):
         stage = Stage(net, i, i + 1, i == 0, i == n - 1)
+        out = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
         dy = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
         w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
-        step = stage.bind(rows, w, g, Memory(rows), Edges(dy=dy, dx=dx))
+        step = stage.bind(rows, w, g, Memory(rows, net.backend), Edges(out=out, dy=dy, dx=dx))
         least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, time.perf_counter()
         while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
             for way in range(2):
                 slow.begin(repeat)
-                began, on_cpu = time.perf_counter(), cpu_now()
+                began, on_cpu = time.perf_counter(), now()
                 step.go_back() if way else step.go()
                 if not way and stage.is_last:
                     step.lose(1.0)
-                ended, least[way] = time.perf_counter(), min(least[way], cpu_now() - on_cpu)
+                ended, least[way] = time.perf_counter(), min(least[way], now() - on_cpu)
                 slow.end()
                 computed[way] += ended - began
                 slept[way] += time.perf_counter() - ended

@@ -32,6 +32,7 @@ from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
+from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
@@ -146,7 +147,7 @@ class Staged(Serverless):
         self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness, self.line.ranks)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
-        every[tensor] = self._stages(ends, self.parts)
+        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu))
         self.all_stages = every[tensor]
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
         self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))

@@ -13,6 +13,7 @@ from mpidml.core.action import COMPUTE, TRACED, Action
 from mpidml.core.program import Program
 from mpidml.core.role import Array
 from mpidml.core.trace import KINDS
+from mpidml.nn.on_device import OnDevice
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Waiting
 from mpidml.runtime.held import Held
@@ -78,14 +79,14 @@ class Executor:
         self._timed(held, action, began)
 
     def _backward(self, held: Held, action: Action) -> None:
-        self._back(held, action, Step.go_back)
+        self._back(held, action, lambda step: step.go_back())
         self._summed(held, action.item, held.both)
 
     def _input_gradient(self, held: Held, action: Action) -> None:
-        self._back(held, action, Step.go_back_to_input)
+        self._back(held, action, lambda step: step.go_back_to_input())
         held.add(action.item, held.early)
 
-    def _back(self, held: Held, action: Action, go: Callable[[Step], None]) -> None:
+    def _back(self, held: Held, action: Action, go: Callable[[Step | OnDevice], None]) -> None:
         item = action.item
         held.claim(item, back=True)
         step = held.step(item, self.rows[item])
@@ -168,6 +169,7 @@ def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Arr
     """
     for own in held:
         own.expect(len(sizes), trains=False)
+        own.stage.bring(own.weights(), own.scored)
     for block, rows in enumerate(sizes):
         for own in held:
             edges, w = own.edges(block, rows), own.weights()

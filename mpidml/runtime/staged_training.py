@@ -9,6 +9,7 @@ from typing import Any
 from mpidml.collectives.base import Sum
 from mpidml.core.lowering import late_reads
 from mpidml.core.role import Array
+from mpidml.nn.on_device import OnDevice
 from mpidml.nn.step import Step
 from mpidml.runtime import scoring
 from mpidml.runtime.grid_updates import Updates
@@ -142,7 +143,7 @@ class GridStepper(Stepper):
             for held in strategy.held.values():
                 held.counts = counts
 
-        def fill(held: Held, item: int, step: Step, again: bool = False) -> None:
+        def fill(held: Held, item: int, step: Step | OnDevice, again: bool = False) -> None:
             i, part = item // strategy.n_items, parts[item]
             rows = shares[i][part]
             if held.stage.is_first and not again:  # the inputs of what is in flight stay

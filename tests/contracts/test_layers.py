@@ -155,7 +155,7 @@ def sums_of_two(net, add=True):
     stage, w = Stage(net, 0, n_cuts(net), True, True), weights(net)
     total, rest = np.full_like(w, np.nan), np.full_like(w, np.nan)
     for g, to in ((total, None), (rest, total if add else None)):
-        step, given = stage.bind(M, w, g, Memory(M), Edges(), to), filled(net, w)
+        step, given = stage.bind(M, w, g, Memory(M, net.backend), Edges(), to), filled(net, w)
         step.x[...], step.y[...], step.salt[...] = given.x, given.y, given.salt
         step.run(0.25)
     for part in (part for parts in stage.gradient_parts(adding=True) for part in parts):

@@ -87,11 +87,11 @@ def spread_over(net, cut, weights, counts, batch, n_passes=1, halves=False):
         rows, m = slice(edges[line.rank], edges[line.rank + 1]), counts[line.rank]
         stage.spread.counts = counts
         w, g, total = stage.init(SEED), np.full(stage.n_params, np.nan), np.zeros(stage.n_params)
-        memory = Memory(max(counts) + 2)
+        memory = Memory(max(counts) + 2, net.backend)
         step = filled(stage.bind(m, w, g, memory, ALONE), batch, rows)
         again = filled(stage.bind(m, w, g.copy(), memory, ALONE, total), batch, rows)
         out = np.zeros((m, net.n_outputs))
-        thunks, outs = stage.scoring(m, w, Memory(max(counts)), batch[0][rows], None)
+        thunks, outs = stage.scoring(m, w, Memory(max(counts), net.backend), batch[0][rows], None)
         for function, arguments in thunks:
             function(*arguments)
         for head, each in zip(net.heads, outs, strict=True):
@@ -163,11 +163,11 @@ def test_heads_may_be_mixed():
         assert compare(net, cut_layers(text, net.layers), (1, 1, 1), (3, 2, 0)) < 1e-12
 
 
-def without_sum(self, flat, rows):
+def without_sum(self, backend, flat, rows):
     return [(np.copyto, (rows, self.own(flat)))]
 
 
-def own_columns_alone(self, flat, rows):
+def own_columns_alone(self, backend, flat, rows):
     return [(rows.fill, (0,)), *((np.copyto, (of, block)) for block, of in self._pairs(flat, rows))]
 
 

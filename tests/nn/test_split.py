@@ -395,7 +395,7 @@ def test_own_columns_are_laid_beside_those_of_others():
 
     def body(line):
         found = np.full_like(whole, np.nan)
-        for function, arguments in gathered(line, whole[:, own(line, 6)], found):
+        for function, arguments in gathered(BACKENDS[1], line, whole[:, own(line, 6)], found):
             function(*arguments)
         return np.array_equal(found, whole)
 
@@ -411,7 +411,7 @@ def test_whole_outputs_can_be_had_wherever_a_chain_ends(name):
     def body(line):
         parts = split(net.layers, net.loss, line, ways=ways)
         chain = bound(net, parts, parts.layout().cut(w), x, y)
-        thunks, out = parts.loss.whole_outputs(chain.outputs[-1])
+        thunks, out = parts.loss.whole_outputs(net.backend, chain.outputs[-1])
         for function, arguments in (*chain.forward, *thunks):
             function(*arguments)
         assert near(out, expected) and net.loss.n_correct(net.backend, out, y, None) == n_correct

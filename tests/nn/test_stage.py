@@ -55,7 +55,7 @@ def staged(net, batch, cuts, halves=False, cut_gradient=None):
     stages = stages_of(net, cuts)
     ws, gs = [stage.init(SEED) for stage in stages], [np.zeros(stage.n_params) for stage in stages]
     edges = edges_of(stages)
-    steps = [stage.bind(ROWS, w, g, Memory(ROWS + 2), edge) for stage, w, g, edge in zip(stages, ws, gs, edges, strict=True)]
+    steps = [stage.bind(ROWS, w, g, Memory(ROWS + 2, net.backend), edge) for stage, w, g, edge in zip(stages, ws, gs, edges, strict=True)]
     steps[0].x[...] = x
     for step in steps:
         step.ids[...], step.salt[0] = ids, 11
@@ -75,7 +75,7 @@ def staged(net, batch, cuts, halves=False, cut_gradient=None):
     assert [(stage.start, stage.stop) for stage in stages] == list(itertools.pairwise([0, *np.cumsum([stage.n_params for stage in stages])]))
     scored = x
     for stage, w, edge in zip(stages, ws, edges, strict=True):
-        thunks, outs = stage.scoring(ROWS, w, Memory(ROWS), scored, edge.out)
+        thunks, outs = stage.scoring(ROWS, w, Memory(ROWS, net.backend), scored, edge.out)
         for function, arguments in thunks:
             function(*arguments)
         scored = edge.out
@@ -132,7 +132,7 @@ def test_heads_go_with_the_last_stage(cut):
     stages = stages_of(net, (cut,))
     edges = edges_of(stages)
     gs = [np.zeros(stage.n_params) for stage in stages]
-    first, last = (stage.bind(ROWS, stage.init(SEED), own, Memory(ROWS), edge) for stage, own, edge in zip(stages, gs, edges, strict=True))
+    first, last = (stage.bind(ROWS, stage.init(SEED), own, Memory(ROWS, net.backend), edge) for stage, own, edge in zip(stages, gs, edges, strict=True))
     first.x[...] = x
     first.go()
     last.go()

@@ -196,7 +196,7 @@ def test_what_a_stage_keeps_is_what_it_allocates(lo, hi):
     dy = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
     dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
     x, out = np.zeros((rows, stage.n_features), net.dtype), None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
-    memory = Memory(rows)
+    memory = Memory(rows, net.backend)
     stage.bind(rows, *np.zeros((2, stage.n_params), net.dtype), memory, Edges(x, out, dy, dx))
     own = [array for name, array in memory.arrays.items() if isinstance(name, tuple) and name[0] in ("out", "inner")]
     own += [array for name, of in memory.arrays.items() if isinstance(name, tuple) and name[0] == "kept" for array in of if len(array) == rows]

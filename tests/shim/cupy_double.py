@@ -24,6 +24,8 @@ from tests.shim.compiled import Module
 __version__ = "14.2.0+double"
 POISON = 0xFF
 _how = {"streams": "lazy", "order": "forward", "checked": True}
+n_waits = 0
+"""How often the host has waited for a stream or an event, also where a copy did; asking an event whether it is done is no wait."""
 
 
 @contextlib.contextmanager
@@ -47,6 +49,11 @@ def threads(order: str, checked: bool = True) -> Iterator[None]:
         _how.update(before)
 
 
+def _count_wait() -> None:
+    global n_waits
+    n_waits += 1
+
+
 class Event:
     """What a stream had been given when it was recorded."""
 
@@ -59,12 +66,17 @@ class Event:
         self._ticket = self._stream._n_given
 
     def synchronize(self) -> None:
+        _count_wait()
         if self._stream is not None:
             self._stream._work_off(self._ticket)
 
     @property
     def done(self) -> bool:
-        return self._stream is None or self._stream._n_done >= self._ticket
+        """Tell, and let time pass: whoever asks again and again sees one piece of work done after the other."""
+        if self._stream is None or self._stream._n_done >= self._ticket:
+            return True
+        self._stream._work_off(self._stream._n_done + 1)
+        return False
 
 
 class Stream:
@@ -95,6 +107,7 @@ class Stream:
                 raise
 
     def synchronize(self) -> None:
+        _count_wait()
         self._work_off(self._n_given)
 
     def record(self, event: Event | None = None) -> Event:
@@ -227,8 +240,31 @@ def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
 
 def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
     """Multiply as cuBLAS does; nothing of ours is tried by it but who waits for whom."""
+    _check_device(a, b, out)
     get_current_stream()._give(lambda: np.matmul(a._memory, b._memory, out=out._memory))
     return out
+
+
+def copyto(dst: ndarray, src: ndarray) -> None:
+    _check_device(dst, src)
+    get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
+
+
+def bitwise_xor(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+    _check_device(a, b, out)
+    get_current_stream()._give(lambda: np.bitwise_xor(a._memory, b._memory, out=out._memory))
+    return out
+
+
+def take(a: ndarray, indices: ndarray, axis: int, out: ndarray) -> ndarray:
+    _check_device(a, indices, out)
+    get_current_stream()._give(lambda: np.take(a._memory, indices._memory, axis, out._memory, "wrap"))
+    return out
+
+
+def _check_device(*arrays: Any) -> None:
+    if not all(isinstance(a, ndarray) for a in arrays):
+        raise TypeError(f"Unsupported type {[type(a) for a in arrays if not isinstance(a, ndarray)]}")
 
 
 class RawKernel:

@@ -132,7 +132,7 @@ def sums_less(self, stage, s, channels, whole=Staged._hold):
 BROKEN = {
     "the table's gradient is summed": (Staged, "_hold", sums_all),
     "a gradient is not": (Staged, "_hold", sums_less),
-    "terms of others are lost": (Whole, "give", lambda self, flat, rows: [(np.copyto, (rows, self.own(flat)))]),
+    "terms of others are lost": (Whole, "give", lambda self, backend, flat, rows: [(np.copyto, (rows, self.own(flat)))]),
     "every rank has the first rows of the table": (SpreadEmbedding, "initial", lambda self, random, parameters: parameters["table"].fill(0.1)),
     "noise depends on the rank": (StageTraining, "_salt", lambda self, epoch: np.uint64(self.worker + 1)),
 }

@@ -1,4 +1,4 @@
-"""Lay the losses over threads, and add up what rows or blocks have found; their meaning is in reference.py. Each call waits for the device."""
+"""Lay the losses over threads, and add up what rows or blocks have found (`Gpu.total` says where to); their meaning is in reference.py."""
 
 from __future__ import annotations
 

@@ -52,6 +52,8 @@ class Pass(NamedTuple):
 class Layer:
     """One layer of a network; a plug-in file holds one, and its constructor's arguments are the keys of a `[[layer]]`.
 
+    The arrays that it is given may be a device's: it hands them to the kernels of `backend`, slices them, and calls none of NumPy's functions on them.
+    An array of its own that a kernel reads goes through `backend.here`.
     `in_place`: the gradient of the input takes the place of that of the output. `training_only`: it passes its input on when rows are scored.
     `random`: it reads ids and salt. `ends`: it may be the last, since its backward does not read `out`, where the loss leaves the gradient.
     `apart`: tensors whose gradient the groups of `backward` that are apart make. `adds`: tensors whose gradient it can add to another where that lies.
@@ -98,7 +100,10 @@ class Layer:
         return [(0, size)] if size else []
 
     def kept(self, m: int, dtype: DTypeLike) -> tuple[Array, ...]:
-        """Return buffers for what `backward` needs of m rows besides x and out; the first axis is that of the rows where rows are scored, too."""
+        """Return buffers for what `backward` needs of m rows besides x and out; the first axis is that of the rows where rows are scored, too.
+
+        They are NumPy's, with what they begin with: a pass on a device has copies of them there.
+        """
         return ()
 
     def lent(self, kept: tuple[Array, ...], m: int) -> tuple[Array, ...]:

@@ -39,8 +39,8 @@ class Dropout(Layer):
 
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that drop into `out`: the layer before needs its own output to undo its activation."""
-        own = np.array([rng.key(0, "dropout", self.place)], np.uint64)  # layers of one width must not share a mask
-        return [(np.bitwise_xor, (a.salt, own, a.kept[0])), (backend.dropout, (a.x, a.ids, a.kept[0], self.rate, a.out))]
+        own = backend.here(np.array([rng.key(0, "dropout", self.place)], np.uint64))  # layers of one width must not share a mask
+        return [(backend.xor, (a.salt, own, a.kept[0])), (backend.dropout, (a.x, a.ids, a.kept[0], self.rate, a.out))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the call that drops the gradient in place by the same mask."""

@@ -82,11 +82,11 @@ class Embedding(Layer):
 
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the one call."""
-        return [(backend.embed, (a.x, self.passed, self._columns(), self.starts, a.parameters["table"], a.out))]
+        return [(backend.embed, (a.x, *self._where(backend), a.parameters["table"], a.out))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the one call that adds up the table's gradient; nobody wants that of the data."""
-        return [Group([(backend.embed_backward, (a.d, a.x, self.passed, self._columns(), self.starts, a.gradients["table"]))], *self.parts(0, False)[0])]
+        return [Group([(backend.embed_backward, (a.d, a.x, *self._where(backend), a.gradients["table"]))], *self.parts(0, False)[0])]
 
-    def _columns(self) -> Array:
-        return np.array(self.columns, np.int64)
+    def _where(self, backend: Any) -> list[Array]:
+        return [backend.here(each) for each in (self.passed, np.array(self.columns, np.int64), self.starts)]

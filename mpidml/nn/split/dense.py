@@ -123,7 +123,7 @@ class Slices(Part):
         part = None if a.dx is None else a.kept[-1]
         groups = self.rows.backward(backend, a._replace(x=a.x[:, self.columns], kept=a.kept[:-1], dx=part), split)
         if a.dx is not None:
-            groups.append(Group([(a.dx.fill, (0,)), (np.copyto, (a.dx[:, self.columns], part)), summed(self.line, a.dx)]))
+            groups.append(Group([(a.dx.fill, (0,)), (backend.copy, (a.dx[:, self.columns], part)), summed(self.line, a.dx)]))
         return groups
 
     def forward_sums(self, m: int) -> list[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mpidml.nn.layers.base import Group, Pass, Thunk
 from mpidml.nn.layers.dropout import Dropout
 from mpidml.nn.split.line import Line, own
@@ -24,7 +22,7 @@ class DropoutPart(Part, Dropout):
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that make this pass's key, copy, and drop in place."""
         key, _ = super().forward(backend, a)
-        return [key, (np.copyto, (a.out, a.x)), (backend.dropout_part, (a.out, a.ids, a.kept[0], self.rate, self.first))]
+        return [key, (backend.copy, (a.out, a.x)), (backend.dropout_part, (a.out, a.ids, a.kept[0], self.rate, self.first))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the call that drops the gradient in place by the same mask."""

@@ -46,16 +46,16 @@ class Ranges(Part):
         """Return the calls that fill `out` with the rows at hand, and sum it."""
         passed = a.out[:, : len(self.whole.passed)]
         once: list[Thunk] = [(passed.fill, (0,))] if self.line.rank else []  # what passes through may come from one rank only
-        return [(backend.embed_part, (a.x, *self._where(), a.parameters["table"], a.out)), *once, summed(self.line, a.out)]
+        return [(backend.embed_part, (a.x, *self._where(backend), a.parameters["table"], a.out)), *once, summed(self.line, a.out)]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the call that adds up the gradient of the own rows; d is whole, so nothing is summed."""
-        return [Group([(backend.embed_part_backward, (a.d, a.x, *self._where(), a.gradients["table"]))], *next(iter(self.parts(0, False)), (0, 0)))]
+        return [Group([(backend.embed_part_backward, (a.d, a.x, *self._where(backend), a.gradients["table"]))], *next(iter(self.parts(0, False)), (0, 0)))]
 
     def forward_sums(self, m: int) -> list[int]:
         """Return the length of the output."""
         return [m * self.n_out]
 
-    def _where(self) -> tuple[Array, Array, Array, int]:
+    def _where(self, backend: Any) -> tuple[Any, ...]:
         whole: Embedding = self.whole
-        return whole.passed, np.array(whole.columns, np.int64), whole.starts, self.first
+        return *(backend.here(each) for each in (whole.passed, np.array(whole.columns, np.int64), whole.starts)), self.first

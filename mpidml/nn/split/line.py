@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array
@@ -44,6 +42,6 @@ def summed(line: Line, buffer: Array) -> Thunk:
     return line.sum(buffer.reshape(-1)), ()
 
 
-def gathered(line: Line, part: Array, whole: Array) -> list[Thunk]:
+def gathered(backend: Any, line: Line, part: Array, whole: Array) -> list[Thunk]:
     """Return the calls that lay this rank's columns `part` (m, own) beside those of the others in `whole` (m, n), by a sum with zeros."""
-    return [(whole.fill, (0,)), (np.copyto, (whole[:, own(line, whole.shape[1])], part)), summed(line, whole)]
+    return [(whole.fill, (0,)), (backend.copy, (whole[:, own(line, whole.shape[1])], part)), summed(line, whole)]

@@ -33,9 +33,10 @@ class Ending:
 
         answers: what the loss reads, labels int64 (m,) or targets (m, n_outputs).
         """
-        return partial(getattr(backend, self.loss.kernel), z, answers, *self.loss.constants(self.n_outputs, z.dtype))
+        constants = (backend.here(each) if isinstance(each, np.ndarray) else each for each in self.loss.constants(self.n_outputs, z.dtype))
+        return partial(getattr(backend, self.loss.kernel), z, answers, *constants)
 
-    def whole_outputs(self, z: Array) -> tuple[list[Thunk], Array]:
+    def whole_outputs(self, backend: Any, z: Array) -> tuple[list[Thunk], Array]:
         """Return the calls that make whole outputs of z, and where they lie (m, n_outputs): to count right rows, or to predict, before the loss."""
         return [], z
 
@@ -63,8 +64,8 @@ class SplitCrossEntropy(Ending):
 
     def bind(self, backend: Any, z: Array, answers: Array) -> Lose:
         """Return the call; it allocates nothing."""
-        first, factors = self.columns.start, self.loss.factors(self.n_outputs, z.dtype)
-        largest, sums = np.zeros(len(z), z.dtype), np.zeros((self.n_sums, len(z)))
+        first, factors = self.columns.start, backend.here(self.loss.factors(self.n_outputs, z.dtype))
+        largest, sums = backend.zeros(len(z), z.dtype), backend.zeros((self.n_sums, len(z)), np.float64)
         most, total = self.line.most(largest), self.line.sum(sums.reshape(-1))
         smoothing = self.loss.label_smoothing
         find, add_up, finish = backend.largest_of_rows, backend.xent_part_sums, backend.xent_part
@@ -78,10 +79,10 @@ class SplitCrossEntropy(Ending):
 
         return lose
 
-    def whole_outputs(self, z: Array) -> tuple[list[Thunk], Array]:
+    def whole_outputs(self, backend: Any, z: Array) -> tuple[list[Thunk], Array]:
         """Return a sum that lays all columns side by side in a buffer of its own; `sums` does not count it."""
-        out = np.zeros((len(z), self.n_outputs), z.dtype)
-        return gathered(self.line, z, out), out
+        out = backend.zeros((len(z), self.n_outputs), z.dtype)
+        return gathered(backend, self.line, z, out), out
 
     def flops(self, m: int) -> int:
         """Count the three kernels."""

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
-import numpy as np
-
 from mpidml.core.flat import Array
 from mpidml.core.rounds import Move, Round
 from mpidml.nn.layers.base import Thunk
@@ -68,11 +66,11 @@ class Side:
         """Return all rows (M, width) in the buffer."""
         raise NotImplementedError
 
-    def bring(self, rows: Array, flat: Array) -> list[Thunk]:
+    def bring(self, backend: Any, rows: Array, flat: Array) -> list[Thunk]:
         """Return the calls that fill `all` of the ranks' own `rows` (m, n)."""
         raise NotImplementedError
 
-    def give(self, flat: Array, rows: Array) -> list[Thunk]:
+    def give(self, backend: Any, flat: Array, rows: Array) -> list[Thunk]:
         """Return the calls that fill the own `rows` (m, n) of the ranks' `all`."""
         raise NotImplementedError
 
@@ -115,14 +113,14 @@ class Whole(Side):
         ranges = self._ranges()
         return self.spread.moved(flat, [ranges[self.spread.rank]] * self.spread.size, ranges)
 
-    def bring(self, rows: Array, flat: Array) -> list[Thunk]:
+    def bring(self, backend: Any, rows: Array, flat: Array) -> list[Thunk]:
         """Return a copy and a gathering."""
-        return [(np.copyto, (self.own(flat), rows)), *self.gather(flat)]
+        return [(backend.copy, (self.own(flat), rows)), *self.gather(flat)]
 
-    def give(self, flat: Array, rows: Array) -> list[Thunk]:
+    def give(self, backend: Any, flat: Array, rows: Array) -> list[Thunk]:
         """Return the sum of own rows, terms in the order of ranks behind the own one, and a copy."""
         ranges = self._ranges()
-        return [*self.spread.moved(flat, ranges, [ranges[self.spread.rank]] * self.spread.size, adds=True), (np.copyto, (rows, self.own(flat)))]
+        return [*self.spread.moved(flat, ranges, [ranges[self.spread.rank]] * self.spread.size, adds=True), (backend.copy, (rows, self.own(flat)))]
 
     def sent(self) -> tuple[int, int]:
         """Return a row, and terms of a row, for each other rank."""
@@ -153,13 +151,13 @@ class Cut(Side):
         n_rows, at = sum(self.spread.counts), self._m * self.n
         return flat[at : at + n_rows * self.width].reshape(n_rows, self.width)
 
-    def bring(self, rows: Array, flat: Array) -> list[Thunk]:
+    def bring(self, backend: Any, rows: Array, flat: Array) -> list[Thunk]:
         """Return the copies that lay each rank's columns together, and the exchange."""
-        return [*((np.copyto, (block, of)) for block, of in self._pairs(flat, rows)), *self.spread.moved(flat, self._blocks(), self._ranges())]
+        return [*((backend.copy, (block, of)) for block, of in self._pairs(flat, rows)), *self.spread.moved(flat, self._blocks(), self._ranges())]
 
-    def give(self, flat: Array, rows: Array) -> list[Thunk]:
+    def give(self, backend: Any, flat: Array, rows: Array) -> list[Thunk]:
         """Return the exchange, and the copies that lay columns beside each other."""
-        return [*self.spread.moved(flat, self._ranges(), self._blocks()), *((np.copyto, (of, block)) for block, of in self._pairs(flat, rows))]
+        return [*self.spread.moved(flat, self._ranges(), self._blocks()), *((backend.copy, (of, block)) for block, of in self._pairs(flat, rows))]
 
     def sent(self) -> tuple[int, int]:
         """Return the columns of others, and own columns of a row of each other rank."""

@@ -67,7 +67,7 @@ class SpreadDense(SpreadPart):
         of_rows = (*sums, a.out)
         multiply = _product(backend, self.taken.all(x), a.parameters["weight"], self.given.all(product))
         activate = (getattr(backend, f"bias_{self.whole.activation}"), (of_rows[0], a.parameters["bias"], *of_rows[1:]))
-        return [*self.taken.bring(a.x, x), *multiply, *self.given.give(product, of_rows[0]), activate]
+        return [*self.taken.bring(backend, a.x, x), *multiply, *self.given.give(backend, product, of_rows[0]), activate]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the calls that undo the activation on own rows and bring what it leaves; then those of dW = x^T d; then dx = d W^T, given."""
@@ -76,11 +76,11 @@ class SpreadDense(SpreadPart):
         assert d is not None
         undo = (getattr(backend, f"{self.whole.activation}_backward"), (d, (*sums, a.out)[0], a.gradients["bias"]))
         groups = [
-            Group([undo, *self.given.bring(d, product)]),
+            Group([undo, *self.given.bring(backend, d, product)]),
             Group(_product(backend, self.taken.all(x).T, d_all, weight, a.adding), 0, weight.size, apart=True),
         ]
         if a.dx is not None:
-            groups.append(Group([*_product(backend, d_all, a.parameters["weight"].T, self.taken.all(back)), *self.taken.give(back, a.dx)]))
+            groups.append(Group([*_product(backend, d_all, a.parameters["weight"].T, self.taken.all(back)), *self.taken.give(backend, back, a.dx)]))
         return groups
 
 

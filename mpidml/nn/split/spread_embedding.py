@@ -66,19 +66,22 @@ class SpreadEmbedding(SpreadPart):
         """Return the calls that gather codes, look up those at hand, and give them; the columns that pass through are the own rows'."""
         codes, found = a.kept
         n_passed = len(self.whole.passed)
-        look_up = (backend.embed_part, (self.codes.all(codes), NONE, self.every, self.whole.starts, self.first, a.parameters["table"], self.found.all(found)))
+        look_up = (backend.embed_part, (self.codes.all(codes), *self._where(backend), a.parameters["table"], self.found.all(found)))
         return [
-            (np.take, (a.x, self.columns, 1, self.codes.own(codes), "clip")),
+            (backend.take_columns, (a.x, backend.here(self.columns), self.codes.own(codes))),
             *self.codes.gather(codes),
             look_up,
-            (np.take, (a.x, self.whole.passed, 1, a.out[:, :n_passed], "clip")),
-            *self.found.give(found, a.out[:, n_passed:]),
+            (backend.take_columns, (a.x, backend.here(self.whole.passed), a.out[:, :n_passed])),
+            *self.found.give(backend, found, a.out[:, n_passed:]),
         ]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the calls that bring the gradient and add up that of the own rows of the table; nobody wants that of the data."""
         codes, found = a.kept
         assert a.d is not None
-        bring = self.found.bring(a.d[:, len(self.whole.passed) :], found)
-        where = (self.found.all(found), self.codes.all(codes), NONE, self.every, self.whole.starts, self.first)
+        bring = self.found.bring(backend, a.d[:, len(self.whole.passed) :], found)
+        where = (self.found.all(found), self.codes.all(codes), *self._where(backend))
         return [Group([*bring, (backend.embed_part_backward, (*where, a.gradients["table"]))], 0, a.gradients["table"].size)]
+
+    def _where(self, backend: Any) -> tuple[Any, ...]:
+        return *(backend.here(each) for each in (NONE, self.every, self.whole.starts)), self.first

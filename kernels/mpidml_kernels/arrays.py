@@ -1,0 +1,48 @@
+"""Say what layers and passes need of arrays besides kernels, of NumPy's and of a device's, so that neither they nor whoever feeds them names an array module.
+
+    zeros(shape, dtype)          copy(out, a)    xor(a, b, out)    take_columns(a, at, out)        where arithmetic runs
+    here(a)    put(there, a)     from the host to where arithmetic runs                            host(a): back, which waits for the device
+
+On the CPU `here` and `host` return what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Functions = dict[str, Callable[..., Any]]
+
+
+def of_numpy() -> Functions:
+    """Return them for NumPy's arrays."""
+
+    def put(there: Array, a: Any) -> None:
+        there[...] = a
+
+    def take_columns(a: Array, at: Array, out: Array) -> None:
+        a.take(at, 1, out, "clip")
+
+    return {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
+
+
+def of_cupy(cupy: Any) -> Functions:
+    """Return them for arrays of `cupy` on the current device, in the order of the current stream."""
+
+    def xor(a: Any, b: Any, out: Any) -> None:
+        cupy.bitwise_xor(a, b, out=out)
+
+    def take_columns(a: Any, at: Any, out: Any) -> None:
+        cupy.take(a, at, 1, out)
+
+    def put(there: Any, a: Any) -> None:
+        if there.size:
+            there.set(np.ascontiguousarray(a, there.dtype), cupy.cuda.get_current_stream())
+
+    def host(a: Any) -> Array:
+        return a.get()  # type: ignore[no-any-return]
+
+    return {"zeros": cupy.zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": cupy.asarray, "put": put, "host": host}
