@@ -286,5 +286,7 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     alloc_pinned_memory=lambda nbytes: _Pinned(bytes([POISON]) * nbytes),
     is_available=lambda: True,
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+    using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 0),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
 )
