@@ -221,6 +221,10 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
     return a if isinstance(a, ndarray) else ndarray(None, _memory=np.array(a, dtype=dtype, order="C"))
 
 
+def copyto(dst: ndarray, src: ndarray) -> None:
+    get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
+
+
 def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
     return a.get(stream)
 
