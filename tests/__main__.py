@@ -56,9 +56,11 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.seconds: Counter[tuple[str, str]] = Counter()  # of each part and module
+        self.parts: list[tuple[str, float, Mapping[str, int]]] = []
 
     def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
         self.counts.update(counts)
+        self.parts.append((part, seconds, counts))
         shown = ", ".join(f"{word} {counts.get(word, 0)}" for word in ("passed", "failed", "skipped"))
         print(f"{part:<20} {seconds:7.1f} s   {shown}", flush=True)
 
