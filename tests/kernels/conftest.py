@@ -1,6 +1,7 @@
 """Run each test that calls CUDA's kernels once more, on a GPU. Nothing lists these tests, since a list would forget some.
 
-A test is one of them if it or a fixture of it comes to `on_shim`, by whatever functions of the test modules, unless it speaks of what the shim alone has.
+A test is one of them if it or a fixture of it comes to `on_shim`, by whatever functions of the test modules, or is given a backend that is there, unless it
+speaks of what the shim alone has.
 Threads of a GPU take no order that a test could choose, so of several orders one runs there.
 """
 
@@ -38,23 +39,34 @@ def place(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that comes to `on_shim` a second place to run at."""
     fixtures = [found[-1].func for found in metafunc._arg2fixturedefs.values()]
-    if runs_on_gpu(metafunc.function, *fixtures):
+    if runs_on_gpu(metafunc.function, *fixtures, given=bool(of_devices(metafunc.definition))):
         metafunc.parametrize("place", ["here", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take one of several orders to the GPU."""
-    items[:] = [item for item in items if not _is_repeated(getattr(getattr(item, "callspec", None), "params", {}))]
+    """Take to the GPU one of several orders, and of several backends the one that can go there."""
+    items[:] = [item for item in items if not is_repeated(item)]
 
 
-def _is_repeated(given: dict[str, Any]) -> bool:
-    return given.get("place") == "gpu" and given.get("order", ORDERS[0]) in ORDERS[1:]
+def is_repeated(item: pytest.Item) -> bool:
+    """Tell whether a test's run at the GPU is another's, too: it is given a later order of threads, or a backend of the CPU in place of a device's."""
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    if given.get("place") != "gpu":
+        return False
+    return given.get("order", ORDERS[0]) in ORDERS[1:] or any(not isinstance(given[name], OnDevice) for name in of_devices(item))
 
 
-def runs_on_gpu(*functions: Any) -> bool:
-    """Tell whether a test, itself or by its fixtures, calls kernels that are on the shim, and nothing that the shim alone has."""
+def of_devices(test: pytest.Item) -> set[str]:
+    """Return the parameters of a test among whose values are kernels on the shim."""
+    marks = (mark.args for mark in test.iter_markers("parametrize"))
+    return {name for name, values, *_ in marks if isinstance(name, str) and any(isinstance(value, OnDevice) for value in values)}
+
+
+def runs_on_gpu(*functions: Any, given: bool = False) -> bool:
+    """Tell whether a test, by itself, its fixtures or what it is `given`, calls kernels that are on the shim, and nothing that the shim alone has."""
     found = dict(each for function in functions for each in reached(function))
-    return any(value is on_shim or isinstance(value, OnDevice) for value in found.values()) and not SHIM_ALONE & found.keys()
+    calls = given or any(value is on_shim or isinstance(value, OnDevice) for value in found.values())
+    return calls and not SHIM_ALONE & found.keys()
 
 
 def reached(function: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
