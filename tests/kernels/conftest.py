@@ -15,6 +15,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
+from mpidml_kernels import Backend
 
 from tests.shim.backend import ORDERS, Gpu, OnDevice, on_shim
 
@@ -62,11 +63,18 @@ def of_devices(test: pytest.Item) -> set[str]:
     return {name for name, values, *_ in marks if isinstance(name, str) and any(isinstance(value, OnDevice) for value in values)}
 
 
-def runs_on_gpu(*functions: Any, given: bool = False) -> bool:
-    """Tell whether a test, by itself, its fixtures or what it is `given`, calls kernels that are on the shim, and nothing that the shim alone has."""
-    found = dict(each for function in functions for each in reached(function))
-    calls = given or any(value is on_shim or isinstance(value, OnDevice) for value in found.values())
-    return calls and not SHIM_ALONE & found.keys()
+def runs_on_gpu(test: Any, *fixtures: Any, given: bool = False) -> bool:
+    """Tell whether a test calls kernels that are on the shim, and speaks of nothing that the shim alone has.
+
+    It comes to them by itself, is `given` them, or calls those of a backend in whose place a fixture may put them.
+    """
+    own, brought = dict(reached(test)), dict(each for fixture in fixtures for each in reached(fixture))
+    calls = given or _on_shim(own) or (_on_shim(brought) and any(isinstance(value, Backend) for value in own.values()))
+    return calls and not SHIM_ALONE & (own | brought).keys()
+
+
+def _on_shim(found: dict[str, Any]) -> bool:
+    return any(value is on_shim or isinstance(value, OnDevice) for value in found.values())
 
 
 def reached(function: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:

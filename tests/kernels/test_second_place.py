@@ -1,16 +1,18 @@
 """What runs on the CPU under checks runs on a GPU, too: nothing is forgotten, and nothing passes for having run there."""
 
+import itertools
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mpidml_kernels import update
+from mpidml_kernels import Backend, update
 
 from tests.kernels import test_codecs, test_gpu, test_kernels, test_split
-from tests.kernels.conftest import runs_on_gpu
+from tests.kernels.conftest import is_repeated, of_devices, runs_on_gpu
 from tests.ranks import ROOT, need, python
 from tests.shim import cupy_double
-from tests.shim.backend import Gpu, on_shim
+from tests.shim.backend import ORDERS, Gpu, on_shim
 from tests.shim.compiled import KernelError
 
 
@@ -31,9 +33,26 @@ def test_what_never_comes_there_or_speaks_of_the_shims_own_errors_does_not():
     assert not runs_on_gpu(lambda: on_shim("forward", update) and KernelError)
 
 
-@pytest.mark.parametrize("fixture", [(), (lambda: on_shim("forward", update),)], ids=["alone", "by a fixture"])
-def test_a_test_whose_fixture_hands_it_such_kernels_goes_to_the_gpu(fixture):
-    assert runs_on_gpu(test_codecs.test_packing_keeps_every_code_in_as_few_bytes_as_can_be, *fixture) == bool(fixture)
+def test_a_test_whose_fixture_puts_such_kernels_in_a_backends_place_goes_to_the_gpu():
+    def fixture():
+        return on_shim("forward", update)
+
+    for test, calls_a_backend in (("fp16_is_numpys_and_keeps_every_half", True), ("packing_keeps_every_code_in_as_few_bytes_as_can_be", False)):
+        assert not runs_on_gpu(function := getattr(test_codecs, f"test_{test}")) and runs_on_gpu(function, fixture) == calls_a_backend
+
+
+def test_of_several_orders_and_backends_one_goes_to_the_gpu():
+    @pytest.mark.parametrize("backend", [Backend(name="numpy"), on_shim("forward", update)])
+    def test(backend):
+        raise NotImplementedError
+
+    item = SimpleNamespace(iter_markers=lambda name: test.pytestmark)
+    values, taken_there = test.pytestmark[0].args[1], []
+    for place, order, backend in itertools.product(("here", "gpu"), ORDERS, values):
+        item.callspec = SimpleNamespace(params={"place": place, "order": order, "backend": backend})
+        taken_there += [(place, order, backend)] * (not is_repeated(item))
+    assert len(taken_there) == 7 and taken_there[-1] == ("gpu", "forward", values[1])
+    assert runs_on_gpu(test, given=bool(of_devices(item))) and not runs_on_gpu(test)
 
 
 def test_a_test_that_calls_no_kernel_there_fails():
