@@ -1,6 +1,6 @@
 """Run everything that must hold and count it once: lint, serial tests, MPI tests at several sizes, the tests for Open MPI.
 
-    python -m tests [--only lint|serial|mpi|openmpi] [-k EXPRESSION] [--limit SECONDS]
+    python -m tests [--only lint|serial|mpi|openmpi|gpu] [-k EXPRESSION] [--limit SECONDS]
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`; before it stand
 the modules that took longest.
@@ -8,11 +8,12 @@ Parts that keep about one core busy go side by side in two lanes; several ranks 
 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
                                      MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3
+                                     where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
 
 With CI=true whatever would be skipped for a missing tool is a failure. Tests marked `bench` compare with packages that the extra `bench` brings
-(PyTorch, scikit-learn ...); without them they are left out, and the end says so.
+(PyTorch, scikit-learn ...); without them they are left out, and the end says so. So are, without a GPU, those marked `gpu`, whatever CI says.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from benchmarks import card
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import mpirun_command, without_launcher
 from tests.ranks import LACKING, ROOT, Result, descendants, run
 
-PARTS = ("lint", "serial", "mpi", "openmpi")
+PARTS = ("lint", "serial", "mpi", "openmpi", "gpu")
 SIZES = (1, 2, 3, 5)
 OPENMPI_SIZES = (2, 3)
+GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
 N_LONGEST = 15
 RUNNER_FRAMES = re.compile(r'^  File "[^"]*(/_?pytest/|/pluggy/|<frozen )[^"]*", line .*\n?', re.MULTILINE)
@@ -53,9 +56,11 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.seconds: Counter[tuple[str, str]] = Counter()  # of each part and module
+        self.parts: list[tuple[str, float, Mapping[str, int]]] = []
 
     def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
         self.counts.update(counts)
+        self.parts.append((part, seconds, counts))
         shown = ", ".join(f"{word} {counts.get(word, 0)}" for word in ("passed", "failed", "skipped"))
         print(f"{part:<20} {seconds:7.1f} s   {shown}", flush=True)
 
@@ -67,6 +72,8 @@ class Tally:
             print(f"skipped {count} time(s): {reason}")
         if LACKING:
             print(f"left out: tests marked `bench`, since {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)")
+        if reason := card.lacking():
+            print(f"left out: tests marked `gpu`: {reason}")
         print(f"{self.counts['passed']} passed, {self.counts['failed']} failed, {self.counts['skipped']} skipped")
         return 0 if self.counts["passed"] and not self.counts["failed"] else 1
 
@@ -95,20 +102,21 @@ def main() -> int:
                 go,
                 ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
                 ("lint", lambda: lint(tally, ["mypy"], given.limit)),
-                ("serial", lambda: here("serial, one process", "not mpi and not programs")),
-                ("mpi", lambda: here("mpi, 1 rank", "mpi", 1)),
+                ("serial", lambda: here("serial, one process", "not mpi and not programs and not gpu")),
+                ("mpi", lambda: here("mpi, 1 rank", "mpi and not gpu", 1)),
             ),
             threads.submit(
                 go,
-                ("serial", lambda: here("serial, programs", "not mpi and programs")),
-                ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi")),
+                ("serial", lambda: here("serial, programs", "not mpi and programs and not gpu")),
+                ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi and not gpu")),
             ),
         ]
         try:
             for lane in lanes:
                 lane.result()
-            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi", n)) for n in SIZES[1:]))
-            go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi", n)) for n in OPENMPI_SIZES))
+            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi and not gpu", n)) for n in SIZES[1:]))
+            go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi and not gpu", n)) for n in OPENMPI_SIZES))
+            go(("gpu", lambda: on_gpu(here)))
         except KeyboardInterrupt:
             wanted.clear()  # nothing more begins, and what runs has sessions of its own, which Ctrl-C does not reach
             for child in descendants(os.getpid()):
@@ -127,15 +135,32 @@ def lint(tally: Tally, words: Sequence[str], limit: float) -> None:
     tally.add(words[0], time.monotonic() - start, {"failed" if result.code else "passed": 1})
 
 
+def on_gpu(here: Callable[..., None]) -> None:
+    """Run what is marked `gpu`, in one process and on ranks that share the GPU; nothing where there is none."""
+    if not card.lacking():
+        here("gpu", "gpu and not mpi")
+        for n in GPU_SIZES:
+            here(f"gpu, {n} rank(s)", "gpu and mpi", n)
+
+
 def suite(
-    tally: Tally, python: str, environment: Mapping[str, str], keyword: str | None, limit: float, part: str, marks: str, n: int | None = None
+    tally: Tally,
+    python: str,
+    environment: Mapping[str, str],
+    keyword: str | None,
+    limit: float,
+    part: str,
+    marks: str,
+    n: int | None = None,
+    under: Sequence[str] = (),
+    within: str = "tests",
 ) -> None:
-    """Run the tests with `marks` under pytest, on n ranks where n is given, and count what their result file says."""
+    """Run the tests of a folder with `marks` by pytest, on n ranks where n is given, `under` a tool, and count what their result file says."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.jsonl")
         # The second -q takes pytest's own total away: there is one total, at the end.
-        command = [python, "-m", "pytest", "-q", "--color=no", "-m", marks, *(["-k", keyword] if keyword else [])]
+        command = [*under, python, "-m", "pytest", "-q", "--color=no", "-m", marks, *(["-k", keyword] if keyword else []), within]
         env = without_launcher({**environment, "MPIDML_TEST_RESULTS": str(results), "MPIDML_TEST_LARGEST": str(SIZES[-1])})
         if n is not None:
             try:

@@ -13,20 +13,23 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from benchmarks import card
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import THREAD_VARIABLES, find_mpirun, flavour
-from tests.ranks import BENCH, LACKING
+from tests.ranks import BENCH, LACKING, need
 
 for variable in THREAD_VARIABLES:  # several ranks compare bits, and share cores with others
     os.environ.setdefault(variable, "1")
@@ -35,7 +38,7 @@ GRACE_SECONDS = float(os.environ.get("MPIDML_TEST_GRACE", "10"))
 LIMIT_SECONDS = float(os.environ.get("MPIDML_TEST_LIMIT", "60"))
 VERDICTS = ("passed", "failed", "skipped")
 STARTERS = {"mpirun", "python", "subprocess"}
-N_LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[list[str]]()
 
 # Every rank must draw the same examples, and a busy machine must not fail a test.
 hypothesis.settings.register_profile(
@@ -50,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "openmpi(only=False): run with Open MPI too; with only=True nowhere else")
     config.addinivalue_line("markers", "programs: of a module that starts programs; set on every test whose module knows one of tests.ranks' starters")
     config.addinivalue_line("markers", "bench(package=torch, ...): compares with packages of the extra `bench`; left out where one is not installed")
+    config.addinivalue_line("markers", "gpu: runs on a GPU, by real CuPy; left out, and that is said, where there is none")
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         stderr = os.dup(2)  # what is said in the last moment must not end in pytest's capture file
     faulthandler.register(signal.SIGUSR2, file=stderr, all_threads=True)
@@ -70,7 +74,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI), and `bench` without its packages."""
+    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI), `bench` without its packages, `gpu` without one."""
     voting = config.pluginmanager.getplugin("mpidml-voting")
     size = voting.world.size if voting else None
     largest = int(os.environ.get("MPIDML_TEST_LARGEST", "0"))
@@ -78,17 +82,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if other and _is_openmpi():
         other = []
     bench = [item for item in items if (mark := item.get_closest_marker("bench")) and set(mark.args or BENCH[:1]) & set(LACKING)]
-    config.stash[N_LEFT_OUT] = len(bench)
-    out = [item for item in items if item in other or item in bench or (size and size < _min_size(item) <= largest)]
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    no_gpu = card.lacking() if on_gpu else ""
+    said = [f"{len(bench)} test(s) left out: marked `bench`, and {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)"] * bool(bench)
+    config.stash[LEFT_OUT] = said + [f"{len(on_gpu)} test(s) left out: marked `gpu`, and {no_gpu}"] * bool(no_gpu)
+    absent = {*map(id, other), *map(id, bench), *(map(id, on_gpu) if no_gpu else ())}
+    out = [item for item in items if id(item) in absent or (size and size < _min_size(item) <= largest)]
     if out:
         config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
+        left = set(map(id, out))
+        items[:] = [item for item in items if id(item) not in left]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and why."""
-    if n := terminalreporter.config.stash.get(N_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{n} test(s) left out: marked `bench`, and {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)")
+    for line in terminalreporter.config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)
 
 
 def _is_openmpi() -> bool:
@@ -116,6 +125,21 @@ def comm() -> Any:
     own = MPI.COMM_WORLD.Dup()
     yield own
     own.Free()
+
+
+@pytest.fixture(params=["double, lazy streams", "double, eager streams", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupys(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Give CuPy: the double, its streams as late as may be and at once, and the real one on a GPU."""
+    if request.param == "gpu":
+        import cupy
+
+        yield cupy
+        return
+    from tests.shim import cupy_double
+
+    need(shutil.which("g++"), "a C++ compiler (g++)")
+    with cupy_double.streams(request.param.split()[1]):
+        yield cupy_double
 
 
 class Voting:

@@ -278,6 +278,40 @@ def test_every_command_line_of_the_readme_is_understood(tmp_path):
         parse(["train", "--no-such-flag", "1"])
 
 
+GPU_RECORDS = sorted(path.name for path in (ROOT / "benchmarks" / "gpu_records").glob("*.md"))
+GPU_PAGES = ("benchmarks/gpu_kernels/README.md", "benchmarks/gpu_step/README.md")
+FIGURE = re.compile(r"\d[\d,.]* ?(?:times\b|%|[um]?s\b|[GT]B/s|[GT]FLOP/s)")
+
+
+def faults_of_gpu(readme: str, pages: list[str], records: list[str]) -> list[str]:
+    """Say what README and the benchmarks' pages claim of GPUs beyond what the records hold, or keep back of them."""
+    section = readme.partition("## On a GPU\n")[2].partition("\n## ")[0]
+    found = [f"README does not name the record {name}" for name in records if f"(benchmarks/gpu_records/{name})" not in section]
+    if ("not yet on a GPU" in section) == bool(records):
+        found.append(f"README says that nothing ran on a GPU yet, or leaves that out, and there are {len(records)} record(s)")
+    results = [page.partition("## Results\n")[2] for page in pages]
+    found += [f"a page's results: {text.strip()[:60]}" for text in results if (text.strip() == "Not run on a GPU yet.") == bool(records)]
+    if not records:
+        found += [f"a figure without a record: {line[:80]}" for line in readme.splitlines() if re.search(r"\bGPUs?\b", line) and FIGURE.search(line)]
+    return found
+
+
+def test_what_is_said_of_gpus_rests_on_a_record():
+    assert faults_of_gpu(README, [(ROOT / page).read_text() for page in GPU_PAGES], GPU_RECORDS) == []
+
+
+def test_a_claim_without_a_record_is_caught_and_so_is_a_record_without_a_word():
+    page, none = "## Results\n\nNot run on a GPU yet.\n", "## On a GPU\n\nnot yet on a GPU\n\n## Limits\n"
+    assert not faults_of_gpu(none, [page], [])
+    for readme in (none.replace("not yet on a GPU", "it ran"), f"{none}| a step on one GPU | 12 us |\n", f"{none}On a GPU it is 3.5 times as fast.\n"):
+        assert len(faults_of_gpu(readme, [page], [])) == 1
+    assert faults_of_gpu(none, ["## Results\n\n| add | x0.9 |\n"], [])
+    record = "2027-01-31.md"
+    told = none.replace("not yet on a GPU", f"[a record](benchmarks/gpu_records/{record}): 3.5 times")
+    assert not faults_of_gpu(told, [page.replace("Not run on a GPU yet.", "x0.9")], [record])
+    assert len(faults_of_gpu(none, [page], [record])) == 3
+
+
 def test_the_two_commands_stand_alone_in_a_block_each():
     blocks = [text for kind, text in BLOCKS if kind == "sh"]
     assert len(blocks) == 2 and all(len(block.strip().splitlines()) == 1 for block in blocks)

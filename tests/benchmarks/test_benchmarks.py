@@ -15,12 +15,13 @@ MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 RUNS = ["training_step", "parameter_server", "consistency", "quality", "plan", "start_up"]
 ON_A_LINK = ["overlap", "compression_link"]
+ON_A_GPU = ["gpu_kernels", "gpu_step"]
 PIPELINES = ["pipeline", "pipeline_bubble", "tensor"]
 
 
 @pytest.mark.parametrize(
     "folder",
-    [*RUNS, "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", *PIPELINES, *ON_A_LINK],
+    [*RUNS, "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", *ON_A_GPU, *PIPELINES, *ON_A_LINK],
 )
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""

@@ -161,6 +161,7 @@ MUTANTS = [
     ("csr", "csr_take", "if (lane == 31) scratch[warp] = v;", "scratch[warp] = v;", "race on __shared"),
     ("csr", "csr_take", "warp ? before + v : v", "before + v", "race on out_columns"),
     ("csr", "csr_take", "at = out_starts[i] + threadIdx.x", "at = threadIdx.x", "race on out_columns"),
+    ("csr", "csr_take", "found[firsts[at]]", "firsts[at]", "differs"),
     ("csr", "csr_take", "count += firsts[at] == at;", "", "race on ids"),
     ("csr", "csr_take", "i ? starts[rows[i - 1] + 1] - starts[rows[i - 1]] : 0", "starts[rows[i] + 1] - starts[rows[i]]", "out-of-bounds"),
     ("split", "dropout_part", "(unsigned)(first + j)", "(unsigned)j", "differs"),

@@ -234,6 +234,10 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
     return a if isinstance(a, ndarray) else ndarray(None, _memory=np.array(a, dtype=dtype, order="C"))
 
 
+def copyto(dst: ndarray, src: ndarray) -> None:
+    get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
+
+
 def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
     return a.get(stream)
 
@@ -322,5 +326,7 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     alloc_pinned_memory=lambda nbytes: _Pinned(bytes([POISON]) * nbytes),
     is_available=lambda: True,
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
+    using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
+    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 0),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
 )
