@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 import pytest
-from mpidml_kernels import packed, rounded
+from mpidml_kernels import launch, packed, rounded
 
-from tests.kernels import test_codecs, test_gpu
+from tests.kernels import test_codecs
 from tests.kernels.test_codecs import (  # noqa: F401  (collected here once more)
     KEY,
     REFERENCE,
@@ -28,6 +28,7 @@ from tests.kernels.test_codecs import (  # noqa: F401  (collected here once more
     types,
     vector,
 )
+from tests.kernels.test_gpu import assert_noticed
 from tests.kernels.test_gpu_compile import FOLDER, compiled
 from tests.shim import cupy_double
 from tests.shim.backend import ORDERS, on_shim
@@ -86,6 +87,22 @@ def test_codes_and_decoded_values_agree_with_their_references_in_every_order(nam
         assert got == expected or got == pytest.approx(expected, rel=1e-12)
         for a, b in zip(there, here, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=eps * np.abs(b).max(initial=0) if b.dtype.kind == "f" else 0)
+
+
+def take_few_threads(monkeypatch):
+    """Lay all over so few threads that each goes around several times."""
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 2)
+    for family in ("rounded", "packed"):
+        monkeypatch.setattr(f"mpidml_kernels.{family}.gpu.row_block", lambda n: 32)
+        monkeypatch.setattr(f"mpidml_kernels.{family}.gpu.BLOCK", 64)
+    monkeypatch.setattr(launch, "BLOCK", 64)
+
+
+@types
+@pytest.mark.parametrize("name", [*rounded.LAWS, *packed.LAWS])
+def test_few_threads_go_over_all_values(name, dtype, monkeypatch):
+    take_few_threads(monkeypatch)
+    test_codes_and_decoded_values_agree_with_their_references_in_every_order(name, dtype, "shuffle")
 
 
 @orders
@@ -181,9 +198,22 @@ MUTANTS = [
 @pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
 def test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch):
     families = [family for family in FAMILIES if name in family.LAWS]
-    monkeypatch.setattr(test_gpu, "FAMILIES", families)
-    monkeypatch.setattr(test_gpu, "of_rows", of_codes)
-    test_gpu.test_a_broken_kernel_is_noticed(where, name, old, new, said, monkeypatch)
+    assert_noticed(monkeypatch, families, of_codes(getattr(REFERENCE, name)), where, name, old, new, said)
+
+
+FEW = [
+    ("rounded", "int8_encode", "i += (Index)gridDim.y * blockDim.x", "i += 64", "differs"),
+    ("rounded", "int8_decode_add", "(Index)gridDim.y * blockDim.x", "blockDim.x", "race on out|differs"),
+    ("packed", "adaptive_encode", "b += (Index)gridDim.y * blockDim.x", "b += 64", "differs"),
+    ("packed", "codes_decode_add", "b += (Index)gridDim.y * blockDim.x", "b += blockDim.x", "race on out"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "old", "new", "said"), FEW, ids=range(len(FEW)))
+def test_a_kernel_that_leaves_out_values_or_takes_them_twice_is_noticed(where, name, old, new, said, monkeypatch):
+    take_few_threads(monkeypatch)
+    families = [family for family in FAMILIES if name in family.LAWS]
+    assert_noticed(monkeypatch, families, of_codes(getattr(REFERENCE, name), block=1 << 20), where, name, old, new, said)
 
 
 def test_every_kernel_has_a_broken_variant():
