@@ -97,3 +97,15 @@ __device__ __forceinline__ Index end_of_run(const long long* keys, Index last, I
         if (last + step < n && keys[last + step] >> bits == row) last += step;
     return last + 1;
 }
+
+// What codes are made with. What one side subtracts must be what another adds, to the bit: so a product is rounded by itself, never fused with a sum.
+__device__ __forceinline__ float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ bool not_finite(real v) { return !(v - v == 0); }
+// The unit of which `steps` make a norm, and what values are multiplied by to count in it; both 0 where one would be no normal number.
+struct Scale { real unit, inverse; };
+__device__ __forceinline__ Scale scale_of(real norm, real steps)
+{
+    if (norm < (real)(sizeof(real) == 4 ? 0x1p-119 : 0x1p-1015)) return {0, 0};
+    return {norm / steps, steps / norm};
+}

@@ -84,6 +84,13 @@ class Gpu:
         finally:
             self.total_at = None
 
+    def finite(self, family: str, name: str, grid: Size, block: Size, *arguments: Any) -> bool:
+        """Start a kernel whose last parameter is a flag that it raises for what is not finite, and tell whether it stayed down; waits for the device."""
+        flag = self.scratch("flag", 1, "i4")
+        flag.fill(0)
+        self.launch(family, name, grid, block, *arguments, flag)
+        return not flag.get()[0]
+
     def _real(self, name: str, arguments: tuple[Any, ...]) -> str:
         for given in arguments:
             if isinstance(given, self.cupy.ndarray) and given.dtype.kind == "f":
@@ -125,6 +132,11 @@ def tiles(m: int, n: int) -> tuple[int, int]:
     """Return how many blocks of 32 columns and 8 rows go over m rows of n elements; several rows of blocks where there are many."""
     across = max(1, -(-n // COLUMNS))
     return across, max(1, min(-(-m // ROWS), -(-MOST_BLOCKS // across)))
+
+
+def parts(m: int, n: int, threads: int) -> tuple[int, int]:
+    """Return how many blocks of so many threads go over m pieces of n elements, each piece by one or, where there are few, by several."""
+    return m, max(1, min(-(-n // threads), -(-MOST_BLOCKS // m)))
 
 
 def _size(given: Size) -> tuple[int, ...]:

@@ -136,4 +136,4 @@ def stochastic_encode(x: Array, key: np.uint64, block: int, bits: int, euclidean
 def codes_decode_add(codes: Array, units: Array, block: int, bits: int, out: Array) -> None:
     """Compute out += code x unit of its block; codes of 2 or 4 bits are in two's complement."""
     c = unpack(codes, out.size, bits)
-    out += (c - ((c >> (bits - 1)) << bits)) * units[np.arange(out.size) // block]
+    out += (c - ((c >> (bits - 1)) << bits)).astype(out.dtype) * units[np.arange(out.size) // block]
