@@ -1,6 +1,7 @@
 """Compute on arrays: each kernel once as a NumPy reference (its meaning), once as Numba code (its speed), with one signature.
 
-Vectors, layers and losses exist as CUDA C, too (`cuda`): nothing of the package runs on a GPU yet, but the kernels are held to the same tests, on the CPU.
+Vectors, adaptive steps, layers, losses, sparse and low-rank codes exist as CUDA C, too (`cuda`): nothing of the package runs on a GPU yet, but the
+kernels are held to the same tests, on the CPU.
 
 A backend is a namespace of all kernels. Outputs are given by the caller; compiled kernels allocate nothing (a reference may use temporaries).
 Importing this package imports no compiler.
