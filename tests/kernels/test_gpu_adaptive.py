@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from mpidml_kernels import LAWS, adaptive
 
-from tests.kernels import test_gpu, test_kernels
-from tests.kernels.test_gpu import REFERENCE, SIZES, orders, types
-from tests.kernels.test_kernels import STEPS, UPDATES, update_arguments
+from tests.kernels.test_gpu import REFERENCE, SIZES, assert_noticed, orders, types
+from tests.kernels.test_kernels import UPDATES, update_arguments
 from tests.shim.backend import on_shim
 
 on_device = functools.cache(lambda order: on_shim(order, adaptive))
@@ -33,19 +32,6 @@ def test_steps_agree_with_their_references(name, dtype, order):
         getattr(on_device(order), name)(*there)
         for a, b in zip(there, here, strict=True):
             np.testing.assert_allclose(a, b, rtol=30 * eps, atol=32 * eps)
-
-
-@types
-@pytest.mark.parametrize("name", [name for name in STEPS if name in adaptive.LAWS])
-def test_the_three_kernels_of_a_rule_are_one_step(name, dtype):
-    test_kernels.test_in_place_out_of_place_and_transform_are_one_step(on_device("shuffle"), name, dtype)
-
-
-@types
-def test_nan_passes_and_what_l1_holds_is_zero(dtype, monkeypatch):
-    monkeypatch.setattr(test_kernels, "STEPS", {name: kind for name, kind in STEPS.items() if name in adaptive.LAWS})
-    test_kernels.test_nan_in_a_gradient_reaches_the_weights(on_device("reverse"), dtype)
-    test_kernels.test_what_l1_holds_at_zero_is_zero_to_the_bit(on_device("reverse"), dtype)
 
 
 @types
@@ -92,9 +78,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("name", "old", "new", "said"), MUTANTS, ids=[name for name, *_ in MUTANTS])
 def test_a_broken_step_is_noticed(name, old, new, said, monkeypatch):
-    monkeypatch.setattr(test_gpu, "FAMILIES", [adaptive])
-    monkeypatch.setattr(test_gpu, "of_rows", lambda kernel: step_arguments(kernel.__name__, 1000, np.float32))
-    test_gpu.test_a_broken_kernel_is_noticed("adaptive", name, old, new, said, monkeypatch)
+    assert_noticed(monkeypatch, [adaptive], step_arguments(name, 1000, np.float32), "adaptive", name, old, new, said)
 
 
 def test_each_kernel_has_its_mutant():

@@ -9,7 +9,7 @@ import pytest
 from mpidml_kernels import launch, low_rank, sparse
 from mpidml_kernels.launch import Gpu
 
-from tests.kernels import test_codecs, test_gpu
+from tests.kernels import test_codecs
 from tests.kernels.test_codecs import (  # noqa: F401  (collected here once more)
     KEY,
     REFERENCE,
@@ -20,6 +20,7 @@ from tests.kernels.test_codecs import (  # noqa: F401  (collected here once more
     types,
     vector,
 )
+from tests.kernels.test_gpu import assert_noticed
 from tests.shim.backend import ORDERS, on_shim
 
 FAMILIES = [sparse, low_rank]
@@ -301,10 +302,7 @@ def special(kind):
 
 def notice(monkeypatch, name, old, new, said, given):
     """Break a kernel, and hold it to its reference on these arguments."""
-    family = "low_rank" if name in low_rank.LAWS else "sparse"
-    monkeypatch.setattr(test_gpu, "FAMILIES", FAMILIES)
-    monkeypatch.setattr(test_gpu, "of_rows", lambda kernel: given)
-    test_gpu.test_a_broken_kernel_is_noticed(family, name, old, new, said, monkeypatch)
+    assert_noticed(monkeypatch, FAMILIES, given, "low_rank" if name in low_rank.LAWS else "sparse", name, old, new, said)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "said"), MUTANTS, ids=[f"{i}-{name}" for i, (name, *_) in enumerate(MUTANTS)])
