@@ -1,7 +1,6 @@
 """Compute on arrays: each kernel once as a NumPy reference (its meaning), once as Numba code (its speed), with one signature.
 
-Vectors, layers, losses and two families of codes, rounded and packed, exist as CUDA C, too (`cuda`): nothing of the package runs on a GPU yet,
-but the kernels are held to the same tests, on the CPU.
+All of them exist as CUDA C, too (`cuda`), held to the same tests on the CPU.
 
 A backend is a namespace of all kernels, and of what else is done with arrays where they lie (`arrays`).
 Outputs are given by the caller; compiled kernels allocate nothing (a reference may use temporaries).

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from mpidml_kernels import adaptive
 from mpidml_kernels.launch import SPELT
 from mpidml_kernels.signatures import kernels
 
@@ -19,7 +20,12 @@ MOST_REGISTERS = 40
 MORE_REGISTERS = {"binary_xent": 48, "weighted_xent": 48, "huber": 48}  # float64 and its logarithms
 MORE_REGISTERS |= {"layer_norm_backward": 48, "embed": 48, "add_runs": 48, "csr_matmul_backward": 48, "copy_rows": 48}  # several loads at once, 64-bit places
 MORE_REGISTERS |= {"int8_encode": 48, "fp16_round": 48, "bf16_round": 48}  # float64, four values at once
+MORE_REGISTERS |= dict.fromkeys(adaptive.LAWS, 52)  # float64, its roots and divisions
+UNROLLED = ("find_disorder", "place_chosen", "settle_digit", "add_product", "make_unit", "products_of_row", "take_parts")
+MORE_REGISTERS |= dict.fromkeys(UNROLLED, 64)
+MORE_REGISTERS |= {"strata_add": 44}  # divisions of 64-bit integers
 MOST_SHARED_NBYTES = 2048
+MORE_SHARED_NBYTES = {"count_digits": 8192}  # a count for each of 2048 digits
 
 
 def compiled(code, real, option, kind):
@@ -66,7 +72,8 @@ def test_every_file_compiles_within_its_budget(family, real, architecture):
     found = used(log)
     assert set(found) == set(kernels(code, real))
     for name, (registers, shared, spilt) in found.items():
-        assert registers <= MORE_REGISTERS.get(name, MOST_REGISTERS) and shared <= MOST_SHARED_NBYTES and spilt == 0, (name, registers, shared, spilt)
+        budget = MORE_REGISTERS.get(name, MOST_REGISTERS), MORE_SHARED_NBYTES.get(name, MOST_SHARED_NBYTES)
+        assert registers <= budget[0] and shared <= budget[1] and spilt == 0, (name, registers, shared, spilt)
 
 
 @pytest.mark.parametrize("family", FILES)

@@ -416,7 +416,7 @@ def test_no_vector_kernel_is_left_untested():
     assert set(UPDATES) == {*update.LAWS, *adaptive.LAWS}
 
 
-@both
+@everywhere
 @types
 @pytest.mark.parametrize("name", STEPS)
 def test_in_place_out_of_place_and_transform_are_one_step(backend, name, dtype):
@@ -433,7 +433,7 @@ def test_in_place_out_of_place_and_transform_are_one_step(backend, name, dtype):
         assert all(np.array_equal(a, b) for a, b in zip(state, after[-1 - len(state) : -1], strict=True))
 
 
-@both
+@everywhere
 @types
 def test_nan_in_a_gradient_reaches_the_weights(backend, dtype):
     for name in STEPS:
@@ -441,7 +441,7 @@ def test_nan_in_a_gradient_reaches_the_weights(backend, dtype):
         assert np.isnan(w).sum() == 1
 
 
-@both
+@everywhere
 @types
 def test_what_l1_holds_at_zero_is_zero_to_the_bit(backend, dtype):
     arguments = update_arguments("ftrl", 200, dtype, "random")
