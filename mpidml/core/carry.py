@@ -17,14 +17,23 @@ class Carry:
     """The rounds of one rank on `buffer`, over and over: `start`, then `test` until it is true.
 
     In a round whose sends overlap its receives, what comes is added when the sends have left; elsewhere as it comes, piece by piece.
-    `joins`: what is done instead of adding, as np.maximum, where rounds have no weights.
+    `joins`: what is done instead of adding, as np.maximum, where rounds have no weights. Of a buffer that is no host's, `empty` allocates memory as it
+    is, and `settled()` says whether all that was joined is there.
     """
 
-    def __init__(self, comm: Any, rounds: Sequence[Round], buffer: Array, joins: Callable[..., Any] = np.add) -> None:
-        self.buffer = buffer
+    def __init__(
+        self,
+        comm: Any,
+        rounds: Sequence[Round],
+        buffer: Array,
+        joins: Callable[..., Any] = np.add,
+        empty: Callable[..., Array] = np.empty,
+        settled: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.buffer, self.settled = buffer, settled
         self.n_rounds, self.nbytes = len(rounds), moved(rounds) * buffer.itemsize
-        self.rounds = [_Posted(comm, each, buffer, tag, joins) for tag in [comm.new_tag()] for each in rounds]
-        self.at = self.n_rounds
+        self.rounds = [_Posted(comm, each, buffer, tag, joins, empty) for tag in [comm.new_tag()] for each in rounds]
+        self.at, self.taken = self.n_rounds, False
 
     def start(self) -> None:
         """Begin the first round."""
@@ -37,8 +46,10 @@ class Carry:
     def test(self) -> bool:
         """Take what has come, and begin the next round when one has ended."""
         while self.at < self.n_rounds:
-            if not self.rounds[self.at].test():
+            self.taken = self.taken or self.rounds[self.at].test()
+            if not self.taken or not self.settled():
                 return False
+            self.taken = False
             self.at += 1
             if self.at < self.n_rounds:
                 self.rounds[self.at].start()
@@ -57,13 +68,13 @@ class Carry:
 class _Posted:
     """One round with its requests; `scratch` holds what is to be added."""
 
-    def __init__(self, comm: Any, each: Round, buffer: Array, tag: int, joins: Callable[..., Any]) -> None:
+    def __init__(self, comm: Any, each: Round, buffer: Array, tag: int, joins: Callable[..., Any], empty: Callable[..., Array]) -> None:
         self.weights, self.buffer, self.joins = each.weights, buffer, joins
         sends, receives = ([piece for move in moves for piece in _pieces(move, buffer.itemsize)] for moves in (each.sends, each.receives))
         overlaps = any(a.lo < b.hi and b.lo < a.hi for a in sends for b in receives)
         self.deferred = bool(each.weights) or overlaps
         into_place = not each.adds and not each.weights
-        self.scratch = np.empty(0 if into_place else sum(piece.hi - piece.lo for piece in receives), buffer.dtype)
+        self.scratch = empty(0 if into_place else sum(piece.hi - piece.lo for piece in receives), buffer.dtype)
         # A range that comes and is a copy may not be one that leaves: no algorithm needs it.
         if into_place and overlaps:
             raise ValueError("rounds: a range leaves and is replaced in one round")

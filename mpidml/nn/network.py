@@ -20,6 +20,7 @@ from mpidml.nn.heads import Head
 from mpidml.nn.layers.base import Layer, Pass
 from mpidml.nn.losses.base import Loss
 from mpidml.nn.on_device import OnDevice
+from mpidml.nn.resident import Resident
 from mpidml.nn.split.loss import Ending
 from mpidml.nn.step import Buffers, Memory, Step
 
@@ -66,8 +67,8 @@ class Network:
         self.random = any(layer.random for layer in self.layers)
         self.split = False
         self._memory: dict[int, Memory] = {}  # of each slot, for the most rows so far
-        self._steps: dict[tuple[int, int, int, int], Step | OnDevice] = {}
-        self._bound: dict[tuple[int, int, int, int], tuple[Step | OnDevice, Array, Array]] = {}  # by id, which holds while the arrays are kept here
+        self._steps: dict[tuple[int, int, int, int], Step | OnDevice | Resident] = {}
+        self._bound: dict[tuple[int, int, int, int], tuple[Step | OnDevice | Resident, Any, Any]] = {}  # by id, which holds while the arrays are kept here
 
     def _connect(self, layers: Sequence[Layer], prefix: str, where: str, source: int, n_outputs: int | None = None) -> None:
         """Add a chain of layers that takes the output of layer `source`, and ends in `n_outputs` where they are given."""
@@ -121,8 +122,8 @@ class Network:
         """Count the floating-point operations of forward and backward for m rows."""
         return sum(head.loss.flops(m, head.n_outputs) for head in self.heads) + sum(layer.flops(m, wants_dx=i > self.first) for i, layer in enumerate(self.layers))
 
-    def bind(self, m: int, w: Array, g: Array, slot: int = 0) -> Step | OnDevice:
-        """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long; made once and kept.
+    def bind(self, m: int, w: Any, g: Any, slot: int = 0) -> Step | OnDevice | Resident:
+        """Return the step of m rows on weights `w` and gradient `g`, flat and contiguous, n_params long, of the host or both of the device; made once and kept.
 
         Steps of one slot share their inputs and activations, which have room for the most rows bound so far: fill, run, then go to the next.
         The oldest of more than 64 steps is forgotten, and those of a slot are when it needs more room.
@@ -131,11 +132,11 @@ class Network:
         known = self._bound.get(same)
         if known is not None:
             return known[0]
-        key = (m, w.__array_interface__["data"][0], g.__array_interface__["data"][0], slot)
+        key = (m, _address(w), _address(g), slot)
         step = self._steps.get(key)
         if step is None:
             for name, flat in (("weights", w), ("gradient", g)):
-                if flat.shape != (self.n_params,) or flat.dtype != self.dtype or not flat.flags.c_contiguous or not flat.flags.aligned:
+                if flat.shape != (self.n_params,) or flat.dtype != self.dtype or not flat.flags.c_contiguous or not getattr(flat.flags, "aligned", True):
                     raise ValueError(f"{name}: {flat.dtype} of shape {flat.shape} is not a contiguous, aligned {self.dtype} array of {self.n_params}")
             if slot not in self._memory or m > self._memory[slot].m:
                 self._forget(slot)
@@ -143,7 +144,10 @@ class Network:
             if len(self._steps) >= N_STEPS_KEPT:
                 del self._steps[next(iter(self._steps))]
             memory = self._memory[slot]
-            step = Step(self, Buffers(self, m, memory), w, g) if self.device.kernels is None else OnDevice(self, m, memory, w, g)
+            if self.device.kernels is None:
+                step = Step(self, Buffers(self, m, memory), w, g)
+            else:
+                step = (OnDevice if isinstance(w, np.ndarray) else Resident)(self, m, memory, w, g)
             self._steps[key] = step
         if len(self._bound) >= N_STEPS_KEPT:
             self._bound.clear()
@@ -223,6 +227,11 @@ class Network:
                 for function, arguments in layer.forward(backend, a):
                     function(*arguments)
             yield lo, [backend.host(buffers[end][:n]) for end in self.ends]
+
+
+def _address(a: Any) -> int:
+    """Return where an array begins, of the host or of a device."""
+    return int(a.__array_interface__["data"][0] if isinstance(a, np.ndarray) else a.data.ptr)
 
 
 def _again(layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: str, heads: Sequence[Head]) -> Network:

@@ -114,7 +114,7 @@ class CountedComm(Watched):
         return self.mpi.Recv_init([buffer, MPI.BYTE], source, tag)
 
     def Send_init(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
-        return Sending(self, self.mpi.Send_init([buffer, MPI.BYTE], dest, tag), memoryview(buffer).nbytes)
+        return Sending(self, self.mpi.Send_init([buffer, MPI.BYTE], dest, tag), buffer.nbytes)  # of the host or of a device
 
     def Allreduce_init(self, buffer: Array) -> Any:
         """Prepare MPI's own sum in place; its bytes are not seen here."""

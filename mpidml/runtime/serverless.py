@@ -122,6 +122,12 @@ class Serverless:
         """Let all ranks see what was changed of the weights other than by a step (Collective on comm)."""
         self.comm.Barrier()
 
+    def transform(self, step: int) -> None:
+        """Run what of the optimizer needs the whole gradient first, where there is any."""
+
+    def land(self) -> None:
+        """Let the host see what steps have made elsewhere, where they have."""
+
     def position(self) -> Position:
         """Return where the run stands (Collective on comm)."""
         return Position(self.driver.clock, (self.driver.clock,) * self.n_workers)

@@ -87,7 +87,9 @@ class Stepper:
 
     def run(self) -> None:
         """Step to the end, and score the final weights, unless the run only pauses."""
-        if self._steps():
+        pauses = self._steps()
+        self.strategy.land()
+        if pauses:
             return
         self.strategy.settle()
         self._left()
@@ -137,7 +139,7 @@ class Stepper:
             _, measured = self.task.compute(self._turn(), self._report if self.comm.size > 1 else None)
             ended = clock_now()
             if not measured[1]:
-                strategy.gradient[:] = 0  # no sample of this batch is for this rank
+                strategy.gradient.fill(0)  # no sample of this batch is for this rank
             self._begin(0)
         finally:
             self.progress.take_back()
@@ -194,8 +196,7 @@ class Stepper:
                 self._summed(bucket)
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
-        if strategy.links is not None:
-            strategy.links.transform(strategy.net.backend, strategy.total, strategy.link_state, strategy.weights, self.clock + 1)
+        strategy.transform(self.clock + 1)
         for bucket in self.buckets:
             bucket.store.step(bucket.halves.total, tuning)
         ended = clock_now()

@@ -4,8 +4,9 @@
     sum over ranks       |  0 .. P  |  0 .. P  |  0 .. P  |      of each bucket every rank owns a part: its sum, its optimizer state, its weights
 
 So no rank holds more than 1 / P of the optimizer's memory. Where a link of the optimizer needs the whole gradient, or the collective leaves the whole sum
-on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. Sources: Li et al. 2020 (buckets, overlap),
-Rajbhandari et al. 2020 (ownership).
+on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
+stay there where they can (`_stays`), and only gradients travel, and their sums; each rank changes all weights then, too.
+Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER, Collective, Done, Halves
+from mpidml.collectives.base import FOLDER, Collective, Done, Halves, Sum, make_collective
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
@@ -26,15 +27,26 @@ from mpidml.core.shares import Shares
 from mpidml.nn.network import Network
 from mpidml.optim.base import State, make_chain
 from mpidml.ps.store import Store
+from mpidml.ps.task import Turn
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
-from mpidml.runtime.progress_thread import check_progress, make_progress
+from mpidml.runtime.device_sum import DeviceSums, DirectSums, StagedSums, in_rounds
+from mpidml.runtime.gpu_mpi import takes_device_pointers
+from mpidml.runtime.mirror import Mirror
+from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.training import Training
 
 ORDERED = "ordered"
+
+
+class OfMirror(Training):
+    """A worker whose parameters are those of the device."""
+
+    def _parameters(self, turn: Turn) -> Any:
+        return self.strategy.mirror.weights
 
 
 class DataParallel(Serverless):
@@ -93,9 +105,10 @@ class DataParallel(Serverless):
         if self.links is not None:
             self.links.see(net.params)
         self.collective.open(comm)
-        self.progress = make_progress(job.progress_thread, comm, not self.ordered)
+        stays = self._stays(net)
+        self.progress = ByHand() if stays else make_progress(job.progress_thread, comm, not self.ordered)
         net.split = not comm.one_host and not self.ordered and not job.compress  # it costs 2%, and hides a little of what travels
-        task, cuts, halves = (self._by_blocks if self.ordered else self._by_buckets)(net)
+        task, cuts, halves = (self._by_blocks if self.ordered else self._on_device if stays else self._by_buckets)(net)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
         self.link_state: State = {} if self.links is None else self.links.init(net.n_params, net.dtype)
@@ -106,13 +119,16 @@ class DataParallel(Serverless):
             own = (lo + half.lo, lo + half.hi)
             self.weights[lo:hi] = initial[lo:hi]
             store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain)
+            buckets.append(Bucket(lo, hi, half, store if self.mirror is None else self.mirror.store(store)))
             store.optimizer |= {name: array[slice(*own)] for name, array in self.link_state.items()}  # saved, and compared, with the store's
-            buckets.append(Bucket(lo, hi, half, store))
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
                     if rank == comm.rank or not half.shares:
                         stores[len(shards)] = store
                     shards.append(Shard(first, end, rank))
+        self.linked: tuple[Any, ...] = net.backend, self.total, self.link_state, self.weights
+        if self.mirror is not None:
+            self.linked = net.device.kernels, self.total, self.mirror.state(self.link_state), self.mirror.weights
         self.employ(task, self.total, stores, shards)
         return Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
 
@@ -134,6 +150,37 @@ class DataParallel(Serverless):
             return collective.halves(gradient, self.weights[lo:hi]) if shared else Halves(collective.plan(gradient), Done(), 0, hi - lo, gradient, False)
 
         return Training(self, self.comm.rank), cuts, [halves(lo, hi) for lo, hi in cuts]
+
+    def _stays(self, net: Network) -> bool:
+        """Whether weights, gradient and optimizer stay there: not where rows are sparse, or host memory is what is summed, coded, added to or tested by a thread."""
+        job = self.job
+        self.mirror: Mirror | None = None
+        self.device_sums: DeviceSums | None = None
+        self.gpu_mpi = False, ""
+        host = self.ordered or self.data.is_sparse or job.compress or job.accumulate > 1 or job.progress_thread == "on"
+        return net.device.kernels is not None and not host
+
+    def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
+        """Allocate for sums of slices of one gradient that lies on the device, as `_by_buckets` does for one of the host."""
+        comm, kernels, n = self.comm, net.device.kernels, net.n_params
+        self.chosen, self.memory = self.collective.by_timing, False
+        inner = self.collective.pick(min(self.job.bucket, n * net.dtype.itemsize))
+        if comm.size > 1:
+            self.gpu_mpi = takes_device_pointers(comm, kernels.gpu.cupy.cuda.Device().id)
+        chooses = self.job.collective == Job.collective  # what was named and is no rounds sums on the host
+        if self.gpu_mpi[0] and chooses and not in_rounds(inner):
+            inner = make_collective("rabenseifner", comm)
+        self.device_sums = sums = (DirectSums if self.gpu_mpi[0] and in_rounds(inner) else StagedSums)(inner, kernels)
+        self.picked = plugins.name_of(sums.inner) if chooses else self.job.collective
+        self.gradient = self.total = sums.allocate(n, net.dtype)
+        self.weights = np.zeros(n, net.dtype)
+        self.mirror = Mirror(kernels, self.weights)
+        cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
+
+        def total(gradient: Any) -> Sum:
+            return sums.plan(gradient) if comm.size > 1 else Done()  # alone nothing travels
+
+        return OfMirror(self, comm.rank), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
 
     def _compressing(self, net: Network) -> Collective | None:
         """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""
@@ -187,10 +234,24 @@ class DataParallel(Serverless):
         for bucket in self.driver.buckets:
             bucket.halves.gather.start()
             bucket.halves.gather.wait(self.job.wait_limit)
+        if self.mirror is not None:
+            self.mirror.up()
+
+    def transform(self, step: int) -> None:
+        """Run the links that need the whole gradient on it."""
+        if self.links is not None:
+            backend, total, state, weights = self.linked
+            self.links.transform(backend, total, state, weights, step)
+
+    def land(self) -> None:
+        """Bring what the device has of weights and optimizer to the host."""
+        if self.mirror is not None:
+            self.mirror.down()
 
     def alike(self) -> list[Array]:
         """Name what every rank holds for itself: weights, and where all change them the optimizer."""
-        return [self.weights, *(array for bucket in self.driver.buckets if not self.shares for array in bucket.store.optimizer.values())]
+        self.land()
+        return [self.weights, *(array for store in self.stores.values() if not self.shares for array in store.optimizer.values())]
 
     @property
     def promise(self) -> str:
@@ -205,13 +266,19 @@ class DataParallel(Serverless):
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
+        if self.mirror is not None:
+            way = "MPI is given the gradients there" if isinstance(self.device_sums, DirectSums) else "gradients go through the host"
+            owner += f"; weights and optimizer stay on the device, {way}"
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
-        return {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
+        found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
+        if self.gpu_mpi[1]:
+            found["gpu_mpi"] = dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))
+        return found
 
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""
@@ -219,6 +286,8 @@ class DataParallel(Serverless):
         for bucket in self.driver.buckets:
             bucket.halves.reduce.free()
             bucket.halves.gather.free()
+        if self.device_sums is not None:
+            self.device_sums.free()
         self.collective.free()
         if self.hosts is not None:
             self.hosts.free()

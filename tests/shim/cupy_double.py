@@ -162,6 +162,12 @@ class ndarray:
     flags = property(lambda self: self._memory.flags)
     T = property(lambda self: ndarray(None, _memory=self._memory.T))
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """What an MPI that takes device pointers is given: it reads and writes at once, whatever the streams have still to do."""
+        at = self._memory.__array_interface__
+        return {"shape": at["shape"], "typestr": at["typestr"], "data": at["data"], "strides": at["strides"], "version": 3}
+
     def __len__(self) -> int:
         return len(self._memory)
 
@@ -313,6 +319,25 @@ class _Device:
         raise NotImplementedError("wait for the stream or the event that you mean")
 
 
+class CUDARuntimeError(RuntimeError):
+    """What CUDA refuses."""
+
+
+_locked: dict[int, int] = {}
+
+
+def host_register(ptr: int, size: int, flags: int) -> None:
+    """Page-lock memory; the same page twice is refused."""
+    if size and any(ptr < at + n and at < ptr + size for at, n in _locked.items()):
+        raise CUDARuntimeError("cudaErrorHostMemoryAlreadyRegistered: part or all of the requested memory range is already mapped")
+    _locked[ptr] = size
+
+
+def host_unregister(ptr: int) -> None:
+    if _locked.pop(ptr, None) is None:
+        raise CUDARuntimeError("cudaErrorHostMemoryNotRegistered: pointer does not correspond to a registered memory region")
+
+
 class _Pinned(bytearray):
     @property
     def mem(self) -> _Pinned:
@@ -327,6 +352,13 @@ cuda = types.SimpleNamespace(
     alloc_pinned_memory=lambda nbytes: _Pinned(bytes([POISON]) * nbytes),
     is_available=lambda: True,
     using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
-    runtime=types.SimpleNamespace(getDeviceCount=lambda: 1, driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 0),
+    runtime=types.SimpleNamespace(
+        getDeviceCount=lambda: 1,
+        driverGetVersion=lambda: 0,
+        runtimeGetVersion=lambda: 0,
+        CUDARuntimeError=CUDARuntimeError,
+        hostRegister=host_register,
+        hostUnregister=host_unregister,
+    ),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
 )

@@ -1,0 +1,254 @@
+"""Sum buffers that lie on a device: through host memory by any collective that sums there, a part at a time, or directly where MPI takes device pointers.
+
+    compute stream   | gradient |                                             | wait back |
+    copy stream                  down 0 | down 1 |    up 0 | down 2 | up 1 | up 2            ready, came, back: events
+    host                    came 0 -> sum 0    came 1 -> sum 1 |      sum 2                  two page-locked slots: 0 1 0
+
+What each wait is for: `ready` (the copy stream, for the stream that computes the buffer), `came` (the host, before MPI reads a slot), the sum (before the
+slot goes up), `back` (the computing stream, before it uses the sums). A slot is filled anew by the stream that has emptied it. The host never blocks: it
+asks, under the limits of every other wait for a sum. All sums of one `StagedSums` share its slots, and go on in the order in which they were started.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike
+from mpidml.core.rounds import Array
+
+STAGING_NBYTES = 1 << 22
+"""Of a slot: long enough for the bandwidth of a bus, short enough that a bucket is several parts, which overlap."""
+N_SLOTS = 2
+QUEUED, COMING, SUMMING = range(3)
+
+
+class DeviceSums(Collective):
+    """Buffers of the device that `kernels` compute on (`mpidml_kernels.cuda`), summed over the ranks of `inner`, which is open.
+
+    When a sum's `test` is true, or its `wait` has ended, the stream that was current when it was planned may use the buffer; the host has to wait for it.
+    """
+
+    def __init__(self, inner: Collective, kernels: Any) -> None:
+        self.inner, self.comm, self.kernels, self.cupy = inner, inner.comm, kernels, kernels.gpu.cupy
+
+    def allocate(self, n: int, dtype: Any) -> Any:
+        """Return n zeros on the device."""
+        return self.cupy.zeros(n, dtype)
+
+    weights = allocate
+
+
+class StagedSums(DeviceSums):
+    """Each buffer goes down in parts of `nbytes`, is summed by `inner` in a slot, and comes up again: once each way, whatever the ranks.
+
+    Slots are of the memory that `inner` sums fastest in, page-locked; `pageable` says why not, where the system refuses: copies then make the host wait.
+    """
+
+    pageable = ""
+
+    def __init__(self, inner: Collective, kernels: Any, nbytes: int = STAGING_NBYTES) -> None:
+        super().__init__(inner, kernels)
+        self.nbytes = nbytes
+        self.copies = self.cupy.cuda.Stream(non_blocking=True)
+        self.slots: dict[str, list[Array]] = {}
+        self.locked: list[int] = []
+        self.sums: dict[tuple[int, int, str], Sum] = {}
+        self.holder: list[_Part | None] = [None] * N_SLOTS
+        self.line: deque[_Part] = deque()
+        self.n_parts = 0
+
+    def plan(self, buffer: Any) -> Sum:
+        """Prepare the sum of `buffer` (Collective on comm)."""
+        check_alike(self.comm, buffer)
+        return StagedSum(self, buffer)
+
+    def take_slot(self, n: int, dtype: Any) -> tuple[int, Array, Sum]:
+        """Return a slot, n elements of its memory, and the sum of these, which all parts of that length share (Collective on comm)."""
+        slot, name = self.n_parts % N_SLOTS, np.dtype(dtype).str
+        self.n_parts += 1
+        if name not in self.slots:
+            length = self.length(dtype)
+            memory = self.inner.allocate(N_SLOTS * length, dtype)
+            self._lock(memory)
+            self.slots[name] = [memory[i * length : (i + 1) * length] for i in range(N_SLOTS)]
+        key = slot, n, name
+        if key not in self.sums:
+            self.sums[key] = self.inner.plan(self.slots[name][slot][:n])
+        return slot, self.slots[name][slot][:n], self.sums[key]
+
+    def length(self, dtype: Any) -> int:
+        """Return how many elements a part has at most."""
+        return max(1, self.nbytes // int(np.dtype(dtype).itemsize))
+
+    def _lock(self, memory: Array) -> None:
+        runtime = self.cupy.cuda.runtime
+        try:
+            runtime.hostRegister(memory.ctypes.data, memory.nbytes, 0)
+            self.locked.append(memory.ctypes.data)
+        except runtime.CUDARuntimeError as error:
+            self.pageable = str(error)
+
+    def move(self) -> None:
+        """Bring every part as far as it comes without waiting, each step in the order in which the parts were queued."""
+        self._fill()
+        for part in tuple(self.line):
+            if part.phase == QUEUED or (part.phase == COMING and not part.came.done):
+                return
+            if part.phase == COMING:
+                part.sum.start()
+                part.phase = SUMMING
+            if part.sum.test():
+                part.go_up(self.copies)
+                self.holder[part.slot] = None
+                self.line.remove(part)
+                self._fill()
+
+    def _fill(self) -> None:
+        """Send down what has its slot free."""
+        for part in self.line:
+            if part.phase == QUEUED:
+                if self.holder[part.slot] is not None:
+                    return
+                self.holder[part.slot] = part
+                part.come_down(self.copies)
+
+    def free(self) -> None:
+        """Let the sums in the slots go, and unlock these; `inner` is whoever's opened it (Collective on comm)."""
+        for total in self.sums.values():
+            total.free()
+        for address in self.locked:
+            self.cupy.cuda.runtime.hostUnregister(address)
+        self.locked.clear()
+        self.sums.clear()
+        self.slots.clear()
+
+
+class _Part:
+    """Elements [lo, hi) of a buffer, on their way through a slot."""
+
+    def __init__(self, of: StagedSum, lo: int, hi: int) -> None:
+        self.of, self.device = of, of.buffer[lo:hi]
+        self.slot, self.host, self.sum = of.sums.take_slot(hi - lo, of.buffer.dtype)
+        self.came = of.sums.cupy.cuda.Event(disable_timing=True)
+        self.phase = QUEUED
+
+    def come_down(self, copies: Any) -> None:
+        self.device.get(stream=copies, out=self.host, blocking=False)
+        self.came.record(copies)
+        self.phase = COMING
+
+    def go_up(self, copies: Any) -> None:
+        self.device.set(self.host, stream=copies)
+        self.phase = QUEUED
+        self.of.n_left -= 1
+        if not self.of.n_left:
+            self.of.back.record(copies)
+
+
+class StagedSum(Sum):
+    """The sum of one buffer in its parts: 2 copies a part, 2 x the buffer's bytes over the bus, and no wait that blocks the host."""
+
+    def __init__(self, sums: StagedSums, buffer: Any) -> None:
+        self.sums, self.buffer = sums, buffer
+        cuda, n, length = sums.cupy.cuda, buffer.size, sums.length(buffer.dtype)
+        self.compute = cuda.get_current_stream()
+        self.ready, self.back = (cuda.Event(disable_timing=True) for _ in range(2))
+        self.parts = [_Part(self, lo, min(n, lo + length)) for lo in range(0, n, length)]
+        self.nbytes = sum(part.sum.nbytes for part in self.parts)
+        self.n_rounds = sum(part.sum.n_rounds for part in self.parts)
+        self.n_left, self.under_way = 0, False
+
+    def start(self) -> None:
+        """Queue the parts behind what the computing stream was given by now."""
+        if self.under_way:
+            raise RuntimeError("sum over ranks: it is started again before it has ended")
+        self.under_way, self.n_left = True, len(self.parts)
+        if not self.parts:
+            return
+        self.ready.record(self.compute)
+        self.sums.copies.wait_event(self.ready)
+        self.sums.line.extend(self.parts)
+        self.sums.move()
+
+    def test(self) -> bool:
+        """Move all sums on; once the last part is on its way up, let the computing stream wait for it."""
+        if self.n_left:
+            self.sums.move()
+        if self.under_way and not self.n_left:
+            self.under_way = False
+            if self.parts:
+                self.compute.wait_event(self.back)
+        return not self.under_way
+
+    def late(self) -> list[int]:
+        """Return the ranks that the part in front waits for."""
+        front = self.sums.line[0] if self.sums.line else None
+        return front.sum.late() if front is not None and front.phase == SUMMING else []
+
+    def waits_for(self) -> str:
+        """Say who is waited for; it may be the device."""
+        front = self.sums.line[0] if self.sums.line else None
+        return "this rank's device" if front is not None and front.phase == COMING else super().waits_for()
+
+
+class DirectSums(DeviceSums):
+    """MPI is given device pointers: the rounds of `inner` with what comes added on the device, in a stream of its own; nothing goes over the bus for us."""
+
+    def __init__(self, inner: Collective, kernels: Any) -> None:
+        super().__init__(inner, kernels)
+        if not in_rounds(inner):
+            raise ValueError(f"{type(inner).__name__} is not written down as rounds")
+        self.adds = self.cupy.cuda.Stream(non_blocking=True)
+
+    def plan(self, buffer: Any) -> Sum:
+        """Prepare the sum of `buffer` (Collective on comm)."""
+        check_alike(self.comm, buffer)
+        part = self.inner.rounds(self.comm.rank, self.comm.size, buffer.size)
+        return DirectSum(self, buffer, (*part.reduce, *part.gather))
+
+
+class DirectSum(RoundSum):
+    """The rounds of one buffer: MPI reads it once `ready` has come and, from the second round on, once what the round before has added is there."""
+
+    def __init__(self, sums: DirectSums, buffer: Any, rounds: Any) -> None:
+        cuda = sums.cupy.cuda
+        self.sums, self.compute = sums, cuda.get_current_stream()
+        self.ready, self.added = (cuda.Event(disable_timing=True) for _ in range(2))
+        self.begins = False
+        super().__init__(sums.comm, rounds, buffer, self._join, sums.cupy.empty, self._is_added)
+
+    def _join(self, target: Any, source: Any, out: Any) -> None:
+        with self.sums.adds:
+            self.sums.kernels.add(target, source)
+        self.added.record(self.sums.adds)
+
+    def _is_added(self) -> bool:
+        return bool(self.added.done)
+
+    def start(self) -> None:
+        """Begin once the computing stream has done what it was given by now."""
+        if self.begins or self.at < self.n_rounds:
+            raise RuntimeError("sum over ranks: it is started again before it has ended")
+        self.ready.record(self.compute)
+        self.begins = True
+
+    def test(self) -> bool:
+        """Take what has come, once the buffer is complete."""
+        if self.begins:
+            if not self.ready.done:
+                return False
+            self.begins = False
+            super().start()
+        return super().test()
+
+    def waits_for(self) -> str:
+        """Say who is waited for; it may be the device."""
+        return "this rank's device" if self.begins else super().waits_for()
+
+
+def in_rounds(collective: Collective) -> bool:
+    """Tell whether a collective is written down as rounds, which MPI can carry out between devices."""
+    return type(collective).rounds is not Collective.rounds
