@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from mpidml.core import rng
 from mpidml.core.csr import Csr
+from mpidml.core.device import CPU, Device
 from mpidml.core.errors import UserError
 from mpidml.core.flat import Array, FlatParams
 from mpidml.core.plugins import name_of
@@ -35,13 +36,14 @@ class Network:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any, heads: Sequence[Head] = ()
-    ) -> None:
+        self, layers: Sequence[Layer], n_features: int, n_outputs: int, loss: Loss, dtype: DTypeLike, backend: Any, heads: Sequence[Head] = (),
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
         """Connect the layers; ValueError, opened by the layer's number and type, where one does not fit. With heads, `loss` is that of the first."""
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise UserError(f"dtype: a network computes in float32 or float64, not {np.dtype(dtype)}; choose one of them")
         self.n_features, self.loss, self.dtype, self.backend = n_features, loss, np.dtype(dtype), backend
-        self.n_outputs, self.given_heads = n_outputs, tuple(heads)
+        self.n_outputs, self.given_heads, self.device = n_outputs, tuple(heads), device
         self.heads = self.given_heads or (Head("", tuple(layers), n_outputs, loss),)
         self.endings = [Ending(head.loss, head.n_outputs) for head in self.heads]
         self.trunk = tuple(layers) if heads else ()
@@ -82,9 +84,14 @@ class Network:
                 place += 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle what the network is, without the buffers of its steps."""
+        """Copy and pickle what the network is, without the buffers of its steps; a copy computes on the CPU."""
         layers = self.trunk if self.given_heads else self.layers
         return _again, (layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name, self.given_heads)
+
+    def on(self, device: Device) -> Network:
+        """Return this network, without the buffers of its steps, with its arithmetic on `device`."""
+        layers = self.trunk if self.given_heads else self.layers
+        return Network(layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend, self.given_heads, device)
 
     def tensor_names(self, i: int) -> dict[str, str]:
         """Return layer i's tensors by their own names: how they are called in the network."""
