@@ -16,7 +16,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand
-from mpidml.runtime import comparison, events, sparse_rows
+from mpidml.runtime import comparison, device, events, sparse_rows
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load
@@ -92,7 +92,9 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
 
 
 def _check_data(jobs: list[Job], comm: CountedComm) -> None:
-    """Read the data once and build every network, so that what is wrong with them is found before anything is written."""
+    """Choose devices, read the data once and build every network, so that what is wrong with them is found before anything is written."""
+    for wanted in dict.fromkeys(job.device for job in jobs):
+        device.choose(wanted, comm)
     ranks = CountedComm(comm.mpi)
     data = load(jobs[0], ranks)
     check_target(jobs[0], data)

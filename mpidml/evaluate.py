@@ -14,7 +14,7 @@ import numpy as np
 
 from mpidml.core.errors import UserError
 from mpidml.core.evaluation import Evaluation
-from mpidml.runtime import evaluation_plot, judging, scoring
+from mpidml.runtime import device, evaluation_plot, judging, scoring
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -28,7 +28,7 @@ from mpidml.runtime.summary import say
 def evaluate(run: Any, comm: CountedComm | None = None, quiet: bool = False, write: bool = True, **options: Any) -> dict[str, Any]:
     """Evaluate the model in the folder `run` and return what evaluation.json holds, on every rank (Collective on comm; default: all ranks).
 
-    `options`: data, labels, unseen, plot, out, as the flags of their names. UserError for bad input, before any work.
+    `options`: data, labels, unseen, plot, out, device, as the flags of their names. UserError for bad input, before any work.
     """
     with given_or_all(comm) as ranks:
         asked = agree(ranks, lambda: Evaluation().with_values({"run": str(run), **options}, "evaluate"))
@@ -39,8 +39,10 @@ def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) ->
     leads = comm.rank == 0
     folder = RunFolder(Path(asked.out or asked.run))
     agree(comm, lambda: _check_out(asked.out) if leads and write and asked.out else None)
+    where = device.choose(asked.device, comm)
     saved = open_run(asked.run, comm, lambda job: compiled(job, comm, quiet))
     rows = saved.rows(asked.data, asked.labels, asked.unseen, True, comm) if asked.data else saved.own_rows(comm)
+    saved = saved._replace(net=saved.net.on(where))
     n = len(rows.x)
     assert rows.y is not None
     lo, hi = scoring.share(n, comm.rank, comm.size)
@@ -68,7 +70,7 @@ def _evaluate(asked: Evaluation, comm: CountedComm, quiet: bool, write: bool) ->
                 folder.write_bytes(name, evaluation_plot.draw(common | of, thing))
             folder.write_json("evaluation.json", result)
         if not quiet:
-            say(report(result) + (f"\nwritten: {folder.path}/ ({', '.join(['evaluation.json', *drawn])})" if write else ""))
+            say("\n".join([*device.told(saved.net.device), report(result)]) + (f"\nwritten: {folder.path}/ ({', '.join(['evaluation.json', *drawn])})" if write else ""))
     found_by_all: dict[str, Any] = comm.bcast(result)
     return found_by_all
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from mpidml.core.evaluation import Prediction
 from mpidml.core.role import Array
+from mpidml.runtime import device as devices
 from mpidml.runtime import prediction_files
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
@@ -30,13 +31,15 @@ CHUNK = 16 * BLOCK
 TAG = 11
 
 
-def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = None, quiet: bool = False, unseen: str = "") -> dict[str, Any]:
+def predict(
+    run: Any, data: str = "", out: str = "", comm: CountedComm | None = None, quiet: bool = False, unseen: str = "", device: str = Prediction.device
+) -> dict[str, Any]:
     """Write the predictions of the model in the folder `run` for the rows of `data` to `out`; return their number, and the classes' names (Collective).
 
     Options are the flags of their names. UserError for bad input, before any work; the file is whole or not there.
     """
     with given_or_all(comm) as ranks, one_thread():  # the same bits at any number of ranks
-        given = {"run": str(run), "data": str(data), "out": str(out), "unseen": unseen}
+        given = {"run": str(run), "data": str(data), "out": str(out), "unseen": unseen, "device": device}
         asked = agree(ranks, lambda: Prediction().with_values(given, "predict"))
         return _predict(asked, ranks, quiet)
 
@@ -44,8 +47,10 @@ def predict(run: Any, data: str = "", out: str = "", comm: CountedComm | None = 
 def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any]:
     leads = comm.rank == 0
     agree(comm, lambda: prediction_files.check(asked.out) if leads else None)
+    where = devices.choose(asked.device, comm)
     saved = open_run(asked.run, comm, lambda job: compiled(job, comm, quiet))
     rows = saved.rows(asked.data, "", asked.unseen, False, comm)
+    saved = saved._replace(net=saved.net.on(where))
     n, chunks = len(rows.x), _chunks(saved, rows.x, comm)
     names = saved.known.classes
     if leads:
@@ -53,7 +58,7 @@ def _predict(asked: Prediction, comm: CountedComm, quiet: bool) -> dict[str, Any
         prediction_files.write(asked.out, n, told, (_said(saved, outputs) for outputs in chunks))
         if not quiet:
             what = [(f"{of.head}: " if of.head else "") + (f"{len(of.classes)} classes" if of.classes else f"{len(of.targets)} target(s)") for of in told]
-            say(f"{asked.run}: {n:,} rows of {asked.data}, {'; '.join(what)}\nwritten: {asked.out}")
+            say("".join(f"{line}\n" for line in devices.told(saved.net.device)) + f"{asked.run}: {n:,} rows of {asked.data}, {'; '.join(what)}\nwritten: {asked.out}")
     else:
         for _ in chunks:
             pass

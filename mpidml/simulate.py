@@ -30,7 +30,7 @@ from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
 from mpidml.fitting import FIT_CLOCKS, fit
 from mpidml.nn.network import Network
-from mpidml.runtime import comparison, straggler
+from mpidml.runtime import comparison, device, straggler
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset, check_target, load
@@ -78,6 +78,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     plans = agree(comm, lambda: [planned(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
     agree(comm, lambda: fits_memory(plans))
     agree(comm, lambda: _check(variants, scale, plans))
+    if cost is None:  # the fit would find it, but after the folder is made
+        device.of_job(variants[0].job, comm)
     data = load(variants[0].job, comm) if scale.learn else None
     if data is not None:
         refuse_sparse(data, "simulate", SIMULATED_WHOLE)
@@ -163,12 +165,16 @@ def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list
         part &= {*PLANNED, *(PAYLOAD if cost.bytes_per_second else ())}
     if values.get("strategy", Job.strategy) != Job.strategy or not (scale.learn or cost.bytes_per_second):
         part.discard("compress")
+    if not scale.fits:
+        part.discard("device")  # of what is learnt the arithmetic is the CPU's
     return [f"--{name.replace('_', '-')}" for name in names if name not in part]
 
 
 def _check_lists(values: Mapping[str, Any], scale: Simulation) -> None:
     """Refuse a list of what the costs of a simulation of sizes do not depend on."""
     for name, value in values.items():
+        if name == "device" and several(value):
+            raise UserError(f"simulate: device: costs are measured on one, '{value}' names several; give one value")
         if several(value) and name.replace("-", "_") not in (*VARIED, *members("commas")) and not scale.learn:
             raise UserError(f"simulate: {name}: the costs are the same for all of '{value}'; give one value, or --learn")
 

@@ -33,7 +33,7 @@ from tests.ranks import ROOT, run
 FOLDER = ROOT / "benchmarks" / "gpu_records"
 SANITIZER, ERROR_CODE = "compute-sanitizer", 9
 TOOLS = {"memcheck": "accesses out of bounds", "racecheck": "races", "initcheck": "reads of memory that nobody wrote", "synccheck": "barriers"}
-BENCHMARKS = ("gpu_kernels", "gpu_step")
+BENCHMARKS = ("gpu_kernels", "gpu_step", "gpu_allreduce")
 COMMAND = "python -m tests.gpu_record"
 
 

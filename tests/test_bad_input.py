@@ -17,8 +17,9 @@ import json, os, runpy, sys
 from mpidml.runtime.threads import budget_threads
 budget_threads(os.environ)
 import mpidml.cli, mpidml.data.readers, mpidml.nn.step, mpidml.ps.shard, mpidml.ps.worker, mpidml_kernels
-for number, argv in enumerate(json.load(open(sys.argv[1]))):
+for number, (argv, env) in enumerate(json.load(open(sys.argv[1]))):
     if (child := os.fork()) == 0:
+        os.environ.update(env)
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{sys.argv[1]}.{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
         sys.argv[1:] = argv
@@ -265,6 +266,10 @@ CASES = {
     "a plan without samples for all": Case("plan --batch 4 --microbatches 9", ("--microbatches 9: no grid's share of --batch 4", "give fewer")),
     "a plan that no strategy runs": Case("plan --ranks 4 --servers 2 --hidden 8", ("plan: none of ", "--servers 2: does nothing", "leave it out")),
     "a plan of a run": Case("plan --resume {}/begun", ("--resume ", "a run that goes on has its plan", "leave it out")),
+    "a device that is none": Case("--device gpu", ("--device gpu: is none of auto, cpu, cuda and cuda:N", "give for example cuda:1")),
+    "a GPU below 0": Case("--device cuda:-1", ("--device cuda:-1: is none of auto, cpu, cuda and cuda:N", "give for example cuda:1")),
+    "a GPU for the CPU's reference": Case("--device cuda", ("--device cuda: --backend numpy is the CPU's reference", "leave one of them out")),
+    "evaluate on a device that is none": Case("evaluate {}/begun --device cuda:one", ("--device cuda:one: is none of auto, cpu, cuda", "give for example")),
     "a column of an npz": Case("--data {}/good.npz --label y", ("/good.npz: column 'y' was named", "drop it")),
 }
 
@@ -322,20 +327,25 @@ def folder(tmp_path_factory):
     return lay_out(tmp_path_factory.mktemp("files"))
 
 
-@pytest.fixture(scope="module")
-def ended(folder, tmp_path_factory):
-    """Run every case in a process of its own: name -> its result and whether the folder of the files is as it was."""
-    jobs = tmp_path_factory.mktemp("jobs") / "jobs.json"
-    jobs.write_text(json.dumps([words(case.argv, folder) for case in CASES.values()]))
-    before = snapshot(folder)
-    whole = python(["-c", MANY, jobs], timeout=120)
+def run_many(jobs, argvs, env=None):
+    """Run command lines, each with variables of its own, in processes of their own; `jobs`: a file beside which they write."""
+    jobs.write_text(json.dumps(argvs))
+    whole = python(["-c", MANY, jobs], timeout=120, env=env)
     assert whole.code == 0, whole
-    assert snapshot(folder) == before, "a refused run left something on the disk"
 
     def text(number, name):
         return (jobs.parent / f"{jobs.name}.{number}.{name}").read_text()
 
-    return {name: Result(int(text(i, "code")), text(i, "out"), text(i, "err")) for i, name in enumerate(CASES)}
+    return [Result(int(text(i, "code")), text(i, "out"), text(i, "err")) for i in range(len(argvs))]
+
+
+@pytest.fixture(scope="module")
+def ended(folder, tmp_path_factory):
+    """Run every case in a process of its own: name -> its result and whether the folder of the files is as it was."""
+    before = snapshot(folder)
+    found = run_many(tmp_path_factory.mktemp("jobs") / "jobs.json", [(words(case.argv, folder), {}) for case in CASES.values()])
+    assert snapshot(folder) == before, "a refused run left something on the disk"
+    return dict(zip(CASES, found, strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

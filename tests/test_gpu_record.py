@@ -94,7 +94,7 @@ def test_all_parts_run_each_tool_is_asked_and_what_one_finds_is_a_failure(as_gpu
     monkeypatch.setattr(gpu_record, "on_gpu", lambda here: here("gpu", "gpu and not mpi", within="tests/kernels/test_gpu.py"))  # all tests take a minute to find
     assert main(["--out", str(out), "-k", "nan_passes_every_kernel", "--smoke", "--limit", "90"]) == 1
     text, printed = out.read_text(), capsys.readouterr().out
-    assert text in printed and printed.splitlines()[-1] == "5 passed, 1 failed, 0 skipped"
+    assert text in printed and printed.splitlines()[-1] == "6 passed, 1 failed, 0 skipped"
     assert (tmp_path / "asked").read_text().split() == ["memcheck", "racecheck"]
     assert cells(text, "gpu").startswith("1 | 0 | 0 | ") and cells(text, "memcheck").startswith("1 | 0 ")
     assert cells(text, "racecheck").startswith("1 | 1 ")

@@ -279,7 +279,7 @@ def test_every_command_line_of_the_readme_is_understood(tmp_path):
 
 
 GPU_RECORDS = sorted(path.name for path in (ROOT / "benchmarks" / "gpu_records").glob("*.md"))
-GPU_PAGES = ("benchmarks/gpu_kernels/README.md", "benchmarks/gpu_step/README.md")
+GPU_PAGES = ("benchmarks/gpu_kernels/README.md", "benchmarks/gpu_step/README.md", "benchmarks/gpu_allreduce/README.md")
 FIGURE = re.compile(r"\d[\d,.]* ?(?:times\b|%|[um]?s\b|[GT]B/s|[GT]FLOP/s)")
 
 

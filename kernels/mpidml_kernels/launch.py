@@ -27,7 +27,12 @@ SPELT = {"f4": "float", "f8": "double"}
 
 
 class Gpu:
-    """The kernels of all families on the current device. `cupy` is the module (it is imported by whoever chose the device, and nowhere else)."""
+    """The kernels of all families on the current device. `cupy` is the module (it is imported by whoever chose the device, and nowhere else).
+
+    `refusal`: the error that says in one line that memory lacks.
+    """
+
+    refusal: type[Exception] = MemoryError
 
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy
@@ -66,8 +71,19 @@ class Gpu:
         """Return an array of at least n elements that the kernels of one call may write; the next call with that name gets it again."""
         found = self.scratches.get((name, dtype))
         if found is None or found.size < n:
-            found = self.scratches[name, dtype] = self.cupy.empty(n, dtype)
+            with self.allocating(f"scratch memory '{name}' for {n:,} values", n * np.dtype(dtype).itemsize):
+                found = self.scratches[name, dtype] = self.cupy.empty(n, dtype)
         return found
+
+    @contextmanager
+    def allocating(self, what: str, nbytes: int) -> Iterator[None]:
+        """Raise `refusal` where the device has no room for `what`, of `nbytes`: how much is free, once CuPy has given back what it kept, and what to do."""
+        try:
+            yield
+        except self.cupy.cuda.memory.OutOfMemoryError:
+            free, total = (of / 2**20 for of in self.cupy.cuda.runtime.memGetInfo())
+            where = f"GPU {self.cupy.cuda.Device().id}: {what} takes {nbytes / 2**20:,.1f} MiB, and {free:,.1f} of {total:,.1f} MiB are free"
+            raise self.refusal(f"{where}; compute fewer samples at once (a smaller --batch, or more --accumulate), or use more GPUs") from None
 
     def total(self, sums: Any, n: int) -> float:
         """Return the sum of the first n float64 of `sums`; waits for the device. Within `totals_at` nobody waits, and NaN is returned."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
+
+from mpidml.core.errors import UserError
+
+WANTED = "where networks compute: auto (a GPU for each rank where one is tried and right, else the CPU), cpu, cuda (a GPU or an error), or the one GPU of cuda:N"
+"""What --device says of itself."""
 
 
 class Device(NamedTuple):
@@ -16,5 +22,15 @@ class Device(NamedTuple):
     kernels: Any = None
     facts: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
+    def said(self) -> dict[str, Any]:
+        """Return what summary.json holds."""
+        return {"name": self.name, "reason": self.reason, **self.facts}
+
 
 CPU = Device("cpu")
+
+
+def check_wanted(wanted: str) -> None:
+    """Refuse a --device that is none."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", wanted):
+        raise UserError(f"--device {wanted}: is none of auto, cpu, cuda and cuda:N; give for example cuda:1, the second GPU of each host")

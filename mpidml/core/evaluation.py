@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from mpidml.core.device import WANTED, check_wanted
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import flag, parsed
 
@@ -16,6 +17,7 @@ UNSEEN = "CSV, Parquet: a word that the run never saw (ignore: zero in all featu
 @dataclass(frozen=True)
 class _Request:
     run: str = flag("", "folder of a run that has ended, as runs/20260131-120000")
+    device: str = flag("auto", WANTED)
 
     def with_values(self: T, values: Mapping[str, Any], where: str) -> T:
         """Return this with `values` in their types; UserError names what cannot be."""
@@ -26,6 +28,7 @@ class _Request:
                 raise UserError(f"--{f.name} {value}: there is no such choice; {nearest(value, choices)}")
         if not found.run:
             raise UserError(f"{where}: no run is named; give its folder, as runs/20260131-120000")
+        check_wanted(found.device)
         return found
 
 

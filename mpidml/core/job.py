@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from mpidml.core.device import WANTED
 from mpidml.core.errors import UserError, nearest
 
 EPOCHS = 30
@@ -169,7 +170,8 @@ class Job:
     accumulate: int = flag(1, "parts in which a worker computes its share of a batch, summing the gradient: activations take so much less memory")
     seed: int = flag(0, "decides weights, order of samples and noise", groups="fixed one")
     deterministic: bool = flag(False, "same layout, same bits (bsp, ssp, warmup); under data_parallel the same bits at any number of ranks", groups="one")
-    backend: str = flag("numba", "arithmetic: numba, or numpy (the reference)", ("numba", "numpy"))
+    backend: str = flag("numba", "arithmetic on the CPU: numba, or numpy (the reference)", ("numba", "numpy"))
+    device: str = flag("auto", WANTED)
     slowdown: str = flag("", "slow workers (ranks of a grid) down: exponential:F, rotating:F or permanent:F")
     wait_limit: float = flag(300.0, "seconds after which a wait ends the job with a report", groups="one")
     checkpoint_every: int = flag(0, "write a checkpoint each time so many clocks are done, and when SIGTERM or SIGUSR1 ends the run (0: none)")

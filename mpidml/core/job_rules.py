@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 
+from mpidml.core.device import check_wanted
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import AUTO, Job
 from mpidml.core.sizes import parse_size
@@ -34,6 +35,9 @@ def check(job: Job) -> Job:
     if not (math.isfinite(job.budget) and job.budget >= 0):
         raise UserError(f"--budget {job.budget}: is not a number of bytes a second; give one from 0 up")
     parse_target(job.target)
+    check_wanted(job.device)
+    if job.backend == "numpy" and job.device.startswith("cuda"):
+        raise UserError(f"--device {job.device}: --backend numpy is the CPU's reference; leave one of them out")
     if job.memory:
         parse_size(job.memory, "--memory")
     elif job.scratch:

@@ -67,6 +67,8 @@ def asked(values: Mapping[str, Any], where: str = "plan") -> tuple[PlanRequest, 
     request = PlanRequest().with_values({name: value for name, value in given.items() if name in NAMES}, where)
     job = Job().with_values({name: value for name, value in given.items() if name not in NAMES}, where).checked()
     job.refuse(DECIDED, "plan, which says what it should be")
+    if job.device not in (Job.device, "cpu"):
+        raise UserError(f"--device {job.device}: a plan prices what CPUs compute; leave it out")
     if job.resume:
         raise UserError(f"--resume {job.resume}: a run that goes on has its plan; leave it out")
     return request, job

@@ -80,6 +80,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     deterministic: bool = Job.deterministic
     dtype: str = "auto"
     backend: str = Job.backend
+    device: str = Job.device
     random_state: Any = Job.seed
 
     def _train(self, x: Array, y: Array, task: str, n_classes: int = 0, goes_on: bool = False) -> None:

@@ -91,6 +91,11 @@ class Network:
         layers = self.trunk if self.given_heads else self.layers
         return _again, (layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend.name, self.given_heads)
 
+    def on(self, device: Device) -> Network:
+        """Return this network, without the buffers of its steps, with its arithmetic on `device`."""
+        layers = self.trunk if self.given_heads else self.layers
+        return Network(layers, self.n_features, self.n_outputs, self.loss, self.dtype, self.backend, self.given_heads, device)
+
     def tensor_names(self, i: int) -> dict[str, str]:
         """Return layer i's tensors by their own names: how they are called in the network."""
         return self._names.get(i, {})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mpidml
 from mpidml.core.errors import UserError
 from mpidml.core.sizes import parse_size
-from mpidml.runtime import slurm
+from mpidml.runtime import device, slurm
 from mpidml.runtime.launch import export_line, mismatch, openmpi_environment, world_from_environment
 from mpidml.runtime.threads import Place, crowding, launchers_cores
 
@@ -36,7 +36,7 @@ def info(comm: MPI.Intracomm, job: Any = None, strategy: Any = None) -> str:
 
     With a `job` also whether these ranks fit it, which the class of its strategy says.
 
-    Collective on comm, an mpi4py communicator. Takes under 0.3 s beside the imports of NumPy and Numba; sends about 50 MB.
+    Collective on comm, an mpi4py communicator. Takes under 0.3 s beside the imports of NumPy, Numba and CuPy, where it is installed; sends about 50 MB.
     """
     from mpi4py import MPI
 
@@ -46,6 +46,9 @@ def info(comm: MPI.Intracomm, job: Any = None, strategy: Any = None) -> str:
         misfit = _misfit(comm, job, strategy) if job is not None else ""
         records = comm.gather(_describe(), root=0)
         shared = comm.gather(_try_shared_window(comm), root=0)
+        devices, lacking = device.survey("auto" if job is None else "cpu" if job.backend == "numpy" else job.device, comm)
+    if comm.bcast(any(text.startswith("cuda: ") for _, text in devices)):
+        devices += _of_mpi(comm)
     speeds = [(partner, *pingpong(comm, partner)) for partner in sorted({1, comm.size - 1}) if comm.size > 1]
     if records is None or shared is None:
         return ""
@@ -62,6 +65,7 @@ def info(comm: MPI.Intracomm, job: Any = None, strategy: Any = None) -> str:
         ("threads", _threads(records)),
         ("numba", f"{first['numba']}, kernel cache in {first['cache']}"),
         ("shared memory", f"window works on {sum(shared)} of {comm.size} rank(s), {first['shm'] / 2**20:.0f} MiB free in /dev/shm"),
+        *devices,
     ]
     given = slurm.allocation(os.environ)
     if given is not None:
@@ -69,7 +73,7 @@ def info(comm: MPI.Intracomm, job: Any = None, strategy: Any = None) -> str:
     for partner, latency, bandwidth in speeds:
         where = "same host" if records[partner]["host"] == first["host"] else records[partner]["host"]
         lines.append((f"0 <-> {partner}", f"{latency * 1e6:.1f} us latency (8 bytes), {bandwidth / 1e9:.1f} GB/s (4 MB), {where}"))
-    problems = find_problems(records, comm.size, level)
+    problems = find_problems(records, comm.size, level) + lacking
     if given is not None:
         problems += slurm.problems(given, records, parse_size(job.memory, "memory") if job is not None and job.memory else 0)
     if misfit:
@@ -137,6 +141,19 @@ def _describe() -> dict[str, Any]:
         "shm": shm.f_bavail * shm.f_frsize if shm else 0,
         "resident_nbytes": next((int(line.split()[1]) * 1024 for line in _lines(Path("/proc/self/status")) if line.startswith("VmRSS:")), 0),
     }
+
+
+def _of_mpi(comm: MPI.Intracomm) -> list[tuple[str, str]]:
+    """Say whether MPI takes pointers to the memory of GPUs. Collective on comm."""
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.gpu_mpi import takes_device_pointers
+
+    counted = CountedComm(comm)
+    try:
+        takes, reason = takes_device_pointers(counted)
+    finally:
+        counted.free()
+    return [("GPU by MPI", f"{'takes device pointers' if takes else 'sums go through the host'}: {reason}")]
 
 
 def _misfit(comm: MPI.Intracomm, job: Any, strategy: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mpidml.core.device import CPU, Device
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.data.learnt import Asked
@@ -47,6 +48,6 @@ def labels(job: Job) -> tuple[Label, str, tuple[Asked, ...]]:
     return (plan.heads[0].label if plan.heads else ()) or job.label or None, job.task, ()
 
 
-def build_net(job: Job, data: Any, backend: Any) -> Network:
-    """Return the network; UserError for what does not fit the data."""
-    return models.for_data(job, models.layers_of(job, net_text(job)), data, backend)
+def build_net(job: Job, data: Any, backend: Any, device: Device = CPU) -> Network:
+    """Return the network, on `device`; UserError for what does not fit the data."""
+    return models.for_data(job, models.layers_of(job, net_text(job)), data, backend).on(device)

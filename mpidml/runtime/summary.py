@@ -15,7 +15,7 @@ from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.core.sizes import size_words
 from mpidml.core.target import parse_target
-from mpidml.runtime import stage_report, straggler
+from mpidml.runtime import device, stage_report, straggler
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.evaluation_text import told
 from mpidml.runtime.monitor import Monitor
@@ -98,6 +98,7 @@ def of_job(
         "data": job.data,
         "task": strategy.data.task,
         "model": job.model,
+        "device": strategy.net.device.said(),
         "optimizer": job.optimizer,
         "learning_rate": job.rate,
         "lr_policy": job.lr_policy,
@@ -164,6 +165,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
     apart = f", {len(data.val_x)} validation and " if job.validate else " and "
     lines = [
         f"mpidml: {job.strategy} on {where}: {strategy.words()}",
+        *device.told(strategy.net.device),
         f"data {data.name}: {len(data.x)} training{apart}{len(data.test_x)} test rows x {data.x.shape[1]} features, "
         + _learnt(data),
         *(f"data: {note}" for note in data.notes),

@@ -14,6 +14,7 @@ from mpidml.fitting import fit
 from mpidml.optim.base import make_chain
 from mpidml.plan import costs_of
 from mpidml.planner.layout import laid_out, why_not
+from mpidml.runtime import device
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.comm import CountedComm
@@ -88,6 +89,7 @@ def _rows(job: Job, comm: CountedComm) -> int:
     """Read the data once and build the network, so that what is wrong with them is no reason to leave a point out; count the training rows."""
     ranks = CountedComm(comm.mpi)
     try:
+        device.of_job(job, ranks)
         data = load(job, ranks)
         agree(ranks, lambda: build_net(job, data, "numpy"))
         n = len(data.x)

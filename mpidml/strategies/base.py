@@ -24,7 +24,7 @@ from mpidml.core import plugins
 from mpidml.core.job import AUTO, Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import abort, checkpoint, events, resume, run_files, scoring, slurm, sparse_rows, summary
+from mpidml.runtime import abort, checkpoint, device, events, resume, run_files, scoring, slurm, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import beyond, compiled
 from mpidml.runtime.comm import CountedComm
@@ -99,12 +99,12 @@ class Run:
             self.held.callback(folder.leave)
         saved, told = checkpoint.newest(comm, Path(job.resume)) if job.resume else (None, "")
         metrics = agree(comm, lambda: resume.metrics(Path(job.resume), saved.facts["n_metrics"]) if saved is not None and leads else [])
-        self.start = start
-        self.data = data = load(job, comm, arrays, start)
+        where = device.of_job(job, comm)
+        self.start, self.data = start, (data := load(job, comm, arrays, start))
         self.held.callback(data.close)
         check_target(job, data)
         arithmetic = compiled(job, comm, quiet)
-        self.net = agree(comm, lambda: build_net(job, data, arithmetic))
+        self.net = agree(comm, lambda: build_net(job, data, arithmetic, where))
         sparse_rows.check(job, data, self.strategy)
         if more := beyond(job, data.is_sparse):  # before the clock runs
             compiled(job, comm, quiet, more)

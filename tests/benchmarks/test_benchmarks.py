@@ -15,7 +15,7 @@ MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 RUNS = ["training_step", "parameter_server", "consistency", "quality", "plan", "start_up"]
 ON_A_LINK = ["overlap", "compression_link"]
-ON_A_GPU = ["gpu_kernels", "gpu_step"]
+ON_A_GPU = ["gpu_kernels", "gpu_step", "gpu_allreduce"]
 PIPELINES = ["pipeline", "pipeline_bubble", "tensor"]
 
 

@@ -90,7 +90,7 @@ def test_sides_are_compared_and_a_verdict_waits_for_real_sizes(kernels, capsys):
     assert flops([784, 512, 512, 10], 128) == 2 * 128 * (2 * 784 * 512 + 3 * (512 * 512 + 512 * 10))
 
 
-@pytest.mark.parametrize("folder", ["gpu_kernels", "gpu_step"])
+@pytest.mark.parametrize("folder", ["gpu_kernels", "gpu_step", "gpu_allreduce"])
 def test_without_a_gpu_a_benchmark_says_why_it_is_left_out(folder):
     if not card.lacking():
         return  # there it runs, and test_benchmarks.py sees to it

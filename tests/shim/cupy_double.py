@@ -22,8 +22,11 @@ import numpy as np
 from tests.shim.compiled import Module
 
 __version__ = "14.2.0+double"
+OURS = ("streams", "threads", "room")
+"""What is not CuPy's."""
 POISON = 0xFF
-_how = {"streams": "lazy", "order": "forward", "checked": True}
+TOTAL_NBYTES = 8 << 30
+_how: dict[str, Any] = {"streams": "lazy", "order": "forward", "checked": True, "free": TOTAL_NBYTES, "devices": 1}
 n_waits = 0
 """How often the host has waited for a stream or an event, also where a copy did; asking an event whether it is done is no wait."""
 
@@ -52,6 +55,25 @@ def threads(order: str, checked: bool = True) -> Iterator[None]:
 def _count_wait() -> None:
     global n_waits
     n_waits += 1
+
+
+@contextlib.contextmanager
+def room(nbytes: int) -> Iterator[None]:
+    """Let the device have no room for an array of more than `nbytes`."""
+    before, _how["free"] = _how["free"], nbytes
+    try:
+        yield
+    finally:
+        _how["free"] = before
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises in place of an array."""
+
+
+def _take(nbytes: int) -> None:
+    if nbytes > _how["free"]:
+        raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0 bytes).")
 
 
 class Event:
@@ -148,6 +170,7 @@ class ndarray:
     def __init__(self, shape: Any, dtype: Any = np.float64, _memory: np.ndarray[Any, Any] | None = None) -> None:
         if _memory is None:
             _memory = np.empty(shape, dtype)
+            _take(_memory.nbytes)
             if _memory.size:
                 _memory.reshape(-1).view(np.uint8)[:] = POISON
         self._memory: np.ndarray[Any, Any] = _memory
@@ -232,23 +255,23 @@ def zeros(shape: Any, dtype: Any = float) -> ndarray:
     return array
 
 
-def empty_like(a: ndarray) -> ndarray:
+def empty_like(a: ndarray, /) -> ndarray:
     return ndarray(a.shape, a.dtype)
 
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
-    return a if isinstance(a, ndarray) else ndarray(None, _memory=np.array(a, dtype=dtype, order="C"))
-
-
-def copyto(dst: ndarray, src: ndarray) -> None:
-    get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
+    if isinstance(a, ndarray):
+        return a
+    memory = np.array(a, dtype=dtype, order="C")
+    _take(memory.nbytes)
+    return ndarray(None, _memory=memory)
 
 
 def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
     return a.get(stream)
 
 
-def matmul(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+def matmul(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     """Multiply as cuBLAS does; nothing of ours is tried by it but who waits for whom."""
     _check_device(a, b, out)
     get_current_stream()._give(lambda: np.matmul(a._memory, b._memory, out=out._memory))
@@ -305,12 +328,12 @@ class RawModule:
 
 
 class _Device:
-    id = 0
     compute_capability = "90"
 
     def __init__(self, device: int = 0) -> None:
-        if device != 0:
+        if device not in range(int(_how["devices"])):
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = device
 
     def use(self) -> None:
         """Be the device of this thread."""
@@ -349,16 +372,18 @@ cuda = types.SimpleNamespace(
     Event=Event,
     Device=_Device,
     get_current_stream=get_current_stream,
-    alloc_pinned_memory=lambda nbytes: _Pinned(bytes([POISON]) * nbytes),
+    alloc_pinned_memory=lambda size: _Pinned(bytes([POISON]) * size),
     is_available=lambda: True,
     using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 1)),
     runtime=types.SimpleNamespace(
-        getDeviceCount=lambda: 1,
-        driverGetVersion=lambda: 0,
-        runtimeGetVersion=lambda: 0,
+        getDeviceCount=lambda: _how["devices"],
+        memGetInfo=lambda: (_how["free"], TOTAL_NBYTES),
+        driverGetVersion=lambda: 13010,
+        runtimeGetVersion=lambda: 13010,
         CUDARuntimeError=CUDARuntimeError,
         hostRegister=host_register,
         hostUnregister=host_unregister,
     ),
-    nvrtc=types.SimpleNamespace(getVersion=lambda: (0, 0)),
 )

@@ -1,0 +1,48 @@
+"""Be `import cupy` in a program that a test starts with this folder's parent on PYTHONPATH: the double, and what can be wrong with an installation.
+
+DOUBLE_FAULT names what is: missing, broken, nvrtc, context, memory, launch, wrong, cublas; or it is a list, a fault for each rank, the last one for all others.
+DOUBLE_CUDA: the version of CUDA that this is made for. `driver.cpp` stands in for the driver.
+"""
+
+import os
+
+from tests.shim import cupy_double as _double
+from tests.shim.cupy_double import *  # noqa: F403
+from tests.shim.cupy_double import __version__ as __version__
+
+
+def _raise(error):
+    def fail(*given, **named):
+        raise error
+
+    return fail
+
+
+_rank = int(os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
+_faults = os.environ.get("DOUBLE_FAULT", "").split(",")
+_fault = _faults[min(_rank, len(_faults) - 1)]
+_double._how["devices"] = 64
+cuda = _double.cuda
+cuda.runtime.runtimeGetVersion = lambda: int(os.environ.get("DOUBLE_CUDA", "13010"))
+
+match _fault:
+    case "":
+        pass
+    case "missing":
+        raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
+    case "broken":
+        raise ImportError("libcublas.so.13: cannot open shared object file: No such file or directory")
+    case "nvrtc":
+        cuda.nvrtc.getVersion = _raise(RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: libnvrtc.so.13: cannot open shared object file"))
+    case "context":
+        cuda.Device.use = _raise(RuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable"))
+    case "memory":
+        _double._how["free"] = 1000
+    case "launch":
+        _double.RawKernel.__call__ = _raise(RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"))
+    case "wrong":
+        _double.RawKernel.__call__ = lambda *given, **named: None  # what it was to write is what was there
+    case "cublas":
+        _double.matmul = matmul = _raise(RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED"))
+    case _:
+        raise ValueError(f"DOUBLE_FAULT={_fault}: there is no such fault")
