@@ -215,7 +215,15 @@ def test_the_opening_lines_name_what_was_taken_and_warn():
 @pytest.mark.parametrize(
     ("answers", "lines", "problem"),
     [
-        ({"gpus": "2"}, ("device         cuda: rank 0 {host}:0, rank 1 {host}:1", "GPU by MPI     sums go through the host: ", "CuPy           14.2.0+double for CUDA 13.1, NVRTC 13.1, driver for CUDA 13.1"), ""),
+        (
+            {"gpus": "2"},
+            (
+                "device         cuda: rank 0 {host}:0, rank 1 {host}:1",
+                "GPU by MPI     sums go through the host: ",
+                "CuPy           14.2.0+double for CUDA 13.1, NVRTC 13.1, driver for CUDA 13.1",
+            ),
+            "",
+        ),
         ({"gpus": "1"}, ("device         cuda: rank 0 {host}:0, rank 1 {host}:0",), "2 ranks share 1 GPU(s)"),
         ({"gpus": "0"}, ("device         cpu: NVIDIA's driver finds no GPU",), ""),
         ({"fault": ",nvrtc"}, ("device         cpu: rank 0: has one; rank 1: NVRTC",), "NVRTC, which compiles kernels, cannot be loaded"),
