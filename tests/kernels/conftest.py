@@ -19,7 +19,8 @@ from mpidml_kernels import Backend
 
 from tests.shim.backend import ORDERS, Gpu, OnDevice, on_shim
 
-SHIM_ALONE = {"KernelError", "cupy_double"}
+SHIM_ALONE = {"KernelError", "cupy_double", "kernels"}
+"""Its errors, its streams and threads, and what lies beneath an `OnDevice`, where no GPU stands in."""
 
 
 @functools.cache
@@ -78,13 +79,14 @@ def _on_shim(found: dict[str, Any]) -> bool:
 
 
 def reached(function: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield the names, with what they stand for, that a function and the functions of the test modules that it names speak of."""
+    """Yield the names, with what they stand for (None: an attribute), that a function and the functions of the test modules that it names speak of."""
     seen, function = seen if seen is not None else set(), inspect.unwrap(function)
     if id(function) in seen or not hasattr(function, "__code__"):
         return
     seen.add(id(function))
     for name in _names(function.__code__):
         if name not in function.__globals__:
+            yield name, None
             continue
         value = function.__globals__[name]
         for each in value if isinstance(value, list | tuple) else (value,):

@@ -261,6 +261,7 @@ MUTANTS = [
     ("orthonormalise", "for (int b = threadIdx.x & 31; b < n_blocks; b += 32)", "for (int b = 0; b < n_blocks; ++b)", "differs"),
     ("orthonormalise", "total = block_sum(total, scratch);", "", "differs"),
     ("orthonormalise", "j * gridDim.x + blockIdx.x] = total", "j * gridDim.x] = total", "race on sums"),
+    ("orthonormalise", "scratch[32];\n    leave_products(p, sums, i, m, scratch);", "scratch[32];\n    leave_products(p, sums, i, m + 1, scratch);", "out-of-bounds"),
     ("orthonormalise", "norm > rounding * was", "norm > 0", "differs"),
     ("add_product", "sign * total", "total", "differs"),
     ("add_product", "p[l * m + i]", "p[l * n + i]", "differs"),
