@@ -283,7 +283,7 @@ def copyto(dst: ndarray, src: ndarray) -> None:
     get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
 
 
-def bitwise_xor(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+def bitwise_xor(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     _check_device(a, b, out)
     get_current_stream()._give(lambda: np.bitwise_xor(a._memory, b._memory, out=out._memory))
     return out
@@ -374,7 +374,7 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     alloc_pinned_memory=lambda size: _Pinned(bytes([POISON]) * size),
     is_available=lambda: True,
-    using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
+    using_allocator=lambda allocator=None: contextlib.nullcontext(),  # here each array has memory of its own anyway
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 1)),
     runtime=types.SimpleNamespace(
