@@ -4,11 +4,14 @@ import ast
 import importlib.util
 import inspect
 import re
+import shutil
 import textwrap
 import types
+from importlib.resources import files
 
 import mpidml_kernels
 import pytest
+from mpidml_kernels import launch
 
 from tests.ranks import need
 from tests.shim import cupy_double
@@ -233,3 +236,16 @@ def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
     gpu.allocating = lambda what, nbytes: __import__("contextlib").nullcontext()  # without it CuPy's own words come through
     with cupy_double.room(10), pytest.raises(cupy_double.OutOfMemoryError):
         gpu.scratch("product", 100, "f4")
+
+
+def test_what_a_header_changes_is_compiled_anew(monkeypatch, tmp_path):
+    """CuPy keeps machine code between runs by the text and the options that it is given, and reads no header: a new one has to show in one of them."""
+    folder, given = tmp_path / "mpidml_kernels", []
+    shutil.copytree(files("mpidml_kernels"), folder)
+    module = types.SimpleNamespace(get_function=lambda name: None)
+    cupy = types.SimpleNamespace(RawModule=lambda **by: given.append((by["code"], by["options"])) or module)
+    monkeypatch.setattr(launch, "files", lambda package: folder)
+    for text in ("", "", "// other\n"):
+        (folder / "device.cuh").write_text(text)
+        launch.Gpu(cupy)._function("update", "add", "f4")
+    assert given[0] == given[1] != given[2]
