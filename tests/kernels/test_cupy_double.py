@@ -10,6 +10,7 @@ import types
 from importlib.resources import files
 
 import mpidml_kernels
+import numpy as np
 import pytest
 from mpidml_kernels import launch
 
@@ -224,6 +225,14 @@ def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_f
         "compute fewer samples at once (a smaller --batch, or more --accumulate), or use more GPUs"
     )
     assert gpu.scratch("product", 1 << 20, "f4").size == 1 << 20, "what failed is not kept in place of what is to be had"
+
+
+@pytest.mark.parametrize("make", [lambda kernels: kernels.zeros((512, 1024), np.float32), lambda kernels: kernels.here(np.zeros((512, 1024), np.float32))])
+def test_whatever_array_lacks_memory_is_one_line_with_its_shape(make):
+    kernels = mpidml_kernels.cuda(cupy_double)
+    with cupy_double.room(1 << 20), pytest.raises(MemoryError) as told:
+        make(kernels)
+    assert str(told.value).startswith("GPU 0: an array (512, 1024) of float32 takes 2.0 MiB, and 1.0 of 8,192.0 MiB are free; compute fewer samples")
 
 
 def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
