@@ -214,6 +214,17 @@ def test_compiled_functions_are_read_by_the_first_line_of_their_docstring():
     assert declared("getDeviceCount() -> int") == [] and declared("A sentence (with words).") is None
 
 
+def test_copies_that_cupy_refuses_are_refused():
+    """Only memory without gaps is copied to, on either side; from a device's array with gaps CuPy copies what it has put together."""
+    there, here = cupy_double.zeros((4, 4), "f4"), np.ones((4, 4), np.float32)
+    with pytest.raises(RuntimeError, match="Cannot set to non-contiguous"):
+        there[:, :2].set(here[:, :2].copy())
+    with pytest.raises(RuntimeError, match="non-contiguous"):
+        there[:, :2].get(out=here[:, :2])
+    there.T.set(here)
+    assert there[:, :2].get(out=np.empty((4, 2), np.float32)).all()
+
+
 def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_free():
     gpu = mpidml_kernels.cuda(cupy_double).gpu
     with cupy_double.room(1 << 20):

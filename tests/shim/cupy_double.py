@@ -226,6 +226,8 @@ class ndarray:
     def get(self, stream: Stream | None = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray[Any, Any]:
         host = np.empty(self.shape, self.dtype) if out is None else out
         _check_host(host, self)
+        if not (host.flags.c_contiguous or host.flags.f_contiguous):
+            raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
         used = stream or get_current_stream()
         used._give(lambda: np.copyto(host, self._memory))
         if blocking:
@@ -234,6 +236,8 @@ class ndarray:
 
     def set(self, arr: Any, stream: Stream | None = None) -> None:
         _check_host(arr, self)
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
         used = stream or get_current_stream()
         used._give(lambda: np.copyto(self._memory, arr))
         if stream is None:
