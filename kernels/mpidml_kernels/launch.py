@@ -137,7 +137,7 @@ class Gpu:
                 raise TypeError(f"{kernel}: {parameter.name} has to be a contiguous device array of {dtype}, not {type(given).__module__}'s {what}")
             return given
         number = dtype.type(given)
-        if dtype.kind in "iu" and int(number) != int(given):
+        if dtype.kind in "iu" and number != given:
             raise OverflowError(f"{kernel}: {parameter.name}={given} does not fit {dtype}")
         return number
 

@@ -214,6 +214,16 @@ def test_compiled_functions_are_read_by_the_first_line_of_their_docstring():
     assert declared("getDeviceCount() -> int") == [] and declared("A sentence (with words).") is None
 
 
+@pytest.mark.parametrize("n", [2.5, 1 << 63, float("nan")])
+def test_a_number_that_its_type_does_not_hold_is_refused(n):
+    kernels = mpidml_kernels.cuda(cupy_double)
+    a, b = (kernels.here(np.ones(4, np.float32)) for _ in range(2))
+    with pytest.raises((OverflowError, ValueError)):
+        kernels.gpu.launch("update", "add", 1, 32, a, b, n)
+    kernels.gpu.launch("update", "add", 1, 32, a, b, 4.0)
+    assert (a.get() == 2).all()
+
+
 def test_copies_that_cupy_refuses_are_refused():
     """Only memory without gaps is copied to, on either side; from a device's array with gaps CuPy copies what it has put together."""
     there, here = cupy_double.zeros((4, 4), "f4"), np.ones((4, 4), np.float32)
