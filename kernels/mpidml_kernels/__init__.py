@@ -76,7 +76,8 @@ def backend(name: str) -> Backend:
 
 def cuda(cupy: Any, *families: ModuleType) -> Backend:
     """Return the kernels for arrays of `cupy` on the current device, of all families or of these; each file is compiled at its first launch."""
-    kernels = Backend(name=GPU, gpu=Gpu(cupy), **arrays.of_cupy(cupy))
+    gpu = Gpu(cupy)
+    kernels = Backend(name=GPU, gpu=gpu, **arrays.of_cupy(cupy, lambda what, nbytes: gpu.allocating(what, nbytes)))
     kernels.load(*(families or AT_ONCE))
     return kernels
 

@@ -29,8 +29,17 @@ def of_numpy() -> Functions:
     return {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
 
 
-def of_cupy(cupy: Any) -> Functions:
-    """Return them for arrays of `cupy` on the current device, in the order of the current stream."""
+def of_cupy(cupy: Any, allocating: Callable[[str, int], Any]) -> Functions:
+    """Return them for arrays of `cupy` on the current device, in the order of the current stream; `allocating` tells what lacks memory (`Gpu`)."""
+
+    def zeros(shape: Any, dtype: Any) -> Any:
+        n, of = int(np.prod(shape)), np.dtype(dtype)
+        with allocating(f"an array {shape} of {of}", n * of.itemsize):
+            return cupy.zeros(shape, of)
+
+    def here(a: Any) -> Any:
+        with allocating(f"an array {a.shape} of {a.dtype}", a.nbytes):
+            return cupy.asarray(a)
 
     def xor(a: Any, b: Any, out: Any) -> None:
         cupy.bitwise_xor(a, b, out=out)
@@ -45,4 +54,4 @@ def of_cupy(cupy: Any) -> Functions:
     def host(a: Any) -> Array:
         return a.get()  # type: ignore[no-any-return]
 
-    return {"zeros": cupy.zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": cupy.asarray, "put": put, "host": host}
+    return {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}

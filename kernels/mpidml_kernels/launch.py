@@ -7,6 +7,7 @@ and an array of another type, of another device or with gaps is refused.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,8 +120,10 @@ class Gpu:
             if real not in SPELT:
                 raise TypeError(f"{name}: there is no kernel for {np.dtype(real)}; use float32 or float64")
             folder = files("mpidml_kernels")
-            code = (folder / family / "gpu.cu").read_text()
-            self.modules[key] = self.cupy.RawModule(code=code, options=("--std=c++17", f"-I{folder}", f"-DREAL={SPELT[real]}"))
+            code, header = ((folder / name).read_text() for name in (f"{family}/gpu.cu", "device.cuh"))
+            # CuPy keeps machine code between runs by text and options, and does not look at what the text includes: of a header it is told the digest.
+            seen = f"-DMPIDML_HEADER={hashlib.sha256(header.encode()).hexdigest()[:16]}"
+            self.modules[key] = self.cupy.RawModule(code=code, options=("--std=c++17", f"-I{folder}", f"-DREAL={SPELT[real]}", seen))
             self.parameters[key] = kernels(code, real)
         if (family, real, name) not in self.functions:
             self.functions[family, real, name] = self.modules[key].get_function(name)
@@ -134,7 +137,7 @@ class Gpu:
                 raise TypeError(f"{kernel}: {parameter.name} has to be a contiguous device array of {dtype}, not {type(given).__module__}'s {what}")
             return given
         number = dtype.type(given)
-        if dtype.kind in "iu" and int(number) != int(given):
+        if dtype.kind in "iu" and number != given:
             raise OverflowError(f"{kernel}: {parameter.name}={given} does not fit {dtype}")
         return number
 

@@ -157,9 +157,10 @@ def _tried(cupy: Any, number: int, name: str) -> Any:
     with _step(f"{name} does not run a kernel", f"see what nvidia-smi says of it, {CPU_INSTEAD}", name):
         _compare(name, "sum of squares", kernels.sum_of_squares(x), float(TRIED @ TRIED))
     with _step(f"{name} does not multiply matrices, which is cuBLAS's work", brings, name):
-        out = cupy.empty((1, 1), "f4")
-        kernels.matmul(x.reshape(1, -1), x.reshape(-1, 1), out)
-        _compare(name, "product", float(out.get()[0, 0]), float(TRIED @ TRIED))
+        rows, out = TRIED.reshape(2, -1), cupy.empty((2, 2), "f4")  # of one row and one column CuPy makes a sum by itself, without cuBLAS
+        kernels.matmul(x.reshape(2, -1), x.reshape(2, -1).T, out)
+        for given, right in zip(out.get().flat, (rows @ rows.T).flat, strict=True):
+            _compare(name, "product", float(given), float(right))
     kernels.gpu.refusal = UserError  # what a run lacks memory for is the user's to change
     return kernels
 

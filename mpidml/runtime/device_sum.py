@@ -36,7 +36,7 @@ class DeviceSums(Collective):
 
     def allocate(self, n: int, dtype: Any) -> Any:
         """Return n zeros on the device."""
-        return self.cupy.zeros(n, dtype)
+        return self.kernels.zeros(n, dtype)
 
     weights = allocate
 
@@ -218,7 +218,7 @@ class DirectSum(RoundSum):
         self.sums, self.compute = sums, cuda.get_current_stream()
         self.ready, self.added = (cuda.Event(disable_timing=True) for _ in range(2))
         self.begins = False
-        super().__init__(sums.comm, rounds, buffer, self._join, sums.cupy.empty, self._is_added)
+        super().__init__(sums.comm, rounds, buffer, self._join, sums.kernels.zeros, self._is_added)
 
     def _join(self, target: Any, source: Any, out: Any) -> None:
         with self.sums.adds:

@@ -4,11 +4,15 @@ import ast
 import importlib.util
 import inspect
 import re
+import shutil
 import textwrap
 import types
+from importlib.resources import files
 
 import mpidml_kernels
+import numpy as np
 import pytest
+from mpidml_kernels import launch
 
 from tests.ranks import need
 from tests.shim import cupy_double
@@ -210,6 +214,27 @@ def test_compiled_functions_are_read_by_the_first_line_of_their_docstring():
     assert declared("getDeviceCount() -> int") == [] and declared("A sentence (with words).") is None
 
 
+@pytest.mark.parametrize("n", [2.5, 1 << 63, float("nan")])
+def test_a_number_that_its_type_does_not_hold_is_refused(n):
+    kernels = mpidml_kernels.cuda(cupy_double)
+    a, b = (kernels.here(np.ones(4, np.float32)) for _ in range(2))
+    with pytest.raises((OverflowError, ValueError)):
+        kernels.gpu.launch("update", "add", 1, 32, a, b, n)
+    kernels.gpu.launch("update", "add", 1, 32, a, b, 4.0)
+    assert (a.get() == 2).all()
+
+
+def test_copies_that_cupy_refuses_are_refused():
+    """Only memory without gaps is copied to, on either side; from a device's array with gaps CuPy copies what it has put together."""
+    there, here = cupy_double.zeros((4, 4), "f4"), np.ones((4, 4), np.float32)
+    with pytest.raises(RuntimeError, match="Cannot set to non-contiguous"):
+        there[:, :2].set(here[:, :2].copy())
+    with pytest.raises(RuntimeError, match="non-contiguous"):
+        there[:, :2].get(out=here[:, :2])
+    there.T.set(here)
+    assert there[:, :2].get(out=np.empty((4, 2), np.float32)).all()
+
+
 def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_free():
     gpu = mpidml_kernels.cuda(cupy_double).gpu
     with cupy_double.room(1 << 20):
@@ -223,6 +248,14 @@ def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_f
     assert gpu.scratch("product", 1 << 20, "f4").size == 1 << 20, "what failed is not kept in place of what is to be had"
 
 
+@pytest.mark.parametrize("make", [lambda kernels: kernels.zeros((512, 1024), np.float32), lambda kernels: kernels.here(np.zeros((512, 1024), np.float32))])
+def test_whatever_array_lacks_memory_is_one_line_with_its_shape(make):
+    kernels = mpidml_kernels.cuda(cupy_double)
+    with cupy_double.room(1 << 20), pytest.raises(MemoryError) as told:
+        make(kernels)
+    assert str(told.value).startswith("GPU 0: an array (512, 1024) of float32 takes 2.0 MiB, and 1.0 of 8,192.0 MiB are free; compute fewer samples")
+
+
 def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
     gpu = mpidml_kernels.cuda(cupy_double).gpu
     gpu.refusal = KeyError
@@ -233,3 +266,16 @@ def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
     gpu.allocating = lambda what, nbytes: __import__("contextlib").nullcontext()  # without it CuPy's own words come through
     with cupy_double.room(10), pytest.raises(cupy_double.OutOfMemoryError):
         gpu.scratch("product", 100, "f4")
+
+
+def test_what_a_header_changes_is_compiled_anew(monkeypatch, tmp_path):
+    """CuPy keeps machine code between runs by the text and the options that it is given, and reads no header: a new one has to show in one of them."""
+    folder, given = tmp_path / "mpidml_kernels", []
+    shutil.copytree(files("mpidml_kernels"), folder)
+    module = types.SimpleNamespace(get_function=lambda name: None)
+    cupy = types.SimpleNamespace(RawModule=lambda **by: given.append((by["code"], by["options"])) or module)
+    monkeypatch.setattr(launch, "files", lambda package: folder)
+    for text in ("", "", "// other\n"):
+        (folder / "device.cuh").write_text(text)
+        launch.Gpu(cupy)._function("update", "add", "f4")
+    assert given[0] == given[1] != given[2]

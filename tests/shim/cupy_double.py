@@ -226,6 +226,8 @@ class ndarray:
     def get(self, stream: Stream | None = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray[Any, Any]:
         host = np.empty(self.shape, self.dtype) if out is None else out
         _check_host(host, self)
+        if not (host.flags.c_contiguous or host.flags.f_contiguous):
+            raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
         used = stream or get_current_stream()
         used._give(lambda: np.copyto(host, self._memory))
         if blocking:
@@ -234,6 +236,8 @@ class ndarray:
 
     def set(self, arr: Any, stream: Stream | None = None) -> None:
         _check_host(arr, self)
+        if not (self.flags.c_contiguous or self.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
         used = stream or get_current_stream()
         used._give(lambda: np.copyto(self._memory, arr))
         if stream is None:
@@ -283,7 +287,7 @@ def copyto(dst: ndarray, src: ndarray) -> None:
     get_current_stream()._give(lambda: np.copyto(dst._memory, src._memory))
 
 
-def bitwise_xor(a: ndarray, b: ndarray, out: ndarray) -> ndarray:
+def bitwise_xor(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     _check_device(a, b, out)
     get_current_stream()._give(lambda: np.bitwise_xor(a._memory, b._memory, out=out._memory))
     return out
@@ -374,7 +378,7 @@ cuda = types.SimpleNamespace(
     get_current_stream=get_current_stream,
     alloc_pinned_memory=lambda size: _Pinned(bytes([POISON]) * size),
     is_available=lambda: True,
-    using_allocator=contextlib.nullcontext,  # here each array has memory of its own anyway
+    using_allocator=lambda allocator=None: contextlib.nullcontext(),  # here each array has memory of its own anyway
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 1)),
     runtime=types.SimpleNamespace(

@@ -43,6 +43,12 @@ match _fault:
     case "wrong":
         _double.RawKernel.__call__ = lambda *given, **named: None  # what it was to write is what was there
     case "cublas":
-        _double.matmul = matmul = _raise(RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED"))
+        _without, _by_itself = _raise(RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")), _double.matmul
+
+        def matmul(a, b, /, out):
+            """Multiply one row by one column, which CuPy does by a sum of its own; any other product is cuBLAS's."""
+            return (_by_itself if out.size == 1 else _without)(a, b, out)
+
+        _double.matmul = matmul
     case _:
         raise ValueError(f"DOUBLE_FAULT={_fault}: there is no such fault")
