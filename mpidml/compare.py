@@ -51,7 +51,8 @@ def _compare(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: b
     target = parse_target(first.target, first.looks_at)
     if target is None and not first.seconds:
         speak("no --target or --seconds: each run ends with its epochs, so under --assign static each policy ends with its slowest worker")
-    _warm_up(first, comm)
+    for wanted in dict.fromkeys(job.device for _, job in variants):
+        _warm_up(first.with_values({"device": wanted}, "warm-up"), comm)
     taken: dict[str, int] = {}
     for number, (name, job) in enumerate([Variant(ONE_PROCESS, alone(variants[0].job)), *variants]):
         if leads:
@@ -83,7 +84,7 @@ def _run(job: Any, comm: CountedComm, quiet: bool, write: bool, just_one: bool) 
 
 
 def _warm_up(job: Job, comm: CountedComm) -> None:
-    """Let every rank compute a few clocks by itself: what a process does slowly at first would be counted against the run that comes first."""
+    """Let every rank compute a few clocks by itself: what a process does slowly at first on a device would be counted against the run that comes first there."""
     part = comm.watched("split", comm.mpi.Split, comm.rank, 0)
     ranks = CountedComm(part)
     train(alone(job).with_values({"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "slowdown": ""}, "warm-up"), ranks, True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
@@ -115,3 +116,18 @@ def test_a_variant_whose_loss_does_not_fit_ends_before_anything_is_written(tmp_p
     result = python([*argv, "--out", str(tmp_path / "run")])
     assert result.code == 2 and "--class-weights: does nothing in --loss huber" in result.err, result
     assert not (tmp_path / "run").exists()
+
+
+def test_each_device_has_its_slow_start_before_the_first_run(monkeypatch):
+    module = importlib.import_module("mpidml.compare")
+    begun = []
+
+    def recorded(job, *given, **more):
+        begun.append((job.device, job.steps))
+        if job.steps != module.WARM_UP_CLOCKS:
+            raise InterruptedError("the first run")
+
+    monkeypatch.setattr(module, "train", recorded)
+    with pytest.raises(InterruptedError, match="the first run"):
+        module.compare({"device": "auto,cpu", "sync": "bsp,ssp:2", "steps": 5, "hidden": (8,)}, quiet=True, write=False)
+    assert begun == [("auto", module.WARM_UP_CLOCKS), ("cpu", module.WARM_UP_CLOCKS), ("auto", 5)]

@@ -84,7 +84,7 @@ class Gpu:
         except self.cupy.cuda.memory.OutOfMemoryError:
             free, total = (of / 2**20 for of in self.cupy.cuda.runtime.memGetInfo())
             where = f"GPU {self.cupy.cuda.Device().id}: {what} takes {nbytes / 2**20:,.1f} MiB, and {free:,.1f} of {total:,.1f} MiB are free"
-            raise self.refusal(f"{where}; compute fewer samples at once (a smaller --batch, or more --accumulate), or use more GPUs") from None
+            raise self.refusal(f"{where}; compute fewer samples at once (a smaller --batch, or more --accumulate), use more GPUs, or take --device cpu") from None
 
     def total(self, sums: Any, n: int) -> float:
         """Return the sum of the first n float64 of `sums`; waits for the device. Within `totals_at` nobody waits, and NaN is returned."""

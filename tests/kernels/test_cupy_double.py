@@ -243,7 +243,7 @@ def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_f
             gpu.scratch("product", 1 << 20, "f4")
     assert str(told.value) == (
         "GPU 0: scratch memory 'product' for 1,048,576 values takes 4.0 MiB, and 1.0 of 8,192.0 MiB are free; "
-        "compute fewer samples at once (a smaller --batch, or more --accumulate), or use more GPUs"
+        "compute fewer samples at once (a smaller --batch, or more --accumulate), use more GPUs, or take --device cpu"
     )
     assert gpu.scratch("product", 1 << 20, "f4").size == 1 << 20, "what failed is not kept in place of what is to be had"
 

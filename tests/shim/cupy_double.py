@@ -11,6 +11,7 @@ Whoever tests passes this module where production code passes `cupy`; nothing im
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -331,16 +332,20 @@ class RawModule:
         return RawKernel(self._module.get_function(name))
 
 
+_taken = threading.local()
+
+
 class _Device:
     compute_capability = "90"
 
-    def __init__(self, device: int = 0) -> None:
-        if device not in range(int(_how["devices"])):
+    def __init__(self, device: int | None = None) -> None:
+        self.id = getattr(_taken, "id", 0) if device is None else device
+        if self.id not in range(int(_how["devices"])):
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.id = device
 
     def use(self) -> None:
         """Be the device of this thread."""
+        _taken.id = self.id
 
     def synchronize(self) -> None:
         raise NotImplementedError("wait for the stream or the event that you mean")

@@ -1,6 +1,6 @@
 """Be `import cupy` in a program that a test starts with this folder's parent on PYTHONPATH: the double, and what can be wrong with an installation.
 
-DOUBLE_FAULT names what is: missing, broken, nvrtc, context, memory, launch, wrong, cublas; or it is a list, a fault for each rank, the last one for all others.
+DOUBLE_FAULT names what is: missing, broken, nvrtc, context, memory, room, launch, wrong, cublas; or it is a list, a fault for each rank, the last one for all others.
 DOUBLE_CUDA: the version of CUDA that this is made for. `driver.cpp` stands in for the driver.
 """
 
@@ -38,6 +38,8 @@ match _fault:
         cuda.Device.use = _raise(RuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable"))
     case "memory":
         _double._how["free"] = 1000
+    case "room":
+        _double._how["free"] = 1 << 14  # enough for a trial
     case "launch":
         _double.RawKernel.__call__ = _raise(RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"))
     case "wrong":
