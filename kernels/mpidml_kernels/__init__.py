@@ -49,10 +49,15 @@ class Backend(SimpleNamespace):
             vars(self).update(kernels if self.gpu is None else {law: functools.partial(kernel, self.gpu) for law, kernel in kernels.items()})
 
     def fetch(self, real: str) -> None:
-        """Load from the cache what its families have for "f4" or "f8", else done at a kernel's first call; does nothing but for Numba."""
-        for family in FAMILIES if self.name == "numba" else ():
-            if next(iter(family.LAWS)) in vars(self):
+        """Load from the cache, or on a device compile, what its families have for "f4" or "f8", which is else done at a kernel's first call."""
+        for family in FAMILIES:
+            if next(iter(family.LAWS)) not in vars(self):
+                continue
+            if self.name == "numba":
                 _jit().take(importlib.import_module(f"{family.__name__}.cpu"), [real])
+            elif self.gpu is not None:
+                for each in {real, "f8"} if family is update else {real}:  # sums are float64, whatever they are of
+                    self.gpu.compile(_name(family), each)
 
     def __getattr__(self, kernel: str) -> Any:
         family = next((f for f in ON_DEMAND if kernel in f.LAWS), None)
@@ -77,7 +82,7 @@ def backend(name: str) -> Backend:
 def cuda(cupy: Any, *families: ModuleType) -> Backend:
     """Return the kernels for arrays of `cupy` on the current device, of all families or of these; each file is compiled at its first launch."""
     gpu = Gpu(cupy)
-    kernels = Backend(name=GPU, gpu=gpu, **arrays.of_cupy(cupy, lambda what, nbytes: gpu.allocating(what, nbytes)))
+    kernels = Backend(name=GPU, gpu=gpu, **arrays.of_cupy(cupy, lambda what, nbytes: gpu.allocating(what, nbytes), gpu.naming))
     kernels.load(*(families or AT_ONCE))
     return kernels
 

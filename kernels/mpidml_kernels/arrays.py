@@ -2,6 +2,7 @@
 
     zeros(shape, dtype)          copy(out, a)    xor(a, b, out)    take_columns(a, at, out)        where arithmetic runs
     here(a)    put(there, a)     from the host to where arithmetic runs                            host(a): back, which waits for the device
+    naming(what)                 a context: what is allocated within is `what`, if a device has no room for it
 
 On the CPU `here` and `host` return what they are given.
 """
@@ -9,6 +10,7 @@ On the CPU `here` and `host` return what they are given.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,15 @@ def of_numpy() -> Functions:
     def take_columns(a: Array, at: Array, out: Array) -> None:
         a.take(at, 1, out, "clip")
 
-    return {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
+    def naming(what: str) -> Any:
+        return nullcontext()
+
+    found: Functions = {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
+    return found | {"naming": naming}
 
 
-def of_cupy(cupy: Any, allocating: Callable[[str, int], Any]) -> Functions:
-    """Return them for arrays of `cupy` on the current device, in the order of the current stream; `allocating` tells what lacks memory (`Gpu`)."""
+def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[str], Any]) -> Functions:
+    """Return them for arrays of `cupy` on the current device, in the order of the current stream; `allocating` tells what lacks memory, `naming` what it is (`Gpu`)."""
 
     def zeros(shape: Any, dtype: Any) -> Any:
         n, of = int(np.prod(shape)), np.dtype(dtype)
@@ -54,4 +60,5 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any]) -> Functions:
     def host(a: Any) -> Array:
         return a.get()  # type: ignore[no-any-return]
 
-    return {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}
+    found = {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}
+    return found | {"naming": naming}

@@ -24,6 +24,7 @@ ROWS, COLUMNS = 8, 32
 """Of a block that goes over rows."""
 MOST_BLOCKS = 1056
 """Of a kernel whose threads take several elements each: 8 for each multiprocessor of the largest GPU of today."""
+LESS = "compute fewer samples at once (a smaller --batch, or more --accumulate), use more GPUs, or take --device cpu"
 SPELT = {"f4": "float", "f8": "double"}
 
 
@@ -42,6 +43,7 @@ class Gpu:
         self.functions: dict[tuple[str, str, str], Any] = {}
         self.scratches: dict[tuple[str, str], Any] = {}
         self.total_at: Any = None
+        self.named = ""
 
     @functools.cached_property
     def copies(self) -> Any:
@@ -51,7 +53,12 @@ class Gpu:
     def pinned(self, shape: Size, dtype: Any) -> np.ndarray[Any, Any]:
         """Return zeros in host memory that stays where it is, so that it is copied without the host's help. Taking it is slow: keep it."""
         n = int(np.prod(shape))
-        memory = self.cupy.cuda.alloc_pinned_memory(max(1, n) * np.dtype(dtype).itemsize)
+        nbytes = max(1, n) * np.dtype(dtype).itemsize
+        try:
+            memory = self.cupy.cuda.alloc_pinned_memory(nbytes)
+        except self.cupy.cuda.runtime.CUDARuntimeError as error:
+            what = f"{self._whole('an array')} {shape} of {np.dtype(dtype)} takes {nbytes / 2**20:,.1f} MiB of the host's memory that stay in place"
+            raise self.refusal(f"{what}, which the system refuses ({error}); {LESS}") from None
         array = np.frombuffer(memory, dtype, max(1, n))[:n].reshape(shape)
         array[...] = 0
         return array
@@ -77,14 +84,26 @@ class Gpu:
         return found
 
     @contextmanager
+    def naming(self, what: str) -> Iterator[None]:
+        """Say of all that is allocated within that it is `what`."""
+        before, self.named = self.named, what
+        try:
+            yield
+        finally:
+            self.named = before
+
+    def _whole(self, what: str) -> str:
+        return f"{self.named}, {what}" if self.named else what
+
+    @contextmanager
     def allocating(self, what: str, nbytes: int) -> Iterator[None]:
         """Raise `refusal` where the device has no room for `what`, of `nbytes`: how much is free, once CuPy has given back what it kept, and what to do."""
         try:
             yield
         except self.cupy.cuda.memory.OutOfMemoryError:
             free, total = (of / 2**20 for of in self.cupy.cuda.runtime.memGetInfo())
-            where = f"GPU {self.cupy.cuda.Device().id}: {what} takes {nbytes / 2**20:,.1f} MiB, and {free:,.1f} of {total:,.1f} MiB are free"
-            raise self.refusal(f"{where}; compute fewer samples at once (a smaller --batch, or more --accumulate), use more GPUs, or take --device cpu") from None
+            where = f"GPU {self.cupy.cuda.Device().id}: {self._whole(what)} takes {nbytes / 2**20:,.1f} MiB, and {free:,.1f} of {total:,.1f} MiB are free"
+            raise self.refusal(f"{where}; {LESS}") from None
 
     def total(self, sums: Any, n: int) -> float:
         """Return the sum of the first n float64 of `sums`; waits for the device. Within `totals_at` nobody waits, and NaN is returned."""
@@ -114,20 +133,28 @@ class Gpu:
                 return str(given.dtype.str[1:])
         raise TypeError(f"{name}: none of the arguments is a device array of real numbers")
 
-    def _function(self, family: str, name: str, real: str) -> tuple[Any, tuple[Parameter, ...]]:
+    def compile(self, family: str, real: str) -> None:
+        """Compile a family's file for "f4" or "f8", or load what an earlier run has compiled, which else its first launch does."""
+        self._module(family, real).compile()
+
+    def _module(self, family: str, real: str) -> Any:
         key = family, real
         if key not in self.modules:
             if real not in SPELT:
-                raise TypeError(f"{name}: there is no kernel for {np.dtype(real)}; use float32 or float64")
+                raise TypeError(f"{family}: there is no kernel for {np.dtype(real)}; use float32 or float64")
             folder = files("mpidml_kernels")
             code, header = ((folder / name).read_text() for name in (f"{family}/gpu.cu", "device.cuh"))
             # CuPy keeps machine code between runs by text and options, and does not look at what the text includes: of a header it is told the digest.
             seen = f"-DMPIDML_HEADER={hashlib.sha256(header.encode()).hexdigest()[:16]}"
             self.modules[key] = self.cupy.RawModule(code=code, options=("--std=c++17", f"-I{folder}", f"-DREAL={SPELT[real]}", seen))
             self.parameters[key] = kernels(code, real)
+        return self.modules[key]
+
+    def _function(self, family: str, name: str, real: str) -> tuple[Any, tuple[Parameter, ...]]:
+        module = self._module(family, real)
         if (family, real, name) not in self.functions:
-            self.functions[family, real, name] = self.modules[key].get_function(name)
-        return self.functions[family, real, name], self.parameters[key][name]
+            self.functions[family, real, name] = module.get_function(name)
+        return self.functions[family, real, name], self.parameters[family, real][name]
 
     def _passed(self, parameter: Parameter, given: Any, kernel: str) -> Any:
         dtype = parameter.dtype

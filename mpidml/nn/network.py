@@ -208,7 +208,8 @@ class Network:
         """Yield (first row, outputs of each head) of each block of rows; the outputs may be overwritten, and are by the next."""
         size = min(block, len(x))
         backend = self.backend if self.device.kernels is None else self.device.kernels
-        w = backend.here(w)
+        with backend.naming("the weights"):
+            w = backend.here(w)
         is_sparse = isinstance(x, Csr)  # then the first layer, a dense one, multiplies what is stored
         if is_sparse:
             starts, columns, values = map(backend.here, x.arrays)
@@ -219,7 +220,8 @@ class Network:
             if layer.training_only:
                 buffers[i] = buffers[source]
                 continue
-            buffers[i] = backend.zeros((size, layer.n_out), self.dtype)
+            with backend.naming(f"the output of layer {i + 1}"):
+                buffers[i] = backend.zeros((size, layer.n_out), self.dtype)
             kept = [backend.here(buffer) for buffer in layer.kept(size, self.dtype)]
             chain.append((layer, self.layer_views(i, w), kept, source, buffers[i]))
         for lo in range(0, len(x), block):

@@ -33,6 +33,7 @@ class Pinned:
 
     def __init__(self, gpu: Any) -> None:
         self.zeros: Callable[..., Array] = gpu.pinned
+        self.naming: Callable[[str], Any] = gpu.naming
 
     def here(self, a: Array) -> Array:
         """Return a copy."""

@@ -38,6 +38,12 @@ class Edges(NamedTuple):
 ALONE = Edges()
 
 
+WORDS = {
+    "x": "the rows", "w": "the weights", "g": "the gradient", "dy": "the gradient of the output", "dx": "the gradient of the input", "ids": "the rows' numbers",
+    "out": "the output of layer", "inner": "the gradient of the input of layer", "kept": "what is kept of layer", "answers": "what is learnt by head",
+}  # fmt: skip
+
+
 class Memory:
     """Arrays by name, each made once with room for `m` rows and lent for as many as are asked for.
 
@@ -51,7 +57,8 @@ class Memory:
     def once(self, name: Any, make: Callable[[], Any]) -> Any:
         """Return what `make` made the first time."""
         if name not in self.arrays:
-            self.arrays[name] = make()
+            with self.backend.naming(_words(name)):
+                self.arrays[name] = make()
         return self.arrays[name]
 
     def rows(self, name: Any, m: int, width: int, dtype: DTypeLike) -> Array:
@@ -63,6 +70,12 @@ class Memory:
         """Return the buffers of layer i."""
         found: tuple[Array, ...] = self.once(("kept", i), lambda: tuple(map(self.backend.here, layer.kept(self.m, dtype))))
         return found
+
+
+def _words(name: Any) -> str:
+    """Say what an array of a memory is, by its name: of a layer or a head, from 1 up."""
+    kind, *numbers = name if isinstance(name, tuple) else (name,)
+    return " ".join([WORDS.get(kind, str(kind)), *(str(number + 1) for number in numbers)])
 
 
 class Inputs:

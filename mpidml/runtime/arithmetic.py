@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mpidml_kernels import CODES, adaptive, backend, cache, csr, is_compiled, rows
 
+from mpidml.core.device import Device
 from mpidml.core.job import Job
 from mpidml.optim.base import make_chain
 from mpidml.runtime.comm import CountedComm
@@ -43,3 +44,10 @@ def compiled(job: Job, comm: CountedComm, quiet: bool, more: Sequence[Any] = ())
     found.load(*more)
     found.fetch(np.dtype(job.dtype).str[1:])
     return found
+
+
+def compile_on(device: Device, job: Job, more: Sequence[Any]) -> None:
+    """Compile what a device computes in passes and updates, for the job's type: a first run's kernels take seconds. Codes are the host's work."""
+    if device.kernels is not None:
+        device.kernels.load(*(family for family in more if family not in CODES))
+        device.kernels.fetch(np.dtype(job.dtype).str[1:])

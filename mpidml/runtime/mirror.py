@@ -21,11 +21,14 @@ class Mirror:
         self.kernels = kernels
         self.pairs: list[tuple[Array, Any]] = []
         self.stores: list[tuple[Store, Store]] = []
-        (self.weights,) = self.state({"": weights}).values()
+        (self.weights,) = self.state({"the weights": weights}).values()
 
     def state(self, here: State) -> State:
         """Return arrays of the device for those of the host, which they go up from and down to."""
-        there = {name: self.kernels.zeros(array.size, array.dtype) for name, array in here.items()}
+        there = {}
+        for name, array in here.items():
+            with self.kernels.naming(name):
+                there[name] = self.kernels.zeros(array.size, array.dtype)
         self.pairs += [(here[name], there[name]) for name in here]
         return there
 

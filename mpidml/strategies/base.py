@@ -26,7 +26,7 @@ from mpidml.core.position import Position
 from mpidml.core.trace import Trace
 from mpidml.runtime import abort, checkpoint, device, events, resume, run_files, scoring, slurm, sparse_rows, summary
 from mpidml.runtime.agree import agree
-from mpidml.runtime.arithmetic import beyond, compiled
+from mpidml.runtime.arithmetic import beyond, compile_on, compiled
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import check_target, load, on_arrays
 from mpidml.runtime.gather import bring
@@ -108,6 +108,7 @@ class Run:
         sparse_rows.check(job, data, self.strategy)
         if more := beyond(job, data.is_sparse):  # before the clock runs
             compiled(job, comm, quiet, more)
+        compile_on(where, job, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)
         self.telemetry, self.nothing_measured = Telemetry(comm, width), (0.0,) * (width - 3)
         self.trace = Trace() if job.trace else None

@@ -172,7 +172,8 @@ class DataParallel(Serverless):
             inner = make_collective("rabenseifner", comm)
         self.device_sums = sums = (DirectSums if self.gpu_mpi[0] and in_rounds(inner) else StagedSums)(inner, kernels)
         self.picked = plugins.name_of(sums.inner) if chooses else self.job.collective
-        self.gradient = self.total = sums.allocate(n, net.dtype)
+        with kernels.naming("the gradient"):
+            self.gradient = self.total = sums.allocate(n, net.dtype)
         self.weights = np.zeros(n, net.dtype)
         self.mirror = Mirror(kernels, self.weights)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))

@@ -256,6 +256,30 @@ def test_whatever_array_lacks_memory_is_one_line_with_its_shape(make):
     assert str(told.value).startswith("GPU 0: an array (512, 1024) of float32 takes 2.0 MiB, and 1.0 of 8,192.0 MiB are free; compute fewer samples")
 
 
+def test_what_lacks_memory_is_named_by_whoever_knows_what_it_is():
+    kernels = mpidml_kernels.cuda(cupy_double)
+    with cupy_double.room(10):
+        with pytest.raises(MemoryError) as told, kernels.naming("the rows"), kernels.naming("the output of layer 3"):
+            kernels.zeros((8, 9), np.float32)
+        assert str(told.value).startswith("GPU 0: the output of layer 3, an array (8, 9) of float32 takes")
+        with pytest.raises(MemoryError, match=r"^GPU 0: an array 9 of float32 takes"):
+            kernels.zeros(9, np.float32)
+    with mpidml_kernels.backend("numpy").naming("the rows"):
+        pass
+
+
+def test_memory_of_the_host_that_does_not_stay_in_place_is_one_line(monkeypatch):
+    def refuse(size):
+        raise cupy_double.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+
+    kernels = mpidml_kernels.cuda(cupy_double)
+    monkeypatch.setattr(cupy_double.cuda, "alloc_pinned_memory", refuse)
+    with pytest.raises(MemoryError) as told, kernels.naming("the rows"):
+        kernels.gpu.pinned((512, 1024), np.float32)
+    what = "the rows, an array (512, 1024) of float32 takes 2.0 MiB of the host's memory that stay in place, which the system refuses"
+    assert str(told.value).startswith(f"{what} (cudaErrorMemoryAllocation: out of memory); compute fewer")
+
+
 def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
     gpu = mpidml_kernels.cuda(cupy_double).gpu
     gpu.refusal = KeyError
@@ -266,6 +290,18 @@ def test_whoever_chose_the_device_names_the_error_and_other_errors_pass():
     gpu.allocating = lambda what, nbytes: __import__("contextlib").nullcontext()  # without it CuPy's own words come through
     with cupy_double.room(10), pytest.raises(cupy_double.OutOfMemoryError):
         gpu.scratch("product", 100, "f4")
+
+
+def test_what_a_job_needs_is_compiled_before_its_first_launch(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(cupy_double.RawModule, "compile", lambda self: compiled.append(self))
+    kernels = mpidml_kernels.cuda(cupy_double, mpidml_kernels.update, mpidml_kernels.norm)
+    assert not kernels.gpu.modules
+    kernels.fetch("f4")
+    assert set(kernels.gpu.modules) == {("update", "f4"), ("update", "f8"), ("norm", "f4")} and compiled == [*kernels.gpu.modules.values()]
+    with cupy_double.streams("eager"):
+        kernels.sum_of_squares(kernels.zeros(9, np.float32))
+    assert len(kernels.gpu.modules) == 3, "a sum needs no other"
 
 
 def test_what_a_header_changes_is_compiled_anew(monkeypatch, tmp_path):

@@ -200,8 +200,8 @@ def test_a_gpu_of_one_rank_without_room_for_an_array_ends_all_with_one_line(stra
     result = mpirun(2, ["-m", "mpidml", *argv], env=environment(gpus="2", fault=",room"))
     assert result.code == 2 and "Traceback" not in result.err and not result.timed_out, result
     (line,) = [line for line in result.err.splitlines() if line.startswith("mpidml: ")]
-    n = 15424 if strategy == "pipeline" else 16074
-    assert line.startswith("mpidml: [rank 1/2") and f"] GPU 1: an array {n} of float32 takes 0.1 MiB, and 0.0 of 8,192.0 MiB are free; " in line, line
+    n, what = 15424 if strategy == "pipeline" else 16074, "gradient" if strategy == "data_parallel" else "weights"
+    assert line.startswith("mpidml: [rank 1/2") and f"] GPU 1: the {what}, an array {n} of float32 takes 0.1 MiB, and 0.0 of 8,192.0 MiB are free; " in line, line
     assert line.endswith("or take --device cpu"), line
 
 
@@ -209,7 +209,8 @@ def test_a_score_that_a_gpu_has_no_room_for_is_one_line(tmp_path):
     run = tmp_path / "run"
     assert python(["-m", "mpidml", "train", "--device", "cpu", "--hidden", "64", "--steps", "2", "--no-report", "--out", run]).code == 0
     before = snapshot(tmp_path)
-    check_one_line(python(["-m", "mpidml", "evaluate", run], env=environment(fault="room")), ("GPU 0: an array (16074,) of float32 takes", "take --device cpu"))
+    says = ("GPU 0: the weights, an array (16074,) of float32 takes", "take --device cpu")
+    check_one_line(python(["-m", "mpidml", "evaluate", run], env=environment(fault="room")), says)
     assert snapshot(tmp_path) == before
 
 

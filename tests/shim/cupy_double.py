@@ -328,6 +328,9 @@ class RawModule:
         real = next((np.dtype({"float": "f4", "double": "f8"}[option[7:]]) for option in options if option.startswith("-DREAL=")), np.dtype("f4"))
         self._module = Module(code, real, include, checked=bool(_how["checked"]), order=str(_how["order"]))
 
+    def compile(self) -> None:
+        """Do nothing more: the source is built."""
+
     def get_function(self, name: str) -> RawKernel:
         return RawKernel(self._module.get_function(name))
 
