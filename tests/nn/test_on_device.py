@@ -4,13 +4,10 @@ import inspect
 import itertools
 import pickle
 import textwrap
-from importlib import util
 
-import mpidml_kernels
 import numpy as np
 import pytest
 
-from mpidml.core.device import Device
 from mpidml.nn import on_device
 from mpidml.nn.heads import Head
 from mpidml.nn.layers.dense import Dense
@@ -23,20 +20,16 @@ from mpidml.nn.on_device import OnDevice
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import ALONE, Edges, Memory
 from tests.shim import cupy_double
+from tests.shim.devices import PLACES, device, placed
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 N_FEATURES, M = 6, 5
 
 
-def device():
-    with cupy_double.threads("forward", checked=False):
-        return Device("cuda", "the double", mpidml_kernels.cuda(cupy_double))
-
-
-@pytest.fixture(params=["lazy", "eager"])
+@pytest.fixture(params=PLACES)
 def how(request):
-    """Streams that do as little as they may, and all at once."""
-    with cupy_double.streams(request.param), cupy_double.threads("forward", checked=False):
+    """Streams that do as little as they may, and all at once, and a GPU's."""
+    with placed(request.param):
         yield request.param
 
 
@@ -56,9 +49,6 @@ NETS = {
     "norm": lambda: ([Dense(7, "relu"), LayerNorm(), Dense()], "cross_entropy", ()),
     "codes": lambda: ([Embedding([1, 4], 3, rows=4), Dense(5, "tanh"), Dense()], "cross_entropy", ()),
 }
-HAS_KERNELS = {"norm": "norm", "codes": "rows"}
-NETS = {name: net for name, net in NETS.items() if name not in HAS_KERNELS or util.find_spec(f"mpidml_kernels.{HAS_KERNELS[name]}.gpu")}
-"""Layers join as soon as their kernels exist as CUDA C."""
 
 
 def pair(name, dtype):
@@ -144,6 +134,7 @@ def test_a_wide_first_layer_is_reported_in_two_parts(how):
     assert near(found[1], found[0], np.dtype("float32"))
 
 
+@pytest.mark.parametrize("how", ["lazy", "eager"], indirect=True)
 def test_a_pass_without_reports_waits_once(how):
     _, there = pair("heads", "float64")
     step = there.bind(M, there.init(1), np.empty(there.n_params))

@@ -2,7 +2,6 @@
 
 import inspect
 import textwrap
-from importlib import util
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from mpidml.nn.split import line_on_device
 from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.runtime import net as nets
 from mpidml.strategies import base
-from tests.nn.test_on_device import TOLERANCE, device
+from tests.nn.test_on_device import TOLERANCE
 from tests.shim import cupy_double
+from tests.shim.devices import PLACES, device, placed
 from tests.strategies import test_sparse as sparse
 from tests.strategies.test_identities import NET
 from tests.training import trained
@@ -42,8 +42,6 @@ WAYS |= {
     "every layer, in parts": {"strategy": "tensor", **WHOLE},
     "every layer, mixed": {"strategy": "hybrid", "grid": "data=0", "mix": "embedding=tensor,dense=tensor", **WHOLE},
 }
-if not all(util.find_spec(f"mpidml_kernels.{family}.gpu") for family in ("norm", "rows", "split")):  # they join as soon as their kernels exist
-    WAYS = {way: changes for way, changes in WAYS.items() if way not in ("tensor, outputs in parts", *(name for name in WAYS if name.startswith("every")))}
 SAME = ("samples", "bytes_sent", "messages", "test_accuracy")
 STAY = ("data_parallel", "squares", "every layer")
 """Their weights stay on the device, and are not brought together at the start: `test_resident` counts what they send."""
@@ -58,11 +56,11 @@ def on_device(monkeypatch):
     monkeypatch.setattr(base, "build_net", build)
 
 
-def both(comm, monkeypatch, streams, **changes):
-    """Train on the CPU and on the double; return summaries and weights."""
+def both(comm, monkeypatch, place, **changes):
+    """Train on the CPU and on a device; return summaries and weights."""
     expected = trained(comm, JOB, **changes)
     on_device(monkeypatch)
-    with cupy_double.streams(streams), cupy_double.threads("forward", checked=False):
+    with placed(place):
         return trained(comm, JOB, **changes), expected
 
 
@@ -73,9 +71,9 @@ def agree(got, expected, same=SAME, dtype="float64"):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("streams", ["lazy", "eager"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("way", WAYS)
-def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, streams, tmp_path):
+def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, place, tmp_path):
     changes = WAYS[way]
     if "mix" in changes and comm.size == 1:
         return  # one rank has nothing to cut
@@ -83,14 +81,15 @@ def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, str
         (tmp_path / "net.toml").write_text(NET)
         changes = {**changes, "model": str(tmp_path / "net.toml")}
     same = [name for name in SAME if way not in STAY or name != "bytes_sent"]
-    assert agree(*both(comm, monkeypatch, streams, **changes), same)
+    assert agree(*both(comm, monkeypatch, place, **changes), same)
 
 
 @pytest.mark.mpi
 def test_behind_a_first_product_of_sparse_rows_the_rest_runs_on_the_device(comm, monkeypatch):
-    ways = [{"model": "mlp", "hidden": (9, 7), "sync": "bsp"}]
-    if util.find_spec("mpidml_kernels.csr.gpu"):  # where all rows are scored at once
-        ways.append({"model": "mlp", "hidden": (9,), "activation": "gelu", "dropout": 0.3, "validate": 0.2, "epochs": 3, "steps": 0})
+    ways = [
+        {"model": "mlp", "hidden": (9, 7), "sync": "bsp"},
+        {"model": "mlp", "hidden": (9,), "activation": "gelu", "dropout": 0.3, "validate": 0.2, "epochs": 3, "steps": 0},
+    ]
     expected = [sparse.run(comm, **way) for way in ways]
     on_device(monkeypatch)
     with cupy_double.streams("lazy"), cupy_double.threads("forward", checked=False):

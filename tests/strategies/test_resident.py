@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import types
 from pathlib import Path
 
-import mpidml_kernels
 import numpy as np
 import pytest
 
-from mpidml.core.device import Device
 from mpidml.core.job import Job
 from mpidml.nn import network, resident
 from mpidml.optim.base import Chain
@@ -20,8 +17,8 @@ from mpidml.runtime import gpu_mpi
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.mirror import Mirror
 from mpidml.strategies import base, data_parallel
-from tests.ranks import need
 from tests.shim import cupy_double as cupy
+from tests.shim.devices import PLACES, device, placed
 from tests.strategies.test_identities import SMALL
 from tests.training import trained
 
@@ -30,17 +27,16 @@ JOB = SMALL.with_values({"strategy": "data_parallel", "bucket": 4096, "wait_limi
 
 
 @contextlib.contextmanager
-def on_device(monkeypatch, takes_pointers=False, streams="lazy"):
-    """Let networks that are built within compute on the double."""
-    need(shutil.which("g++"), "a C++ compiler (g++)")
+def on_device(monkeypatch, takes_pointers=False, place="lazy"):
+    """Let networks that are built within compute on a device."""
     build = base.build_net
 
     def built(*given):
         net = build(*given)
-        net.device = Device("cuda", "the double", mpidml_kernels.cuda(cupy))
+        net.device = device()
         return net
 
-    with monkeypatch.context() as patched, cupy.streams(streams), cupy.threads("forward", checked=False):
+    with monkeypatch.context() as patched, placed(place):
         patched.setattr(base, "build_net", built)
         patched.setattr(data_parallel, "takes_device_pointers", lambda comm, index: (takes_pointers, "for the test"))
         yield patched
@@ -57,11 +53,11 @@ def on_device(monkeypatch, takes_pointers=False, streams="lazy"):
     ],
     ids=["momentum", "clip and adam", "lars", "nesterov", "few samples"],
 )
-@pytest.mark.parametrize("streams", ["lazy", "eager"])
-def test_the_weights_are_those_of_the_cpu(comm, changes, streams, monkeypatch):
+@pytest.mark.parametrize("place", PLACES)
+def test_the_weights_are_those_of_the_cpu(comm, changes, place, monkeypatch):
     job = JOB.with_values(changes, "test")
     here, expected = trained(comm, job)
-    with on_device(monkeypatch, streams=streams):
+    with on_device(monkeypatch, place=place):
         there, values = trained(comm, job)
     assert type(values) is np.ndarray
     np.testing.assert_allclose(values, expected, atol=1e-5 if job.dtype == "float32" else 1e-12, rtol=0)
