@@ -85,6 +85,11 @@ def running(pid: int) -> bool:
     return (stat := _read(pid, "stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"]) and bool(stat)
 
 
+def name_of(pid: int) -> str:
+    """Return the name of what a process runs now, "" if it has ended."""
+    return _read(pid, "comm").strip()
+
+
 def _read(pid: int, what: str) -> str:
     try:
         return Path(f"/proc/{pid}/{what}").read_text(errors="replace")

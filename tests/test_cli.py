@@ -27,6 +27,8 @@ def other(f):
         return not f.default
     if isinstance(f.default, int | float):
         return f.default + (3 if isinstance(f.default, int) else 0.25)
+    if f.name == "device":
+        return "cpu"  # beside another backend a GPU would be refused
     if f.name == "target":
         return "0.5"
     return (7, 5) if isinstance(f.default, tuple) else "another"
@@ -162,7 +164,7 @@ def test_help_is_no_fault(argv, capsys):
         ("train --scale minmix", "--scale minmix: there is no such choice; known: maxabs, minmax, none, standard; did you mean 'minmax'?"),
         ("info --ranks 3", "info: unrecognized arguments: --ranks 3; python -m mpidml info --help lists the options"),
         ("evaluate", "evaluate: no run is named; give its folder"),
-        ("evaluate runs/x --dta new.csv", "there is no option '--dta'; known: --data, --labels, --out, --plot, --unseen; did you mean '--data'?"),
+        ("evaluate runs/x --dta new.csv", "there is no option '--dta'; known: --data, --device, --labels, --out, --plot, --unseen; did you mean '--data'?"),
         ("evaluate runs/x --labels y.npy", "--labels y.npy: does nothing without --data; leave it out"),
         ("evaluate runs/x --unseen ignore", "--unseen ignore: does nothing without --data; leave it out"),
         ("evaluate runs/x --data new.csv --unseen ignroe", "--unseen ignroe: there is no such choice; known: ignore, refuse; did you mean 'ignore'?"),

@@ -23,7 +23,7 @@ from mpidml.core.job import Job
 from mpidml.runtime.launch import find_mpirun, flavour
 from mpidml.strategies.base import train
 from tests import test_faults
-from tests.hosts import Cluster, need_hosts, running
+from tests.hosts import Cluster, name_of, need_hosts, running
 from tests.ranks import ROOT, mpirun
 
 MS, GBIT = 1e-3, 1e9
@@ -293,8 +293,8 @@ def test_what_a_killed_program_leaves_on_its_hosts_goes_with_the_next():
     left = sorted(namespaces(child.pid))  # listed in no order
     assert [name[-3:] for name in left] == ["-h1", "-h2"]
     until = time.monotonic() + 20
-    while not (found := processes(left[1])) and time.monotonic() < until:
-        time.sleep(0.05)  # it has been started, and may not be there yet
+    while not (found := [pid for pid in processes(left[1]) if name_of(pid) == "sleep"]) and time.monotonic() < until:
+        time.sleep(0.05)  # it has been started, and what comes before it in its shell may still run
     (sleeping,) = found
     with Cluster(1):
         pass

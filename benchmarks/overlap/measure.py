@@ -108,7 +108,7 @@ class Bench:
         strategy = SimpleNamespace(
             comm=self.comm, trace=None, job=SimpleNamespace(wait_limit=60.0, check_replicas=0), progress=progress, step=Step(), weight=1.0, n_workers=self.comm.size,
             gradient=self.gradient, loss=None, links=None, rates=None, sampler=SimpleNamespace(shares=None), worker_roles=range(self.comm.size), worker_role=0,
-            coordinator=None, settle=nothing,
+            coordinator=None, settle=nothing, transform=nothing, land=nothing,
         )  # fmt: skip
         stepper = Stepper(strategy, Layers(work, seconds, self.cuts), buckets, Part(), nothing, nothing, 1e9)
         stepper.until = self.steps

@@ -165,6 +165,7 @@ def connect(
         if backend not in BACKENDS:
             raise UserError(f"backend: there is no '{backend}'; {nearest(backend, BACKENDS)}")
         backend = kernels(backend)
+        backend.fetch(np.dtype(dtype).str[1:])  # so that whoever times steps times no loading
     try:
         return Network(layers, n_features, n_outputs, loss, np.dtype(dtype), backend, heads)
     except ValueError as error:

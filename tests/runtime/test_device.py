@@ -263,7 +263,9 @@ def test_info_names_devices_versions_and_what_to_mend(answers, lines, problem):
 
 
 def test_evaluate_and_predict_take_a_device(tmp_path):
-    from mpidml import evaluate, predict, train
+    from mpidml import train
+    from mpidml.evaluate import evaluate
+    from mpidml.predict import predict
 
     train(Job(hidden=(4,), steps=2, out=str(tmp_path / "run"), report=False), quiet=True)
     found = evaluate(tmp_path / "run", quiet=True, device="cpu")
