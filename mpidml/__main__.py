@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -49,6 +50,7 @@ def main() -> None:
         if world.rank == 0:
             sys.stderr.write(f"mpidml: {error}\n")
         else:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
             time.sleep(TELL_SECONDS)
         raise SystemExit(2) from None
     sys.stdout = stdout

@@ -398,14 +398,14 @@ def test_a_batch_above_the_rows_is_told_as_what_it_is(tmp_path):
 
 
 def test_ranks_of_a_host_compile_each_kernel_once(tmp_path):
-    """With an empty cache: one rank compiles and saves, the others load what it saved."""
+    """With an empty cache: one rank compiles and saves, for both types; the others load what it saved for theirs, which is compiled first."""
     env = {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": "", "NUMBA_DEBUG_CACHE": "1"}
     result = mpirun(4, ["-m", "mpidml", "train", "--steps", "2", "--no-report", "--out", tmp_path / "run"], timeout=240, env=env)
     assert result.code == 0, result
     saved = re.findall(r"data saved to '([^']*)'", result.out)
     loaded = re.findall(r"data loaded from '([^']*)'", result.out)
     assert len(saved) == len(set(saved)) > 30
-    assert sorted(loaded) == sorted(3 * saved)
+    assert sorted(loaded) == sorted(3 * [path for path in saved if path.endswith(".1.nbc")]) and len(loaded) == 3 * len(saved) // 2
     assert result.out.count("compiling kernels") == 1
 
 
