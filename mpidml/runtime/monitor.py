@@ -17,7 +17,7 @@ from mpidml.core.role import Array
 from mpidml.core.target import Target
 from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import Progress, launcher_terminal
-from mpidml.runtime.scoring import n_of_heads
+from mpidml.runtime.scoring import exact, n_of_heads
 
 COLUMNS = (
     "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "look_loss", "look_score", "look_rows", "evaluation_seconds", "evaluation",
@@ -147,7 +147,7 @@ class Monitor:
                 self.step_seconds[w].append(s)
         if n_tested.any():
             self._score(group[n_tested > 0])
-        total_loss, n = float((loss * counts).sum()), float((samples * counts).sum())
+        total_loss, n = exact((loss * counts).tolist()), float((samples * counts).sum())  # who comes first decides no bit
         if self.diverged_at is None and not math.isfinite(total_loss):
             self.diverged_at = int(clock.max())
         self.samples += int(n)

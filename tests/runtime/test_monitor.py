@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from mpidml.runtime.monitor import Monitor
@@ -46,6 +48,15 @@ def test_rows_are_the_same_however_the_measurements_arrive(pieces, by_clock):
     assert all(row["staleness"] == 1.0 for row in written)
     assert [row.get("test_accuracy") for row in written] == [None, None, None, 0.6, None, None, 0.6]
     assert monitor.samples == 84
+
+
+def test_a_loss_has_the_same_bits_whoever_reports_first():
+    losses, found, rounded = (0.1, 0.7, 1e3 / 3, 1e-3), set(), set()
+    for order in itertools.permutations(range(4)):
+        rows = [(worker, 1.0 + place / 8, 0, 0, 1, 0.5, losses[worker], 2, 0, 0, 0, 0, 0) for place, worker in enumerate(order)]
+        found.add(joined(rows, 4, 1, 1000)[1][-1]["loss"])
+        rounded.add(sum(losses[worker] for worker in order))
+    assert len(found) == 1 and len(rounded) > 1, "one after the other they would add up to several sums"
 
 
 def test_a_long_run_writes_few_rows_and_every_score():
