@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import describe
+from mpidml.runtime import device
+from mpidml.runtime.cuda_driver import spelt
+
 DRIVER = Path("/proc/driver/nvidia/version")
-PROBE = 'extern "C" __global__ void probe(int* x) { x[0] = 7; }'
 
 
 @functools.cache
 def lacking() -> str:
-    """Return why no kernel can run on a GPU here, "" where one can. CuPy is imported only where there is a driver and a GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no GPU: there is no NVIDIA driver (libcuda.so.1)"
-    n = ctypes.c_int()
-    if (code := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(n))) or not n.value:
-        return f"no GPU: the NVIDIA driver shows none (CUDA error {code})"
-    try:
-        import cupy
-    except ImportError as error:
-        return f"no CuPy (pip install 'mpidml[cuda13]' or '[cuda12]'): {error}"
-    return unable(cupy)
+    """Return why networks cannot compute on a GPU here, "" where they can, as `--device cuda` finds out."""
+    return (of := device.lacks()) and f"no GPU: {of}"
 
 
-def unable(cupy: Any) -> str:
-    """Return why CuPy cannot compile and run a kernel on the current device, "" where it can: a GPU without NVRTC fails at the first launch."""
-    try:
-        x = cupy.zeros(1, "i4")
-        cupy.RawModule(code=PROBE).get_function("probe")((1,), (1,), (x,))
-        found = int(x.get()[0])
-    except Exception as error:  # CuPy's own types, NVRTC's, OSError of a library: each of them is the reason
-        return f"CuPy runs no kernel on this GPU: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return "" if found == 7 else f"CuPy runs no kernel on this GPU: the probe wrote {found}, not 7"
+def opened(smoke: bool) -> Any:
+    """Print on which machine and card a benchmark runs, and return CuPy; None where there is no GPU, which is said."""
+    print("\n".join(describe(os.environ, smoke)))
+    if reason := lacking():
+        print(f"left out: {reason}")
+        return None
+    import cupy
+
+    print("\n".join(f"{name:9s} {text}" for name, text in facts(cupy).items()))
+    return cupy
 
 
 def facts(cupy: Any) -> dict[str, str]:
@@ -48,7 +41,7 @@ def facts(cupy: Any) -> dict[str, str]:
     runtime, nvrtc = cupy.cuda.runtime, "none"
     with contextlib.suppress(Exception):  # without NVRTC nothing was compiled, and the figure says so
         nvrtc = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
-    packages = f"{cupy.__version__}, CUDA runtime {_version(runtime.runtimeGetVersion())}, NVRTC {nvrtc}"
+    packages = f"{cupy.__version__}, CUDA runtime {spelt(runtime.runtimeGetVersion())}, NVRTC {nvrtc}"
     if not runtime.driverGetVersion():
         return {"GPU": "none: no GPU was used, CUDA C ran on the CPU", "CuPy": packages}
     given = runtime.getDeviceProperties(0)
@@ -56,14 +49,9 @@ def facts(cupy: Any) -> dict[str, str]:
     number = re.search(r"\s(\d{3}[.\d]+)\s", DRIVER.read_text()) if DRIVER.exists() else None
     return {
         "GPU": f"{card}, {given['totalGlobalMem'] / 2**30:.0f} GiB; {runtime.getDeviceCount()} of them",
-        "driver": f"{number[1] if number else 'unknown'}, for CUDA up to {_version(runtime.driverGetVersion())}",
+        "driver": f"{number[1] if number else 'unknown'}, for CUDA up to {spelt(runtime.driverGetVersion())}",
         "CuPy": packages,
     }
-
-
-def _version(number: int) -> str:
-    """Return a version as CUDA numbers it, 13020, as it is called, 13.2."""
-    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def seconds_a_call(cupy: Any, work: Callable[[], Any], n: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -14,7 +13,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import card
-from benchmarks.machine import describe
 from benchmarks.rounds import Sample, interleave
 
 TARGET, PRODUCT_TARGET = 0.85, 0.95
@@ -85,15 +83,12 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20, help="calls in each measurement")
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest sizes; the figures mean nothing")
     options = parser.parse_args()
-    print("\n".join(describe(os.environ, options.smoke)))
-    if reason := card.lacking():
-        print(f"left out: {reason}")
+    cupy = card.opened(options.smoke)
+    if cupy is None:
         return
-    import cupy
     import mpidml_kernels
     from cupy import cublas
 
-    print("\n".join(f"{name:9s} {text}" for name, text in card.facts(cupy).items()))
     kernels = mpidml_kernels.cuda(cupy)
     n_rounds, n_calls = (1, 1) if options.smoke else (options.rounds, options.calls)
     print(f"\n{'kernel':24s}{'sizes':>22s}{'GB/s':>10s}{'of a copy':>11s}")

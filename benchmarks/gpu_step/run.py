@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import card
 from benchmarks.gpu_step import ours, peer_torch
-from benchmarks.machine import describe
 from benchmarks.rounds import Sample, interleave
 from benchmarks.training_step.problem import N_COMPARED
 from benchmarks.training_step.run import LARGE, SMOKE, check_losses
@@ -65,14 +63,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="steps in each measurement")
     parser.add_argument("--smoke", action="store_true", help="run once at the smallest size; the figures mean nothing")
     options = parser.parse_args()
-    print("\n".join(describe(os.environ, options.smoke)))
-    if reason := card.lacking():
-        print(f"left out: {reason}")
+    cupy = card.opened(options.smoke)
+    if cupy is None:
         return
-    import cupy
     import mpidml_kernels
 
-    print("\n".join(f"{name:9s} {text}" for name, text in card.facts(cupy).items()))
     kernels = mpidml_kernels.cuda(cupy)
     steppers: dict[str, Callable[..., Callable[[], float]]] = {"ours": lambda sizes, batch: ours.stepper(kernels, sizes, batch)}
     if reason := peer_torch.lacking():

@@ -58,7 +58,8 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[
             there.set(np.ascontiguousarray(a, there.dtype), cupy.cuda.get_current_stream())
 
     def host(a: Any) -> Array:
-        return a.get()  # type: ignore[no-any-return]
+        found: Array = a.get()
+        return found
 
     found = {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}
     return found | {"naming": naming}

@@ -171,7 +171,8 @@ class OnDevice(Given):
     @property
     def delta(self) -> Array:
         """The gradient of the first layer's output, as its backward leaves it: a copy, made when it is asked for."""
-        found: Array = self.step.delta.get()  # type: ignore[attr-defined]
+        there: Any = self.step.delta
+        found: Array = there.get()
         return found
 
     def _go_back(self, part: Range, more: Pairs) -> None:

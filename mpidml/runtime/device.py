@@ -69,6 +69,11 @@ def choose(wanted: str, comm: Any) -> Device:
     return Device("cpu", lacks, facts={"warning": f"device: all ranks compute on the CPU, though there is a GPU: {lacks}; {of.remedy}"} if unused else {})
 
 
+def lacks() -> str:
+    """Return what this process alone lacks for "cuda", "" where it has a GPU that was tried; no other rank is asked."""
+    return _look("cuda", 0)[0].lacks
+
+
 def told(device: Device) -> list[str]:
     """Return the lines that open a run: none where a host without a GPU computes on its CPU."""
     of = device.facts

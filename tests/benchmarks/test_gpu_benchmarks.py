@@ -16,6 +16,8 @@ from benchmarks.gpu_step.run import SMOKE, flops, measure
 from benchmarks.training_step import ours as on_cpu
 from benchmarks.training_step.problem import N_COMPARED
 from benchmarks.training_step.run import check_losses
+from mpidml.runtime import device
+from mpidml.runtime.device import Found
 from tests.ranks import ROOT, need, python
 from tests.shim import cupy_double
 
@@ -98,12 +100,10 @@ def test_without_a_gpu_a_benchmark_says_why_it_is_left_out(folder):
     assert result.code == 0 and f"left out: {card.lacking()}\n" in result.out and "met" not in result.out.split(), result
 
 
-def test_what_keeps_a_gpu_from_running_is_said(monkeypatch):
-    assert card.unable(cupy_double) == ""
-    monkeypatch.setattr(cupy_double, "RawModule", lambda **given: 1 / 0)
-    assert card.unable(cupy_double) == "CuPy runs no kernel on this GPU: ZeroDivisionError: division by zero"
-    monkeypatch.setattr(cupy_double, "RawModule", lambda **given: type("M", (), {"get_function": lambda self, name: lambda *a: None})())
-    assert "the probe wrote 0, not 7" in card.unable(cupy_double)
+def test_what_keeps_a_gpu_from_running_is_what_device_cuda_lacks(monkeypatch):
+    for found, said in ((Found("h", lacks="there is no driver"), "no GPU: there is no driver"), (Found("h"), "")):
+        monkeypatch.setattr(device, "_look", lambda wanted, rank, found=found: (found, None))
+        assert card.lacking.__wrapped__() == said
 
 
 def test_figures_made_by_the_double_say_that_no_gpu_was_used():
