@@ -3,7 +3,7 @@
     passed everywhere                go on
     failed, or skipped, on some      all fail; rank 0 reports each failing rank's traceback
     failed here, the others stuck    after GRACE_SECONDS print the traceback here, the others' stacks, and abort
-    passed here, the others stuck    the same after LIMIT_SECONDS
+    passed here, the others stuck    the same after LIMIT_SECONDS, of ranks that share cores so many times that
 
 Without --with-mpi nothing here loads MPI.
 """
@@ -150,6 +150,7 @@ class Voting:
 
         self.world = MPI.COMM_WORLD
         self.private = self.world.Dup()
+        self.limit = LIMIT_SECONDS * max(1.0, self.world.size / (os.cpu_count() or 1))
         self.stderr = stderr
         self.processes = self.private.allgather((socket.gethostname(), os.getpid()))
         own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}")  # ranks that tidy one folder trip each other
@@ -169,7 +170,7 @@ class Voting:
         all_of_them = bytearray(self.world.size)
         request = self.private.Iallgather(mine, all_of_them)
         # One rank after the other gives up, the lowest first, so that what they print does not mix.
-        limit = (GRACE_SECONDS if report.failed else LIMIT_SECONDS) + 0.5 * self.world.size * self.world.rank
+        limit = (GRACE_SECONDS if report.failed else self.limit) + 0.5 * self.world.size * self.world.rank
         start = time.monotonic()
         while not request.Test():
             if time.monotonic() - start > limit:
