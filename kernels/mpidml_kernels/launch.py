@@ -28,13 +28,19 @@ LESS = "compute fewer samples at once (a smaller --batch, or more --accumulate),
 SPELT = {"f4": "float", "f8": "double"}
 
 
+class NotRecorded(Exception):
+    """What was launched is nothing that a CUDA graph can hold."""
+
+
 class Gpu:
     """The kernels of all families on the current device. `cupy` is the module (it is imported by whoever chose the device, and nowhere else).
 
-    `refusal`: the error that says in one line that memory lacks.
+    `refusal`: the error that says in one line that memory lacks. `n_graphs`: how many graphs were launched.
     """
 
     refusal: type[Exception] = MemoryError
+    records = True
+    """Whether what is launched over and over is recorded (`Recorded`)."""
 
     def __init__(self, cupy: Any) -> None:
         self.cupy = cupy
@@ -44,10 +50,17 @@ class Gpu:
         self.scratches: dict[tuple[str, str], Any] = {}
         self.total_at: Any = None
         self.named = ""
+        self.held: list[Any] | None = None
+        self.n_graphs = 0
 
     @functools.cached_property
     def copies(self) -> Any:
         """The stream of what goes to the host while the current stream computes; it waits for no other stream unasked."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    @functools.cached_property
+    def recorder(self) -> Any:
+        """The stream that `Recorded` records by; nothing runs on it."""
         return self.cupy.cuda.Stream(non_blocking=True)
 
     def pinned(self, shape: Size, dtype: Any) -> np.ndarray[Any, Any]:
@@ -81,7 +94,23 @@ class Gpu:
         if found is None or found.size < n:
             with self.allocating(f"scratch memory '{name}' for {n:,} values", n * np.dtype(dtype).itemsize):
                 found = self.scratches[name, dtype] = self.cupy.empty(n, dtype)
+        if self.held is not None:
+            self.held.append(found)
         return found
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Any]]:
+        """Give the arrays of ours that what is launched within will use whenever the recording runs: it has to hold them."""
+        self.held = []
+        try:
+            yield self.held
+        finally:
+            self.held = None
+
+    def no_recording(self, why: str) -> None:
+        """Raise `NotRecorded` within a recording, before CUDA would make it worthless."""
+        if self.held is not None:
+            raise NotRecorded(why)
 
     @contextmanager
     def naming(self, what: str) -> Iterator[None]:

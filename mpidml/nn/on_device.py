@@ -6,15 +6,17 @@
     compute   | put | forward | losses | backward: last layer | ... | first layer |      the current stream
 
 All of a pass is given to the device at once; then the host waits, for one range after the other where it reports them, else for the end alone.
-Kernels are launched one by one: a pass is no CUDA graph, since CuPy (14.2) refuses cuBLAS's products while a stream is captured.
+Forward, losses, and what makes each range are launched as a graph each (`mpidml_kernels.recorded`); copies and events are not part of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mpidml_kernels.recorded import Recorded
 
 from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Thunk
@@ -42,6 +44,23 @@ class Pinned:
         return array
 
 
+def call(thunks: Iterable[Thunk]) -> None:
+    """Make calls in their order."""
+    for function, arguments in thunks:
+        function(*arguments)
+
+
+def losing(gpu: Any, step: Step, sums: Any) -> Callable[[float], None]:
+    """Return what leaves the sum of each head's losses in `sums`, float64 of the device, and the gradient times `scale` where the way back begins."""
+
+    def lose(scale: float) -> None:
+        for h, (weight, loss) in enumerate(step.losses):
+            with gpu.totals_at(sums[h : h + 1]):
+                loss(scale * weight)
+
+    return lose
+
+
 def there_of(memory: Memory, kernels: Any) -> Memory:
     """Return the device's part of a slot's memory."""
     found: Memory = memory.once("there", lambda: Memory(memory.m, kernels))
@@ -54,8 +73,9 @@ class Range:
     `added`: of the same elements those that are added to another array of the host than `g`.
     """
 
-    def __init__(self, thunks: Sequence[Thunk], slices: Slices, there: Any, landed: Array, event: Callable[[], Any]) -> None:
-        self.thunks, self.slices = tuple(thunks), [part for part in slices if part.start < part.stop]
+    def __init__(self, gpu: Any, thunks: Sequence[Thunk], slices: Slices, there: Any, landed: Array, event: Callable[[], Any]) -> None:
+        self.go = Recorded(gpu, partial(call, tuple(thunks))) if thunks else None
+        self.slices = [part for part in slices if part.start < part.stop]
         self.copies: Pairs = [(there[part], landed[part]) for part in self.slices]
         self.made, self.landed = event(), event()
 
@@ -99,9 +119,10 @@ class OnDevice(Given):
         early, late = parts if parts is not None else ((), (slice(0, net.n_params),))
 
         def made(thunks: Sequence[Thunk], slices: Slices) -> Range:
-            return Range(thunks, slices, gradient, landed, event)
+            return Range(self.gpu, thunks, slices, gradient, landed, event)
 
-        self.forward = flat(step.forward)
+        self.forward = Recorded(self.gpu, partial(call, flat(step.forward)))
+        self.lost = Recorded(self.gpu, losing(self.gpu, step, self.sums))
         self.ranges, thunks = list[Range](), list[Thunk]()
         for group in step.backward:
             thunks += group.thunks
@@ -118,7 +139,7 @@ class OnDevice(Given):
         `progress(lo, hi)` is called once g[lo:hi] is final on the host, and progress(0, 0) while the host would wait. Without it the host waits once.
         """
         self._put(self.came)
-        self._call(self.forward)
+        self.forward()
         self._lose(scale)
         for part in self.ranges:
             self._back(part)
@@ -140,7 +161,7 @@ class OnDevice(Given):
         self._put(self.came)
         if not self.out:
             self.ended.record()
-        self._call(self.forward)
+        self.forward()
         if self.out:
             self._fetch(self.out)
             self.ended.record()
@@ -196,16 +217,10 @@ class OnDevice(Given):
             if here.size:
                 there.get(stream=stream, out=here, blocking=False)
 
-    def _call(self, thunks: Iterable[Thunk]) -> None:
-        for function, arguments in thunks:
-            function(*arguments)
-
     def _lose(self, scale: float) -> None:
         """Leave the sum of each head's losses on the device."""
         self._put(self.learnt)
-        for h, (weight, lose) in enumerate(self.step.losses):
-            with self.gpu.totals_at(self.sums[h : h + 1]):
-                lose(scale * weight)
+        self.lost(scale)
 
     def _loss(self) -> float:
         loss = 0.0
@@ -215,7 +230,8 @@ class OnDevice(Given):
 
     def _back(self, part: Range) -> None:
         """Make a part of the backward pass, and let what it makes be copied meanwhile."""
-        self._call(part.thunks)
+        if part.go is not None:
+            part.go()
         part.made.record()
         self.gpu.copies.wait_event(part.made)
         if part.copies:

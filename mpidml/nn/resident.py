@@ -3,17 +3,21 @@
     host     | rows, labels |  progress(hi ..)  progress(lo ..)  | progress(0, 0) until the end | loss
     device      put -> forward -> losses -> backward: last layer ... first layer -> sums                       all in the order of the current stream
 
+A pass is launched as one graph; with `progress` as one of the way to the losses and one of each group on the way back (`mpidml_kernels.recorded`).
 `progress(lo, hi)` says that the kernels which make g[lo:hi] have been given to the current stream: who reads it has to come after them there.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from mpidml_kernels.recorded import Recorded
 
-from mpidml.nn.on_device import Pinned, there_of
-from mpidml.nn.step import Buffers, Given, Inputs, Memory, Progress, Step
+from mpidml.nn.layers.base import Thunk
+from mpidml.nn.on_device import Pinned, call, losing, there_of
+from mpidml.nn.step import Buffers, Given, Inputs, Memory, Progress, Step, flat
 
 if TYPE_CHECKING:
     from mpidml.nn.network import Network
@@ -34,6 +38,24 @@ class Resident(Given):
         self.came = [(buffers.x, self.x), *([(buffers.ids, self.ids), (buffers.salt, self.salt)] if net.random else [])]
         self.came += [(at.read, of.read) for at, of in zip(buffers.answers, self.answers, strict=True)]
         self.ended = self.gpu.cupy.cuda.Event(disable_timing=True)
+        lose = losing(self.gpu, self.step, self.sums)
+
+        def to_losses(scale: float) -> None:
+            call(flat(self.step.forward))
+            lose(scale)
+
+        def whole(scale: float) -> None:
+            to_losses(scale)
+            call(flat(self.step.backward))
+
+        self.to_losses, self.whole = Recorded(self.gpu, to_losses), Recorded(self.gpu, whole)
+        self.back: list[tuple[Recorded, int, int]] = []
+        thunks: list[Thunk] = []
+        for group in self.step.backward:
+            thunks += group.thunks
+            if group.lo < group.hi or group is self.step.backward[-1]:
+                self.back.append((Recorded(self.gpu, partial(call, tuple(thunks))), group.lo, group.hi))
+                thunks = []
 
     def run(self, scale: float, progress: Progress | None = None) -> float:
         """Return the sum of the losses and leave in `g` the gradient of that sum times `scale`; the pass has ended then.
@@ -43,19 +65,14 @@ class Resident(Given):
         stream = self.gpu.cupy.cuda.get_current_stream()
         for there, here in self.came:
             there.set(here, stream)
-        for group in self.step.forward:
-            for function, arguments in group.thunks:
-                function(*arguments)
-            if progress is not None:
-                progress(0, 0)
-        for h, (weight, lose) in enumerate(self.step.losses):
-            with self.gpu.totals_at(self.sums[h : h + 1]):
-                lose(scale * weight)
-        for group in self.step.backward:
-            for function, arguments in group.thunks:
-                function(*arguments)
-            if progress is not None:
-                progress(group.lo, group.hi)
+        if progress is None:
+            self.whole(scale)
+        else:
+            self.to_losses(scale)
+            progress(0, 0)
+            for back, lo, hi in self.back:
+                back()
+                progress(lo, hi)
         self.sums.get(stream=stream, out=self.losses, blocking=False)
         self.ended.record(stream)
         while progress is not None and not self.ended.done:

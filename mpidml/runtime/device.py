@@ -163,7 +163,7 @@ def _tried(cupy: Any, number: int, name: str) -> Any:
         _compare(name, "sum of squares", kernels.sum_of_squares(x), float(TRIED @ TRIED))
     with _step(f"{name} does not multiply matrices, which is cuBLAS's work", brings, name):
         rows, out = TRIED.reshape(2, -1), cupy.empty((2, 2), "f4")  # of one row and one column CuPy makes a sum by itself, without cuBLAS
-        kernels.matmul(x.reshape(2, -1), x.reshape(2, -1).T, out)
+        cupy.matmul(x.reshape(2, -1), x.reshape(2, -1).T, out=out)
         for given, right in zip(out.get().flat, (rows @ rows.T).flat, strict=True):
             _compare(name, "product", float(given), float(right))
     kernels.gpu.refusal = UserError  # what a run lacks memory for is the user's to change

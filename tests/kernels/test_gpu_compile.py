@@ -24,8 +24,9 @@ MORE_REGISTERS |= dict.fromkeys(adaptive.LAWS, 52)  # float64, its roots and div
 UNROLLED = ("find_disorder", "place_chosen", "settle_digit", "add_product", "make_unit", "products_of_row", "take_parts")
 MORE_REGISTERS |= dict.fromkeys(UNROLLED, 64)
 MORE_REGISTERS |= {"strata_add": 44}  # divisions of 64-bit integers
+MORE_REGISTERS |= {"product": 80}  # sixteen steps of a tile at once: three blocks fit
 MOST_SHARED_NBYTES = 2048
-MORE_SHARED_NBYTES = {"count_digits": 8192}  # a count for each of 2048 digits
+MORE_SHARED_NBYTES = {"count_digits": 8192, "product": 9216}  # a count for each of 2048 digits; two tiles
 
 
 def compiled(code, real, option, kind):

@@ -179,14 +179,17 @@ def staged(net, cuts, halves=False, n_items=4, n_slots=2):
         lambda of: of.init(3), lambda of: np.full(of.n_params, np.nan, net.dtype), lambda of: np.full(of.n_params, np.nan, net.dtype),
         lambda of: [Memory(M, net.backend) for _ in range(n_slots)],
     ))  # fmt: skip
-    losses = []
+    losses, steps = [], {}
 
     def bound(s, item):
         slot = item % n_slots
+        if (s, slot, item > 0) in steps:
+            return steps[s, slot, item > 0]
         x, dx = (between[s - 1][0, slot], between[s - 1][1, slot]) if s else (None, None)
         out, dy = (between[s][0, slot], between[s][1, slot]) if s < len(cuts) else (None, None)
         g, total = (summands[s], totals[s]) if item else (totals[s], None)
-        return stages[s].bind(M, ws[s], g, memory[s][slot], Edges(x, out, dy, dx), total)
+        step = steps[s, slot, item > 0] = stages[s].bind(M, ws[s], g, memory[s][slot], Edges(x, out, dy, dx), total)
+        return step
 
     def forward(item):
         rows = np.arange(5 * item, 5 * item + M)

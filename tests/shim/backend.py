@@ -31,7 +31,7 @@ class OnDevice:
         def call(*arguments: Any) -> Any:
             device = _elsewhere[-1].counted(self) if _elsewhere else self
             with device.around():
-                there = [device.cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+                there = [_there(device.cupy, a) if isinstance(a, np.ndarray) else a for a in arguments]
                 result = getattr(device.kernels, kernel)(*there)
                 for host, array in zip(arguments, there, strict=True):
                     if isinstance(host, np.ndarray) and host.flags.writeable:
@@ -39,6 +39,11 @@ class OnDevice:
             return result
 
         return call
+
+
+def _there(cupy: Any, a: np.ndarray[Any, Any]) -> Any:
+    """Return the array there, a transposed one as such."""
+    return cupy.asarray(a.T).T if a.ndim > 1 and a.flags.f_contiguous and not a.flags.c_contiguous else cupy.asarray(a)
 
 
 class Gpu:

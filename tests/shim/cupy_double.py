@@ -3,7 +3,8 @@
 - `RawModule` builds the real CUDA C source with g++ and runs it under the checks of `compiled`;
 - arrays refuse to become NumPy's unasked, kernels refuse NumPy's, and new memory holds NaN;
 - streams do nothing until somebody waits (`streams("lazy")`, the default), and then no more than what the wait orders: who reads a buffer too early
-  finds what was there before. `streams("eager")` does all at once. Right code gives the same under both.
+  finds what was there before. `streams("eager")` does all at once. Right code gives the same under both;
+- while a stream records, nothing is done: what would wait, take memory or call cuBLAS is refused, and the recording is worthless then.
 
 Whoever tests passes this module where production code passes `cupy`; nothing imports it by itself.
 """
@@ -68,13 +69,31 @@ def room(nbytes: int) -> Iterator[None]:
         _how["free"] = before
 
 
+class CUDARuntimeError(RuntimeError):
+    """What CUDA refuses."""
+
+
+class CUDADriverError(RuntimeError):
+    """What its driver does."""
+
+
 class OutOfMemoryError(MemoryError):
     """What CuPy raises in place of an array."""
 
 
 def _take(nbytes: int) -> None:
+    _refuse_while_recording("memory is taken")
     if nbytes > _how["free"]:
         raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0 bytes).")
+
+
+_recording: list[Stream] = []
+
+
+def _refuse_while_recording(what: str) -> None:
+    if _recording:
+        _recording[-1]._worthless = True
+        raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is capturing")
 
 
 class Event:
@@ -89,6 +108,7 @@ class Event:
         self._ticket = self._stream._n_given
 
     def synchronize(self) -> None:
+        _refuse_while_recording("an event is waited for")
         _count_wait()
         if self._stream is not None:
             self._stream._work_off(self._ticket)
@@ -110,9 +130,30 @@ class Stream:
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
         self._queue: deque[Callable[[], object]] = deque()
         self._n_given = self._n_done = 0
+        self._recorded: list[Callable[[], object]] = []
+        self._worthless = False
+        self._blocking = not non_blocking
         self.ptr = id(self)
 
+    def begin_capture(self, mode: int | None = None) -> None:
+        if self._blocking or _recording:
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: the legacy stream, or a second one")
+        self._recorded, self._worthless = [], False
+        _recording.append(self)
+
+    def end_capture(self) -> Graph:
+        _recording.remove(self)
+        if self._worthless:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture")
+        return Graph(self._recorded)
+
+    def is_capturing(self) -> bool:
+        return self in _recording
+
     def _give(self, work: Callable[[], object]) -> None:
+        if self in _recording:
+            self._recorded.append(work)
+            return
         self._queue.append(work)
         self._n_given += 1
         if _how["streams"] == "eager":
@@ -130,6 +171,7 @@ class Stream:
                 raise
 
     def synchronize(self) -> None:
+        _refuse_while_recording("a stream is waited for")
         _count_wait()
         self._work_off(self._n_given)
 
@@ -153,6 +195,20 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         _current.pop()
+
+
+class Graph:
+    """What a stream has recorded: work whose arguments are those that were given then."""
+
+    def __init__(self, works: list[Callable[[], object]]) -> None:
+        self._works = works
+
+    def launch(self, stream: Stream | None = None) -> None:
+        (stream or get_current_stream())._give(self._run)
+
+    def _run(self) -> None:
+        for work in self._works:
+            work()
 
 
 Stream.null = Stream()
@@ -230,6 +286,8 @@ class ndarray:
         if not (host.flags.c_contiguous or host.flags.f_contiguous):
             raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
         used = stream or get_current_stream()
+        if blocking:
+            _refuse_while_recording("the host waits for a copy")
         used._give(lambda: np.copyto(host, self._memory))
         if blocking:
             used.synchronize()
@@ -279,6 +337,8 @@ def asnumpy(a: ndarray, stream: Stream | None = None) -> np.ndarray[Any, Any]:
 def matmul(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     """Multiply as cuBLAS does; nothing of ours is tried by it but who waits for whom."""
     _check_device(a, b, out)
+    if _recording:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     get_current_stream()._give(lambda: np.matmul(a._memory, b._memory, out=out._memory))
     return out
 
@@ -354,10 +414,6 @@ class _Device:
         raise NotImplementedError("wait for the stream or the event that you mean")
 
 
-class CUDARuntimeError(RuntimeError):
-    """What CUDA refuses."""
-
-
 _locked: dict[int, int] = {}
 
 
@@ -381,6 +437,7 @@ class _Pinned(bytearray):
 
 cuda = types.SimpleNamespace(
     Stream=Stream,
+    Graph=Graph,
     Event=Event,
     Device=_Device,
     get_current_stream=get_current_stream,
@@ -388,6 +445,7 @@ cuda = types.SimpleNamespace(
     is_available=lambda: True,
     using_allocator=lambda allocator=None: contextlib.nullcontext(),  # here each array has memory of its own anyway
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 1)),
     runtime=types.SimpleNamespace(
         getDeviceCount=lambda: _how["devices"],

@@ -138,3 +138,37 @@ extern "C" __global__ void dropout_in_place(real* __restrict__ x, const long lon
         x[i * n + j] = kept ? x[i * n + j] * scale : (real)0;
     }
 }
+
+// The tile of 16 by 32 that begins at (l0, r0) of what has `depth` along the sum and `n` across; `along`: neighbours in memory are along the sum.
+__device__ __forceinline__ void take_tile(real (*tile)[36], const real* __restrict__ source, Index l0, Index r0, Index depth, Index n, int along)
+{
+    for (int e = threadIdx.y * 32 + threadIdx.x; e < 16 * 32; e += 256) {
+        const int l = along ? e % 16 : e / 32, r = along ? e / 16 : e % 32;
+        const bool within = l0 + l < depth && r0 + r < n;
+        tile[l][r] = within ? source[along ? (r0 + r) * depth + l0 + l : (l0 + l) * n + r0 + r] : (real)0;
+    }
+}
+
+// out (m, n) = a b, or += with `adds`: a (m, k), or (k, m) where it is turned; b (k, n), or (n, k). A block makes 32 by 32 of it, a thread four of a column.
+// Rows of blocks share the sum: the y-th leaves its part of it in out[y], the first with what is there `before`; `add_up_columns` makes the whole of them.
+// (`before` is only read, and not const, since it may be `out`.)
+extern "C" __global__ void product(const real* __restrict__ a, const real* __restrict__ b, real* before, real* out, long long m, long long k,
+                                   long long n, int a_turned, int b_turned, int adds)
+{
+    __shared__ __align__(16) real left[16][36], right[16][36];  // whole vectors of four
+    const Index across = (n + 31) / 32, i0 = blockIdx.x / across * 32, j0 = blockIdx.x % across * 32;
+    const Index span = ((k + gridDim.y - 1) / gridDim.y + 15) / 16 * 16, first = blockIdx.y * span, last = first + span < k ? first + span : k;
+    real sums[4] = {0, 0, 0, 0};
+    for (Index l0 = first; l0 < last; l0 += 16) {
+        take_tile(left, a, l0, i0, k, m, !a_turned);
+        take_tile(right, b, l0, j0, k, n, b_turned);
+        __syncthreads();
+        for (int l = 0; l < 16; ++l)
+            for (int r = 0; r < 4; ++r) sums[r] += left[l][4 * threadIdx.y + r] * right[l][threadIdx.x];
+        __syncthreads();  // before the next tiles come
+    }
+    const Index j = j0 + threadIdx.x;
+    for (int r = 0; r < 4; ++r)
+        if (const Index i = i0 + 4 * threadIdx.y + r; i < m && j < n)
+            out[(blockIdx.y * m + i) * n + j] = adds && blockIdx.y == 0 ? before[i * n + j] + sums[r] : sums[r];
+}
