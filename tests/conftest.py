@@ -30,6 +30,7 @@ from benchmarks import card
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import THREAD_VARIABLES, find_mpirun, flavour
 from tests.ranks import BENCH, LACKING, need
+from tests.shares import others
 
 for variable in THREAD_VARIABLES:  # several ranks compare bits, and share cores with others
     os.environ.setdefault(variable, "1")
@@ -74,7 +75,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI), `bench` without its packages, `gpu` without one."""
+    """Leave out what another part of `python -m tests` runs (tests for more ranks than these, tests for the other MPI, of many parameter sets those of its share),
+    `bench` without its packages, `gpu` without one."""
     voting = config.pluginmanager.getplugin("mpidml-voting")
     size = voting.world.size if voting else None
     largest = int(os.environ.get("MPIDML_TEST_LARGEST", "0"))
@@ -87,6 +89,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     said = [f"{len(bench)} test(s) left out: marked `bench`, and {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)"] * bool(bench)
     config.stash[LEFT_OUT] = said + [f"{len(on_gpu)} test(s) left out: marked `gpu`, and {no_gpu}"] * bool(no_gpu)
     absent = {*map(id, other), *map(id, bench), *(map(id, on_gpu) if no_gpu else ())}
+    if str(size) in (shared := os.environ.get("MPIDML_TEST_SHARED", "").split()):
+        elsewhere = others([item.nodeid for item in items if _min_size(item) <= int(shared[0])], str(size) == shared[-1])
+        absent |= {id(item) for item in items if item.nodeid in elsewhere}
     out = [item for item in items if id(item) in absent or (size and size < _min_size(item) <= largest)]
     if out:
         config.hook.pytest_deselected(items=out)
