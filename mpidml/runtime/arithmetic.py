@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mpidml_kernels import CODES, adaptive, backend, cache, csr, is_compiled, rows
+from mpidml_kernels import CODES, adaptive, backend, cache, csr, is_compiled, rows, split
 
 from mpidml.core.device import Device
+from mpidml.core.grid import ProcessGrid
 from mpidml.core.job import Job
+from mpidml.nn.network import Network
 from mpidml.optim.base import make_chain
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.summary import say
 
 
-def beyond(job: Job, is_sparse: bool) -> tuple[Any, ...]:
-    """Return the families of kernels that a job calls beside those of every network: of its optimizer, of sparse rows, of codes."""
+def beyond(job: Job, is_sparse: bool, net: Network, grid: ProcessGrid | None) -> tuple[Any, ...]:
+    """Return the families of kernels that a job calls beside those of every network: of its layers, layers in parts, optimizer, sparse rows, codes."""
     normalises = any(link.normalised for link in make_chain(job.optimizer, job.rate).links)
-    return (adaptive,) * normalises + (csr, rows) * is_sparse + CODES * bool(job.compress)
+    in_parts = bool(job.mix) or (grid is not None and grid.sizes["tensor"] > 1)
+    of_layers = (family for layer in net.layers for family in layer.families)
+    found = (*of_layers, *(split,) * in_parts, *(adaptive,) * normalises, *(csr, rows) * is_sparse, *CODES * bool(job.compress))
+    return tuple(dict.fromkeys(found))
 
 
 def compiled(job: Job, comm: CountedComm, quiet: bool, more: Sequence[Any] = ()) -> Any:

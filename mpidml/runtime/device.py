@@ -28,6 +28,8 @@ from mpidml.runtime.launch import world_from_environment
 TRIED = np.arange(300, dtype=np.float32) % 7
 """Small whole numbers: sums of their products are exact in any order."""
 CPU_INSTEAD = "or take --device cpu"
+OLDEST = {12: "5.0", 13: "7.5"}
+"""The least compute capability that a CUDA compiles for."""
 
 
 class Found(NamedTuple):
@@ -158,6 +160,7 @@ def _tried(cupy: Any, number: int, name: str) -> Any:
     with _step(f"{name} does not start", f"see what nvidia-smi says of it, {CPU_INSTEAD}", name):
         cupy.cuda.Device(number).use()
         x = cupy.asarray(TRIED)
+    _check_age(cupy, number, name)
     kernels: Any = mpidml_kernels.cuda(cupy)
     with _step(f"{name} does not run a kernel", f"see what nvidia-smi says of it, {CPU_INSTEAD}", name):
         _compare(name, "sum of squares", kernels.sum_of_squares(x), float(TRIED @ TRIED))
@@ -182,6 +185,17 @@ def _step(what: str, remedy: str, name: str = "") -> Iterator[None]:
             free = f"end what else runs on it (nvidia-smi lists it), name another by --device cuda:N, {CPU_INSTEAD}"
             raise Lacks(f"{name} has no memory left for a trial of some numbers ({_one_line(error)})", free) from None
         raise Lacks(f"{what} ({_one_line(error)})", remedy) from None
+
+
+def _check_age(cupy: Any, number: int, name: str) -> None:
+    """Refuse a GPU that this CUDA no longer compiles for, before its compiler does in words of its own."""
+    cuda, text = cupy.cuda.runtime.runtimeGetVersion() // 1000, str(cupy.cuda.Device(number).compute_capability)
+    has, least = (int(text[:-1]), int(text[-1])), OLDEST.get(cuda, "0.0")
+    if has >= tuple(map(int, least.split("."))):
+        return
+    older = [version for version, of in OLDEST.items() if has >= tuple(map(int, of.split(".")))]
+    other = f"pip uninstall cupy-cuda{cuda}x and pip install 'mpidml[cuda{older[-1]}]', {CPU_INSTEAD}" if older else CPU_INSTEAD.removeprefix("or ")
+    raise Lacks(f"{name} has compute capability {has[0]}.{has[1]}, and CUDA {cuda} compiles for {least} and newer", other)
 
 
 def _compare(name: str, what: str, given: float, right: float) -> None:

@@ -106,7 +106,7 @@ class Run:
         arithmetic = compiled(job, comm, quiet)
         self.net = agree(comm, lambda: build_net(job, data, arithmetic, where))
         sparse_rows.check(job, data, self.strategy)
-        if more := beyond(job, data.is_sparse):  # before the clock runs
+        if more := beyond(job, data.is_sparse, self.net, getattr(self.strategy, "grid", None)):  # before the clock runs
             compiled(job, comm, quiet, more)
         compile_on(where, job, more)
         width = N_COLUMNS + scoring.n_of_heads(self.net)

@@ -269,6 +269,8 @@ class DataParallel(Serverless):
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.mirror is not None:
             way = "MPI is given the gradients there" if isinstance(self.device_sums, DirectSums) else "gradients go through the host"
+            if pageable := getattr(self.device_sums, "pageable", ""):
+                way += f", by memory that the system does not lock ({pageable}): each copy makes the host wait"
             owner += f"; weights and optimizer stay on the device, {way}"
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}"

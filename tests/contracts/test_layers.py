@@ -70,6 +70,30 @@ def test_a_layer_declares_itself_and_its_ranges_tile_its_gradient(name):
     assert all(len(buffer) == 9 for buffer in layer.kept(9, np.float32)) or layer.training_only
 
 
+def families(name):
+    """Return the families whose kernels the passes of a network with this layer call on demand, and those that its layers declare."""
+    backend = BACKENDS[0]
+    net = net_of(name, backend)
+    step = filled(net, weights(net))
+    called = {id(function) for group in (*step.forward, *step.backward) for function, _ in group.thunks}
+    used = {family for family in mpidml_kernels.ON_DEMAND if any(id(getattr(backend, law)) in called for law in family.LAWS)}
+    return used, {family for layer in net.layers for family in layer.families}
+
+
+@each
+def test_it_declares_the_kernels_that_are_loaded_for_it(name):
+    used, declared = families(name)
+    assert used == declared
+
+
+def test_the_check_sees_a_layer_that_declares_nothing(monkeypatch):
+    used, declared = families("layer_norm")
+    assert used and used == declared
+    monkeypatch.setattr(plugins.load("mpidml.nn.layers", "layer_norm"), "families", ())
+    used, declared = families("layer_norm")
+    assert used != declared
+
+
 @each
 @both
 def test_its_gradient_equals_finite_differences(name, backend):

@@ -113,6 +113,14 @@ REFUSED = {  # what is wrong -> --device, and what the line holds
     ),
     "no NVRTC": ("cuda", {"DOUBLE_FAULT": "nvrtc"}, ("NVRTC, which compiles kernels, cannot be loaded (RuntimeError", "pip install 'mpidml[cuda13]', which brings it")),
     "a GPU that is held": ("cuda", {"DOUBLE_FAULT": "context"}, ("GPU 0 (Double 0) does not start (RuntimeError: cudaErrorDevicesUnavailable", "nvidia-smi")),
+    "a GPU too old for CUDA 13": (
+        "cuda", {"DOUBLE_FAULT": "volta"},
+        (
+            "GPU 0 (Double 0) has compute capability 7.0, and CUDA 13 compiles for 7.5 and newer",
+            "pip uninstall cupy-cuda13x and pip install 'mpidml[cuda12]', or take --device cpu",
+        ),
+    ),
+    "a GPU too old for all": ("cuda", {"DOUBLE_FAULT": "kepler"}, ("has compute capability 3.7, and CUDA 13 compiles for 7.5 and newer; take --device cpu",)),
     "no memory": ("cuda", {"DOUBLE_FAULT": "memory"}, ("GPU 0 (Double 0) has no memory left for a trial of some numbers (OutOfMemoryError", "end what else runs on it")),
     "a launch that fails": ("cuda", {"DOUBLE_FAULT": "launch"}, ("GPU 0 (Double 0) does not run a kernel (RuntimeError: CUDA_ERROR_LAUNCH_FAILED", "nvidia-smi")),
     "a wrong result": ("cuda", {"DOUBLE_FAULT": "wrong"}, ("computes wrongly: a sum of squares is nan there, not 3877", "try another one by --device cuda:N")),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -57,6 +58,7 @@ class Layer:
     `in_place`: the gradient of the input takes the place of that of the output. `training_only`: it passes its input on when rows are scored.
     `random`: it reads ids and salt. `ends`: it may be the last, since its backward does not read `out`, where the loss leaves the gradient.
     `apart`: tensors whose gradient the groups of `backward` that are apart make. `adds`: tensors whose gradient it can add to another where that lies.
+    `families`: of kernels that it calls beside those of every network (`mpidml_kernels.ON_DEMAND`), so that they are loaded before a clock runs.
     `place`: its position in the network, from 0. `tensors`: names and shapes, known once it is connected.
     """
 
@@ -66,6 +68,7 @@ class Layer:
     ends: ClassVar[bool] = False
     apart: ClassVar[tuple[str, ...]] = ()
     adds: ClassVar[tuple[str, ...]] = ()
+    families: ClassVar[tuple[ModuleType, ...]] = ()
 
     place: int
     n_in: int

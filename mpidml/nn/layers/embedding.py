@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
-from mpidml_kernels import LAWS
+from mpidml_kernels import LAWS, rows
 
 from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk, whole
@@ -22,6 +23,8 @@ class Embedding(Layer):
 
     It must be the first layer, since a code that went through another is none.
     """
+
+    families: ClassVar[tuple[ModuleType, ...]] = (rows,)
 
     def __init__(self, columns: Sequence[int], units: int = 8, rows: int | None = None) -> None:
         if not isinstance(columns, list | tuple) or not columns:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
-from mpidml_kernels import LAWS
+from mpidml_kernels import LAWS, norm
 from numpy.typing import DTypeLike
 
 from mpidml.core.flat import Array
@@ -17,6 +18,7 @@ class LayerNorm(Layer):
     """out = gain (x - mean) / sqrt(variance + eps) + bias; gain and bias: (n,)."""
 
     in_place: ClassVar[bool] = True
+    families: ClassVar[tuple[ModuleType, ...]] = (norm,)
 
     def __init__(self, eps: float = 1e-5) -> None:
         if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < math.inf:

@@ -1,6 +1,7 @@
 """Be `import cupy` in a program that a test starts with this folder's parent on PYTHONPATH: the double, and what can be wrong with an installation.
 
-DOUBLE_FAULT names what is: missing, broken, nvrtc, context, memory, room, launch, wrong, cublas; or it is a list, a fault for each rank, the last one for all others.
+DOUBLE_FAULT names what is: missing, broken, nvrtc, context, volta, kepler, memory, room, launch, wrong, cublas;
+or it is a list, a fault for each rank, the last one for all others.
 DOUBLE_CUDA: the version of CUDA that this is made for. `driver.cpp` stands in for the driver.
 """
 
@@ -36,6 +37,10 @@ match _fault:
         cuda.nvrtc.getVersion = _raise(RuntimeError("CuPy failed to load libnvrtc.so.13: OSError: libnvrtc.so.13: cannot open shared object file"))
     case "context":
         cuda.Device.use = _raise(RuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable"))
+    case "volta":
+        cuda.Device.compute_capability = "70"
+    case "kepler":
+        cuda.Device.compute_capability = "37"
     case "memory":
         _double._how["free"] = 1000
     case "room":
