@@ -94,8 +94,8 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
 
 def _check_data(jobs: list[Job], comm: CountedComm) -> None:
     """Choose devices, read the data once and build every network, so that what is wrong with them is found before anything is written."""
-    for wanted in dict.fromkeys(job.device for job in jobs):
-        device.choose(wanted, comm)
+    for job in jobs:
+        device.of_job(job, comm)
     ranks = CountedComm(comm.mpi)
     data = load(jobs[0], ranks)
     check_target(jobs[0], data)

@@ -22,7 +22,7 @@ from mpidml import virtual_training
 from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job, members
+from mpidml.core.job import NCCL, Job, members
 from mpidml.core.placement import computing
 from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
@@ -183,6 +183,8 @@ def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> Non
     """Let the strategy look at each job as if all its ranks were here, so that what cannot be is found before anything is written."""
     for (_, job), plan in zip(variants, plans, strict=True):
         strategy = plugins.load("mpidml.strategies", job.strategy)
+        if job.transport == NCCL:
+            raise UserError("simulate: --transport nccl: what sums on GPUs take is not known here; leave it out")
         if job.strategy != Job.strategy:
             data_parallel.check(job.strategy, job.collective, scale.learn)
         elif job.compress and any(of.job.strategy != Job.strategy for of in variants):

@@ -16,22 +16,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rounds import Rounds, Sample, interleave
 from mpidml.collectives.base import make_collective
 from mpidml.runtime.comm import CountedComm, world
+from mpidml.runtime.device import lacks_nccl
 from mpidml.runtime.device_sum import DirectSums, StagedSums
 from mpidml.runtime.gpu_mpi import takes_device_pointers
+from mpidml.runtime.nccl_sum import NcclSums
 
-COPIES, STAGED, DIRECT = "copies alone, down and up", "staged, auto", "direct, rabenseifner"
+COPIES, STAGED, DIRECT, NCCL = "copies alone, down and up", "staged, auto", "direct, rabenseifner", "nccl (experimental)"
 TARGET = 0.8
 """What the copies alone take over what the staged sum takes, from 64 MB up."""
 TARGET_NBYTES = 1 << 26
 
 
-def variants(comm: CountedComm, kernels: Any, n: int, takes_pointers: bool) -> dict[str, Callable[[], None]]:
+def variants(comm: CountedComm, kernels: Any, n: int, takes_pointers: bool, has_nccl: bool) -> dict[str, Callable[[], None]]:
     """Return name -> one sum of n elements in place on the device, after which the device has nothing left to do; the copies alone sum nothing."""
     stream = kernels.gpu.cupy.cuda.get_current_stream()
     found: dict[str, Callable[[], None]] = {}
     sums: dict[str, Any] = {STAGED: StagedSums(make_collective("auto", comm), kernels)}
     if takes_pointers:
         sums[DIRECT] = DirectSums(make_collective("rabenseifner", comm), kernels)
+    if has_nccl:
+        sums[NCCL] = NcclSums(comm, kernels, lambda leaders: StagedSums(make_collective("rabenseifner", leaders), kernels))
     for name, of in sums.items():
         buffer = of.allocate(n, np.float32)
         total = of.plan(buffer)
@@ -83,7 +87,7 @@ def told(rounds: Rounds, nbytes: int, smoke: bool) -> list[str]:
 
 
 def main() -> None:
-    """Measure on GPU 0, which all ranks share."""
+    """Measure, each rank on the next GPU, which it shares where there are fewer than ranks."""
     import cupy
     import mpidml_kernels
 
@@ -95,13 +99,17 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     comm = CountedComm(world())
-    takes_pointers, reason = takes_device_pointers(comm)
+    number = comm.rank % cupy.cuda.runtime.getDeviceCount()
+    cupy.cuda.Device(number).use()
+    takes_pointers, reason = takes_device_pointers(comm, number)
+    lacking = lacks_nccl(cupy, comm)[0]
     if comm.rank == 0:
         print("\n".join(f"{name:<10}{value}" for name, value in card.facts(cupy).items()))
-        print(f"direct    {'yes' if takes_pointers else 'no'}: {reason}", flush=True)
+        print(f"direct    {'yes' if takes_pointers else 'no'}: {reason}")
+        print(f"nccl      {f'left out: {lacking}' if lacking else 'yes, each rank on a GPU of its own'}", flush=True)
     kernels = mpidml_kernels.cuda(cupy)
     for nbytes in options.sizes:
-        rounds = interleave({name: sampled(comm, go) for name, go in variants(comm, kernels, nbytes // 4, takes_pointers).items()}, options.rounds)
+        rounds = interleave({name: sampled(comm, go) for name, go in variants(comm, kernels, nbytes // 4, takes_pointers, not lacking).items()}, options.rounds)
         if comm.rank == 0:
             print("\n".join(told(rounds, nbytes, options.smoke)), flush=True)
     comm.free()

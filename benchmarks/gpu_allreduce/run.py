@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Start two ranks that measure on one GPU."""
+    """Start two ranks that measure, on two GPUs where there are as many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 26], metavar="BYTES")

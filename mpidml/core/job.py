@@ -29,6 +29,9 @@ STAGED = ("pipeline", "tensor", "hybrid")
 """These strategies."""
 AUTO = "auto"
 """In place of a folder to go on with."""
+NCCL = "nccl"
+EXPERIMENTAL = "experimental: has not run on a GPU"
+"""Said wherever NCCL is."""
 
 
 def flag(default: Any, text: str, choices: tuple[str, ...] = (), plugins: str = "", groups: str = "") -> Any:
@@ -160,7 +163,7 @@ class Job:
     check_replicas: int = flag(0, "data_parallel: compare the ranks' weights and optimizer each time so many clocks are done (0: at the end alone)")
     averaging: str = flag("mean", "averaging: the replicas become their mean, or are pulled to a centre: elastic, elastic_async, with a moving rate as in elastic:0.1")
     average_every: int = flag(8, "averaging: each time after so many clocks")
-    transport: str = flag("auto", "data inside a host: auto (shared window) or mpi", ("auto", "mpi"))
+    transport: str = flag("auto", f"data inside a host: auto (shared window), mpi, or nccl (data_parallel on GPUs; {EXPERIMENTAL})", ("auto", "mpi", NCCL))
     epochs: int = flag(0, f"passes over the training data (0: {EPOCHS}, or no limit where --steps or --seconds is given)", groups="one")
     steps: int = flag(0, "end after this many clocks (0: as many as the epochs have)", groups="one")
     target: str = flag("", "end at a test (with --validate: validation) accuracy such as 0.97, or at loss:0.1; looked at once an epoch", groups="one")

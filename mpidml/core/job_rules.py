@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from mpidml.core.device import check_wanted
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.job import AUTO, Job
+from mpidml.core.job import AUTO, NCCL, Job
 from mpidml.core.sizes import parse_size
 from mpidml.core.target import parse_target
 
@@ -38,6 +38,8 @@ def check(job: Job) -> Job:
     check_wanted(job.device)
     if job.backend == "numpy" and job.device.startswith("cuda"):
         raise UserError(f"--device {job.device}: --backend numpy is the CPU's reference; leave one of them out")
+    if job.transport == NCCL:
+        _check_nccl(job)
     if job.memory:
         parse_size(job.memory, "--memory")
     elif job.scratch:
@@ -82,3 +84,18 @@ def check(job: Job) -> Job:
     if job.model == "softmax" and job.activation != Job.activation:
         raise UserError(f"--activation {job.activation}: does nothing in --model softmax, which has no hidden layers; use --model mlp")
     return job
+
+
+def _check_nccl(job: Job) -> None:
+    """Refuse what NCCL has no part in: it sums values that lie on GPUs, in an order of its own."""
+    if job.strategy != "data_parallel":
+        raise UserError(f"--transport nccl: sums gradients on GPUs, which --strategy {job.strategy} does not do; give --strategy data_parallel, or leave it out")
+    if job.device == "cpu" or job.backend == "numpy":
+        where = "--device cpu" if job.device == "cpu" else "--backend numpy"
+        raise UserError(f"--transport nccl: sums on GPUs, {where} computes on none; give --device cuda, or leave it out")
+    if job.deterministic:
+        raise UserError("--deterministic: --transport nccl sums in an order that NCCL chooses; leave one of them out")
+    on_host = {"compress": job.compress, "accumulate": job.accumulate > 1, "progress_thread": job.progress_thread == "on"}
+    for name in (name for name, given in on_host.items() if given):
+        flag = f"--{name.replace('_', '-')} {getattr(job, name)}"
+        raise UserError(f"{flag}: has gradients in the memory of the host, --transport nccl sums them on GPUs; leave one of them out")

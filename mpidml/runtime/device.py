@@ -8,9 +8,11 @@ at as it will be used, because CuPy loads without most of what it needs. Without
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +22,7 @@ import numpy as np
 
 from mpidml.core.device import Device
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job
+from mpidml.core.job import NCCL, Job
 from mpidml.runtime import cuda_driver
 from mpidml.runtime.cuda_driver import Card, Lacks, spelt
 from mpidml.runtime.launch import world_from_environment
@@ -44,8 +46,43 @@ class Found(NamedTuple):
 
 
 def of_job(job: Job, comm: Any) -> Device:
-    """Choose for a job, before its data are read (Collective on comm)."""
-    return Device("cpu", f"--backend {job.backend} is the CPU's") if job.backend == "numpy" else choose(job.device, comm)
+    """Choose for a job, before its data are read (Collective on comm); UserError on all ranks where it asks for NCCL, and one cannot have it."""
+    found = Device("cpu", f"--backend {job.backend} is the CPU's") if job.backend == "numpy" else choose(job.device, comm)
+    if job.transport != NCCL:
+        return found
+    if found.kernels is None:
+        what = f"sums on GPUs, and networks compute on the CPU ({found.reason})"
+        raise UserError(f"--transport nccl: {what}; --device cuda says what a GPU needs, or leave it out")
+    cupy = found.kernels.gpu.cupy
+    if any(lacking := lacks_nccl(cupy, comm)):
+        raise UserError(f"--transport nccl: {'; '.join(lacking)}, or leave it out")
+    version = cupy.cuda.nccl.get_version()
+    return found._replace(facts=found.facts | {"NCCL": f"{version // 10000}.{version // 100 % 100}.{version % 100}"})
+
+
+def lacks_nccl(cupy: Any, comm: Any) -> tuple[str, str]:
+    """Return the first thing that keeps NCCL from joining the ranks of each host, and its remedy, both "" where nothing does (Collective on comm).
+
+    Where nothing lacks, `cupy.cuda.nccl` is loaded. NCCL knows a GPU by its place on the bus, and takes no two ranks on one.
+    """
+    every: list[tuple[int, str, str]] = comm.allgather((comm.leader, cupy.cuda.Device().pci_bus_id, "" if _nccl(cupy).available else socket.gethostname()))
+    seen: dict[tuple[int, str], int] = {}
+    for rank, (leader, place, lacking) in enumerate(every):
+        if lacking:
+            package = f"nvidia-nccl-cu{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
+            return f"CuPy finds no NCCL on rank {rank} ({lacking})", f"pip install {package} there"
+        if (other := seen.setdefault((leader, place), rank)) != rank:
+            return f"ranks {other} and {rank} of one host share GPU {place}, and NCCL takes one rank a GPU", "start no more ranks there than it has GPUs, by --device cuda"
+    return "", ""
+
+
+def _nccl(cupy: Any) -> Any:
+    """Return CuPy's NCCL, a module that comes when it is asked for; it is `available` where the library is."""
+    if not hasattr(cupy.cuda, "nccl"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # several lines of CuPy's on what it does not find
+            importlib.import_module("cupy.cuda.nccl")
+    return cupy.cuda.nccl
 
 
 def choose(wanted: str, comm: Any) -> Device:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike
+from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike, make_collective
 from mpidml.core.rounds import Array
 
 STAGING_NBYTES = 1 << 22
@@ -26,13 +26,13 @@ QUEUED, COMING, SUMMING = range(3)
 
 
 class DeviceSums(Collective):
-    """Buffers of the device that `kernels` compute on (`mpidml_kernels.cuda`), summed over the ranks of `inner`, which is open.
+    """Buffers of the device that `kernels` compute on (`mpidml_kernels.cuda`), summed over the ranks of `comm`.
 
     When a sum's `test` is true, or its `wait` has ended, the stream that was current when it was planned may use the buffer; the host has to wait for it.
     """
 
-    def __init__(self, inner: Collective, kernels: Any) -> None:
-        self.inner, self.comm, self.kernels, self.cupy = inner, inner.comm, kernels, kernels.gpu.cupy
+    def __init__(self, comm: Any, kernels: Any) -> None:
+        self.comm, self.kernels, self.cupy = comm, kernels, kernels.gpu.cupy
 
     def allocate(self, n: int, dtype: Any) -> Any:
         """Return n zeros on the device."""
@@ -40,9 +40,14 @@ class DeviceSums(Collective):
 
     weights = allocate
 
+    @property
+    def way(self) -> str:
+        """Say how gradients go, for a run's heading."""
+        raise NotImplementedError
+
 
 class StagedSums(DeviceSums):
-    """Each buffer goes down in parts of `nbytes`, is summed by `inner` in a slot, and comes up again: once each way, whatever the ranks.
+    """Each buffer goes down in parts of `nbytes`, is summed by `inner`, which is open, in a slot, and comes up again: once each way, whatever the ranks.
 
     Slots are of the memory that `inner` sums fastest in, page-locked; `pageable` says why not, where the system refuses: copies then make the host wait.
     """
@@ -50,8 +55,8 @@ class StagedSums(DeviceSums):
     pageable = ""
 
     def __init__(self, inner: Collective, kernels: Any, nbytes: int = STAGING_NBYTES) -> None:
-        super().__init__(inner, kernels)
-        self.nbytes = nbytes
+        super().__init__(inner.comm, kernels)
+        self.inner, self.nbytes = inner, nbytes
         self.copies = self.cupy.cuda.Stream(non_blocking=True)
         self.slots: dict[str, list[Array]] = {}
         self.locked: list[int] = []
@@ -59,6 +64,12 @@ class StagedSums(DeviceSums):
         self.holder: list[_Part | None] = [None] * N_SLOTS
         self.line: deque[_Part] = deque()
         self.n_parts = 0
+
+    @property
+    def way(self) -> str:
+        """Say how gradients go."""
+        slow = f", in memory that the system does not lock ({self.pageable}): each copy makes the host wait"
+        return "gradients go through the host" + slow * bool(self.pageable)
 
     def plan(self, buffer: Any) -> Sum:
         """Prepare the sum of `buffer` (Collective on comm)."""
@@ -198,10 +209,16 @@ class DirectSums(DeviceSums):
     """MPI is given device pointers: the rounds of `inner` with what comes added on the device, in a stream of its own; nothing goes over the bus for us."""
 
     def __init__(self, inner: Collective, kernels: Any) -> None:
-        super().__init__(inner, kernels)
+        super().__init__(inner.comm, kernels)
         if not in_rounds(inner):
             raise ValueError(f"{type(inner).__name__} is not written down as rounds")
+        self.inner = inner
         self.adds = self.cupy.cuda.Stream(non_blocking=True)
+
+    @property
+    def way(self) -> str:
+        """Say how gradients go."""
+        return "MPI is given the gradients there"
 
     def plan(self, buffer: Any) -> Sum:
         """Prepare the sum of `buffer` (Collective on comm)."""
@@ -252,3 +269,14 @@ class DirectSum(RoundSum):
 def in_rounds(collective: Collective) -> bool:
     """Tell whether a collective is written down as rounds, which MPI can carry out between devices."""
     return type(collective).rounds is not Collective.rounds
+
+
+def make_sums(collective: Collective, kernels: Any, nbytes: int, takes_pointers: bool, chooses: bool) -> StagedSums | DirectSums:
+    """Return what sums buffers of about `nbytes` by an open collective (Collective on its ranks): directly where MPI takes device pointers, else through the host.
+
+    What is no rounds sums on the host all the same, unless nobody named it: `chooses`.
+    """
+    inner = collective.pick(nbytes)
+    if takes_pointers and chooses and not in_rounds(inner):
+        inner = make_collective("rabenseifner", collective.comm)
+    return (DirectSums if takes_pointers and in_rounds(inner) else StagedSums)(inner, kernels)

@@ -20,7 +20,7 @@ from mpidml.collectives.base import FOLDER, Collective, Done, Halves, Sum, make_
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.job import OF_STAGES, Job
+from mpidml.core.job import NCCL, OF_STAGES, Job
 from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
@@ -31,9 +31,10 @@ from mpidml.ps.task import Turn
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
-from mpidml.runtime.device_sum import DeviceSums, DirectSums, StagedSums, in_rounds
+from mpidml.runtime.device_sum import DeviceSums, DirectSums, StagedSums, make_sums
 from mpidml.runtime.gpu_mpi import takes_device_pointers
 from mpidml.runtime.mirror import Mirror
+from mpidml.runtime.nccl_sum import NcclSums, check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
@@ -83,13 +84,15 @@ class DataParallel(Serverless):
             return job.collective
         if job.deterministic:  # where codes are off, all ranks share memory
             return ORDERED if not job.compress else "shared" if self.comm.one_host and job.transport == "auto" else "rabenseifner"
-        return "auto:memory=false" if job.transport == "mpi" else job.collective
+        return {"mpi": "auto:memory=false", NCCL: "rabenseifner"}.get(job.transport, job.collective)
 
     def _check_transport(self) -> None:
         """Refuse sums and codes that do not go together."""
         job, name = self.job, self.job.collective.partition(":")[0]
         if job.transport == "mpi" and (name in ("shared", "hierarchical") or getattr(self.collective, "memory", False)):
             raise UserError(f"--transport mpi: uses no shared memory, --collective {name} does; leave one of them out")
+        if job.transport == NCCL:
+            check_between(job.collective, self.collective, self.comm.one_host)
         if job.compress:
             self.codec = make_codec(job.compress)
             if name not in (Job.collective, "hierarchical"):
@@ -162,16 +165,18 @@ class DataParallel(Serverless):
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient that lies on the device, as `_by_buckets` does for one of the host."""
-        comm, kernels, n = self.comm, net.device.kernels, net.n_params
-        self.chosen, self.memory = self.collective.by_timing, False
-        inner = self.collective.pick(min(self.job.bucket, n * net.dtype.itemsize))
-        if comm.size > 1:
-            self.gpu_mpi = takes_device_pointers(comm, kernels.gpu.cupy.cuda.Device().id)
-        chooses = self.job.collective == Job.collective  # what was named and is no rounds sums on the host
-        if self.gpu_mpi[0] and chooses and not in_rounds(inner):
-            inner = make_collective("rabenseifner", comm)
-        self.device_sums = sums = (DirectSums if self.gpu_mpi[0] and in_rounds(inner) else StagedSums)(inner, kernels)
-        self.picked = plugins.name_of(sums.inner) if chooses else self.job.collective
+        comm, kernels, n, chooses = self.comm, net.device.kernels, net.n_params, self.job.collective == Job.collective
+        self.chosen, self.memory, self.picked = self.collective.by_timing, False, NCCL
+
+        def by_mpi(collective: Collective) -> StagedSums | DirectSums:
+            if collective.comm.size > 1:
+                self.gpu_mpi = takes_device_pointers(collective.comm, kernels.gpu.cupy.cuda.Device().id)
+            made = make_sums(collective, kernels, min(self.job.bucket, n * net.dtype.itemsize), self.gpu_mpi[0], chooses)
+            self.picked = plugins.name_of(made.inner) if chooses else self.job.collective
+            return made
+
+        nccl = self.job.transport == NCCL
+        self.device_sums = sums = NcclSums(comm, kernels, lambda few: by_mpi(make_collective(self._collective(), few))) if nccl else by_mpi(self.collective)
         with kernels.naming("the gradient"):
             self.gradient = self.total = sums.allocate(n, net.dtype)
         self.weights = np.zeros(n, net.dtype)
@@ -268,10 +273,7 @@ class DataParallel(Serverless):
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.mirror is not None:
-            way = "MPI is given the gradients there" if isinstance(self.device_sums, DirectSums) else "gradients go through the host"
-            if pageable := getattr(self.device_sums, "pageable", ""):
-                way += f", by memory that the system does not lock ({pageable}): each copy makes the host wait"
-            owner += f"; weights and optimizer stay on the device, {way}"
+            owner += f"; weights and optimizer stay on the device, {self.device_sums.way if self.device_sums is not None else ''}"
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
 

@@ -13,15 +13,15 @@ from tests.shim import cupy_double
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("takes_pointers", [False, True])
-def test_every_variant_sums(comm, takes_pointers):
-    from benchmarks.gpu_allreduce.measure import COPIES, DIRECT, STAGED, variants
+@pytest.mark.parametrize(("takes_pointers", "has_nccl"), [(False, False), (True, False), (False, True)])
+def test_every_variant_sums(comm, takes_pointers, has_nccl):
+    from benchmarks.gpu_allreduce.measure import COPIES, DIRECT, NCCL, STAGED, variants
     from mpidml.runtime.comm import CountedComm
 
     need(shutil.which("g++"), "a C++ compiler (g++)")
     ranks = CountedComm(comm)
-    found = variants(ranks, mpidml_kernels.cuda(cupy_double), 1000, takes_pointers)  # each is held to its sum there
-    assert list(found) == [COPIES, STAGED, *[DIRECT] * takes_pointers]
+    found = variants(ranks, mpidml_kernels.cuda(cupy_double), 1000, takes_pointers, has_nccl)  # each is held to its sum there
+    assert list(found) == [COPIES, STAGED, *[DIRECT] * takes_pointers, *[NCCL] * has_nccl]
     for go in found.values():
         go()
     ranks.free()

@@ -26,6 +26,7 @@ OF_NUMPY = {"dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "T"
 def cupy():
     need(importlib.util.find_spec("cupy"), "CuPy (pip install '.[test]')")
     import cupy
+    import cupy.cuda.nccl  # a module that comes when it is asked for
 
     return cupy
 
@@ -137,13 +138,23 @@ def drift(ours, real, where="cupy"):
     return found
 
 
-# Made by other calls, not by users: RawModule.get_function makes kernels.
-MADE = ("cupy.RawKernel: ",)
+# Made by other calls, not by users: RawModule.get_function makes kernels. NCCL's names are there where its library is, and have a test of their own.
+MADE = ("cupy.RawKernel: ", "cupy.cuda.nccl.")
 
 
 def test_what_the_double_offers_is_cupys(cupy):
     found = [text for text in drift(cupy_double, cupy) if not text.startswith(MADE)]
     assert not found, "\n".join(found)
+
+
+def test_what_the_double_offers_of_nccl_is_cupys(cupy):
+    real, ours = cupy.cuda.nccl, cupy_double.cuda.nccl
+    need(real.available, "NCCL (pip install nvidia-nccl-cu13)")
+    found = drift(ours, real, "cupy.cuda.nccl")
+    assert not found, "\n".join(found)
+    numbers = {name: value for name, value in vars(ours).items() if name.startswith("NCCL_")}
+    assert numbers == {name: getattr(real, name) for name in numbers} and "NCCL_SUM" in numbers
+    assert type(real.get_unique_id()) is bytes and len(real.get_unique_id()) == 128  # as the double's; joining takes a GPU
 
 
 def double(**changes):
@@ -195,6 +206,7 @@ def of_cuda(**names):
         (of_cuda(Stream=Stream), "cupy.cuda.Stream.handle: there is no such name"),
         (of_cuda(Stream=Stream), "cupy.cuda.Stream.wait_event: event may not be left out"),
         (of_cuda(runtime=types.SimpleNamespace(getDeviceCount=lambda device: 0)), "cupy.cuda.runtime.getDeviceCount: takes 0 arguments by place, device is one more"),
+        (of_cuda(nccl=types.SimpleNamespace(get_version=lambda kind: 0)), "cupy.cuda.nccl.get_version: takes 0 arguments by place, kind is one more"),
         (of_cuda(alloc_pinned_memory=lambda nbytes: 0), "cupy.cuda.alloc_pinned_memory: argument 0 is size, not nbytes"),
         (of_cuda(memory=types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (OSError,), {}))), "cupy.cuda.memory.OutOfMemoryError: is no OSError"),
     ],

@@ -1,6 +1,7 @@
 """All ranks compute on one kind of device, which was tried; what a GPU lacks is the reason for the CPU, or one line with its remedy. No GPU is used here:
 a library stands in for the driver, the double for CuPy, and the kernel that is tried runs on the CPU."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from mpidml.core.job import Job
 from mpidml.runtime import device
 from mpidml.runtime.cuda_driver import Card
 from mpidml.runtime.device import Found, told
-from tests.ranks import mpirun, python
+from tests.ranks import mpirun, need, python
 from tests.shim.driver import environment, no_driver
 from tests.test_bad_input import check_one_line, run_many, snapshot
 
@@ -154,6 +155,66 @@ def test_under_cuda_a_rank_that_cannot_names_itself_and_all_end(n, tmp_path):
     result = mpirun(n, argv, env=environment(fault="," * (n - 1) + "missing"))
     check_one_line(result, (f"--device cuda: {f'rank {n - 1} of {n} (' * (n > 1)}", "CuPy is not installed", "pip install 'mpidml[cuda13]'"), launched=True)
     assert snapshot(tmp_path)[1] == []
+
+
+NCCL = ["--transport", "nccl", "--strategy", "data_parallel"]
+REFUSED_NCCL = {  # what is wrong -> command line, what the host answers, and what the line holds
+    "no device asked for": ([*NCCL, "--device", "cpu"], {}, ("--transport nccl: sums on GPUs, --device cpu computes on none", "give --device cuda, or leave it out")),
+    "the reference": ([*NCCL, "--backend", "numpy"], {}, ("--transport nccl: sums on GPUs, --backend numpy computes on none", "leave it out")),
+    "no device found": ([*NCCL], {"DOUBLE_GPUS": "0"}, ("networks compute on the CPU (NVIDIA's driver finds no GPU)", "--device cuda says what a GPU needs")),
+    "no NCCL": ([*NCCL], {"DOUBLE_FAULT": "nccl"}, ("--transport nccl: CuPy finds no NCCL on rank 0 (", "pip install nvidia-nccl-cu13 there, or leave it out")),
+    "no NCCL of an older CUDA": ([*NCCL], {"DOUBLE_FAULT": "nccl", "DOUBLE_CUDA": "12040"}, ("CuPy finds no NCCL", "pip install nvidia-nccl-cu12 there")),
+    "servers": (["--transport", "nccl"], {}, ("--strategy parameter_server does not do", "give --strategy data_parallel, or leave it out")),
+    "stages": ([*NCCL[:2], "--strategy", "pipeline"], {}, ("--strategy pipeline does not do", "give --strategy data_parallel")),
+    "codes": ([*NCCL, "--compress", "two_bit"], {}, ("--compress two_bit: has gradients in the memory of the host", "leave one of them out")),
+    "repeated bits": ([*NCCL, "--deterministic"], {}, ("--deterministic: --transport nccl sums in an order that NCCL chooses", "leave one of them out")),
+    "an algorithm between no hosts": ([*NCCL, "--collective", "ring"], {}, ("--collective ring: does nothing on one host under --transport nccl", "leave it out")),
+}  # fmt: skip
+
+
+def test_what_nccl_lacks_is_one_line_with_its_remedy_before_any_work(tmp_path):
+    cases = [(["train", *argv, *SMALL, "--out", f"{tmp_path}/runs/out"], env) for argv, env, _ in REFUSED_NCCL.values()]
+    found = run_many(tmp_path / "jobs.json", cases, environment())
+    for (_, _, says), result in zip(REFUSED_NCCL.values(), found, strict=True):
+        check_one_line(result, says)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ({"gpus": "1"}, ("--transport nccl: ranks 0 and 1 of one host share GPU 0000:00:00.0, and NCCL takes one rank a GPU", "no more ranks there than it has GPUs")),
+        ({"gpus": "2", "fault": ",nccl"}, ("--transport nccl: CuPy finds no NCCL on rank 1 (", "pip install nvidia-nccl-cu13 there, or leave it out")),
+    ],
+    ids=["shared", "one rank lacks it"],
+)  # fmt: skip
+def test_what_nccl_lacks_on_one_rank_ends_all(answers, says, tmp_path):
+    for command in ("train", "compare"):
+        result = mpirun(2, ["-m", "mpidml", command, *NCCL, *SMALL, "--device", "cuda", "--out", tmp_path / "out"], env=environment(**answers))
+        check_one_line(result, says, launched=True)
+        assert snapshot(tmp_path)[1] == []
+
+
+def test_where_nccls_library_is_not_found_cupys_own_words_are_not_said():
+    need(importlib.util.find_spec("cupy"), "CuPy (pip install '.[test]')")
+    source = """
+import sys
+sys.modules["cupy_backends.cuda.libs.nccl"] = None  # what CuPy loads with the library
+import cupy
+from mpidml.runtime.device import _nccl
+assert not hasattr(cupy.cuda, "nccl") and not _nccl(cupy).available
+"""
+    result = python(["-c", source])
+    assert (result.code, result.err) == (0, ""), result
+
+
+def test_a_run_by_nccl_says_what_sums_and_that_it_is_an_experiment(tmp_path):
+    result = mpirun(2, ["-m", "mpidml", "train", *NCCL, *SMALL, "--device", "cuda", "--out", tmp_path / "run"], env=environment(gpus="2"))
+    assert result.code == 0, result
+    assert "sums by nccl, buckets from" in result.out and "NCCL sums gradients inside each host (experimental: has not run on a GPU)" in result.out
+    assert json.loads((tmp_path / "run/summary.json").read_text())["device"]["NCCL"] == "2.30.7"
+    told = python(["-m", "mpidml", "train", "--help"])
+    assert "nccl (data_parallel on GPUs; experimental: has not run on a GPU)" in " ".join(told.out.split())
 
 
 def test_a_host_without_a_driver_says_nothing_imports_nothing_and_refuses_cuda(tmp_path):

@@ -1,6 +1,6 @@
 """Be `import cupy` in a program that a test starts with this folder's parent on PYTHONPATH: the double, and what can be wrong with an installation.
 
-DOUBLE_FAULT names what is: missing, broken, nvrtc, context, volta, kepler, memory, room, launch, wrong, cublas;
+DOUBLE_FAULT names what is: missing, broken, nvrtc, context, volta, kepler, memory, room, launch, wrong, cublas, nccl;
 or it is a list, a fault for each rank, the last one for all others.
 DOUBLE_CUDA: the version of CUDA that this is made for. `driver.cpp` stands in for the driver.
 """
@@ -24,6 +24,7 @@ _faults = os.environ.get("DOUBLE_FAULT", "").split(",")
 _fault = _faults[min(_rank, len(_faults) - 1)]
 _double._how["devices"] = 64
 cuda = _double.cuda
+cuda.Device.pci_bus_id = property(lambda self: f"0000:{self.id:02X}:00.0")  # of processes that see the same GPUs
 cuda.runtime.runtimeGetVersion = lambda: int(os.environ.get("DOUBLE_CUDA", "13010"))
 
 match _fault:
@@ -45,6 +46,8 @@ match _fault:
         _double._how["free"] = 1000
     case "room":
         _double._how["free"] = 1 << 14  # enough for a trial
+    case "nccl":
+        cuda.nccl.available = False
     case "launch":
         _double.RawKernel.__call__ = _raise(RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure"))
     case "wrong":
