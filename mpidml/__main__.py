@@ -43,7 +43,11 @@ def main() -> None:
             if world.local_rank == 0:
                 from mpidml_kernels import warm
 
-                warm(partial(print, file=stdout, flush=True))
+                from mpidml.runtime import device
+
+                tell = partial(print, file=stdout, flush=True)
+                warm(tell)
+                device.warm(tell)
             return
     except UserError as error:
         # Every rank reads the same words, so every rank finds the same fault; one says so, before a launcher ends it because another has ended.

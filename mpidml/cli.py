@@ -32,7 +32,7 @@ COMMANDS = {
     "predict": "what a run's model says of rows, with labels or without; writes a table",
     "schedule": "draw a pipeline schedule and tell its idle time, activations and versions of weights; without a name: list them",
     "export": "write the model of a run's folder as an ONNX file, with the scaling of its data: export RUN --out model.onnx",
-    "warm": "compile all kernels into the cache (NUMBA_CACHE_DIR, or the user's), so that no job has to: a line of a container's recipe",
+    "warm": "compile all kernels into the cache (NUMBA_CACHE_DIR, or the user's; a GPU's into CuPy's), so that no job has to: a line of a container's recipe",
     "info": "check this installation, its MPI and its ranks; says what to fix",
 }
 OF_A_WORD: dict[str, Any] = {"evaluate": Evaluation, "predict": Prediction, "schedule": ScheduleRequest}

@@ -13,6 +13,14 @@ def test_every_package_named_in_pyproject_exists():
         assert (ROOT / package / "__init__.py").is_file(), package
 
 
+def test_a_wheel_holds_the_kernels_that_a_gpu_compiles():
+    """CUDA C is read at run time: a wheel takes all files of a package's folder but for what git ignores, unless it is told otherwise."""
+    build = PROJECT["tool"]["hatch"]["build"]
+    told_otherwise = {*build, *build["targets"]["wheel"]} & {"exclude", "only-include", "include"}
+    assert "kernels/mpidml_kernels" in build["targets"]["wheel"]["packages"] and not told_otherwise
+    assert ".cu" not in (ROOT / ".gitignore").read_text() and (ROOT / "kernels/mpidml_kernels/device.cuh").is_file()
+
+
 def test_every_folder_with_code_is_a_package():
     for package in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
         for file in (ROOT / package).rglob("*.py"):

@@ -21,7 +21,7 @@ from mpidml_kernels import adaptive, arrays, cache, csr, dense, loss, low_rank, 
 from mpidml_kernels.kernel import Kernel
 from mpidml_kernels.launch import Gpu
 
-__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "cuda", "is_compiled", "warm"]
+__all__ = ["BACKENDS", "LAWS", "Backend", "Kernel", "backend", "cuda", "is_compiled", "warm", "warm_cuda"]
 
 AT_ONCE = (dense, loss, update)
 CODES = (rounded, packed, sparse, low_rank)
@@ -105,6 +105,16 @@ def warm(tell: Callable[[str], None]) -> None:
         tell(f"{_name(family):<10} {len(family.LAWS):3d} kernels  {time.perf_counter() - began:6.1f} s")
     where = os.environ[cache.VARIABLE]
     tell(f"{len(LAWS)} kernels are compiled in {where}" + ("" if lacking else ": there was nothing to do"))
+
+
+def warm_cuda(kernels: Backend) -> int:
+    """Compile all files for the kernels' GPU, for both types, and return how many kernels they give; CuPy keeps them between runs."""
+    assert kernels.gpu is not None
+    for family in FAMILIES:
+        kernels.load(family)
+    for real in ("f4", "f8"):
+        kernels.fetch(real)
+    return len(LAWS)
 
 
 def _jit() -> Any:

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -111,6 +111,19 @@ def choose(wanted: str, comm: Any) -> Device:
 def lacks() -> str:
     """Return what this process alone lacks for "cuda", "" where it has a GPU that was tried; no other rank is asked."""
     return _look("cuda", 0)[0].lacks
+
+
+def warm(tell: Callable[[str], None]) -> None:
+    """Compile every kernel for this host's GPU into CuPy's cache, and `tell` what is done; nothing without a GPU, and why where one cannot be used."""
+    found, kernels = _look("cuda", 0)
+    if kernels is None:
+        if found.cards:
+            tell(f"for GPUs nothing is compiled: {found.lacks}; {found.remedy}")
+        return
+    import mpidml_kernels
+
+    n, where = mpidml_kernels.warm_cuda(kernels), os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")
+    tell(f"{n} kernels are compiled for {found.cards[found.number].name} in {where} (CUPY_CACHE_DIR)")
 
 
 def told(device: Device) -> list[str]:

@@ -4,6 +4,7 @@ a library stands in for the driver, the double for CuPy, and the kernel that is 
 import importlib.util
 import json
 
+import mpidml_kernels
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from mpidml.runtime import device
 from mpidml.runtime.cuda_driver import Card
 from mpidml.runtime.device import Found, told
 from tests.ranks import mpirun, need, python
+from tests.shim import cupy_double
 from tests.shim.driver import environment, no_driver
 from tests.test_bad_input import check_one_line, run_many, snapshot
 
@@ -342,3 +344,16 @@ def test_evaluate_and_predict_take_a_device(tmp_path):
     assert found["rows"] == 400 and predict(tmp_path / "run", tmp_path / "rows.npz", tmp_path / "p.npz", quiet=True, device="cpu")["rows"] == 3
     with pytest.raises(UserError, match="--device tpu: is none of"):
         evaluate(tmp_path / "run", quiet=True, device="tpu")
+
+
+def test_warm_compiles_every_file_for_the_gpu_that_is_here_and_says_why_not(monkeypatch):
+    kernels, compiled, lines = mpidml_kernels.cuda(cupy_double), [], []
+    monkeypatch.setattr(kernels.gpu, "compile", lambda family, real: compiled.append((family, real)))
+    card = Card("A card", 1, "aa")
+    for found, there in ((Found("h", (card,), 0), kernels), (Found("h", (card,), lacks="CuPy is not installed", remedy="pip install it"), None), (Found("h"), None)):
+        monkeypatch.setattr(device, "_look", lambda wanted, rank, given=(found, there): given)
+        device.warm(lines.append)
+    assert {family for family, _ in compiled} == {each.__name__.rpartition(".")[2] for each in mpidml_kernels.FAMILIES}
+    assert all((family, real) in compiled for family, _ in compiled for real in ("f4", "f8"))
+    assert lines[0].startswith(f"{len(mpidml_kernels.LAWS)} kernels are compiled for A card in ") and len(lines) == 2
+    assert lines[1] == "for GPUs nothing is compiled: CuPy is not installed; pip install it"
