@@ -1,9 +1,6 @@
 """Sums of buffers on a device have the bits of the host's, cost the copies that their law says, and need every wait that they make."""
 
 import shutil
-import sys
-import types
-from pathlib import Path
 
 import mpidml_kernels
 import numpy as np
@@ -12,6 +9,7 @@ from mpidml_kernels import update
 
 from mpidml.collectives.base import make_collective
 from mpidml.core.errors import UserError, WaitTimeout
+from tests.changed import changed
 from tests.ranks import need
 from tests.shim import cupy_double as cupy
 
@@ -54,14 +52,7 @@ def module(changes=()):
     """Return the module under test with pieces of its source replaced."""
     from mpidml.runtime import device_sum
 
-    source = Path(device_sum.__file__).read_text()
-    for old, new in changes:
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    made = types.ModuleType("device_sum_changed")
-    sys.modules[made.__name__] = made
-    exec(compile(source, device_sum.__file__, "exec"), vars(made))
-    return made
+    return changed(device_sum, changes)
 
 
 @pytest.fixture

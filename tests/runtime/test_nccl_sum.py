@@ -5,9 +5,6 @@ NCCL is the double's: it takes each call when its turn on its stream comes, comp
 
 import contextlib
 import shutil
-import sys
-import types
-from pathlib import Path
 
 import mpidml_kernels
 import numpy as np
@@ -19,6 +16,7 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import EXPERIMENTAL, Job
 from mpidml.core.rounds import moved
 from mpidml.strategies import base, data_parallel
+from tests.changed import changed
 from tests.ranks import need
 from tests.runtime.test_device_sum import LENGTHS, N_STEPS, PART, given
 from tests.shim import cupy_double as cupy
@@ -50,14 +48,7 @@ def module(changes=()):
     """Return the module under test with pieces of its source replaced."""
     from mpidml.runtime import nccl_sum
 
-    source = Path(nccl_sum.__file__).read_text()
-    for old, new in changes:
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    made = types.ModuleType("nccl_sum_changed")
-    sys.modules[made.__name__] = made
-    exec(compile(source, nccl_sum.__file__, "exec"), vars(made))
-    return made
+    return changed(nccl_sum, changes)
 
 
 @contextlib.contextmanager

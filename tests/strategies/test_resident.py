@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from mpidml.runtime import gpu_mpi
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.mirror import Mirror
 from mpidml.strategies import base, data_parallel
+from tests.changed import changed
 from tests.shim import cupy_double as cupy
 from tests.shim.devices import PLACES, device, placed
 from tests.strategies.test_identities import SMALL
@@ -136,12 +135,8 @@ def test_what_is_not_brought_up_or_down_is_noticed(comm, left_out, monkeypatch):
 
 
 def test_a_pass_that_does_not_wait_for_its_end_is_noticed(comm, monkeypatch):
-    source = Path(resident.__file__).read_text()
-    for waits in ("        while progress is not None and not self.ended.done:\n            progress(0, 0)\n", "        self.ended.synchronize()\n"):
-        assert source.count(waits) == 1
-        source = source.replace(waits, "")
-    broken = types.ModuleType("resident_changed")
-    exec(compile(source, resident.__file__, "exec"), vars(broken))
+    waits = ("        while progress is not None and not self.ended.done:\n            progress(0, 0)\n", "        self.ended.synchronize()\n")
+    broken = changed(resident, [(wait, "") for wait in waits])
     here, expected = trained(comm, JOB)
     with on_device(monkeypatch) as patched:
         patched.setattr(network, "Resident", broken.Resident)
