@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mpidml.runtime import checkpoint
+from mpidml.runtime import checkpoint, resume
 from mpidml.runtime.launch import mpirun_command
 from tests.ranks import ROOT, descendants, mpirun, python
+from tests.test_bad_input import run_many, snapshot
 
 JOB = ["-m", "mpidml", "train", "--hidden", "64", "--backend", "numpy", "--wait-limit", "20", "--no-report"]
 EVERY, STEPS = 5, 400
@@ -148,40 +149,49 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_taken(ended):
     assert [int(p.name) for p in saved(folder)] == list(range(10, 31, 2)) and all(map(is_whole, saved(folder)))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda folder: [spoil(p / "rank-0.safetensors") for p in saved(folder)], "no checkpoint is whole: "),
-        (lambda folder: [(p / "manifest.json").write_text("{") for p in saved(folder)], "manifest.json cannot be read"),
-        (lambda folder: [(p / "rank-0.safetensors").write_bytes(b"") for p in saved(folder)], "rank-0.safetensors has 0 bytes, "),
-        (lambda folder: [os.unlink(p / "rank-0.safetensors") for p in saved(folder)], "rank-0.safetensors cannot be read (No such file"),
-        (lambda folder: [[q.unlink() for q in p.iterdir()] and p.rmdir() for p in saved(folder)], "no checkpoint is whole: there is none"),
-        (lambda folder: (folder / "config.toml").unlink(), "holds no run (no config.toml)"),
-        (lambda folder: (folder / "metrics.jsonl").write_text(""), "metrics.jsonl has 0 rows, the checkpoint knows of 12"),
-    ],
-    ids=["data", "manifest", "empty", "missing", "none", "no run", "metrics"],
-)
-def test_what_cannot_go_on_is_one_line_and_changes_nothing(ended, spoil, says):
-    folder = ended
-    spoil(folder)
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    result = python([*JOB[:3], "--resume", folder, "--steps", 30])
+DAMAGED = {  # what is done to a run -> what the line says
+    "data": (lambda folder: [spoil(p / "rank-0.safetensors") for p in saved(folder)], "no checkpoint is whole: "),
+    "manifest": (lambda folder: [(p / "manifest.json").write_text("{") for p in saved(folder)], "manifest.json cannot be read"),
+    "empty": (lambda folder: [(p / "rank-0.safetensors").write_bytes(b"") for p in saved(folder)], "rank-0.safetensors has 0 bytes, "),
+    "missing": (lambda folder: [os.unlink(p / "rank-0.safetensors") for p in saved(folder)], "rank-0.safetensors cannot be read (No such file"),
+    "none": (lambda folder: [[q.unlink() for q in p.iterdir()] and p.rmdir() for p in saved(folder)], "no checkpoint is whole: there is none"),
+    "no run": (lambda folder: (folder / "config.toml").unlink(), "holds no run (no config.toml)"),
+    "metrics": (lambda folder: (folder / "metrics.jsonl").write_text(""), "metrics.jsonl has 0 rows, the checkpoint knows of 12"),
+    "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "metrics.jsonl has 0 rows, the checkpoint knows of 12"),
+}
+IMPOSSIBLE = {  # words -> what the line says
+    "--resume nowhere": "--resume nowhere: holds no run",
+    "--checkpoint-every -1": "--checkpoint-every -1: is below 0",
+    "--keep-checkpoints 3": "--keep-checkpoints 3: does nothing without --checkpoint-every",
+    "--keep-checkpoints 0 --checkpoint-every 5": "--keep-checkpoints 0: is below 1",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(first, tmp_path_factory):
+    """Run each command line in a process of its own: name -> its result; none changes anything."""
+    folder = tmp_path_factory.mktemp("refused")
+    argvs = {}
+    for name, (harm, _) in DAMAGED.items():
+        harm(Path(shutil.copytree(first, folder / name)))
+        argvs[name] = ["train", "--resume", str(folder / name), "--steps", "30"]
+    argvs |= {words: [*JOB[2:], *words.split(), "--out", str(folder / "run")] for words in IMPOSSIBLE}
+    before = snapshot(folder)
+    found = run_many(tmp_path_factory.mktemp("jobs") / "jobs.json", [(argv, {}) for argv in argvs.values()])
+    assert snapshot(folder) == before
+    return dict(zip(argvs, found, strict=True))
+
+
+@pytest.mark.parametrize("name", [*DAMAGED, *IMPOSSIBLE])
+def test_what_cannot_go_on_is_one_line_and_changes_nothing(refused, name):
+    result, says = refused[name], IMPOSSIBLE.get(name) or DAMAGED[name][1]
     assert result.code == 2 and says in result.err and result.err.count("\n") == 1 and result.out == "", result
-    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--resume", "nowhere"], "--resume nowhere: holds no run"),
-        (["--checkpoint-every", "-1"], "--checkpoint-every -1: is below 0"),
-        (["--keep-checkpoints", "3"], "--keep-checkpoints 3: does nothing without --checkpoint-every"),
-        (["--keep-checkpoints", "0", "--checkpoint-every", "5"], "--keep-checkpoints 0: is below 1"),
-    ],
-)
-def test_what_cannot_be_is_one_line(tmp_path, words, says):
-    result = python([*JOB, *words, "--out", tmp_path / "run"])
-    assert result.code == 2 and says in result.err and result.err.count("\n") == 1, result
+def test_a_checkpoint_of_before_the_first_row_needs_no_file_of_rows(ended):
+    assert len(resume.metrics(ended, 12)) == 12
+    (ended / "metrics.jsonl").unlink()
+    assert resume.metrics(ended, 0) == []
 
 
 FULL = """

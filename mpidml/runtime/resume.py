@@ -288,9 +288,11 @@ def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:
 
 
 def metrics(folder: Path, n: int) -> list[dict[str, Any]]:
-    """Return the first `n` rows of a run's metrics.jsonl: those that its checkpoint knows of."""
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for _, line in zip(range(n), file, strict=False)]
+    """Return the first `n` rows of a run's metrics.jsonl: those that its checkpoint knows of; the file comes with the first row, maybe after a checkpoint."""
+    rows = []
+    if (path := folder / "metrics.jsonl").exists():
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for _, line in zip(range(n), file, strict=False)]
     if len(rows) < n:
         raise UserError(f"--resume {folder}: metrics.jsonl has {len(rows)} rows, the checkpoint knows of {n}; restore the file, or start the run anew")
     return rows
