@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.ranks import mpirun, python
+from tests.test_bad_input import run_many
 
 COMPARE = ("-m", "mpidml", "compare")
 
@@ -73,22 +74,33 @@ def test_the_same_without_mpirun_and_with_an_unreachable_target(tmp_path):
     assert all(np.array_equal(values[0][key], values[1][key]) for key in values[0])
 
 
-@pytest.mark.parametrize(
-    ("words", "says", "n"),
-    [
-        ("--sync bsp,spp:2", "sync: there is no 'spp'", 1),
-        ("--sync bsp,quorum:4", "--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3", 3),
-        ("--sync bsp,asp --deterministic", "--deterministic: asp cannot repeat", 3),
-        ("--epochs 1,2", "compare: epochs: is the same for all that are compared", 1),
-        ("--data nowhere.npz --sync bsp,asp", "nowhere.npz: there is no such file", 3),
-        ("--target 0.9 --hold-out 0 --sync bsp,asp", "--target 0.9: there are no test rows", 1),
-        ("--servers 1,3", "--servers 3: 3 server(s) leave no worker on 3 ranks", 3),
-        ("--snyc bsp,asp", "compare: there is no option '--snyc'", 1),
-    ],
-)
-def test_what_cannot_be_compared_is_one_line_before_the_first_run(tmp_path, words, says, n):
-    argv = [*COMPARE, *words.split(), "--backend", "numpy", "--out", tmp_path / "run"]
-    result = mpirun(n, argv) if n > 1 else python(argv)
+REFUSED = {  # words -> what the line says, by one process or under mpirun
+    "--sync bsp,spp:2": ("sync: there is no 'spp'", 1),
+    "--sync bsp,quorum:4": ("--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3", 3),
+    "--sync bsp,asp --deterministic": ("--deterministic: asp cannot repeat", 3),
+    "--epochs 1,2": ("compare: epochs: is the same for all that are compared", 1),
+    "--data nowhere.npz --sync bsp,asp": ("nowhere.npz: there is no such file", 3),
+    "--target 0.9 --hold-out 0 --sync bsp,asp": ("--target 0.9: there are no test rows", 1),
+    "--servers 1,3": ("--servers 3: 3 server(s) leave no worker on 3 ranks", 3),
+    "--snyc bsp,asp": ("compare: there is no option '--snyc'", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """Run what one process refuses, each in a process of its own: words -> its result; none writes anything."""
+    folder = tmp_path_factory.mktemp("refused")
+    alone = [words for words, (_, n) in REFUSED.items() if n == 1]
+    argvs = [(["compare", *words.split(), "--backend", "numpy", "--out", str(folder / "run")], {}) for words in alone]
+    found = run_many(tmp_path_factory.mktemp("jobs") / "jobs.json", argvs)
+    assert list(folder.iterdir()) == []
+    return dict(zip(alone, found, strict=True))
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_compared_is_one_line_before_the_first_run(refused, tmp_path, words):
+    says, n = REFUSED[words]
+    result = refused[words] if n == 1 else mpirun(n, [*COMPARE, *words.split(), "--backend", "numpy", "--out", tmp_path / "run"])
     ours = [line for line in result.err.splitlines() if says in line]
     assert result.code == 2 and len(ours) == 1 and "Traceback" not in result.err, result
     assert result.out == "" and not (tmp_path / "run").exists()

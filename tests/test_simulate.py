@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.ranks import mpirun, python
+from tests.test_bad_input import run_many
 
 SIMULATE = ("-m", "mpidml", "simulate")
 GIVEN = ("--compute", "0.01", "--jitter", "0.5")
@@ -19,7 +20,7 @@ def ok(result):
 
 
 def test_costs_are_fitted_to_a_short_run_and_the_same_run_is_simulated_beside_it(tmp_path):
-    said = ok(mpirun(2, [*SIMULATE, "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--hidden", "32", "--out", tmp_path / "run"]))
+    said = ok(mpirun(2, [*SIMULATE, "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--hidden", "32", "--backend", "numpy", "--out", tmp_path / "run"]))
     assert re.search(r"measured [\d,]+ samples/s, simulated [\d,]+ \(\d+\.\d\d times\)", said)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.toml", "cost.json", "metrics.jsonl", "report.png", "summary.json"}
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -53,45 +54,56 @@ def test_flags_that_have_no_part_and_costs_of_another_batch_are_named(tmp_path):
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["clocks"] == 11, "a default that is given counts as given; the time ends it first"
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("--workers 100000000", "--workers 100000000: would take about "),
-        ("--workers 0", "--workers 0: is below 1"),
-        ("--clocks -3", "--clocks -3: is below 0"),
-        ("--workers 50 --batch 10", "--batch 10: is below the 50 workers"),
-        ("--jitter 2", "--jitter 2.0: is not a share"),
-        ("--latency -1", "--latency -1.0: is not a number from 0 up"),
-        ("--target 0.9", "--target: has no part in a simulation of sizes alone"),
-        ("--budget 1e6", "--budget: has no part in a simulation of sizes alone"),
-        ("--reads eager", "--reads: has no part in a simulation of sizes alone"),
-        ("--sync quorum:9", "--sync quorum:9: a quorum of 9 gradients needs as many workers, there are 4"),
-        ("--compress two_bit", "--compress two_bit: is off where all ranks share memory, for nothing is sent there; add --transport mpi"),
-        ("--compress two_bit --transport mpi --strategy parameter_server,data_parallel", "codes to servers and back are known here, sums of codes are not"),
-        ("--cost nowhere.json", "--cost nowhere.json: does nothing beside --fit or --compute"),
-        ("--batch 64,128", "simulate: batch: the costs are the same for all of '64,128'"),
-        ("--optimizer nope", "optim: there is no 'nope'"),
-        ("--strategy nope", "strategies: there is no 'nope'"),
-        ("--wrokers 5", "simulate: there is no option '--wrokers'"),
-        ("--servers none", "--servers none: not a number of servers"),
-    ],
-)
-def test_what_cannot_be_simulated_is_one_line_before_anything_ran(tmp_path, words, says):
-    result = python([*SIMULATE, *GIVEN, *words.split(), "--out", tmp_path / "run"])
-    assert result.code == 2 and result.err.count("\n") == 1 and says in result.err, result
-    assert not (tmp_path / "run").exists() and result.out == ""
+REFUSED = {  # what is given -> what the line says
+    "--workers 100000000": "--workers 100000000: would take about ",
+    "--workers 0": "--workers 0: is below 1",
+    "--clocks -3": "--clocks -3: is below 0",
+    "--workers 50 --batch 10": "--batch 10: is below the 50 workers",
+    "--jitter 2": "--jitter 2.0: is not a share",
+    "--latency -1": "--latency -1.0: is not a number from 0 up",
+    "--target 0.9": "--target: has no part in a simulation of sizes alone",
+    "--budget 1e6": "--budget: has no part in a simulation of sizes alone",
+    "--reads eager": "--reads: has no part in a simulation of sizes alone",
+    "--sync quorum:9": "--sync quorum:9: a quorum of 9 gradients needs as many workers, there are 4",
+    "--compress two_bit": "--compress two_bit: is off where all ranks share memory, for nothing is sent there; add --transport mpi",
+    "--compress two_bit --transport mpi --strategy parameter_server,data_parallel": "codes to servers and back are known here, sums of codes are not",
+    "--cost nowhere.json": "--cost nowhere.json: does nothing beside --fit or --compute",
+    "--batch 64,128": "simulate: batch: the costs are the same for all of '64,128'",
+    "--optimizer nope": "optim: there is no 'nope'",
+    "--strategy nope": "strategies: there is no 'nope'",
+    "--wrokers 5": "simulate: there is no option '--wrokers'",
+    "--servers none": "--servers none: not a number of servers",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """Run each command line in a process of its own: words -> its result; none writes anything."""
+    folder = tmp_path_factory.mktemp("refused")
+    argvs = [(["simulate", *GIVEN, *words.split(), "--out", str(folder / "run")], {}) for words in REFUSED]
+    found = run_many(tmp_path_factory.mktemp("jobs") / "jobs.json", argvs)
+    assert list(folder.iterdir()) == []
+    return dict(zip(REFUSED, found, strict=True))
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_simulated_is_one_line_before_anything_ran(refused, words):
+    result = refused[words]
+    assert result.code == 2 and result.err.count("\n") == 1 and REFUSED[words] in result.err and result.out == "", result
 
 
 def test_a_file_of_costs_that_is_none_is_one_line(tmp_path):
-    for text, says in (("[1]", "holds no cost model"), ("{", "cannot be read as JSON"), ('{"compute": [-1]}', "compute is not a positive number")):
-        (tmp_path / "cost.json").write_text(text)
-        result = python([*SIMULATE, "--cost", tmp_path / "cost.json", "--out", tmp_path / "run"])
+    texts = {"[1]": "holds no cost model", "{": "cannot be read as JSON", '{"compute": [-1]}': "compute is not a positive number"}
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.json").write_text(text)
+    argvs = [(["simulate", "--cost", str(tmp_path / f"{i}.json"), "--out", str(tmp_path / "run")], {}) for i in range(len(texts))]
+    for result, says in zip(run_many(tmp_path / "jobs", argvs), texts.values(), strict=True):
         assert result.code == 2 and says in result.err and result.err.count("\n") == 1, result
 
 
 def test_the_arithmetic_of_many_workers_runs_on_virtual_clocks(tmp_path):
     """Ends at its target in virtual seconds; bsp of 8 workers learns what one process learns."""
-    words = ["--sync", "bsp,ssp:2", "--learn", "--workers", "8", "--clocks", "150", "--batch", "64", "--target", "0.9", "--hidden", "32"]
+    words = ["--sync", "bsp,ssp:2", "--learn", "--workers", "8", "--clocks", "150", "--batch", "64", "--target", "0.9", "--hidden", "32", "--backend", "numpy"]
     said = ok(python([*SIMULATE, *GIVEN, *words, "--out", tmp_path / "run"]))
     one, bsp, ssp = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert one["samples_to_target"] == bsp["samples_to_target"] > 0 and ssp["seconds_to_target"] > 0
