@@ -39,8 +39,9 @@ def unhindered(env: Mapping[str, str]) -> dict[str, str]:
 
 def describe(env: Mapping[str, str], smoke: bool = False) -> list[str]:
     """Return the lines that stand above every table; takes a few seconds, or less with `smoke`, which measures a small product."""
-    free, given = _gemm(unhindered(env), smoke), _gemm(as_set(env), smoke)
     held = [f"{name}={env[name]}" for name in HINDERING if name in env]
+    free = _gemm(unhindered(env), smoke)
+    given = _gemm(as_set(env), smoke) if held else free
     n_cores = len(os.sched_getaffinity(0))
     return [
         f"date      {time.strftime('%Y-%m-%d %H:%M')}",

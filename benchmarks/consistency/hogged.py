@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--hogged", type=int, choices=(0, 1), default=0, help="the worker whose core is hogged")
     parser.add_argument("--patience", type=float, required=True, help="seconds to wait for quiet moments, in all")
     parser.add_argument("--hidden", required=True)
+    parser.add_argument("--backend", default="numba")
     parser.add_argument("--share", type=int, required=True, help="samples of a block")
     options = parser.parse_args()
     abort.install(world())  # one rank's failure ends both
@@ -243,6 +244,7 @@ def main() -> None:
             hold_out=0.0,
             scale="none",
             hidden=hidden,
+            backend=options.backend,
             lr=0.001,
             assign="dynamic",
             seconds=options.seconds,

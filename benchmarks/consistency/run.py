@@ -44,21 +44,25 @@ def main() -> None:
     )
     patient = ("--patience", "0" if options.smoke else str(options.patience))
     sleeps = (*patient, "--rounds", rounds, "--clocks", clocks)
-    if "jitter" in options.what:
-        start(3, "sleeping.py", *sleeps, "--mean", mean, "jitter")
-    if "straggler" in options.what:
-        start(3, "sleeping.py", *sleeps, "--mean", slow, "straggler")
+    if options.smoke and (asked := [what for what in ("jitter", "straggler", "simulated") if what in options.what]):
+        start(3, "sleeping.py", *sleeps, "--mean", mean, *asked)
+    elif not options.smoke:
+        if "jitter" in options.what:
+            start(3, "sleeping.py", *sleeps, "--mean", mean, "jitter")
+        if "straggler" in options.what:
+            start(3, "sleeping.py", *sleeps, "--mean", slow, "straggler")
     for what, n_ranks in (("hog", 2), ("hog-apart", 3)):
         if what not in options.what:
             continue
         if len(os.sched_getaffinity(0)) < 2:
             print("\nc) a busy neighbour: left out, it needs two cores to pin to", flush=True)
             continue
-        sizes = ("1", "0.4", "0.1", "16", "8") if options.smoke else (str(options.hog_rounds), str(options.seconds), "2", "512,512", "512")
-        names = ("--rounds", "--seconds", "--half-period", "--hidden", "--share")
+        full = (str(options.hog_rounds), str(options.seconds), "2", "512,512", "512", "numba")
+        sizes = ("1", "0.4", "0.1", "16", "8", "numpy") if options.smoke else full
+        names = ("--rounds", "--seconds", "--half-period", "--hidden", "--share", "--backend")
         start(n_ranks, "hogged.py", *(word for pair in zip(names, sizes, strict=True) for word in pair), "--hogged", options.hogged, *patient)
-    if "simulated" in options.what:
-        for n_workers in (2,) if options.smoke else (2, 3, 4):
+    if "simulated" in options.what and not options.smoke:
+        for n_workers in (2, 3, 4):
             start(1 + n_workers, "sleeping.py", *sleeps, "--mean", mean, "simulated")
 
 

@@ -24,6 +24,7 @@ from mpidml.planner.candidate import Candidate, factorisations
 from mpidml.runtime.launch import mpirun_command
 
 N_RANKS, N_FEATURES, N_CLASSES, N_CODES = 4, 64, 10, 8
+SMOKE_RANKS = 2
 TARGET = 1.1
 Values = dict[str, Any]
 
@@ -43,7 +44,7 @@ def problems(folder: Path, smoke: bool) -> dict[str, Values]:
     n_codes = 50 if smoke else 20_000
     np.savez(folder / "codes.npz", x=random.integers(0, n_codes, (n, N_CODES)).astype(np.float32), y=y)
     (folder / "net.toml").write_text(embedding(n_codes, 16 if smoke else 256))
-    common: Values = {"batch": 32 if smoke else 256, "optimizer": "momentum", "lr": 1e-3}
+    common: Values = {"batch": 32 if smoke else 256, "optimizer": "momentum", "lr": 1e-3} | ({"backend": "numpy"} if smoke else {})
     numbers = common | {"data": str(folder / "numbers.npz")}
     found = {
         "wide": numbers | {"hidden": "32,32,32" if smoke else "2048,2048,2048"},
@@ -95,7 +96,8 @@ def measured(config: Path, n_ranks: int, steps: int, env: dict[str, str], folder
 
 def look_at(name: str, values: Values, folder: Path, n_rounds: int, steps: int, env: dict[str, str], smoke: bool) -> None:
     """Plan all grids of one network, measure them in interleaved rounds, and print both."""
-    grids = {Candidate(*grid).grid: N_RANKS for grid in factorisations(N_RANKS)} | {"one rank": 1}
+    n_ranks = SMOKE_RANKS if smoke else N_RANKS
+    grids = {Candidate(*grid).grid: n_ranks for grid in factorisations(n_ranks)} | {"one rank": 1}
     variants, simulated, notes = dict[str, Callable[[], Sample]](), dict[str, dict[str, Any]](), list[str]()
     own = folder / name.replace(", ", "-")
     for i, (grid, (best, why)) in enumerate(planned(values, env, own, grids).items()):
@@ -136,9 +138,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.plans:
         return plans(json.loads(options.plans))
-    n_rounds, steps = (1, 5) if options.smoke else (options.rounds, options.steps)
+    n_ranks, n_rounds, steps = (SMOKE_RANKS, 1, 5) if options.smoke else (N_RANKS, options.rounds, options.steps)
     print("\n".join(describe(os.environ, options.smoke)), flush=True)
-    print(f"cores     {len(os.sched_getaffinity(0))} for {N_RANKS} ranks; {n_rounds} round(s) of {steps} steps, medians of seconds a step", flush=True)
+    print(f"cores     {len(os.sched_getaffinity(0))} for {n_ranks} ranks; {n_rounds} round(s) of {steps} steps, medians of seconds a step", flush=True)
     env = unhindered(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         for name, values in problems(Path(folder), options.smoke).items():
