@@ -30,6 +30,11 @@ def block(kind: str, within: str) -> str:
     return found
 
 
+def quick(i):
+    """Return what a block's i-th line that trains is given besides: fewer epochs; but for the first, no kernels to load and no picture."""
+    return ["--epochs", "3", *["--backend", "numpy", "--no-report"] * (i > 0)]
+
+
 EXAMPLE, TORCH, SKLEARN = (block("python", text) for text in ('"w": (1_000_000, 16)', "import torch", "sklearn"))
 
 
@@ -156,7 +161,7 @@ def test_the_ways_to_average_learn_on_three_ranks(tmp_path):
     for i, line in enumerate(lines):
         launcher, n, words = (words := shlex.split(line))[:2], words[2], words[3:]
         assert (launcher, n, words[0]) == (["mpirun", "-n"], "3", "python")
-        result = mpirun(3, [*words[1:], "--out", str(tmp_path / str(i))])
+        result = mpirun(3, [*words[1:], *quick(i), "--out", str(tmp_path / str(i))])
         assert result.code == 0, result
         summary = json.loads((tmp_path / str(i) / "summary.json").read_text())
         assert summary["strategy"] == "averaging" and summary["test_accuracy"] > 0.9 and summary["consensus_distance"] > 0
@@ -167,7 +172,8 @@ def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_pa
     assert len(lines) == 3
     for i, line in enumerate(lines):
         words, folder = shlex.split(line), tmp_path / str(i)
-        result = mpirun(3, [*words[4:], "--out", str(folder)]) if words[0] == "mpirun" else python([*words[1:], "--out", str(folder), "--no-report"])
+        launched = words[0] == "mpirun"
+        result = mpirun(3, [*words[4:], *quick(i), "--out", str(folder)]) if launched else python([*words[1:], "--out", str(folder), "--no-report"])
         assert result.code == 0, result
         if i < 2:
             assert json.loads((folder / "summary.json").read_text())["test_accuracy"] > 0.9
@@ -177,7 +183,7 @@ def test_sums_of_gradients_learn_by_values_by_codes_and_on_virtual_clocks(tmp_pa
 
 def test_groups_of_ranks_learn_as_workers_of_one_server(tmp_path):
     words = shlex.split(block("bash", "--group 2"))
-    result = mpirun(5, [*words[4:], "--out", str(tmp_path / "run")])
+    result = mpirun(5, [*words[4:], *quick(1), "--out", str(tmp_path / "run")])
     assert words[:3] == ["mpirun", "-n", "5"] and result.code == 0 and "2 worker(s) of 2 ranks at most" in result.out, result
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.8 and summary["staleness_max"] <= 2
@@ -186,7 +192,7 @@ def test_groups_of_ranks_learn_as_workers_of_one_server(tmp_path):
 
 def test_servers_and_workers_learn_by_codes_and_on_virtual_clocks(tmp_path):
     train, simulate = (shlex.split(line) for line in block("bash", "--servers 1 --epochs 10").strip().splitlines())
-    result = mpirun(3, [*train[4:], "--out", str(tmp_path / "run")])
+    result = mpirun(3, [*train[4:], *quick(1), "--out", str(tmp_path / "run")])
     assert result.code == 0 and "codes two_bit" in result.out, result
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] > 0.9
     sent = []
@@ -202,7 +208,8 @@ def test_cut_networks_learn_on_every_grid_that_is_shown(tmp_path):
     assert [int(words[2]) for words in lines] == [3, 3, 4, 2, 4]
     (tmp_path / "net.toml").write_text(block("toml", "embedding"))
     for i, words in enumerate(lines):
-        result = mpirun(int(words[2]), [str(tmp_path / word) if word == "net.toml" else word for word in words[4:]] + ["--out", str(tmp_path / str(i))])
+        more = [word for word in quick(i) if word != "--no-report"]
+        result = mpirun(int(words[2]), [str(tmp_path / word) if word == "net.toml" else word for word in [*words[4:], *more]] + ["--out", str(tmp_path / str(i))])
         assert result.code == 0, result
         assert json.loads((tmp_path / str(i) / "summary.json").read_text())["test_accuracy"] > 0.9
         assert (tmp_path / str(i) / "report.png").exists()
@@ -227,7 +234,7 @@ def test_the_plan_is_made_and_runs(tmp_path):
     planned, run = (shlex.split(line.replace(" plan/plan", f" {tmp_path}/plan/plan")) for line in block("bash", "mpidml plan").strip().splitlines())
     result = python([*planned[1:-1], str(tmp_path / "plan")])
     assert result.code == 0 and result.out.splitlines()[-1].split()[:3] == run[:3] == ["mpirun", "-n", "4"], result
-    result = mpirun(4, [*run[4:], "--out", str(tmp_path / "run")])
+    result = mpirun(4, [*run[4:], "--backend", "numpy", "--no-report", "--out", str(tmp_path / "run")])
     assert result.code == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 4, result
 
 

@@ -23,8 +23,9 @@ from tests.ranks import ROOT, need
 from tests.slurm import Cluster, install, lacking
 
 LIMIT_SECONDS = 240.0
-TINY = ["--epochs", "1", "--hidden", "16", "--no-report"]
-ENDLESS = ["--epochs", "1000000", "--hidden", "16", "--no-report", "--slowdown", "permanent:20"]  # rank 0 sleeps most of the time: other tests run beside it
+SMALL = ["--hidden", "16", "--backend", "numpy", "--no-report"]
+TINY = ["--epochs", "1", *SMALL]
+ENDLESS = ["--epochs", "1000000", *SMALL, "--slowdown", "permanent:20"]  # rank 0 sleeps most of the time: other tests run beside it
 PMI, TRAIN = "--mpi=pmi2", ["python", "-m", "mpidml", "train", "--no-report"]
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 RUN = {  # every script, by the test that runs it
