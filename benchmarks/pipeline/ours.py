@@ -1,7 +1,8 @@
-"""Train the problem with this project: `mpirun -n N python ours.py FILE STEPS MICROBATCHES SCHEDULE [--apart] [--tensor]`; rank 0 prints one JSON line.
+"""Train the problem with this project: `mpirun -n N python ours.py FILE STEPS MICROBATCHES SCHEDULE [--apart] [--tensor] [--numpy]`; rank 0 prints one JSON line.
 
 The strategy is driven as `mpidml train` drives it; the first clocks, in which memory is first touched, are not timed. `--apart`: every rank trains a net
-of its own, half as deep, and none waits for another. `--tensor`: ranks are parts of each layer, not stages.
+of its own, half as deep, and none waits for another. `--tensor`: ranks are parts of each layer, not stages. `--numpy`: no kernels are loaded, for a
+smoke run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from mpidml.strategies.base import train
 
 def job_of(given: Mapping[str, Any], steps: int, microbatches: int, schedule: str, depth: float = 1.0) -> Job:
     """Return the job, of a net with a share of the hidden layers."""
-    hidden = widths(given)[1:-1]
-    job = Job(strategy="pipeline", schedule=schedule, microbatches=microbatches, batch=given["order"].shape[1], steps=steps)
+    hidden, backend = widths(given)[1:-1], "numpy" if "--numpy" in sys.argv else "numba"
+    job = Job(strategy="pipeline", schedule=schedule, microbatches=microbatches, batch=given["order"].shape[1], steps=steps, backend=backend)
     return job.with_values({"hidden": hidden[: int(len(hidden) * depth)], "lr": RATE, "optimizer": "sgd", "scale": "none", "hold_out": 0.0}, "benchmark")
 
 

@@ -107,7 +107,10 @@ def main() -> None:
         if has_torch:
             plans |= {TORCH: ("peer_torch.py", 2, [many]), TORCH_WHOLE: ("peer_torch.py", 1, ["1"])}
         print(f"\n{'-'.join(map(str, sizes))}, SGD, {N_ITEMS} microbatches of {share}, {steps} steps, {n_rounds} rounds", flush=True)
-        variants = {name: measured([str(HERE / script), file, str(steps), *more], n, env, losses, name) for name, (script, n, more) in plans.items()}
+        variants = {
+            name: measured([str(HERE / script), file, str(steps), *more, *["--numpy"] * is_smoke], n, env, losses, name)
+            for name, (script, n, more) in plans.items()
+        }
         rounds = interleave(variants, n_rounds)
         for name, found in losses.items():
             worst = max(abs(a - b) / abs(b) for a, b in zip(found, losses[OURS], strict=True))

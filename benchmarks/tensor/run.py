@@ -41,7 +41,8 @@ def main() -> None:
         losses, env = dict[str, list[float]](), unhindered(os.environ)
         plans = {CUT: (2, ["--tensor"]), WHOLE: (1, []), APART: (2, ["--apart"])}
         variants = {
-            name: measured([str(OURS), file, str(steps), "1", "one_f_one_b", *more], n, env, losses, name) for name, (n, more) in plans.items()
+            name: measured([str(OURS), file, str(steps), "1", "one_f_one_b", *more, *["--numpy"] * is_smoke], n, env, losses, name)
+            for name, (n, more) in plans.items()
         }
         rounds = interleave(variants, n_rounds)
     apart = max(abs(a - b) for a, b in zip(losses[CUT], losses[WHOLE], strict=True))
