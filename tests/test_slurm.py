@@ -187,7 +187,7 @@ def test_an_array_has_a_rate_for_each_task(cluster, long):
 if "scale" in COMMANDS:
 
     def test_an_array_measures_a_study_in_parts(cluster, long):
-        job = submit(cluster, "--array=1-2", "--ntasks-per-node=2", "jobs/scale.sbatch", "--ranks", "1,2")
+        job = submit(cluster, "--array=1-2", "--ntasks-per-node=2", "jobs/scale.sbatch", "--ranks", "1,2", *SMALL, "--steps", "12", "--warm-up", "4", "--repeat", "1")
         for task in (1, 2):
             ended(cluster, f"{job}_{task}")
         study = cluster.folder / f"runs/scale-{job}"
