@@ -179,7 +179,7 @@ def lost(job):
     return max(float(np.abs(found - given)[of].max() / np.abs(given)[of].max()) for of in job.params.slices.values())
 
 
-@by_name(("codec", "policy", "n_steps"), [*((codec, policy, 120) for codec in KEEPING for policy in (Bsp(), Asp())), ("two_bit", Asp(), 1000)])
+@by_name(("codec", "policy", "n_steps"), [*((codec, policy, 60) for codec in KEEPING for policy in (Bsp(), Asp())), ("two_bit", Asp(), 1000)])
 def test_what_servers_decode_and_what_workers_keep_is_what_was_given(codec, policy, n_steps):
     job = Job(codec, policy, n_clocks=n_steps // 3 + 1, store=Summing).run()
     assert lost(job) < 1e-12
