@@ -56,7 +56,7 @@ def make(package: str, text: str, **given: Any) -> Any:
     """Build the plug-in that `text` describes; `given` are further keyword arguments, taken only where its constructor has them."""
     name, *words = text.split(":")
     cls = load(package, name)
-    parameters = _parameters(cls)
+    parameters = _parameters(cls)  # type: ignore[arg-type]  # a class can be hashed
     free = [p for p in parameters if p not in given]
     values: dict[str, Any] = {k: v for k, v in given.items() if k in parameters}
     for position, word in enumerate(words):
