@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,9 @@ def names(package: str) -> list[str]:
     return sorted({*_files(package), *_installed(package)})
 
 
+@cache
 def _files(package: str) -> list[str]:
+    """List the plug-ins that are files; read once, since a plan makes thousands of plug-ins."""
     folder = importlib.import_module(package)
     return [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "base" and not m.ispkg]
 
@@ -54,9 +56,9 @@ def make(package: str, text: str, **given: Any) -> Any:
     """Build the plug-in that `text` describes; `given` are further keyword arguments, taken only where its constructor has them."""
     name, *words = text.split(":")
     cls = load(package, name)
-    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    free = [p.name for p in parameters if p.name not in given]
-    values: dict[str, Any] = {k: v for k, v in given.items() if any(p.name == k for p in parameters)}
+    parameters = _parameters(cls)  # type: ignore[arg-type]  # a class can be hashed
+    free = [p for p in parameters if p not in given]
+    values: dict[str, Any] = {k: v for k, v in given.items() if k in parameters}
     for position, word in enumerate(words):
         key, equals, value = word.partition("=")
         if not equals:
@@ -80,6 +82,12 @@ def make(package: str, text: str, **given: Any) -> Any:
 def name_of(plugin: object) -> str:
     """Return the name of a plug-in's file: RecursiveDoubling is recursive_doubling."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(plugin).__name__).lstrip("_")
+
+
+@lru_cache(256)
+def _parameters(cls: type[Any]) -> tuple[str, ...]:
+    """Name what a constructor takes."""
+    return tuple(p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD)
 
 
 def _public_class(module: ModuleType, name: str) -> type[Any]:

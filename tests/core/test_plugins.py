@@ -31,9 +31,11 @@ def folder(tmp_path, monkeypatch):
     for name, text in texts.items():
         (package / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    plugins._installed.cache_clear()
+    for known in (plugins._installed, plugins._files):
+        known.cache_clear()
     yield "plugged"
-    plugins._installed.cache_clear()
+    for known in (plugins._installed, plugins._files):
+        known.cache_clear()
 
 
 def test_the_files_are_the_names(folder):
@@ -124,3 +126,17 @@ def test_installed_entry_points_are_looked_up_once_a_folder(folder, monkeypatch)
     plugins._installed.cache_clear()
     plugins.names(folder)
     assert asked.count(folder) == 2, "the broken variant, which asks anew, is seen"
+
+
+def test_a_plug_in_that_is_made_again_costs_no_look_at_its_folder_and_constructor(folder, monkeypatch):
+    looks = []
+    for module, name in ((plugins.pkgutil, "iter_modules"), (plugins.inspect, "signature")):
+        of = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, of=of, name=name: looks.append(name) or of(*given))
+    plugins._parameters.cache_clear()
+    for first in range(5):
+        assert plugins.make(folder, f"my_rule:{first}").first == first
+    assert looks == ["iter_modules", "signature"]
+    plugins._files.cache_clear()
+    plugins.make(folder, "my_rule:1")
+    assert looks.count("iter_modules") == 2, "the broken variant, which looks anew, is seen"

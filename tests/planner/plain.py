@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 
 from mpidml.core import plugins
@@ -55,12 +56,24 @@ def crossing(machine, grid):
     return lines
 
 
+@cache
 def summed(n, nbytes, link):
     """Return the seconds of a sum over n ranks as the simulation of data_parallel has them; n has to divide the bytes."""
     if n == 1:
         return 0.0
     cost = CostModel((1.0,), latency=link.latency, bytes_per_second=link.bytes_per_second)
     return sum_seconds(Plan(make_policy("bsp"), n, 1, cost, 0, int(nbytes)), "auto")[0]
+
+
+made = cache(lambda schedule: plugins.make("mpidml.schedules", schedule or "one_f_one_b"))
+lowered = cache(lambda schedule, pipe, n_items, sums: lower(made(schedule), pipe, n_items, sums))
+
+
+@cache
+def cuts(given, n_stages):
+    """Return where stages begin, and where the last one ends."""
+    layers = [Profile(f.fixed + f.per_row * given.rows, b.fixed + b.per_row * given.rows, 0, 0) for f, b in given.layers]
+    return [0, *(stage.hi for stage in balanced(layers, n_stages, 0.0).stages)]
 
 
 def slow_seconds(of, task, machine, given, chain):
@@ -80,13 +93,10 @@ def slow_seconds(of, task, machine, given, chain):
             cost = CostModel((1.0,), latency=along.latency, bytes_per_second=along.bytes_per_second)
             name = sum_seconds(Plan(make_policy("bsp"), data, 1, cost, 0, int(total)), "auto")[1]
         return compute + (of.microbatches - 1) * given.add * total + summed(data, total, along) + given.update * total * owned[name]
-    schedule = plugins.make("mpidml.schedules", of.schedule or "one_f_one_b")
-    n_stages = pipe * schedule.n_chunks
+    n_stages = pipe * made(of.schedule).n_chunks
     if n_stages > chain.n_layers:
         return None
-    ends = [0, *(stage.hi for stage in balanced(
-        [Profile(f.fixed + f.per_row * given.rows, b.fixed + b.per_row * given.rows, 0, 0) for f, b in given.layers], n_stages, 0.0
-    ).stages)]
+    ends = cuts(given, n_stages)
     across = machine.between if cross["tensor"] else machine.inside
     table = []
     for s, (lo, hi) in enumerate(pairwise(ends)):
@@ -108,4 +118,4 @@ def slow_seconds(of, task, machine, given, chain):
         link = machine.between if cross["pipe"][s % pipe if forward else (s - 1) % pipe] else machine.inside
         return link.seconds(rows * chain.outputs[ends[s + 1] if forward else ends[s]])
 
-    return replay(lower(schedule, pipe, of.microbatches, data > 1), Seconds(take, travel)).seconds
+    return replay(lowered(of.schedule, pipe, of.microbatches, data > 1), Seconds(take, travel)).seconds

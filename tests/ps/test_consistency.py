@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -103,35 +104,41 @@ class CountsOwnWritesTwice(Client):
             own.contained = lambda write, version, count: False
 
 
+def caught(seed, name, in_order, **changes):
+    scenario = Scenario(POLICIES[name], 3, 2, 12, reads="cached", **changes)
+    try:
+        virtual.run(scenario.roles(), in_order=in_order, **jittered(seed))
+    except (WaitTimeout, AssertionError, KeyError):
+        return True
+    return bool(misses(scenario, scenario.seen(), POLICIES[name].bound))
+
+
+@cache
+def sound_is_caught(name, in_order):
+    return any(caught(seed, name, in_order) for seed in range(20))
+
+
 @pytest.mark.parametrize(
-    ("broken", "policy", "in_order"),
+    ("broken", "name", "in_order"),
     [
-        ({"shard_class": Ungated}, Ssp(1), True),
-        ({"shard_class": OneClockTooGenerous}, Ssp(1), True),
-        ({"shard_class": Unordered}, Ssp(1), False),
-        ({"shard_class": AppliesTwice}, Ssp(1), True),
-        ({"client_class": ForgetsOwnWrites}, Ssp(3), True),
-        ({"client_class": CountsOwnWritesTwice}, Ssp(3), True),
-        ({"shard_class": Ungated}, Bsp(), True),
+        ({"shard_class": Ungated}, "ssp1", True),
+        ({"shard_class": OneClockTooGenerous}, "ssp1", True),
+        ({"shard_class": Unordered}, "ssp1", False),
+        ({"shard_class": AppliesTwice}, "ssp1", True),
+        ({"client_class": ForgetsOwnWrites}, "ssp3", True),
+        ({"client_class": CountsOwnWritesTwice}, "ssp3", True),
+        ({"shard_class": Ungated}, "bsp", True),
     ],
 )
-def test_the_checker_catches_broken_servers_and_clients(broken, policy, in_order):
-    def caught(seed, **changes):
-        scenario = Scenario(policy, 3, 2, 12, reads="cached", **changes)
-        try:
-            virtual.run(scenario.roles(), in_order=in_order, **jittered(seed))
-        except (WaitTimeout, AssertionError, KeyError):
-            return True
-        return bool(misses(scenario, scenario.seen(), policy.bound))
-
-    assert any(caught(seed, **broken) for seed in range(20))
-    assert not any(caught(seed) for seed in range(20))
+def test_the_checker_catches_broken_servers_and_clients(broken, name, in_order):
+    assert any(caught(seed, name, in_order, **broken) for seed in range(20))
+    assert not sound_is_caught(name, in_order)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3, 7])
 @pytest.mark.parametrize("repeat", [False, True])
 def test_the_bound_is_tight_under_a_rotating_straggler(staleness, repeat):
-    scenario = Scenario(Ssp(staleness), 5, 2, 300, repeat=repeat)
+    scenario = Scenario(Ssp(staleness), 5, 2, 120, repeat=repeat)  # each of them has been the slow one
     result = virtual.run(scenario.roles(), rotating(3))
     seen = scenario.seen()
     assert misses(scenario, seen, staleness) == []

@@ -76,8 +76,8 @@ RUNS: dict[str, tuple[Summary, Metrics]] = {
 
 
 def texts(figure: Any) -> list[tuple[str, Any]]:
-    """List all text on show with its box, after one drawing."""
-    figure.canvas.draw()
+    """List all text on show with its box, as one drawing lays it out."""
+    figure.draw_without_rendering()
     shown = list(figure.texts)
     for axes in figure.axes:
         shown += [axes.title, axes._left_title, *axes.texts, *(axes.get_legend().get_texts() if axes.get_legend() else [])]
