@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from mpidml_kernels import backend, dense, loss, update
+from mpidml_kernels import backend, dense, launch, loss, update
 
 from tests.shim import cupy_double
 from tests.shim.backend import ORDERS, on_shim
@@ -129,6 +129,16 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+def launched(families, name, given):
+    """Return the names of the kernels that a call of `name` launches: no other is compiled when one is broken."""
+    names, whole = set(), on_shim("forward", *families)
+    with pytest.MonkeyPatch.context() as patch:
+        go = launch.Gpu.launch
+        patch.setattr(launch.Gpu, "launch", lambda gpu, family, kernel, *rest, **how: (names.add(kernel), go(gpu, family, kernel, *rest, **how)))
+        getattr(whole, name)(*(a.copy() if isinstance(a, np.ndarray) else a for a in given))
+    return names
+
+
 def assert_noticed(monkeypatch, families, given, where, name, old, new, said):
     """Replace `old` in the file of a family, or in "device"; then kernel `name` differs from its reference (or not: None), or the shim says `said`."""
     header, code = (
@@ -137,9 +147,11 @@ def assert_noticed(monkeypatch, families, given, where, name, old, new, said):
     )
     assert old in (code or header)
 
+    only = launched(families, name, given)
+
     def build(source, real, include, **how):
         source = source.replace(old, new) if source == code else source
-        return Module(source.replace('#include "device.cuh"', header if code else header.replace(old, new)), real, **how)
+        return Module(source.replace('#include "device.cuh"', header if code else header.replace(old, new)), real, only=only, **how)
 
     monkeypatch.setattr(cupy_double, "Module", build)
     here, there = ([a.copy() if isinstance(a, np.ndarray) else a for a in given] for _ in range(2))

@@ -4,11 +4,8 @@
 // the next one begins (runtime.cpp). In a checked build the kernel is compiled with -fsanitize=thread, but linked with the runtime's own __tsan_* hooks
 // in place of libtsan, so every load and store is looked at: bounds, races, shared memory that nobody wrote.
 #pragma once
-#include <math.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
-#include <type_traits>
-#include <utility>
 
 #define MPIDML_CPU_SHIM 1
 #define SHIM_OWN __attribute__((no_sanitize("thread")))  // the shim's code is not looked at
@@ -16,7 +13,7 @@
 #define SHIM_PC __builtin_return_address(0)
 
 // ---- words of the language
-#define __global__
+#define __global__ inline  // so one that is not exported is not compiled
 #define __device__
 #define __host__
 #define __constant__ static const
@@ -67,11 +64,12 @@ template <class V> SHIM_OWN inline V shuffled(unsigned mask, V value, int kind, 
     __builtin_memcpy(&value, &bits, sizeof value);
     return value;
 }
+template <size_t... I> struct Places {};
 template <class... A> struct Call {
     void (*kernel)(A...);
     void** arguments;
-    template <size_t... I> SHIM_OWN void with(std::index_sequence<I...>) { kernel(*(std::remove_reference_t<A>*)arguments[I]...); }
-    SHIM_OWN static void go(void* self) { ((Call*)self)->with(std::index_sequence_for<A...>{}); }
+    template <size_t... I> SHIM_OWN void with(Places<I...>) { kernel(*(A*)arguments[I]...); }
+    SHIM_OWN static void go(void* self) { ((Call*)self)->with(Places<__integer_pack(sizeof...(A))...>{}); }
 };
 template <class... A> SHIM_OWN int launch(void (*kernel)(A...), Launch* how, void** arguments)
 {
@@ -133,6 +131,20 @@ SHIM_CAS(int)
 SHIM_CAS(unsigned)
 SHIM_CAS(unsigned long long)
 
+// ---- functions of real numbers; <math.h> is not included, since to read C++'s takes longer than to compile most kernels
+#define SHIM_REAL_FUNCTION(NAME) \
+    extern "C" double NAME(double) noexcept; \
+    static inline float NAME(float a) { return __builtin_##NAME##f(a); }
+SHIM_REAL_FUNCTION(exp)
+SHIM_REAL_FUNCTION(expm1)
+SHIM_REAL_FUNCTION(fabs)
+SHIM_REAL_FUNCTION(floor)
+SHIM_REAL_FUNCTION(log)
+SHIM_REAL_FUNCTION(log1p)
+SHIM_REAL_FUNCTION(rint)
+SHIM_REAL_FUNCTION(sqrt)
+SHIM_REAL_FUNCTION(tanh)
+
 // ---- bits and arithmetic
 template <class To, class From> SHIM_OWN inline To shim_bits(From from)
 {
@@ -156,14 +168,14 @@ static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
-static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-static inline float __fsqrt_rn(float a) { return sqrtf(a); }
+static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 static inline double __dadd_rn(double a, double b) { return a + b; }
 static inline double __dsub_rn(double a, double b) { return a - b; }
 static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline double __ddiv_rn(double a, double b) { return a / b; }
-static inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-static inline double __dsqrt_rn(double a) { return sqrt(a); }
+static inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+static inline double __dsqrt_rn(double a) { return __builtin_sqrt(a); }
 static inline float __double2float_rn(double a) { return (float)a; }
 template <class V> static inline V __ldg(const V* at) { return *at; }
 #define SHIM_MINMAX(V) \
@@ -173,7 +185,7 @@ SHIM_MINMAX(int)
 SHIM_MINMAX(unsigned)
 SHIM_MINMAX(long long)
 SHIM_MINMAX(unsigned long long)
-static inline float min(float a, float b) { return fminf(a, b); }
-static inline float max(float a, float b) { return fmaxf(a, b); }
-static inline double min(double a, double b) { return fmin(a, b); }
-static inline double max(double a, double b) { return fmax(a, b); }
+static inline float min(float a, float b) { return __builtin_fminf(a, b); }
+static inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
+static inline double min(double a, double b) { return __builtin_fmin(a, b); }
+static inline double max(double a, double b) { return __builtin_fmax(a, b); }

@@ -13,6 +13,7 @@
 #include <deque>
 #include <random>
 #include <vector>
+#include <string.h>
 #include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
