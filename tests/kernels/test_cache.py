@@ -152,7 +152,9 @@ print(sum(sum(of.cache_misses.values()) for of in found), sum(sum(of.cache_hits.
 
 def start(code, **environment):
     path = os.pathsep.join(p for p in sys.path if p)
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_four_cold_processes_compile_each_kernel_once_and_a_copy_serves_where_the_folder_is_read_only(tmp_path):

@@ -215,7 +215,9 @@ def test_stochastic_codes_are_bit_equal_and_within_one_unit(bits, euclidean, fil
 def test_what_is_decoded_is_rounded_before_it_is_added(name, bits, dtype):
     """Else a receiver who adds to values and one who adds to zeros would not have decoded the same."""
     for n in SIZES:
-        codes = np.random.default_rng(n).integers(0, 128, -(-n * bits // 8) if bits < 8 else n).astype({16: np.uint16, 8: np.int8}.get(bits, np.uint8))
+        codes = (
+            np.random.default_rng(n).integers(0, 128, -(-n * bits // 8) if bits < 8 else n).astype({16: np.uint16, 8: np.int8}.get(bits, np.uint8))
+        )
         codes = codes << 7 if bits == 16 else codes  # about 1
         units = () if bits == 16 else (vector(blocks(n), dtype), BLOCK)
         more = (bits,) if name == "codes" else ()

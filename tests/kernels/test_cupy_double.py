@@ -90,7 +90,9 @@ def mismatches(ours, real, where):
         if p.kind == P.KEYWORD_ONLY and p.name not in named and P.VAR_KEYWORD not in kinds:
             found.append(f"{where}: has no keyword {p.name}")
     given = {p.name for p in mine} | {p.name for p in places[: sum(p.kind == P.POSITIONAL_ONLY for p in mine)]}
-    found += [f"{where}: needs {p.name}" for p in theirs if p.default is P.empty and p.kind not in (P.VAR_POSITIONAL, P.VAR_KEYWORD) and p.name not in given]
+    found += [
+        f"{where}: needs {p.name}" for p in theirs if p.default is P.empty and p.kind not in (P.VAR_POSITIONAL, P.VAR_KEYWORD) and p.name not in given
+    ]
     return found
 
 
@@ -113,7 +115,11 @@ def drift(ours, real, where="cupy"):
     """List what the double offers and CuPy does not, in a module, a namespace or a class."""
     own = vars(ours) if not isinstance(ours, type) else {**vars(ours), **dict.fromkeys(assigned(ours))}
     if isinstance(ours, types.ModuleType):
-        own = {name: value for name, value in own.items() if getattr(value, "__module__", None) == ours.__name__ or isinstance(value, types.SimpleNamespace)}
+        own = {
+            name: value
+            for name, value in own.items()
+            if getattr(value, "__module__", None) == ours.__name__ or isinstance(value, types.SimpleNamespace)
+        }
         inside = list(within(own))
         own = {name: value for name, value in own.items() if name not in ours.OURS and value not in inside}
     found = []
@@ -260,7 +266,9 @@ def test_scratch_memory_that_lacks_is_one_line_with_what_it_is_for_and_what_is_f
     assert gpu.scratch("product", 1 << 20, "f4").size == 1 << 20, "what failed is not kept in place of what is to be had"
 
 
-@pytest.mark.parametrize("make", [lambda kernels: kernels.zeros((512, 1024), np.float32), lambda kernels: kernels.here(np.zeros((512, 1024), np.float32))])
+@pytest.mark.parametrize(
+    "make", [lambda kernels: kernels.zeros((512, 1024), np.float32), lambda kernels: kernels.here(np.zeros((512, 1024), np.float32))]
+)
 def test_whatever_array_lacks_memory_is_one_line_with_its_shape(make):
     kernels = mpidml_kernels.cuda(cupy_double)
     with cupy_double.room(1 << 20), pytest.raises(MemoryError) as told:

@@ -129,14 +129,19 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+_launched = {}
+
+
 def launched(families, name, given):
-    """Return the names of the kernels that a call of `name` launches: no other is compiled when one is broken."""
-    names, whole = set(), on_shim("forward", *families)
-    with pytest.MonkeyPatch.context() as patch:
-        go = launch.Gpu.launch
-        patch.setattr(launch.Gpu, "launch", lambda gpu, family, kernel, *rest, **how: (names.add(kernel), go(gpu, family, kernel, *rest, **how)))
-        getattr(whole, name)(*(a.copy() if isinstance(a, np.ndarray) else a for a in given))
-    return names
+    """Return the names of the kernels that a call of `name` launches for arrays of these shapes: no other is compiled when one is broken."""
+    key = name, *(a.shape for a in given if isinstance(a, np.ndarray)), launch.MOST_BLOCKS
+    if key not in _launched:
+        names, whole, go = set(), on_shim("forward", *families), launch.Gpu.launch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch.Gpu, "launch", lambda gpu, family, kernel, *rest, **how: (names.add(kernel), go(gpu, family, kernel, *rest, **how)))
+            getattr(whole, name)(*(a.copy() if isinstance(a, np.ndarray) else a for a in given))
+        _launched[key] = names
+    return _launched[key]
 
 
 def assert_noticed(monkeypatch, families, given, where, name, old, new, said):

@@ -18,7 +18,13 @@ ARCHITECTURES = ["75", "80", "90"]
 MOST_REGISTERS = 40
 """Of a thread: six blocks of 256 threads then fit a multiprocessor. A kernel that takes more is listed below."""
 MORE_REGISTERS = {"binary_xent": 48, "weighted_xent": 48, "huber": 48}  # float64 and its logarithms
-MORE_REGISTERS |= {"layer_norm_backward": 48, "embed": 48, "add_runs": 48, "csr_matmul_backward": 48, "copy_rows": 48}  # several loads at once, 64-bit places
+MORE_REGISTERS |= {
+    "layer_norm_backward": 48,
+    "embed": 48,
+    "add_runs": 48,
+    "csr_matmul_backward": 48,
+    "copy_rows": 48,
+}  # several loads at once, 64-bit places
 MORE_REGISTERS |= {"int8_encode": 48, "fp16_round": 48, "bf16_round": 48}  # float64, four values at once
 MORE_REGISTERS |= dict.fromkeys(adaptive.LAWS, 52)  # float64, its roots and divisions
 UNROLLED = ("find_disorder", "place_chosen", "settle_digit", "add_product", "make_unit", "products_of_row", "take_parts")

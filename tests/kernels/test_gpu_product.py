@@ -25,9 +25,8 @@ def of_size(m, k, n, dtype=np.float32, turned=(False, False)):
     return a, b, random.standard_normal((m, n)).astype(dtype)
 
 
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda t: t.__name__)
-@pytest.mark.parametrize("name", ["matmul", "matmul_add"])
+@pytest.mark.parametrize(("name", "order"), [*(("matmul", order) for order in ORDERS), ("matmul_add", "shuffle")])
 def test_products_are_the_reference_s_whatever_is_transposed(name, dtype, order):
     for size, turned in itertools.product(SIZES, itertools.product((False, True), repeat=2)):
         a, b, out = of_size(*size, dtype, turned)
@@ -85,4 +84,4 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("where", "name", "old", "new", "said"), MUTANTS, ids=range(len(MUTANTS)))
 def test_a_broken_product_is_noticed(where, name, old, new, said, monkeypatch):
-    assert_noticed(monkeypatch, FAMILIES, of_size(70, 392, 70), where, name, old, new, said)
+    assert_noticed(monkeypatch, FAMILIES, of_size(40, 392, 40), where, name, old, new, said)

@@ -556,8 +556,12 @@ def test_layer_norm_agrees_with_the_reference(shape, fill, dtype):
     d = array(shape, dtype, seed=3)
     sums = np.empty(shape[1], dtype), np.empty(shape[1], dtype)
     eps = float(np.finfo(dtype).eps)
-    expected, *found = (run(backend, "layer_norm_backward", (d, x, stats, gain, *sums))[1] for backend in (REFERENCE, *candidates("layer_norm_backward")))
-    for a, b in ((a, b) for got in found for a, b in zip(got, expected, strict=True)):  # an inverse deviation may be large, so errors are measured by it
+    expected, *found = (
+        run(backend, "layer_norm_backward", (d, x, stats, gain, *sums))[1] for backend in (REFERENCE, *candidates("layer_norm_backward"))
+    )
+    for a, b in (
+        (a, b) for got in found for a, b in zip(got, expected, strict=True)
+    ):  # an inverse deviation may be large, so errors are measured by it
         np.testing.assert_allclose(a, b, rtol=100 * eps, atol=50 * eps * (1 + np.nanmax(np.abs(stats[:, 1]), initial=0)) * (1 + shape[0]))
 
 

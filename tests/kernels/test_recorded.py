@@ -109,7 +109,9 @@ def calls_cublas(chain):
     chain.kernels.gpu.cupy.matmul(chain.x, chain.w, out=chain.out)
 
 
-@pytest.mark.parametrize(("what", "says"), [(waits, "waits"), (takes_memory, "memory"), (calls_cublas, "cuBLAS")], ids=lambda of: getattr(of, "__name__", None))
+@pytest.mark.parametrize(
+    ("what", "says"), [(waits, "waits"), (takes_memory, "memory"), (calls_cublas, "cuBLAS")], ids=lambda of: getattr(of, "__name__", None)
+)
 def test_what_cannot_be_recorded_is_launched_one_by_one_and_says_why(what, says):
     """A GPU refuses alike, in words of its own."""
     chain = Chain(cupy_double)

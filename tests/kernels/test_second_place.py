@@ -28,7 +28,9 @@ def test_tests_that_come_to_the_shim_by_whatever_function_go_to_the_gpu():
 
 
 def test_what_never_comes_there_or_speaks_of_the_shims_own_errors_does_not():
-    assert not {"matmul_takes_transposed_views", "laws_count_operations_and_bytes", "compiled_tanh_and_exp_are_accurate_over_their_range"} & taken(test_kernels)
+    assert not {"matmul_takes_transposed_views", "laws_count_operations_and_bytes", "compiled_tanh_and_exp_are_accurate_over_their_range"} & taken(
+        test_kernels
+    )
     assert "a_broken_kernel_is_noticed" not in taken(test_gpu) and "packing_keeps_every_code_in_as_few_bytes_as_can_be" not in taken(test_codecs)
     assert runs_on_gpu(lambda: on_shim("forward", update)) and not runs_on_gpu(lambda: on_shim("forward", update) and KernelError)
     assert not runs_on_gpu(lambda: on_shim("forward", update).kernels), "what lies beneath is the double's"
