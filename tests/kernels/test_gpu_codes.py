@@ -232,7 +232,7 @@ def test_a_kernel_that_raises_no_flag_is_noticed(monkeypatch):
 
 def not_rounded(code, real):
     """Return the kernels with a product of two `real` numbers that the compiler fuses with a sum, or may: it may unless the rounding is spelt out."""
-    ptx = compiled(code, real, "-arch=compute_80", "ptx")[0].decode()
+    ptx = compiled(code, real, "80")[1]
     product = re.compile(rf"\b(mul|fma\.rn)\.(ftz\.)?f{8 * int(real[1])}\b")
     return {text.split("(")[0] for text in ptx.split(".entry ")[1:] if product.search(text)}
 

@@ -1,5 +1,6 @@
 """Compile every CUDA file as CuPy will, for real GPUs and without one: NVRTC, which knows no standard header, and ptxas, which tells registers and spills."""
 
+import functools
 import importlib.util
 import re
 from importlib.resources import files
@@ -35,14 +36,15 @@ MOST_SHARED_NBYTES = 2048
 MORE_SHARED_NBYTES = {"count_digits": 8192, "product": 9216}  # a count for each of 2048 digits; two tiles
 
 
-def compiled(code, real, option, kind):
-    """Return the machine code, or PTX, and the compiler's log; with the options that CuPy adds by itself."""
+@functools.cache
+def compiled(code, real, architecture):
+    """Return the machine code, the PTX it was made of and the compiler's log; with the options that CuPy adds by itself."""
     need(importlib.util.find_spec("cupy"), "CuPy and NVRTC (pip install '.[test]')")
     from cupy.cuda import nvrtc
 
     program = nvrtc.createProgram(code, "gpu.cu", (), ())
     options = (
-        option,
+        f"-arch=sm_{architecture}",
         "--std=c++17",
         f"-I{FOLDER}",
         f"-DREAL={SPELT[real]}",
@@ -52,7 +54,7 @@ def compiled(code, real, option, kind):
     )
     try:
         nvrtc.compileProgram(program, options)
-        return (nvrtc.getCUBIN(program) if kind == "cubin" else nvrtc.getPTX(program)), nvrtc.getProgramLog(program)
+        return nvrtc.getCUBIN(program), nvrtc.getPTX(program).decode(), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError:
         pytest.fail(nvrtc.getProgramLog(program), pytrace=False)
     finally:
@@ -74,7 +76,7 @@ def used(log):
 @pytest.mark.parametrize("family", FILES)
 def test_every_file_compiles_within_its_budget(family, real, architecture):
     code = (FOLDER / family / "gpu.cu").read_text()
-    cubin, log = compiled(code, real, f"-arch=sm_{architecture}", "cubin")
+    cubin, _, log = compiled(code, real, architecture)
     assert cubin[:4] == b"\x7fELF"
     found = used(log)
     assert set(found) == set(kernels(code, real))
@@ -88,7 +90,7 @@ def test_declared_types_are_those_of_the_compiler(family):
     """A launch is held to what a regular expression reads; the compiler's own list of parameters tells whether it reads well."""
     code = (FOLDER / family / "gpu.cu").read_text()
     for real in SPELT:
-        text = compiled(code, real, "-arch=compute_80", "ptx")[0].decode()
+        text = compiled(code, real, "80")[1]
         for name, parameters in kernels(code, real).items():
             declared = re.search(rf"\.entry {name}\((.*?)\)", text, re.DOTALL)[1]
             sizes = [int(bits) // 8 for bits in re.findall(r"\.param \.(?:align \d+ \.)?[busf](\d+)", declared)]
@@ -98,7 +100,7 @@ def test_declared_types_are_those_of_the_compiler(family):
 def test_the_check_catches_what_only_another_compiler_takes():
     code = 'extern "C" __global__ void k(float* x) { x[0] = INFINITY; }'
     with pytest.raises(pytest.fail.Exception, match="INFINITY"):
-        compiled(code, "f4", "-arch=sm_80", "cubin")
+        compiled(code, "f4", "80")
 
 
 def test_the_check_catches_spills():
@@ -110,7 +112,7 @@ def test_the_check_catches_spills():
         + ";"
     )
     code = f'extern "C" __global__ void __launch_bounds__(1024) k(float* __restrict__ x) {{ {body} }}'
-    assert used(compiled(code, "f4", "-arch=sm_80", "cubin")[1])["k"][2] > 0
+    assert used(compiled(code, "f4", "80")[2])["k"][2] > 0
 
 
 def test_an_unknown_type_is_named():
