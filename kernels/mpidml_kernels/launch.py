@@ -25,6 +25,8 @@ ROWS, COLUMNS = 8, 32
 MOST_BLOCKS = 1056
 """Of a kernel whose threads take several elements each: 8 for each multiprocessor of the largest GPU of today."""
 LESS = "compute fewer samples at once (a smaller --batch, or more --accumulate), use more GPUs, or take --device cpu"
+NOT_READY = 600
+"""What CUDA says of an event that has not come yet (cudaErrorNotReady)."""
 SPELT = {"f4": "float", "f8": "double"}
 
 
@@ -112,6 +114,14 @@ class Gpu:
         if self.held is not None:
             raise NotRecorded(why)
 
+    def done(self, event: Any) -> bool:
+        """Tell without waiting whether an event has come; CUDARuntimeError where it never will, since the device has failed, which CuPy's `done` does not tell."""
+        if event.done:
+            return True
+        if self.cupy.cuda.runtime.eventQuery(event.ptr) not in (0, NOT_READY):
+            event.synchronize()
+        return False
+
     @contextmanager
     def naming(self, what: str) -> Iterator[None]:
         """Say of all that is allocated within that it is `what`."""
@@ -126,7 +136,11 @@ class Gpu:
 
     @contextmanager
     def allocating(self, what: str, nbytes: int) -> Iterator[None]:
-        """Raise `refusal` where the device has no room for `what`, of `nbytes`: how much is free, once CuPy has given back what it kept, and what to do."""
+        """Raise `refusal` where the device has no room for `what`, of `nbytes`: how much is free, once CuPy has given back what it kept, and what to do.
+
+        Nothing is allocated while a recording is made: CuPy would, and give the memory to others before the recording runs.
+        """
+        self.no_recording(f"memory is taken, for {what}")
         try:
             yield
         except self.cupy.cuda.memory.OutOfMemoryError:

@@ -147,7 +147,7 @@ class OnDevice(Given):
         self._end([(self.sums, self.losses)])
         if progress is not None:
             for part in self.ranges:
-                while not part.landed.done:
+                while not self.gpu.done(part.landed):
                     progress(0, 0)
                 self._take(part)
                 progress(part.slices[0].start, part.slices[0].stop)

@@ -75,7 +75,7 @@ class Resident(Given):
                 progress(lo, hi)
         self.sums.get(stream=stream, out=self.losses, blocking=False)
         self.ended.record(stream)
-        while progress is not None and not self.ended.done:
+        while progress is not None and not self.gpu.done(self.ended):
             progress(0, 0)
         self.ended.synchronize()
         loss = 0.0

@@ -12,6 +12,7 @@ asks, under the limits of every other wait for a sum. All sums of one `StagedSum
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class DeviceSums(Collective):
 
     def __init__(self, comm: Any, kernels: Any) -> None:
         self.comm, self.kernels, self.cupy = comm, kernels, kernels.gpu.cupy
+        self.done: Callable[[Any], bool] = kernels.gpu.done
 
     def allocate(self, n: int, dtype: Any) -> Any:
         """Return n zeros on the device."""
@@ -106,7 +108,7 @@ class StagedSums(DeviceSums):
         """Bring every part as far as it comes without waiting, each step in the order in which the parts were queued."""
         self._fill()
         for part in tuple(self.line):
-            if part.phase == QUEUED or (part.phase == COMING and not part.came.done):
+            if part.phase == QUEUED or (part.phase == COMING and not self.done(part.came)):
                 return
             if part.phase == COMING:
                 part.sum.start()
@@ -243,7 +245,7 @@ class DirectSum(RoundSum):
         self.added.record(self.sums.adds)
 
     def _is_added(self) -> bool:
-        return bool(self.added.done)
+        return self.sums.done(self.added)
 
     def start(self) -> None:
         """Begin once the computing stream has done what it was given by now."""
@@ -255,7 +257,7 @@ class DirectSum(RoundSum):
     def test(self) -> bool:
         """Take what has come, once the buffer is complete."""
         if self.begins:
-            if not self.ready.done:
+            if not self.sums.done(self.ready):
                 return False
             self.begins = False
             super().start()

@@ -157,7 +157,7 @@ class NcclSum(Sum):
         if self.under_way:
             self.sums.move()
             self.sums.host.check_async_error()
-            self.under_way = not (self.ended and self.back.done)
+            self.under_way = not (self.ended and self.sums.done(self.back))
         return not self.under_way
 
     def late(self) -> list[int]:

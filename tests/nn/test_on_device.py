@@ -272,7 +272,7 @@ def of_stages(net):
 
 WAIT = "self.ended.synchronize()"
 MUTANTS = {
-    "of each range, before it is reported": ("run", "while not part.landed.done:", "while False:", of_progress),
+    "of each range, before it is reported": ("run", "while not self.gpu.done(part.landed):", "while False:", of_progress),
     "of all copies, before the pass ends": ("run", WAIT, "pass", of_network),
     "of a stage's copies": ("_go_back", WAIT, "pass", of_stages),
     "of what came, before it may be overwritten": ("go", WAIT, "pass", of_stages),
@@ -304,6 +304,29 @@ def test_what_is_left_out_is_seen(name, monkeypatch):
 def test_what_is_whole_passes_as_the_broken_would_have_to(run, how):
     here, there = pair("mlp", "float64")
     assert agree(run(there), run(here), "float64")
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_device_that_fails_ends_a_pass(resident, polls):
+    """An event that will never come is not asked for ever: CuPy says of it what it says of one that has not come yet."""
+    _, net = pair("mlp", "float64")
+    kernels, asked = net.device.kernels, []
+    w, g = (kernels.here(a) if resident else a for a in (net.init(1), np.empty(net.n_params)))
+
+    def fails():
+        raise cupy_double.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def progress(lo, hi):
+        asked.append(lo)
+        assert len(asked) < 1000, "it asks for ever"
+
+    with cupy_double.streams("lazy"):
+        step = net.bind(M, w, g)
+        fill(step, rows_of(net, 1), np.arange(M), 3)
+        cupy_double.get_current_stream()._give(fails)
+        with pytest.raises(cupy_double.CUDARuntimeError, match="illegal memory access"):
+            step.run(0.2, progress if polls else None)
 
 
 def test_a_copy_of_the_network_computes_on_the_cpu(how):

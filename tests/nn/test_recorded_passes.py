@@ -1,11 +1,14 @@
 """Hold passes that are launched as graphs to the same passes launched kernel by kernel: the same bits, whatever comes anew, in few launches."""
 
+import types
+
 import numpy as np
 import pytest
 from mpidml_kernels import recorded
 from mpidml_kernels.dense import gpu as dense_on_gpu
 
 from mpidml.nn.resident import Resident
+from mpidml.nn.split.line_on_device import LineOnDevice
 from tests.nn.test_on_device import NETS, M, fill, pair, rows_of, staged
 from tests.shim import cupy_double
 from tests.shim.devices import PLACES, placed
@@ -96,6 +99,19 @@ def test_in_the_long_run_a_pass_is_given_to_the_device_as_a_whole(how):
         step.run(0.2)
         given.append(stream._n_given - before)
     assert given[1:] == [6, 6, 6] and given[0] > 15
+
+
+@pytest.mark.parametrize("n", [4, 0])
+def test_a_sum_over_ranks_is_not_begun_in_a_recording(n):
+    """It would be one more than the others', or, of nothing, one that no graph has."""
+    gpu = pair("mlp", "float64")[1].device.kernels.gpu
+    buffer, sums = gpu.cupy.zeros(n, "f8"), []
+    line = LineOnDevice(types.SimpleNamespace(rank=0, size=1, edges=None, sum=lambda host: lambda: sums.append(host.size)), gpu)
+    launch = recorded.Recorded(gpu, line.sum(buffer))
+    for calls in (1, 2, 3):
+        launch()
+        assert sums == [n] * calls
+    assert "ranks" in launch.refusal and not launch.graphs
 
 
 def test_a_network_with_a_large_product_says_why_it_is_not_recorded(how, monkeypatch):

@@ -24,7 +24,7 @@ N_STEPS = 3
 # What is changed in the module, and on how many ranks at least that shows: on one a sum is what was given.
 MUTANTS = {
     "ready": ([("        self.sums.copies.wait_event(self.ready)\n", "")], 1),
-    "came": ([("part.phase == COMING and not part.came.done", "False")], 2),
+    "came": ([("part.phase == COMING and not self.done(part.came)", "False")], 2),
     "sum": (  # it goes up as soon as it has come
         [
             ("        self.came.record(copies)\n", "        self.came.record(copies)\n        self.device.set(self.host, stream=copies)\n"),
@@ -35,7 +35,7 @@ MUTANTS = {
     "slot": (  # it is filled while its sum is under way; sums go on one after the other
         [
             ("self.holder[part.slot] is not None", "False"),
-            ("not part.came.done", "(not part.came.done or any(other.slot == part.slot and other.phase == SUMMING for other in self.line))"),
+            ("not self.done(part.came)", "(not self.done(part.came) or any(other.slot == part.slot and other.phase == SUMMING for other in self.line))"),
         ],
         2,
     ),
@@ -43,8 +43,8 @@ MUTANTS = {
     "last part": ([("        if not self.of.n_left:\n", "        if self.of.n_left == len(self.of.parts) - 1:\n")], 2),
 }
 DIRECT_MUTANTS = {
-    "ready": ([("            if not self.ready.done:\n                return False\n", "")], 2),
-    "added": ([("return bool(self.added.done)", "return True")], 2),
+    "ready": ([("            if not self.sums.done(self.ready):\n                return False\n", "")], 2),
+    "added": ([("return self.sums.done(self.added)", "return True")], 2),
 }
 
 
@@ -269,6 +269,26 @@ def test_a_wait_has_its_limit_and_says_for_whom(make, ranks, monkeypatch):
     ranks.Barrier()
     total.wait(30)
     total.free()
+    sums.free()
+    inner.free()
+
+
+@pytest.mark.parametrize("make", [staged, direct])
+def test_a_device_that_fails_is_told_and_not_waited_for(make, ranks):
+    """On every rank here; of one alone the others find that it has ended."""
+    from mpidml.runtime import device_sum
+
+    def fails():
+        raise cupy.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    inner = make_collective("ring", ranks)
+    sums = make(device_sum, inner)
+    total = sums.plan(sums.allocate(100, "f8"))
+    with cupy.streams("lazy"):
+        cupy.get_current_stream()._give(fails)
+        with pytest.raises(cupy.CUDARuntimeError, match="illegal memory access"):
+            total.start()
+            total.wait(1)
     sums.free()
     inner.free()
 

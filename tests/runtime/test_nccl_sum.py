@@ -32,7 +32,7 @@ BROADCAST = "            sums.host.broadcast(at, at, *self.what, 0, sums.stream.
 # What is changed in the module, and whether that shows on so many ranks of so many hosts.
 MUTANTS = {
     "ready": ([("        sums.stream.wait_event(self.ready)\n", "")], lambda n_ranks, n_hosts: n_ranks > 1),
-    "back": ([("self.ended and self.back.done", "self.ended")], lambda n_ranks, n_hosts: n_ranks > 1),
+    "back": ([("self.ended and self.sums.done(self.back)", "self.ended")], lambda n_ranks, n_hosts: n_ranks > 1),
     "sum inside a host": ([("            with sums.stream:", "            if True:")], lambda n_ranks, n_hosts: 1 < n_hosts < n_ranks),  # hosts do not wait for it
     "sum between hosts": (  # what the first rank has of its own host is broadcast
         [
@@ -184,6 +184,19 @@ def test_calls_and_waits_are_those_of_the_law_in_one_order_on_all_ranks_of_a_hos
         assert calls == N_STEPS * [(name, n) for n in lengths for name in (("allReduce",) if one_host else ("reduce", "broadcast"))]
         assert not waits  # the host asks, and is never blocked
         sums.free()
+
+
+def test_a_device_that_fails_is_told_and_not_waited_for(comm):
+    def fails():
+        raise cupy.CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    with cupy.streams("lazy"), on_hosts(comm, 0) as ranks:
+        sums = by_nccl(ranks)
+        total = sums.plan(sums.allocate(100, "f8"))
+        cupy.get_current_stream()._give(fails)
+        with pytest.raises(cupy.CUDARuntimeError, match="illegal memory access"):
+            total.start()
+            total.wait(1)
 
 
 def test_a_wait_has_its_limit_and_no_sum_is_started_twice(comm, monkeypatch):

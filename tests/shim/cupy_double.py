@@ -4,7 +4,9 @@
 - arrays refuse to become NumPy's unasked, kernels refuse NumPy's, and new memory holds NaN;
 - streams do nothing until somebody waits (`streams("lazy")`, the default), and then no more than what the wait orders: who reads a buffer too early
   finds what was there before. `streams("eager")` does all at once. Right code gives the same under both;
-- while a stream records, nothing is done: what would wait, take memory or call cuBLAS is refused, and the recording is worthless then.
+- while a stream records, nothing is done: what would wait, copy from or to the host or call cuBLAS is refused. Memory can be taken, as in the mode in which
+  CuPy records, though nothing keeps it for the recording;
+- after an error in the work of a stream its events are never `done`; who waits is told.
 - NCCL's sums are work on streams, too, done between processes by MPI, once all ranks have come to the same call.
 
 Whoever tests passes this module where production code passes `cupy`; nothing imports it by itself.
@@ -88,7 +90,6 @@ class OutOfMemoryError(MemoryError):
 
 
 def _take(nbytes: int) -> None:
-    _refuse_while_recording("memory is taken")
     if nbytes > _how["free"]:
         raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0 bytes).")
 
@@ -102,12 +103,19 @@ def _refuse_while_recording(what: str) -> None:
         raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream is capturing")
 
 
+def _refuse_copies(stream: Stream, what: str) -> None:
+    if stream in _recording:
+        raise RuntimeError(f"the current stream is capturing, so {what} transfers are disallowed")
+
+
 class Event:
     """What a stream had been given when it was recorded."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         self._stream: Stream | None = None
         self._ticket = 0
+        self.ptr = id(self)
+        _events[self.ptr] = self
 
     def record(self, stream: Stream | None = None) -> None:
         self._stream = stream or get_current_stream()
@@ -121,11 +129,23 @@ class Event:
 
     @property
     def done(self) -> bool:
-        """Tell, and let time pass: whoever asks again and again sees one piece of work done after the other."""
-        if self._stream is None or self._stream._n_done >= self._ticket:
-            return True
-        self._stream._work_off(self._stream._n_done + 1)
-        return False
+        """Tell, and let time pass: whoever asks again and again sees one piece of work done after the other. No error is told, as CuPy tells none."""
+        stream = self._stream
+        if stream is not None and stream._failed is None and stream._n_done < self._ticket:
+            try:
+                stream._work_off(stream._n_done + 1)
+            except Exception as error:
+                stream._failed = error  # for whoever waits
+            return False
+        return event_query(self.ptr) == 0
+
+
+def event_query(event: int) -> int:
+    """Return 0 where an event has come, 600 where not yet, 719 where the work of its stream has failed."""
+    stream, ticket = _events[event]._stream, _events[event]._ticket
+    if stream is None:
+        return 0
+    return 719 if stream._failed is not None else 0 if stream._n_done >= ticket else 600
 
 
 class Stream:
@@ -138,6 +158,7 @@ class Stream:
         self._n_given = self._n_done = 0
         self._recorded: list[Callable[[], object]] = []
         self._worthless = False
+        self._failed: Exception | None = None
         self._blocking = not non_blocking
         self.ptr = id(self)
         _streams[self.ptr] = self
@@ -167,6 +188,9 @@ class Stream:
             self._work_off(self._n_given)
 
     def _work_off(self, ticket: int) -> None:
+        if self._failed is not None:
+            error, self._failed = self._failed, None  # on a GPU it stays for good
+            raise error
         while self._n_done < ticket:
             work = self._queue.popleft()
             self._n_done += 1
@@ -218,6 +242,7 @@ class Graph:
             work()
 
 
+_events: weakref.WeakValueDictionary[int, Event] = weakref.WeakValueDictionary()
 _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
 _arrays: weakref.WeakSet[ndarray] = weakref.WeakSet()
 Stream.null = Stream()
@@ -293,11 +318,10 @@ class ndarray:
     def get(self, stream: Stream | None = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray[Any, Any]:
         host = np.empty(self.shape, self.dtype) if out is None else out
         _check_host(host, self)
+        _refuse_copies(stream or get_current_stream(), "D2H")
         if not (host.flags.c_contiguous or host.flags.f_contiguous):
             raise RuntimeError("`out` cannot be specified when copying to non-contiguous ndarray")
         used = stream or get_current_stream()
-        if blocking:
-            _refuse_while_recording("the host waits for a copy")
         used._give(lambda: np.copyto(host, self._memory))
         if blocking:
             used.synchronize()
@@ -308,6 +332,7 @@ class ndarray:
         if not (self.flags.c_contiguous or self.flags.f_contiguous):
             raise RuntimeError("Cannot set to non-contiguous array")
         used = stream or get_current_stream()
+        _refuse_copies(used, "H2D")
         used._give(lambda: np.copyto(self._memory, arr))
         if stream is None:
             used.synchronize()
@@ -336,6 +361,7 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
     if isinstance(a, ndarray):
         return a
     memory = np.array(a, dtype=dtype, order="C")
+    _refuse_copies(get_current_stream(), "H2D")
     _take(memory.nbytes)
     return ndarray(None, _memory=memory)
 
@@ -588,6 +614,7 @@ cuda = types.SimpleNamespace(
         driverGetVersion=lambda: 0,  # as CuPy says where there is none
         runtimeGetVersion=lambda: 13010,
         CUDARuntimeError=CUDARuntimeError,
+        eventQuery=event_query,
         hostRegister=host_register,
         hostUnregister=host_unregister,
     ),

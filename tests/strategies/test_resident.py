@@ -135,7 +135,7 @@ def test_what_is_not_brought_up_or_down_is_noticed(comm, left_out, monkeypatch):
 
 
 def test_a_pass_that_does_not_wait_for_its_end_is_noticed(comm, monkeypatch):
-    waits = ("        while progress is not None and not self.ended.done:\n            progress(0, 0)\n", "        self.ended.synchronize()\n")
+    waits = ("        while progress is not None and not self.gpu.done(self.ended):\n            progress(0, 0)\n", "        self.ended.synchronize()\n")
     broken = changed(resident, [(wait, "") for wait in waits])
     here, expected = trained(comm, JOB)
     with on_device(monkeypatch) as patched:

@@ -8,7 +8,7 @@ from typing import Any
 from mpidml_kernels.launch import BLOCK, COLUMNS, MOST_BLOCKS, ROWS, Gpu, blocks, tiles
 
 SMALL = 1 << 26
-"""Multiplications up to which a product is made by a kernel of ours: it lasts about as long as its launch, and unlike cuBLAS's (by CuPy 14) it can be recorded."""
+"""Multiplications up to which a product is made by a kernel of ours: unlike cuBLAS's (by CuPy 14) it can be recorded. From where on cuBLAS gains more is not measured."""
 ENOUGH_BLOCKS = MOST_BLOCKS // 4
 LEAST_DEPTH = 128
 """Of a part of a product's sum."""

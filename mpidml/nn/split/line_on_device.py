@@ -38,6 +38,7 @@ class LineOnDevice:
         call, cuda = plan(host), self.gpu.cupy.cuda
 
         def run() -> None:
+            self.gpu.no_recording("ranks sum within it")  # before the others are called
             if buffer.size:
                 buffer.get(out=host)
             call()
