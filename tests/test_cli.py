@@ -21,6 +21,8 @@ def other(f):
         return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows, folder of a run or memory, they would be refused
     if f.name == "memory":
         return "2G"
+    if f.name == "transport":
+        return "mpi"  # the last is for another strategy
     if f.metadata["choices"]:
         return f.metadata["choices"][-1] if f.default != f.metadata["choices"][-1] else f.metadata["choices"][0]
     if isinstance(f.default, bool):

@@ -47,8 +47,8 @@ class Recorded:
         """Record `go`; an error that is its own comes again when it is called without recording."""
         stream = self.gpu.recorder
         with self.gpu.recording() as held, stream:
-            stream.begin_capture()
             try:
+                stream.begin_capture()
                 self.go(*numbers)
             except (NotRecorded, RuntimeError) as error:  # of CUDA's, and of CuPy's own, which refuses cuBLAS and copies from and to the host
                 self.refusal = str(error)

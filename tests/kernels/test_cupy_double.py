@@ -154,6 +154,7 @@ def test_what_the_double_offers_is_cupys(cupy):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.bench  # PyTorch brings the library
 def test_what_the_double_offers_of_nccl_is_cupys(cupy):
     real, ours = cupy.cuda.nccl, cupy_double.cuda.nccl
     need(real.available, "NCCL (pip install nvidia-nccl-cu13)")
@@ -213,7 +214,10 @@ def of_cuda(**names):
         (of_cuda(Stream=Stream), "cupy.cuda.Stream.handle: there is no such name"),
         (of_cuda(Stream=Stream), "cupy.cuda.Stream.wait_event: event may not be left out"),
         (of_cuda(runtime=types.SimpleNamespace(getDeviceCount=lambda device: 0)), "cupy.cuda.runtime.getDeviceCount: takes 0 arguments by place, device is one more"),
-        (of_cuda(nccl=types.SimpleNamespace(get_version=lambda kind: 0)), "cupy.cuda.nccl.get_version: takes 0 arguments by place, kind is one more"),
+        pytest.param(
+            of_cuda(nccl=types.SimpleNamespace(get_version=lambda kind: 0)), "cupy.cuda.nccl.get_version: takes 0 arguments by place, kind is one more",
+            marks=pytest.mark.bench,
+        ),
         (of_cuda(alloc_pinned_memory=lambda nbytes: 0), "cupy.cuda.alloc_pinned_memory: argument 0 is size, not nbytes"),
         (of_cuda(memory=types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (OSError,), {}))), "cupy.cuda.memory.OutOfMemoryError: is no OSError"),
     ],
