@@ -42,7 +42,8 @@ from mpidml.runtime.signals import Terminated, asked_to_end
 PRINTED_ROWS = 1024
 LEARNT = "learnt."
 OPTIMIZER = ".optimizer."
-TELL_SECONDS = 0.5
+TELL_SECONDS = 2.0
+"""Other ranks wait for rank 0's line, which ends them once it is told: so long only where rank 0 cannot."""
 
 
 def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
