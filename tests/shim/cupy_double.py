@@ -549,14 +549,10 @@ class NcclCommunicator:
         if len(every := {bytes(row).strip() for row in found}) > 1:
             raise RuntimeError(f"NCCL would wait for ever, or sum what does not belong together: {sorted(every)}")
         name, root = said[0], said[5]
-        if name == "allReduce":
-            request = self._mpi.Iallreduce(MPI.IN_PLACE, memory)
-        elif name == "reduce":
-            at_root = self._mpi.rank == root
-            request = self._mpi.Ireduce(MPI.IN_PLACE if at_root else memory.copy(), memory if at_root else None, root=root)
-        else:
-            request = self._mpi.Ibcast(memory, root)
-        _until(request, name)
+        total = memory.copy()
+        _until(self._mpi.Ibcast(total, root) if name == "broadcast" else self._mpi.Iallreduce(MPI.IN_PLACE, total), name)
+        if name != "reduce" or self._mpi.rank == root:
+            memory[...] = total
 
     def allReduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, stream: int) -> None:
         self._call("allReduce", sendbuf, recvbuf, count, datatype, op, 0, stream)
