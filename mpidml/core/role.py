@@ -12,7 +12,7 @@ so what is tested and simulated on one core is what runs on the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -135,10 +135,16 @@ NOTHING: tuple[Effect, ...] = ()
 
 
 class Waiting(NamedTuple):
-    """One blocked question: since when, and a text that says who waits for whom, for what."""
+    """One blocked question: since when, and a text that says who waits for whom, for what; `of`: the roles that are waited for, where they are known."""
 
     since: float
     text: str
+    of: tuple[int, ...] = ()
+
+
+def told(waits: Iterable[Waiting], here: Collection[int]) -> Waiting:
+    """Return the wait that says most: the oldest that is not for roles `here` alone, since these wait for something themselves; else the oldest."""
+    return min(waits, key=lambda wait: (bool(wait.of) and set(wait.of) <= set(here), wait.since))
 
 
 class Passive:

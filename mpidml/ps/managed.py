@@ -173,7 +173,7 @@ class ManagedClient(CachingClient):
         if not unsent:
             return super().waiting(now)
         text = f"; {unsent} bytes of its updates wait for its budget of {self.bucket.rate:g} bytes/s"
-        return [Waiting(max(since, self.sent_at), said + text) for since, said in super().waiting(now)]
+        return [wait._replace(since=max(wait.since, self.sent_at), text=wait.text + text) for wait in super().waiting(now)]
 
 
 def make_client(

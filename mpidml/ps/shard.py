@@ -197,14 +197,15 @@ class Shard(Passive):
             until = f"clock {wanted}" if wanted < ENDED else "the last clock of everybody"
             for source, message, since in pulls:
                 what = f"row {message.rows[0]} and {message.rows.size - 1} more" if message.rows is not None and message.rows.size else "all rows"
+                slowest = tuple(self.clocks.slowest()[:3])
                 behind = ", ".join(
-                    f"worker {self.order[w]} is at clock {self.clocks.completed[w]} and last spoke {now - self.spoke[w]:.1f} s ago"
-                    for w in self.clocks.slowest()[:3]
+                    f"worker {self.order[w]} is at clock {self.clocks.completed[w]} and last spoke {now - self.spoke[w]:.1f} s ago" for w in slowest
                 )
                 found.append(
                     Waiting(
                         since,
                         f"table {self.name}: pull of {what} by worker {self.order[source]} waits for {until} since {now - since:.1f} s; {behind}",
+                        slowest,
                     )
                 )
         return sorted(found)

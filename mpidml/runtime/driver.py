@@ -19,7 +19,7 @@ import numpy as np
 from mpidml.core.buffers import Buffers
 from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import PUSH, ROWS, After, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop
+from mpidml.core.role import PUSH, ROWS, After, Array, Compute, Effects, Lease, Message, Record, Role, Send, Stop, told
 from mpidml.runtime import wire
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
@@ -132,15 +132,12 @@ class Driver:
             self.trace.add("wait", since, now - since)
 
     def _sleep(self, idle_seconds: float) -> bool:
-        """Sleep a share of the time already idle, or until rung; return whether something came or was announced: then spin anew.
-
-        The flag is raised before the last look, so no ring is lost.
-        """
+        """Sleep a share of the time already idle, or until rung; return whether something came or was announced: then spin anew."""
         if self.bell is None or self.buffers is None or self.receiving or self.sending:
             time.sleep(min(NAP_SECONDS, max(2e-5, idle_seconds / 8)))
             return False
         flag = self.buffers.asleep[self.buffers.rank]
-        flag[0] = 1
+        flag[0] = 1  # before the last look, so that no ring is lost
         self.buffers.fence()
         sleep_seconds = min(LONG_SLEEP_SECONDS, max(self.timers[0][0] - clock_now(), 0.0)) if self.timers else LONG_SLEEP_SECONDS
         happened = self.poll() or self.bell.wait(sleep_seconds)
@@ -151,10 +148,11 @@ class Driver:
         self.looked_at = now
         if self.look is not None:
             self.look(now)
-        longest = min((wait for role in self.roles.values() for wait in role.waiting(now)[:1]), default=None)
+        waits = [wait for role in self.roles.values() for wait in role.waiting(now)[:1]]
+        longest = min(waits, default=None)
         MAIN.now = None if longest is None else Wait(longest.text, longest.since)
         if longest is not None and now - longest.since > self.wait_limit_seconds:
-            raise WaitTimeout(f"{self.name} {longest.text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
+            raise WaitTimeout(f"{self.name} {told(waits, self.roles).text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
 
     def _compute(self, me: int, compute: Compute) -> None:
         self.computing, self.polls_seconds, MAIN.now = me, 0.0, None

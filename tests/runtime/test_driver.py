@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
+from mpidml.core.role import Waiting
 from mpidml.ps.shard import Shard
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
@@ -153,6 +155,25 @@ def test_a_wait_past_its_limit_says_who_waits_for_whom(comm):
         text = str(caught.value)
         driver.end()
         assert "[rank 0/" in text and "table oracle" in text and "worker 1 is at clock 0 and last spoke" in text, text
+    counted.Barrier()
+    counted.free()
+
+
+@pytest.mark.mpi
+def test_a_server_that_waits_for_a_worker_beside_it_lets_that_worker_speak(comm):
+    """The worker lacks the answer of a server elsewhere; the read that it holds up is older."""
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.driver import Driver
+
+    counted = CountedComm(comm)
+    scenario, buffers = Scenario(Ssp(1), 2, 1, 8), Buffers()
+    roles = {0: scenario.role(0, buffers), 1: scenario.role(1, buffers)}
+    now = time.perf_counter()
+    driver = Driver(counted, roles, [0, 0, 1], wait_limit_seconds=8)
+    waits = Waiting(now - 9, "worker 1 is behind", (1,)), Waiting(now - 1, "asked of server(s) 5")
+    driver.roles = {role: SimpleNamespace(waiting=lambda now, wait=wait: [wait]) for role, wait in enumerate(waits)}
+    with pytest.raises(WaitTimeout, match=r"asked of server\(s\) 5; the limit is 8 s"):
+        driver._look(now)
     counted.Barrier()
     counted.free()
 
