@@ -51,11 +51,11 @@ class Recorded:
                 stream.begin_capture()
                 self.go(*numbers)
             except (NotRecorded, RuntimeError) as error:  # of CUDA's, and of CuPy's own, which refuses cuBLAS and copies from and to the host
-                self.refusal = str(error)
+                self.refusal = str(error) or repr(error)
             finally:
                 try:
                     graph = stream.end_capture()
                 except RuntimeError as error:
-                    self.refusal = self.refusal or str(error)
+                    self.refusal = self.refusal or str(error) or repr(error)
         if not self.refusal:
             self.graphs[numbers] = graph, held

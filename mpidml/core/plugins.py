@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -55,8 +56,8 @@ def load(package: str, name: str) -> type[Any]:
 def make(package: str, text: str, **given: Any) -> Any:
     """Build the plug-in that `text` describes; `given` are further keyword arguments, taken only where its constructor has them."""
     name, *words = text.split(":")
-    cls = load(package, name)
-    parameters = _parameters(cls)  # type: ignore[arg-type]  # a class can be hashed
+    cls: Callable[..., Any] = load(package, name)
+    parameters = _parameters(cls)
     free = [p for p in parameters if p not in given]
     values: dict[str, Any] = {k: v for k, v in given.items() if k in parameters}
     for position, word in enumerate(words):
@@ -85,7 +86,7 @@ def name_of(plugin: object) -> str:
 
 
 @lru_cache(256)
-def _parameters(cls: type[Any]) -> tuple[str, ...]:
+def _parameters(cls: Callable[..., Any]) -> tuple[str, ...]:
     """Name what a constructor takes."""
     return tuple(p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD)
 

@@ -88,7 +88,7 @@ def _joined(comm: CountedComm, nccl: Any) -> Any:
     """Return NCCL's communicator of this rank's host (Collective on comm).
 
     All ranks enter together, and none goes on before all are in: NCCL's start and its sums would wait for each other. Where it fails on one rank all raise
-    the same UserError; a rank whose NCCL never returns is the wait of the others, under their limit.
+    the same UserError; a rank that never comes is the wait of those of its host inside NCCL, and has the limit of every other wait.
     """
     made: list[Any] = []
 
@@ -100,7 +100,8 @@ def _joined(comm: CountedComm, nccl: Any) -> Any:
 
     number = comm.host.bcast(agree(comm, lambda: started(nccl.get_unique_id) if comm.host.rank == 0 else None))
     try:
-        agree(comm, lambda: made.append(started(lambda: nccl.NcclCommunicator(comm.host.size, number, comm.host.rank))))
+        with comm.host.blocked("the start of NCCL"):
+            agree(comm, lambda: made.append(started(lambda: nccl.NcclCommunicator(comm.host.size, number, comm.host.rank))))
     except UserError:
         for communicator in made:
             communicator.abort()  # an orderly end would wait for those that have none

@@ -126,6 +126,18 @@ def test_what_cannot_be_recorded_is_launched_one_by_one_and_says_why(what, says)
     assert not cupy_double._recording, "the stream records no more"
 
 
+@pytest.mark.parametrize("message", ["cudaErrorStreamCaptureUnsupported: another records", ""])
+def test_where_a_recording_cannot_begin_or_be_ended_it_is_launched_one_by_one(message, monkeypatch):
+    def fails(self, mode=None):
+        raise cupy_double.CUDARuntimeError(message)
+
+    chain = Chain(cupy_double)
+    launch = Recorded(chain.kernels.gpu, chain.go)
+    monkeypatch.setattr(cupy_double.Stream, "begin_capture", fails)
+    assert [chain.value(x, launch) for x in (1, 2, 3)] == [2, 4, 6]
+    assert message in launch.refusal != "" and not launch.graphs
+
+
 def test_a_large_product_is_not_tried(cupys, monkeypatch):
     chain = Chain(cupys)
     monkeypatch.setattr(dense_on_gpu, "SMALL", 26)

@@ -103,10 +103,11 @@ def summed(sums, rank, lengths=LENGTHS, meanwhile=lambda: None):
         for total in totals[::-1]:
             total.wait(30)
         found.append([buffer.copy() for buffer in buffers])
+    read = [[array.get() for array in arrays] for arrays in found]  # before sums are let go, which may end what is under way
     for total in totals:
         total.free()
     sums.free()
-    return [[array.get() for array in arrays] for arrays in found]
+    return read
 
 
 def same(found, expected):

@@ -18,8 +18,9 @@ from mpidml.core.rounds import moved
 from mpidml.strategies import base, data_parallel
 from tests.changed import changed
 from tests.ranks import need
-from tests.runtime.test_device_sum import LENGTHS, N_STEPS, PART, given
+from tests.runtime.test_device_sum import LENGTHS, N_STEPS, PART, given, summed
 from tests.shim import cupy_double as cupy
+from tests.shim import nccl_double as nccl
 from tests.shim.devices import device, placed
 from tests.strategies.test_identities import SMALL
 from tests.training import trained
@@ -73,25 +74,6 @@ def by_nccl(ranks, name="ring", way="StagedSums", nbytes=(), of=None, on=None):
 
     on = on or kernels()
     return (of or module()).NcclSums(ranks, on, lambda few: getattr(device_sum, way)(make_collective(name, few), on, *nbytes))
-
-
-def summed(sums, rank, lengths=LENGTHS):
-    """Sum buffers of all lengths at once, some steps one after the other; return what the computing stream then reads of them."""
-    buffers = [sums.allocate(n, "f8") for n in lengths]
-    totals = [sums.plan(buffer) for buffer in buffers]
-    found = []
-    for step in range(N_STEPS):
-        for buffer, total, n in zip(buffers, totals, lengths, strict=True):
-            buffer.set(given(rank, step, n), stream=cupy.get_current_stream())  # as a kernel would that was launched and has not run
-            total.start()
-        for total in totals[::-1]:
-            total.wait(30)
-        found.append([buffer.copy() for buffer in buffers])
-    read = [[array.get() for array in arrays] for arrays in found]  # before NCCL is let go, which ends its calls
-    for total in totals:
-        total.free()
-    sums.free()
-    return read
 
 
 def right(found, size, lengths=LENGTHS):
@@ -168,7 +150,7 @@ def test_calls_and_waits_are_those_of_the_law_in_one_order_on_all_ranks_of_a_hos
         return lambda self, *arguments: calls.append((name, arguments[2])) or real(self, *arguments)
 
     for name in ("allReduce", "reduce", "broadcast"):
-        monkeypatch.setattr(cupy.NcclCommunicator, name, noted(name, getattr(cupy.NcclCommunicator, name)))
+        monkeypatch.setattr(nccl.NcclCommunicator, name, noted(name, getattr(nccl.NcclCommunicator, name)))
     for owner, name in ((cupy.Stream, "synchronize"), (cupy.Event, "synchronize")):
         monkeypatch.setattr(owner, name, lambda self, *more: waits.append(self))
     lengths = [1000, 130, 64]
@@ -213,9 +195,9 @@ def test_a_wait_has_its_limit_and_no_sum_is_started_twice(comm, monkeypatch):
         ranks.Barrier()
         monkeypatch.setattr(cupy.Event, "done", done)
         total.wait(30)
-        monkeypatch.setattr(cupy.NcclCommunicator, "check_async_error", lambda self: (_ for _ in ()).throw(cupy.NcclError("NCCL_ERROR_REMOTE_ERROR")))
+        monkeypatch.setattr(nccl.NcclCommunicator, "check_async_error", lambda self: (_ for _ in ()).throw(nccl.NcclError("NCCL_ERROR_REMOTE_ERROR")))
         total.start()
-        with pytest.raises(cupy.NcclError, match="REMOTE"):
+        with pytest.raises(nccl.NcclError, match="REMOTE"):
             total.wait(30)
         monkeypatch.undo()
         total.wait(30)
@@ -226,11 +208,11 @@ def test_a_wait_has_its_limit_and_no_sum_is_started_twice(comm, monkeypatch):
 @pytest.mark.parametrize("where", ["get_unique_id", "NcclCommunicator"])
 def test_where_nccl_does_not_start_on_one_rank_all_have_the_line(comm, where, monkeypatch):
     def fails(*given):
-        raise cupy.NcclError("NCCL_ERROR_SYSTEM_ERROR: no memory")
+        raise nccl.NcclError("NCCL_ERROR_SYSTEM_ERROR: no memory")
 
     ended = []
-    monkeypatch.setattr(cupy, "NCCL_LIMIT_SECONDS", 1.0)  # that the others wait for the one
-    monkeypatch.setattr(cupy.NcclCommunicator, "abort", lambda self: ended.append(self))
+    monkeypatch.setattr(nccl, "NCCL_LIMIT_SECONDS", 1.0)  # that the others wait for the one
+    monkeypatch.setattr(nccl.NcclCommunicator, "abort", lambda self: ended.append(self))
     at = 0 if where == "get_unique_id" else comm.size - 1
     with on_hosts(comm, 2) as ranks:
         if ranks.rank == at:
@@ -240,6 +222,20 @@ def test_where_nccl_does_not_start_on_one_rank_all_have_the_line(comm, where, mo
         assert len(set(comm.allgather(str(told.value)))) == 1
         host_is_whole = where == "NcclCommunicator" and at not in range(ranks.leader, ranks.leader + ranks.host.size)
         assert len(ended) == host_is_whole, "who has one ends it without the others"
+
+
+def test_a_rank_inside_the_start_of_nccl_waits_for_those_of_its_host(comm, monkeypatch):
+    """So a rank that never comes is told under the limit of waits, which looks at what is noted."""
+    from mpidml.core.current_wait import MAIN
+
+    found = []
+    make = nccl.NcclCommunicator
+    monkeypatch.setattr(cupy.cuda.nccl, "NcclCommunicator", lambda *given: (found.append(MAIN.now), make(*given))[1])
+    with on_hosts(comm, 2) as ranks:
+        sums = by_nccl(ranks)
+        (wait,) = found
+        assert "the start of NCCL" in (wait.what if isinstance(wait.what, str) else wait.what()) and tuple(wait.call.ranks) == ranks.host.ranks
+        sums.free()
 
 
 def test_buffers_that_differ_are_refused_on_every_rank(comm):
@@ -256,15 +252,15 @@ def test_the_double_finds_ranks_that_do_not_make_the_same_calls(comm):
     """Another kind, count, type or order; memory that is not the device's; a name that others do not come to."""
     if comm.size == 1:
         return  # there is nobody to differ from
-    number = comm.bcast(cupy.get_unique_id() if comm.rank == 0 else None)
-    nccl, last = cupy.NcclCommunicator(comm.size, number, comm.rank), comm.rank == comm.size - 1
+    number = comm.bcast(nccl.get_unique_id() if comm.rank == 0 else None)
+    joined, last = nccl.NcclCommunicator(comm.size, number, comm.rank), comm.rank == comm.size - 1
     array, stream = cupy.zeros(10, "f8"), cupy.Stream(non_blocking=True)
     at, double, single = array.data.ptr, cupy.cuda.nccl.NCCL_FLOAT64, cupy.cuda.nccl.NCCL_FLOAT32
     ways = {
-        "kind": lambda: nccl.broadcast(at, at, 4, double, 0, stream.ptr) if last else nccl.allReduce(at, at, 4, double, 0, stream.ptr),
-        "count": lambda: nccl.allReduce(at, at, 4 + last, double, 0, stream.ptr),
-        "type": lambda: nccl.allReduce(at, at, 4, single if last else double, 0, stream.ptr),
-        "root": lambda: nccl.reduce(at, at, 4, double, 0, int(last), stream.ptr),
+        "kind": lambda: joined.broadcast(at, at, 4, double, 0, stream.ptr) if last else joined.allReduce(at, at, 4, double, 0, stream.ptr),
+        "count": lambda: joined.allReduce(at, at, 4 + last, double, 0, stream.ptr),
+        "type": lambda: joined.allReduce(at, at, 4, single if last else double, 0, stream.ptr),
+        "root": lambda: joined.reduce(at, at, 4, double, 0, int(last), stream.ptr),
     }
     for which, call in ways.items():
         call()
@@ -272,13 +268,13 @@ def test_the_double_finds_ranks_that_do_not_make_the_same_calls(comm):
             stream.synchronize()
         assert all(comm.allgather(True)), which
     host = np.zeros(10)
-    with pytest.raises(cupy.NcclError, match="no memory of the device"):
-        nccl.allReduce(host.ctypes.data, host.ctypes.data, 10, double, 0, stream.ptr)
+    with pytest.raises(nccl.NcclError, match="no memory of the device"):
+        joined.allReduce(host.ctypes.data, host.ctypes.data, 10, double, 0, stream.ptr)
     with pytest.raises(TypeError):
-        nccl.allReduce(at, at, 10, double, 0, stream)
-    nccl.abort()
-    with pytest.raises(cupy.NcclError, match="is gone"):
-        nccl.allReduce(at, at, 10, double, 0, stream.ptr)
+        joined.allReduce(at, at, 10, double, 0, stream)
+    joined.abort()
+    with pytest.raises(nccl.NcclError, match="is gone"):
+        joined.allReduce(at, at, 10, double, 0, stream.ptr)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,7 @@
   finds what was there before. `streams("eager")` does all at once. Right code gives the same under both;
 - while a stream records, nothing is done: what would wait, copy from or to the host or call cuBLAS is refused. Memory can be taken, as in the mode in which
   CuPy records, though nothing keeps it for the recording;
-- after an error in the work of a stream its events are never `done`; who waits is told.
-- NCCL's sums are work on streams, too, done between processes by MPI, once all ranks have come to the same call.
+- after an error in the work of a stream its events are never `done`; who waits is told (NCCL: `nccl_double`).
 
 Whoever tests passes this module where production code passes `cupy`; nothing imports it by itself.
 """
@@ -15,11 +14,8 @@ Whoever tests passes this module where production code passes `cupy`; nothing im
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import struct
 import threading
-import time
 import types
 import weakref
 from collections import deque
@@ -29,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.shim import nccl_double
 from tests.shim.compiled import Module
 
 __version__ = "14.2.0+double"
@@ -170,6 +167,8 @@ class Stream:
         _recording.append(self)
 
     def end_capture(self) -> Graph:
+        if self not in _recording:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
         _recording.remove(self)
         if self._worthless:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture")
@@ -470,113 +469,6 @@ def host_unregister(ptr: int) -> None:
         raise CUDARuntimeError("cudaErrorHostMemoryNotRegistered: pointer does not correspond to a registered memory region")
 
 
-class NcclError(RuntimeError):
-    """What NCCL refuses."""
-
-
-NCCL_LIMIT_SECONDS = 60.0
-"""After which a call that other ranks do not come to is an error here; the real one waits for ever."""
-_OF_NUMPY = {"NCCL_INT32": (2, "i4"), "NCCL_INT64": (4, "i8"), "NCCL_FLOAT32": (7, "f4"), "NCCL_FLOAT64": (8, "f8")}
-_n_ids = 0
-
-
-def _until(request: Any, what: str) -> Any:
-    """Wait for a request of mpi4py."""
-    began = time.monotonic()
-    while True:
-        done, found = request.test()
-        if done:
-            return found
-        if time.monotonic() - began > NCCL_LIMIT_SECONDS:
-            raise NcclError(f"NCCL_ERROR_REMOTE_ERROR: {what}: other ranks have not come for {NCCL_LIMIT_SECONDS:g} s")
-        time.sleep(1e-5)
-
-
-def get_unique_id() -> bytes:
-    """Name a communicator: which process made the name, and its number there."""
-    from mpi4py import MPI
-
-    global _n_ids
-    _n_ids += 1
-    return struct.pack("<2i", MPI.COMM_WORLD.rank, _n_ids).ljust(128, b"\0")
-
-
-class NcclCommunicator:
-    """Processes that meet under a name. Every call is compared between them when its turn on its stream comes: kind, number, count, type, root."""
-
-    def __init__(self, ndev: int, commId: bytes, rank: int, config: Any = None) -> None:
-        from mpi4py import MPI
-
-        if type(commId) is not bytes or len(commId) != 128:
-            raise ValueError("commId is 128 bytes")
-        self._n_calls, self._last, self._mpi = 0, Event(), MPI.COMM_NULL
-        world, (root, number) = MPI.COMM_WORLD, struct.unpack_from("<2i", commId)
-        tag = 10_000 + number % 10_000
-        sent = [world.isend((rank, ndev, world.rank), root, tag)]
-        if world.rank == root:
-            came = [_until(world.irecv(source=MPI.ANY_SOURCE, tag=tag), "init") for _ in range(ndev)]
-            sent += [world.isend(sorted(came), process, tag + 10_000) for _, _, process in came]
-        members = _until(world.irecv(source=root, tag=tag + 10_000), "init")
-        for each in sent:
-            _until(each, "init")
-        if [(r, n) for r, n, _ in members] != [(r, ndev) for r in range(ndev)]:
-            raise NcclError(f"NCCL_ERROR_INVALID_USAGE: ranks and sizes {members}")
-        group = world.Get_group().Incl([process for _, _, process in members])
-        self._mpi = world.Create_group(group, tag)
-
-    def _call(self, name: str, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, root: int, stream: int) -> None:
-        """Queue a call in place."""
-        if not self._mpi:
-            raise NcclError("NCCL_ERROR_INVALID_ARGUMENT: the communicator is gone")
-        if sendbuf != recvbuf or not all(isinstance(given, int) for given in (sendbuf, count, datatype, op, root, stream)):
-            raise TypeError("numbers alone, and sums in place: more is not asked of it")
-        dtype = {number: np.dtype(kind) for number, kind in _OF_NUMPY.values()}[datatype]
-        nbytes = count * dtype.itemsize
-        if nbytes and not any(a.data.ptr <= sendbuf and sendbuf + nbytes <= a.data.ptr + a.nbytes for a in list(_arrays)):
-            raise NcclError("NCCL_ERROR_INVALID_ARGUMENT: no memory of the device")
-        memory = np.frombuffer((ctypes.c_char * nbytes).from_address(sendbuf), dtype) if nbytes else np.empty(0, dtype)
-        self._n_calls += 1
-        said = (name, self._n_calls, count, dtype.str, op, root)
-        _streams[stream]._give(lambda: self._do(said, memory))
-        self._last.record(_streams[stream])
-
-    def _do(self, said: tuple[Any, ...], memory: np.ndarray[Any, Any]) -> None:
-        from mpi4py import MPI
-
-        text = repr(said).encode().ljust(200)
-        found = np.empty((self._mpi.size, len(text)), np.uint8)
-        _until(self._mpi.Iallgather(np.frombuffer(text, np.uint8), found), said[0])
-        if len(every := {bytes(row).strip() for row in found}) > 1:
-            raise RuntimeError(f"NCCL would wait for ever, or sum what does not belong together: {sorted(every)}")
-        name, root = said[0], said[5]
-        total = memory.copy()
-        _until(self._mpi.Ibcast(total, root) if name == "broadcast" else self._mpi.Iallreduce(MPI.IN_PLACE, total), name)
-        if name != "reduce" or self._mpi.rank == root:
-            memory[...] = total
-
-    def allReduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, stream: int) -> None:
-        self._call("allReduce", sendbuf, recvbuf, count, datatype, op, 0, stream)
-
-    def reduce(self, sendbuf: int, recvbuf: int, count: int, datatype: int, op: int, root: int, stream: int) -> None:
-        self._call("reduce", sendbuf, recvbuf, count, datatype, op, root, stream)
-
-    def broadcast(self, sendbuff: int, recvbuff: int, count: int, datatype: int, root: int, stream: int) -> None:
-        self._call("broadcast", sendbuff, recvbuff, count, datatype, 0, root, stream)
-
-    def check_async_error(self) -> None:
-        """Find none: here a call that goes wrong says so itself."""
-
-    def destroy(self) -> None:
-        """End with all others, once all calls are done."""
-        self._last.synchronize()
-        if self._mpi:
-            self._mpi.Free()
-
-    def abort(self) -> None:
-        """End without the others."""
-        self._mpi = type(self._mpi)()
-
-
 class _Pinned(bytearray):
     @property
     def mem(self) -> _Pinned:
@@ -595,15 +487,7 @@ cuda = types.SimpleNamespace(
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 1)),
-    nccl=types.SimpleNamespace(
-        available=True,
-        get_version=lambda: 23007,
-        get_unique_id=get_unique_id,
-        NcclCommunicator=NcclCommunicator,
-        NcclError=NcclError,
-        NCCL_SUM=0,
-        **{name: number for name, (number, _) in _OF_NUMPY.items()},
-    ),
+    nccl=nccl_double.namespace(),
     runtime=types.SimpleNamespace(
         getDeviceCount=lambda: _how["devices"],
         memGetInfo=lambda: (_how["free"], TOTAL_NBYTES),
