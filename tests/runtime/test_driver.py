@@ -155,6 +155,7 @@ def test_a_wait_past_its_limit_says_who_waits_for_whom(comm):
         text = str(caught.value)
         driver.end()
         assert "[rank 0/" in text and "table oracle" in text and "worker 1 is at clock 0 and last spoke" in text, text
+        assert roles[0].waiting(0.0)[0].of == (2,), "the role of worker 1"
     counted.Barrier()
     counted.free()
 
