@@ -130,6 +130,10 @@ def comm() -> Any:
     own = MPI.COMM_WORLD.Dup()
     yield own
     own.Free()
+    double = sys.modules.get("tests.shim.cupy_double")
+    if double is not None and double.locked:
+        double.locked.clear()
+        pytest.fail("memory is left page-locked")
 
 
 @pytest.fixture(params=["double, lazy streams", "double, eager streams", pytest.param("gpu", marks=pytest.mark.gpu)])

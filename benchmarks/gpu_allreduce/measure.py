@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ TARGET = 0.8
 TARGET_NBYTES = 1 << 26
 
 
-def variants(comm: CountedComm, kernels: Any, n: int, takes_pointers: bool, has_nccl: bool) -> dict[str, Callable[[], None]]:
-    """Return name -> one sum of n elements in place on the device, after which the device has nothing left to do; the copies alone sum nothing."""
+def variants(comm: CountedComm, kernels: Any, n: int, takes_pointers: bool, has_nccl: bool, held: ExitStack) -> dict[str, Callable[[], None]]:
+    """Return name -> one sum of n elements in place on the device, after which the device has nothing left to do; the copies alone sum nothing.
+
+    When `held` is left, all that they hold is let go.
+    """
     stream = kernels.gpu.cupy.cuda.get_current_stream()
     found: dict[str, Callable[[], None]] = {}
     sums: dict[str, Any] = {STAGED: StagedSums(make_collective("auto", comm), kernels)}
@@ -39,6 +43,8 @@ def variants(comm: CountedComm, kernels: Any, n: int, takes_pointers: bool, has_
     for name, of in sums.items():
         buffer = of.allocate(n, np.float32)
         total = of.plan(buffer)
+        held.callback(of.free)
+        held.callback(total.free)
 
         def go(total: Any = total) -> None:
             total.start()
@@ -109,7 +115,9 @@ def main() -> None:
         print(f"nccl      {f'left out: {lacking}' if lacking else 'yes, each rank on a GPU of its own'}", flush=True)
     kernels = mpidml_kernels.cuda(cupy)
     for nbytes in options.sizes:
-        rounds = interleave({name: sampled(comm, go) for name, go in variants(comm, kernels, nbytes // 4, takes_pointers, not lacking).items()}, options.rounds)
+        with ExitStack() as held:
+            found = variants(comm, kernels, nbytes // 4, takes_pointers, not lacking, held)
+            rounds = interleave({name: sampled(comm, go) for name, go in found.items()}, options.rounds)
         if comm.rank == 0:
             print("\n".join(told(rounds, nbytes, options.smoke)), flush=True)
     comm.free()

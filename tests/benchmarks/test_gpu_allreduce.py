@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 
 import mpidml_kernels
 import pytest
@@ -20,10 +21,12 @@ def test_every_variant_sums(comm, takes_pointers, has_nccl):
 
     need(shutil.which("g++"), "a C++ compiler (g++)")
     ranks = CountedComm(comm)
-    found = variants(ranks, mpidml_kernels.cuda(cupy_double), 1000, takes_pointers, has_nccl)  # each is held to its sum there
-    assert list(found) == [COPIES, STAGED, *[DIRECT] * takes_pointers, *[NCCL] * has_nccl]
-    for go in found.values():
-        go()
+    with ExitStack() as held:
+        found = variants(ranks, mpidml_kernels.cuda(cupy_double), 1000, takes_pointers, has_nccl, held)  # each is held to its sum there
+        assert list(found) == [COPIES, STAGED, *[DIRECT] * takes_pointers, *[NCCL] * has_nccl]
+        for go in found.values():
+            go()
+        assert cupy_double.locked
     ranks.free()
 
 

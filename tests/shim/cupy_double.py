@@ -454,18 +454,19 @@ class _Device:
         raise NotImplementedError("wait for the stream or the event that you mean")
 
 
-_locked: dict[int, int] = {}
+locked: dict[int, int] = {}
+"""Of each page-locked memory its address and bytes. No test may leave any: its address may be given out again."""
 
 
 def host_register(ptr: int, size: int, flags: int) -> None:
     """Page-lock memory; the same page twice is refused."""
-    if size and any(ptr < at + n and at < ptr + size for at, n in _locked.items()):
+    if size and any(ptr < at + n and at < ptr + size for at, n in locked.items()):
         raise CUDARuntimeError("cudaErrorHostMemoryAlreadyRegistered: part or all of the requested memory range is already mapped")
-    _locked[ptr] = size
+    locked[ptr] = size
 
 
 def host_unregister(ptr: int) -> None:
-    if _locked.pop(ptr, None) is None:
+    if locked.pop(ptr, None) is None:
         raise CUDARuntimeError("cudaErrorHostMemoryNotRegistered: pointer does not correspond to a registered memory region")
 
 
