@@ -76,9 +76,10 @@ class CodedStore(Store):
     """
 
     def __init__(
-        self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, coder: Compressor, n_workers: int, shares: bool
-    ) -> None:
-        super().__init__(versions, lo, width, backend, chain)
+        self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, coder: Compressor, n_workers: int, shares: bool,
+        kernels: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(versions, lo, width, backend, chain, kernels)
         self.coder, self.hi, self.shares = coder, lo + versions[0].size, shares
         self.total = np.zeros_like(versions[0])
         self.codes_answers = codes_answers(coder.codec)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from mpidml.core.role import Array, Message
-from mpidml.optim.base import Chain
+from mpidml.optim.base import Chain, State
+from mpidml.ps.on_device import OnDevice
 from mpidml.sync.base import Tuning
 
 PLAIN = Tuning()
@@ -17,19 +19,32 @@ PLAIN = Tuning()
 class Store:
     """Values of rows [lo, lo + n) x width in `versions` (1-D arrays of n * width, one owner); version v lies in versions[v % len].
 
-    One entry means a live copy that changes in place. `chain` None adds deltas.
+    One entry means a live copy that changes in place. `chain` None adds deltas. `kernels`: of a device on which the chain's updates are made; the arrays are
+    the host's all the same, and what is to be changed in them is changed by this class alone.
 
     An optimizer counts steps by the row: an update's step is the number of updates that the most often updated of its rows has seen. So the pieces of
     a cut update are one step, and a row that is touched for the first time makes a first step (PyTorch's SparseAdam counts calls instead,
     and so takes bias corrections for done that such a row has never had).
     """
 
-    def __init__(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None = None) -> None:
+    def __init__(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None = None, kernels: Any = None) -> None:
         self.versions, self.lo, self.width, self.backend, self.chain = list(versions), lo, width, backend, chain
         self.latest = 0
         self.n_whole = self.most_besides = 0
         self.besides: Array | None = None  # how many updates each row has seen besides the whole ones
-        self.optimizer: dict[str, Array] = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
+        self._optimizer: State = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
+        self.device = OnDevice(kernels, self.versions[0], self._optimizer) if chain and kernels is not None else None
+
+    @property
+    def optimizer(self) -> State:
+        """Return the optimizer's arrays as they are now; where they lie on a device they come from there."""
+        if self.device is not None:
+            self.device.down(self._optimizer)
+        return self._optimizer
+
+    def add_state(self, arrays: State) -> None:
+        """Let arrays that somebody else steps be saved and compared with the optimizer's."""
+        self._optimizer |= arrays
 
     def begin(self, clock: int) -> None:
         """Call the newest values version `clock`; older ones keep their distance where they were versions of clocks before."""
@@ -55,6 +70,7 @@ class Store:
                 np.copyto(self.versions[(self.latest - k) % n], self.versions[self.latest % n])
         for name, array in self.optimizer.items():
             fill(f".optimizer.{name}", array)
+        self._changed()
 
     def count(self, whole: Array, fill: Callable[[str, Array], bool]) -> None:
         """Learn how many updates each row (its shard, then) has seen whole, and from `fill` how many besides."""
@@ -71,12 +87,18 @@ class Store:
     def put(self, values: Array) -> None:
         """Take `values` for the newest."""
         np.copyto(self.at(self.latest), values)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Let the device know what was changed on the host."""
+        if self.device is not None:
+            self.device.up(self.at(self.latest).ravel(), self._optimizer)
 
     def step(self, total: Array, tuning: Tuning = PLAIN) -> None:
         """Make one update of all values by `total`, which may be overwritten. It is the next version where versions are kept."""
         old, new = self._next_version()
         self.n_whole += 1
-        self._update(old, new, total, self.optimizer, self.n_whole + self.most_besides, tuning)
+        self._update(old, new, total, slice(0, new.size), self.n_whole + self.most_besides, tuning)
 
     def _next_version(self) -> tuple[Array, Array]:
         old = self.versions[self.latest % len(self.versions)]
@@ -99,7 +121,7 @@ class Store:
             if partial:
                 self._add_rows(total.reshape(-1, self.width), partial)
             self.n_whole += 1
-            self._update(old, new, total, self.optimizer, self.n_whole + self.most_besides, tuning)
+            self._update(old, new, total, slice(0, new.size), self.n_whole + self.most_besides, tuning)
         else:
             if new is not old:
                 np.copyto(new, old)
@@ -109,9 +131,13 @@ class Store:
             if delta.data is not None:
                 delta.data.release()
 
-    def _update(self, old: Array, new: Array, total: Array, optimizer: dict[str, Array], step: int, tuning: Tuning) -> None:
-        if self.chain is not None:
-            self.chain.apply(self.backend, old, new, total, optimizer, step, tuning.rate, tuning.memory)
+    def _update(self, old: Array, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
+        """Update elements `where`, which are `old` and become `new`."""
+        if self.device is not None:
+            self.device.update(self.chain, new, total, where, step, tuning)  # type: ignore[arg-type]
+        elif self.chain is not None:
+            own = {name: array[where] for name, array in self._optimizer.items()}
+            self.chain.apply(self.backend, old, new, total, own, step, tuning.rate, tuning.memory)
         elif new is old:
             self.backend.add(old, total)
         else:
@@ -130,22 +156,29 @@ class Store:
             self._add_rows(values, deltas)
             return
         # An optimizer sees each touched row once, with the summed gradient; rows not touched keep their state (lazy updates).
-        if len(deltas) == 1 and deltas[0].rows is None:
-            block = slice(deltas[0].lo - self.lo, deltas[0].hi - self.lo)
-            part = values[block].reshape(-1)
-            own = {name: array.reshape(-1, self.width)[block].reshape(-1) for name, array in self.optimizer.items()}
-            self._update(part, part, self._data(deltas[0]), own, self._next_step(block), tuning)
+        blocks: dict[tuple[int, int], list[Array]] = {}
+        for delta in deltas:
+            blocks.setdefault((delta.lo, delta.hi), []).append(self._data(delta))
+        if all(delta.rows is None for delta in deltas) and all(a[1] <= b[0] for a, b in pairwise(sorted(blocks))):
+            for (lo, hi), (total, *others) in blocks.items():
+                for data in others:
+                    self.backend.add(total, data)
+                block = slice(lo - self.lo, hi - self.lo)
+                part, elements = values[block].reshape(-1), slice(block.start * self.width, block.stop * self.width)
+                self._update(part, part, total, elements, self._next_step(block), tuning)
             return
         rows = np.concatenate([np.arange(d.lo, d.hi) if d.rows is None else d.rows for d in deltas])
         where, inverse = np.unique(rows - self.lo, return_inverse=True)
         data = np.zeros((where.size, self.width), values.dtype)
         self.backend.add_rows(data, inverse.astype(np.int64), np.concatenate([self._data(d).reshape(-1, self.width) for d in deltas]))
-        touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in self.optimizer.items()}
+        optimizer = self.optimizer
+        touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in optimizer.items()}
         part = values[where].ravel()
-        self._update(part, part, data.ravel(), touched, self._next_step(where), tuning)
+        self.chain.apply(self.backend, part, part, data.ravel(), touched, self._next_step(where), tuning.rate, tuning.memory)
         values[where] = part.reshape(-1, self.width)
         for name, array in touched.items():
-            self.optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
+            optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
+        self._changed()
 
     def _next_step(self, where: slice | Array) -> int:
         """Count one more update of some rows; return its step."""

@@ -11,6 +11,7 @@ asks, under the limits of every other wait for a sum. All sums of one `StagedSum
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,7 @@ class StagedSums(DeviceSums):
         self.inner, self.nbytes = inner, nbytes
         self.copies = self.cupy.cuda.Stream(non_blocking=True)
         self.slots: dict[str, list[Array]] = {}
-        self.locked: list[int] = []
+        self.unlocks: list[weakref.finalize[Any, StagedSums]] = []
         self.sums: dict[tuple[int, int, str], Sum] = {}
         self.holder: list[_Part | None] = [None] * N_SLOTS
         self.line: deque[_Part] = deque()
@@ -100,7 +101,9 @@ class StagedSums(DeviceSums):
         runtime = self.cupy.cuda.runtime
         try:
             runtime.hostRegister(memory.ctypes.data, memory.nbytes, 0)
-            self.locked.append(memory.ctypes.data)
+            unlock = weakref.finalize(self, runtime.hostUnregister, memory.ctypes.data)  # a run that fails frees nothing, and its memory is given out again
+            unlock.atexit = False
+            self.unlocks.append(unlock)
         except runtime.CUDARuntimeError as error:
             self.pageable = str(error)
 
@@ -132,9 +135,9 @@ class StagedSums(DeviceSums):
         """Let the sums in the slots go, and unlock these; `inner` is whoever's opened it (Collective on comm)."""
         for total in self.sums.values():
             total.free()
-        for address in self.locked:
-            self.cupy.cuda.runtime.hostUnregister(address)
-        self.locked.clear()
+        for unlock in self.unlocks:
+            unlock()
+        self.unlocks.clear()
         self.sums.clear()
         self.slots.clear()
 

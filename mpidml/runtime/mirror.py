@@ -36,7 +36,7 @@ class Mirror:
         """Return what steps a store's range on the device; the store of the host has the weights in one live copy."""
         (values,) = here.versions
         there = Store([self.weights[here.lo : here.lo + values.size]], here.lo, here.width, self.kernels, here.chain)
-        there.optimizer = self.state(here.optimizer)
+        there.add_state(self.state(here.optimizer))
         self.stores.append((here, there))
         return there
 

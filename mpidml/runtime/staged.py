@@ -203,7 +203,7 @@ class Staged(Serverless):
         initial = stage.init(job.seed)
         before, after = self._chains()
         after.see(stage.params)
-        store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after)
+        store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after, net.device.kernels)
         chosen = self.between.pick(stage.n_summed * net.dtype.itemsize)
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
         gradient = chosen.allocate(max(self.replicas.allgather(stage.n_params)), net.dtype)[: stage.n_params]
@@ -221,7 +221,7 @@ class Staged(Serverless):
             before.see(stage.params)
             self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
             if not self.pushes:  # all replicas have the same, so it is saved with what the store has
-                store.optimizer |= self.link_states[s]
+                store.add_state(self.link_states[s])
         return held
 
     def _chains(self) -> tuple[Transforms | None, Chain]:

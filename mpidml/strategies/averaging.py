@@ -22,7 +22,8 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.partition import Shard
-from mpidml.optim.base import make_chain
+from mpidml.optim.base import State, make_chain
+from mpidml.ps.on_device import OnDevice
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
@@ -74,7 +75,9 @@ class Averaging(Serverless):
         task = Training(self, comm.rank)
         self.employ(task, self.gradient, {0: Store([self.weights], 0, 1, net.backend)}, [Shard(0, net.n_params, 0)])
         task.flats = [replicas.replica] * 2  # what is computed with, at every step
-        task.state = {"replica": replicas.replica, **self.chain.init(net.n_params, net.dtype)}
+        optimizer = self.chain.init(net.n_params, net.dtype)
+        task.state = {"replica": replicas.replica, **optimizer}
+        self.device = OnDevice(net.device.kernels, replicas.replica, optimizer) if net.device.kernels is not None else None
         task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else self.weights
         driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
         replicas.wait = driver.wait
@@ -92,6 +95,21 @@ class Averaging(Serverless):
         if self.way == "mean":
             return Replicas(*given)
         return (Elastic if self.way == "elastic" else ElasticAsync)(*given, self.moving_rate)
+
+    def refresh(self) -> None:
+        """Let the device know what was changed on the host, too (Collective on comm)."""
+        super().refresh()
+        if self.device is not None:
+            self.device.up(self.replicas.replica, self._state())
+
+    def land(self) -> None:
+        """Bring the optimizer to the host."""
+        if self.device is not None:
+            self.device.down(self._state())
+
+    def _state(self) -> State:
+        (task,) = self.tasks.values()
+        return task.state or {}
 
     def position(self) -> Any:
         """Return where the run stands, with the weights that stand for it in place (Collective on comm)."""
@@ -149,13 +167,18 @@ class Averager(Stepper):
         strategy, replicas, clock = self.strategy, self.strategy.replicas, self.clock + 1
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
-        strategy.chain.apply(strategy.net.backend, replicas.replica, replicas.replica, strategy.gradient, self.task.state, clock, tuning.rate)
+        if strategy.device is not None:
+            strategy.device.update(strategy.chain, replicas.replica, strategy.gradient, slice(0, replicas.replica.size), clock, tuning)
+        else:
+            strategy.chain.apply(strategy.net.backend, replicas.replica, replicas.replica, strategy.gradient, self.task.state, clock, tuning.rate)
         ended = clock_now()
         self.serve_seconds += ended - began
         if self.trace is not None:
             self.trace.add("apply", began, ended - began, self.clock)
         if not clock % strategy.job.average_every:
             replicas.exchange(clock)
+            if strategy.device is not None:
+                strategy.device.put(replicas.replica)
             if self.trace is not None:
                 self.trace.add("sum", ended, clock_now() - ended, self.clock, replicas.replica.nbytes)
 

@@ -121,9 +121,9 @@ class DataParallel(Serverless):
         for (lo, hi), half in zip(cuts, halves, strict=True):
             own = (lo + half.lo, lo + half.hi)
             self.weights[lo:hi] = initial[lo:hi]
-            store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain)
+            store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain, None if self.mirror is not None else net.device.kernels)
             buckets.append(Bucket(lo, hi, half, store if self.mirror is None else self.mirror.store(store)))
-            store.optimizer |= {name: array[slice(*own)] for name, array in self.link_state.items()}  # saved, and compared, with the store's
+            store.add_state({name: array[slice(*own)] for name, array in self.link_state.items()})  # saved, and compared, with the store's
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
                     if rank == comm.rank or not half.shares:

@@ -178,7 +178,9 @@ class ParameterServer(Served):
                 (spec, shard), (lo, hi) = self.shards[number], self.extent(number)
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                self.stores[number] = (self.codes.store if self.codes else Store)(versions, shard.lo, spec.width, net.backend, self.server_chain)
+                there = net.device.kernels if spec is self.spec else None  # rows of a large table are few at a time
+                make: Callable[..., Store] = self.codes.store if self.codes else Store
+                self.stores[number] = make(versions, shard.lo, spec.width, net.backend, self.server_chain, there)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
                 program = SparseTraining if self.first is not None else GroupTraining if self.group is not None else Training
                 self.tasks[number] = program(self, number - self.worker_roles.start)

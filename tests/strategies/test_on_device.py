@@ -9,7 +9,10 @@ import pytest
 from mpidml.core.job import Job
 from mpidml.nn.split import line_on_device
 from mpidml.nn.split.line_on_device import LineOnDevice
+from mpidml.optim.base import Chain
+from mpidml.ps.on_device import OnDevice
 from mpidml.runtime import net as nets
+from mpidml.runtime.resume import resumed
 from mpidml.strategies import base
 from tests.nn.test_on_device import TOLERANCE
 from tests.shim import cupy_double
@@ -81,7 +84,12 @@ def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, pla
         (tmp_path / "net.toml").write_text(NET)
         changes = {**changes, "model": str(tmp_path / "net.toml")}
     same = [name for name in SAME if way not in STAY or name != "bytes_sent"]
+    updating, apply = [], Chain.apply
+    monkeypatch.setattr(Chain, "apply", lambda self, backend, *given: updating.append(backend.name) or apply(self, backend, *given))
     assert agree(*both(comm, monkeypatch, place, **changes), same)
+    n_here = len(updating) // 2  # first all on the CPU, then on the device
+    assert set(updating[:n_here]) <= {"numpy"} and set(updating[n_here:]) <= {"cuda"}
+    assert any(comm.allgather(bool(updating)))
 
 
 @pytest.mark.mpi
@@ -116,3 +124,48 @@ def test_a_sum_over_a_line_that_leaves_something_out_is_seen(comm, monkeypatch, 
     monkeypatch.setattr(LineOnDevice, "_through", found["_through"])
     (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["tensor"])
     assert not np.abs(w - v).max() <= 1e-6
+
+
+SAVED = {
+    "parameter_server": {"strategy": "parameter_server", "sync": "bsp", "transport": "mpi"},
+    "data_parallel, ordered": {"strategy": "data_parallel", "deterministic": True},
+    "averaging": {"strategy": "averaging", "average_every": 2, "collective": "ring"},
+    "pipeline": {"strategy": "pipeline", "microbatches": 4},
+    "hybrid": {"strategy": "hybrid", "grid": "data=0", "collective": "ring", "microbatches": 2},
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("way", SAVED)
+def test_a_run_goes_on_from_there_here_and_from_here_there(comm, monkeypatch, way, mpi_tmp_path):
+    """What is saved has all that the device has made, and what the device goes on with all that was saved."""
+    job = JOB.with_values({**SAVED[way], "optimizer": "adam", "lr": 0.01}, "test")
+    _, expected = trained(comm, job)
+    for k, starts_there in enumerate((True, False)):
+        folder = str(mpi_tmp_path / f"{k}")
+        for there in (starts_there, not starts_there):
+            how = resumed(folder, {"steps": 6}) if there is not starts_there else job.with_values({"steps": 4, "checkpoint_every": 2, "out": folder}, "test")
+            with monkeypatch.context() as patched, placed("lazy"):
+                if there:
+                    on_device(patched)
+                _, values = trained(comm, how, write=there is starts_there)
+            comm.Barrier()
+        assert np.abs(values - expected).max() <= TOLERANCE["float64"] * 100
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("way", "broken"), [("averaging", "down"), ("averaging", "up"), ("parameter_server", "down"), ("pipeline", "up")])
+def test_a_run_that_goes_on_without_its_optimizer_is_seen(comm, monkeypatch, way, broken, mpi_tmp_path):
+    job = JOB.with_values({**SAVED[way], "optimizer": "adam", "lr": 0.01}, "test")
+    _, expected = trained(comm, job)
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        trained(comm, job.with_values({"steps": 4, "out": str(mpi_tmp_path / "run")}, "test"), write=True, checkpoint_every=4)
+        comm.Barrier()
+        _, values = trained(comm, resumed(str(mpi_tmp_path / "run"), {"steps": 6}))
+        assert np.abs(values - expected).max() <= TOLERANCE["float64"] * 100
+        patched.setattr(OnDevice, broken, lambda self, *given: None)
+        trained(comm, job.with_values({"steps": 4, "out": str(mpi_tmp_path / "other")}, "test"), write=True, checkpoint_every=4)
+        comm.Barrier()
+        _, values = trained(comm, resumed(str(mpi_tmp_path / "other"), {"steps": 6}))
+    assert not np.abs(values - expected).max() <= 1e-6

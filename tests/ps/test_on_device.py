@@ -1,0 +1,116 @@
+"""A store whose updates are made on a device is the store of the host: the same laws, values within rounding, and no copy that nobody asked for."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+
+from mpidml.core.role import PUSH, Lease
+from mpidml.optim.base import make_chain
+from mpidml.ps import on_device, store
+from mpidml.ps.store import Store
+from tests.changed import changed
+from tests.ps.test_store import BACKENDS, BLOCK, CHAIN, LO, PIECES, RATE, REPEATS, UPDATES, WHOLE, WIDTH, N, check_updates, in_pieces, message
+from tests.shim import cupy_double
+from tests.shim.devices import PLACES, device, placed
+
+NUMPY = BACKENDS["numpy"]
+OPTIMIZERS = ["sgd", "adam", "adamw", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "lion", "ftrl", "l1:0.1+sgd", "clamp:0.5+adam"]
+
+
+def there(cls=Store):
+    return partial(cls, kernels=device().kernels)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("n_versions", [1, 2, 3])
+@settings(max_examples=10)
+@given(updates=UPDATES)
+@example(updates=[[WHOLE, WHOLE], [], [BLOCK], [BLOCK, (LO, LO + 1), BLOCK], [REPEATS, REPEATS, BLOCK], [WHOLE], [REPEATS, WHOLE, BLOCK]])
+def test_an_update_there_is_the_one_by_hand(place, n_versions, updates):
+    with placed(place):
+        check_updates(there(), updates, CHAIN, n_versions)
+        check_updates(there(), updates, None, n_versions)  # which adds, and that the host does
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("chain", OPTIMIZERS)
+@pytest.mark.parametrize("pieces", [[WHOLE], *PIECES[:2]], ids=str)
+def test_every_optimizer_leaves_what_it_leaves_on_the_host(place, chain, pieces):
+    with placed(place):
+        for a, b in zip(in_pieces(there(), chain, pieces), in_pieces(Store, chain, [WHOLE]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def steps(of, n=3):
+    for step in range(1, n + 1):
+        of.step(step * np.linspace(-1, 2, N * WIDTH))
+    return of
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_put_and_restored_on_the_host_is_gone_on_from(place):
+    with placed(place):
+        mine, plain = (steps(cls([np.ones(N * WIDTH), np.ones(N * WIDTH)], LO, WIDTH, NUMPY, make_chain("adam", RATE))) for cls in (there(), Store))
+        saved = {name: array.copy() for name, array in mine.state(1).items()}
+        assert saved.keys() == plain.state(1).keys()
+        for again in (mine, plain):
+            again.put(np.full((N, WIDTH), 7.0))
+        np.testing.assert_allclose(steps(mine).at(6), steps(plain).at(6), rtol=1e-12)
+
+        def fill(name, out):
+            if name in saved:
+                out[...] = saved[name].reshape(out.shape)
+            return name in saved
+
+        other = there()([np.zeros(N * WIDTH), np.zeros(N * WIDTH)], LO, WIDTH, NUMPY, make_chain("adam", RATE))
+        other.restore(3, fill)
+        other.count(np.full(N, 3), fill)
+        plain.restore(3, fill)
+        plain.n_whole = 3
+        np.testing.assert_allclose(steps(other).at(6), steps(plain).at(6), rtol=1e-12)
+
+
+def test_an_update_is_its_gradient_up_and_its_values_down_and_the_optimizer_comes_when_it_is_asked_for(monkeypatch):
+    with placed("lazy"):
+        mine = there()([np.ones(N * WIDTH)], LO, WIDTH, NUMPY, make_chain("adam", RATE))
+        moved = {"set": [], "get": []}
+
+        def counted(move, calls):
+            return lambda self, *given, **named: calls.append(self.size) or move(self, *given, **named)
+
+        for name, calls in moved.items():
+            monkeypatch.setattr(cupy_double.ndarray, name, counted(getattr(cupy_double.ndarray, name), calls))
+        steps(mine)
+        mine.apply([message(PUSH, BLOCK, Lease(np.ones(3 * WIDTH)))])
+        assert moved == {"set": [N * WIDTH] * 3 + [3 * WIDTH], "get": [N * WIDTH] * 3 + [3 * WIDTH]}
+        assert set(mine.optimizer) == set(mine.optimizer) == {"0.adam.m", "0.adam.v"}
+        assert moved["get"][4:] == [N * WIDTH] * 2  # once, for nothing has changed since
+
+
+class Forgets(Store):
+    """Does not tell the device what was changed on the host."""
+
+    def _changed(self):
+        pass
+
+
+BROKEN = {
+    "the wait for the values": ("values.get(out=new)", "values.get(out=new, blocking=False)"),
+    "the gradient": ("self.kernels.put(gradient, total)", "pass"),
+    "that the optimizer is ahead": ("values.get(out=new)\n        self.is_ahead = True", "values.get(out=new)"),
+    "which elements": ("self.values[where], self.gradient[where]", "self.values[: total.size], self.gradient[: total.size]"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_laws_catch_what_is_left_out(name, monkeypatch):
+    monkeypatch.setattr(store, "OnDevice", changed(on_device, [BROKEN[name]]).OnDevice)
+    with placed("lazy"), pytest.raises(AssertionError):
+        check_updates(there(), [[WHOLE], [BLOCK]], CHAIN, 1)
+
+
+def test_the_laws_catch_a_device_that_is_not_told_of_rows():
+    with placed("lazy"), pytest.raises(AssertionError):
+        check_updates(there(Forgets), [[WHOLE], [REPEATS], [WHOLE]], CHAIN, 1)
