@@ -1,6 +1,6 @@
 """Say what layers and passes need of arrays besides kernels, of NumPy's and of a device's, so that neither they nor whoever feeds them names an array module.
 
-    zeros(shape, dtype)          copy(out, a)    xor(a, b, out)    take_columns(a, at, out)        where arithmetic runs
+    zeros(shape, dtype)    copy(out, a)    xor(a, b, out)    take_columns(a, at, out)    sign(a, out)    address(a)        where arithmetic runs
     here(a)    put(there, a)     from the host to where arithmetic runs                            host(a): back, which waits for the device
     naming(what)                 a context: what is allocated within is `what`, if a device has no room for it
 
@@ -31,8 +31,11 @@ def of_numpy() -> Functions:
     def naming(what: str) -> Any:
         return nullcontext()
 
+    def address(a: Array) -> int:
+        return int(a.__array_interface__["data"][0])
+
     found: Functions = {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
-    return found | {"naming": naming}
+    return found | {"naming": naming, "sign": np.sign, "address": address}
 
 
 def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[str], Any]) -> Functions:
@@ -53,6 +56,12 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[
     def take_columns(a: Any, at: Any, out: Any) -> None:
         cupy.take(a, at, 1, out)
 
+    def sign(a: Any, out: Any) -> None:
+        cupy.sign(a, out=out)
+
+    def address(a: Any) -> int:
+        return int(a.data.ptr)
+
     def put(there: Any, a: Any) -> None:
         if there.size:
             there.set(np.ascontiguousarray(a, there.dtype), cupy.cuda.get_current_stream())
@@ -62,4 +71,4 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[
         return found
 
     found = {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}
-    return found | {"naming": naming}
+    return found | {"naming": naming, "sign": sign, "address": address}

@@ -71,6 +71,8 @@ def fields(code: Array, *parts: tuple[DTypeLike, int]) -> list[Array]:
 class Codec:
     """Encode and decode tensors. Arrays are contiguous, float32 or float64, shaped like their tensor; nothing is allocated in proportion to them after `init`.
 
+    They lie where `backend` computes, which may be a device: whatever is no kernel's goes by its own `copy`, `put` and `host`.
+
     `code`: uint8 (nbytes,), beginning at a multiple of ALIGNMENT.
     `has_residual`: what was not sent is kept, and sent later. `unbiased`: the mean of what is decoded, over the noise, is what was given. `votes`: what is
     decoded is no approximation of the values but a vote on their sign; `combine` makes a result of their sum.
@@ -97,7 +99,7 @@ class Codec:
 
         noise: 64 bits that name this call's draws. FloatingPointError if x, or its sum with the residual, is not finite; the state is spoilt then.
         """
-        code[max(0, code.size - 4) :] = 0  # padding, if there is any
+        code[max(0, code.size - 4) :].fill(0)  # padding, if there is any
         if not self.pack(backend, x, state, code, np.uint64(noise)):
             raise FloatingPointError("what is to be encoded holds NaN or infinity, or became so with its residual; look at the learning rate and the data")
 
@@ -114,7 +116,7 @@ class Codec:
         out.fill(0)
         self.decode_add(backend, code, out)
 
-    def combine(self, total: Array) -> None:
+    def combine(self, backend: Any, total: Array) -> None:
         """Turn the sum of all senders' decoded codes into the result, in place: for most codecs it is the result."""
 
 
@@ -177,7 +179,8 @@ class Compressor:
         self.codec, self.params, self.dtype, self.backend = codec, params, np.dtype(dtype), backend
         self.seed, self.sender = seed, sender
         self.lo, self.hi = (0, params.size) if held is None else held
-        self._states = {name: codec.init(self._shape(name, a, b), dtype) for name, a, b in self._tensors(self.lo, self.hi)}
+        tensors = self._tensors(self.lo, self.hi)
+        self._states = {name: {key: backend.here(of) for key, of in codec.init(self._shape(name, a, b), dtype).items()} for name, a, b in tensors}
         self._ranges: dict[tuple[int, int], list[Piece]] = {}
 
     def _tensors(self, lo: int, hi: int) -> list[tuple[str, int, int]]:
@@ -231,7 +234,7 @@ class Compressor:
         index = (step,) if self.codec.same_noise else (step, self.sender)
         for name, of_range, of_code, shape, as_it_is, state, noise in self.pieces(lo, hi):
             if as_it_is:
-                code[of_code] = x[of_range].view(np.uint8)
+                self.backend.copy(code[of_code], x[of_range].view(np.uint8))
                 continue
             try:
                 self.codec.encode(self.backend, x[of_range].reshape(shape), state, code[of_code], rng.key(self.seed, f"compression:{noise}", *index))
@@ -242,7 +245,7 @@ class Compressor:
         """Compute out = the values of the range."""
         for piece in self.pieces(lo, hi):
             if piece.as_it_is:
-                out[piece.of_range] = code[piece.of_code].view(self.dtype)
+                self.backend.copy(out[piece.of_range], code[piece.of_code].view(self.dtype))
             else:
                 self.codec.decode(self.backend, code[piece.of_code], out[piece.of_range].reshape(piece.shape))
 
@@ -258,7 +261,7 @@ class Compressor:
         """Turn the sum of all senders' decoded ranges into the result, in place."""
         for piece in self.pieces(lo, hi):
             if not piece.as_it_is:
-                self.codec.combine(total[piece.of_range])
+                self.codec.combine(self.backend, total[piece.of_range])
 
     def state(self) -> State:
         """Return all states as named arrays, `<tensor>.<array>`; a tensor held in part has the residual of that part."""
@@ -270,7 +273,7 @@ class Compressor:
         if unlike := sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]:
             raise ValueError(f"compression: the saved state differs in '{unlike[0]}' from that of {type(self.codec).__name__} over these tensors")
         for name, array in own.items():
-            array[...] = state[name]
+            self.backend.put(array, state[name])
 
 
 def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class LowRank(Codec):
             return False
         v = residual.reshape(rows_and_columns(x.shape))
         if not q.size:
-            code.view(x.dtype)[...] = residual
+            backend.copy(code.view(x.dtype), residual)
             residual.fill(0)
             return True
         p, new = self._fields(code, x)
@@ -56,9 +56,9 @@ class LowRank(Codec):
         backend.orthonormalise(p)
         backend.matmul(p, v, new)
         backend.add_product(p, new, -1.0, v)
-        for i in range(len(q)):
-            if new[i].any():  # a direction in which there is nothing now would lead nowhere ever after
-                q[i] = new[i]
+        for i, found in enumerate(backend.host(new)):
+            if found.any():  # a direction in which there is nothing now would lead nowhere ever after
+                backend.copy(q[i], new[i])
         return bool(backend.is_finite(new.reshape(-1)))
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:

@@ -35,7 +35,7 @@ class RandomK(Codec):
     def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
         """Move, or take, the values that `noise` says; all of x is looked at, whether it is sent or not."""
         key, values = self._fields(code, x)
-        key[0] = noise
+        backend.put(key, np.full(1, noise))
         if self.unbiased:
             backend.strata_take(x.reshape(-1), noise, values)
             return bool(backend.is_finite(x.reshape(-1)) and backend.is_finite(values))
@@ -48,7 +48,7 @@ class RandomK(Codec):
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add the values where the key says."""
         key, values = self._fields(code, out)
-        backend.strata_add(values, key[0], out.reshape(-1))
+        backend.strata_add(values, backend.host(key)[0], out.reshape(-1))
 
     def _fields(self, code: Array, x: Array) -> list[Array]:
         return fields(code, (np.uint64, 1), (x.dtype, ceil(self.ratio * x.size)))

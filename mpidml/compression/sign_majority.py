@@ -9,7 +9,7 @@ the learning rate is the step itself, and there is no residual.
 from __future__ import annotations
 
 from math import prod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +23,6 @@ class SignMajority(Codec):
     has_residual = False
     votes = True
 
-    _units: ClassVar[dict[str, Array]] = {dtype: np.ones(1, dtype) for dtype in ("float32", "float64")}
-
     def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
         """Return 4 ceil(n / 32)."""
         return packed(prod(shape), 1)
@@ -35,11 +33,13 @@ class SignMajority(Codec):
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add the votes."""
-        backend.bits_decode_add(*self._fields(code, out), self._units[out.dtype.name], max(out.size, 1), out.reshape(-1))
+        unit = backend.zeros(1, out.dtype)
+        unit.fill(1)
+        backend.bits_decode_add(*self._fields(code, out), unit, max(out.size, 1), out.reshape(-1))
 
-    def combine(self, total: Array) -> None:
+    def combine(self, backend: Any, total: Array) -> None:
         """Take the sign of the sum."""
-        np.sign(total, out=total)
+        backend.sign(total, total)
 
     def _fields(self, code: Array, x: Array) -> list[Array]:
         return fields(code, (np.uint8, -(-x.size // 8)))

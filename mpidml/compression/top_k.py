@@ -22,7 +22,8 @@ class TopK(Codec):
 
     def __init__(self, ratio: float = 0.01, sampled: bool = False) -> None:
         self.ratio, self.sampled = share("ratio", ratio), truth("sampled", sampled)
-        self._counts, self._sample = np.zeros(2048, np.int64), np.zeros(0)
+        self._counts: Array | None = None
+        self._sample = np.zeros(0)
 
     def room(self, n: int) -> int:
         """Return how many values a code has room for."""
@@ -43,19 +44,21 @@ class TopK(Codec):
         if not x.size:
             return True
         if self._samples(x.size):
-            threshold, n_equal = self._sampled_threshold(flat, residual), x.size
+            threshold, n_equal = self._sampled_threshold(backend, flat, residual), x.size
         else:
+            if self._counts is None:
+                self._counts = backend.zeros(2048, np.int64)
             threshold = float(backend.kth_magnitude(flat, residual, values.size, self._counts))
-            n_equal = int(self._counts[0])
+            n_equal = int(backend.host(self._counts[:1])[0])
         return bool(backend.select(flat, residual, threshold, n_equal, values, ids) >= 0)
 
-    def _sampled_threshold(self, x: Array, residual: Array) -> float:
+    def _sampled_threshold(self, backend: Any, x: Array, residual: Array) -> float:
         every = x.size // SAMPLE | 1  # odd, so that it steps through all columns of a table whose width is even
         n = -(-x.size // every)
         if self._sample.size < n or self._sample.dtype != x.dtype:
             self._sample = np.empty(n, x.dtype)
         sample = self._sample[:n]
-        np.abs(np.add(x[::every], residual[::every], out=sample), out=sample)
+        np.abs(np.add(backend.host(x[::every]), backend.host(residual[::every]), out=sample), out=sample)
         k = max(1, round(self.ratio * n))
         sample.partition(n - k)
         return float(sample[n - k])

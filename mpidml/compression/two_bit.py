@@ -37,8 +37,8 @@ class TwoBit(Codec):
         (units, codes), flat = self._fields(code, x), x.reshape(-1)
         if self.threshold is None:
             return bool(backend.adaptive_encode(flat, state["residual"], self.block, units, codes))
-        units[0] = self.threshold
-        return bool(backend.two_bit_encode(flat, state["residual"], float(units[0]), codes) < float("inf"))
+        backend.put(units, unit := np.full(1, self.threshold, x.dtype))
+        return bool(backend.two_bit_encode(flat, state["residual"], float(unit[0]), codes) < float("inf"))
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add code x unit."""

@@ -5,14 +5,15 @@
     owner 0 adds up part 0, owner 1 part 1;  encoded once more, with a residual of its own, and decoded by all, the owner too
 
 So all ranks hold the same bits, and both ways what is lost in one step is sent in a later one. 2 (P - 1) / P codes of the range leave each rank.
+A vector that lies on a device stays there, with all that is kept: codes are made and read there, and they alone come to the host, where MPI takes them.
 Source: Tang et al. 2019 (DoubleSqueeze); Seide et al. 2014 (residuals).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,13 @@ def check_on_grid(job: Job, grid: ProcessGrid) -> None:
         raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={grid.sizes['tensor']} cuts them; leave one of them out")
     if job.collective != Job.collective:
         raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
+
+
+class Code(NamedTuple):
+    """A code where kernels make and read it, `there`, and where MPI sends it from and to, `here`: on the CPU one array, uint8 (nbytes,)."""
+
+    there: Any
+    here: Array
 
 
 class Step:
@@ -67,16 +75,39 @@ class Compressed(Collective):
 
     def look_at(self, gradient: Array) -> Array:
         """Take this rank's gradient, of which ranges are to be summed; return it."""
-        self.start = gradient.__array_interface__["data"][0]
+        self.start = self.backend.address(gradient)
         return gradient
+
+    way = "gradients are encoded there, and codes go"
+    """How gradients go that lie on a device, for a run's heading."""
 
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`, a range of the gradient."""
-        lo = (buffer.__array_interface__["data"][0] - self.start) // self.dtype.itemsize
+        lo = (self.backend.address(buffer) - self.start) // self.dtype.itemsize
         edges = self._edges(lo, lo + buffer.size)
         parts = list(pairwise(edges))
         self.downs.append(self._coder(parts[self.comm.rank]))
-        return CompressedSum(self.comm, buffer, parts, self.up, self.downs[-1], self.step)
+        return CompressedSum(self, buffer, parts, self.downs[-1])
+
+    def code(self, nbytes: int) -> Code:
+        """Make room for a code."""
+        if self.backend.gpu is None:
+            return Code(array := np.zeros(nbytes, np.uint8), array)
+        return Code(self.backend.zeros(nbytes, np.uint8), self.backend.gpu.pinned(nbytes, np.uint8))
+
+    def to_host(self, codes: Sequence[Code]) -> None:
+        """Let MPI have codes that were made; waits for the device, once."""
+        if self.backend.gpu is not None:
+            stream = self.backend.gpu.cupy.cuda.get_current_stream()
+            for code in codes:
+                if code.here.size:
+                    code.there.get(stream=stream, out=code.here, blocking=False)
+            stream.synchronize()
+
+    def from_host(self, codes: Sequence[Code]) -> None:
+        """Let kernels that are started from now on have codes that came. They may come anew after the next `to_host`."""
+        for code in codes if self.backend.gpu is not None else ():
+            self.backend.put(code.there, code.here)
 
     def _edges(self, lo: int, hi: int) -> list[int]:
         """Cut a range over the ranks: between tensors where the codec needs them in full."""
@@ -89,8 +120,11 @@ class Compressed(Collective):
         return [lo, *inner, hi]
 
     def kept(self) -> list[tuple[str, int, int, Array]]:
-        """List what this rank keeps: name, first element, elements in all, array. Residuals of sums lie in one vector, wherever they were cut."""
-        found = [(f"compress.{self.comm.rank}.{name}", 0, array.size, array.reshape(-1)) for name, array in self.up.state().items()]
+        """List what this rank keeps: name, first element, elements in all, array of the host. Residuals of sums lie in one vector, wherever they were cut."""
+        return [(name, first, size, self.backend.host(array)) for name, first, size, array in self._held()]
+
+    def _held(self) -> list[tuple[str, int, int, Any]]:
+        found: list[tuple[str, int, int, Any]] = [(f"compress.{self.comm.rank}.{name}", 0, array.size, array.reshape(-1)) for name, array in self.up.state().items()]
         for down in self.downs:
             for name, array in down.state().items():
                 tensor, _, key = name.rpartition(".")
@@ -103,38 +137,41 @@ class Compressed(Collective):
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
         """Let `read(name, first element, out)` fill what is kept; of another number of ranks all they owed is shared out evenly."""
         mine = f"compress.{self.comm.rank}."
-        for name, first, _, array in self.kept():
+        for name, first, _, there in self._held():
+            array = self.backend.host(there)
             if n_before == self.comm.size or not name.startswith(mine):
                 read(name, first, array)
-                continue
-            others = np.zeros((n_before, array.size), array.dtype)
-            for rank in range(n_before):
-                read(f"compress.{rank}.{name[len(mine) :]}", first, others[rank])
-            array[:] = others.sum(0) / (self.comm.size if name.endswith(".residual") else n_before)
+            else:
+                others = np.zeros((n_before, array.size), array.dtype)
+                for rank in range(n_before):
+                    read(f"compress.{rank}.{name[len(mine) :]}", first, others[rank])
+                array[:] = others.sum(0) / (self.comm.size if name.endswith(".residual") else n_before)
+            self.backend.put(there, array)
 
 
 class CompressedSum(Sum):
-    """The sum of `gradient`, elements `parts[0][0]` to `parts[-1][1]` of a vector of which rank r owns `parts[r]` (Collective on comm).
+    """The sum of `gradient`, elements `parts[0][0]` to `parts[-1][1]` of a vector of which rank r owns `parts[r]` (Collective on the ranks of `of`).
 
-    `up` encodes what this rank gives, `down` what it owns.
+    What this rank gives is encoded by the coder of all its sums, what it owns by `down`.
     """
 
-    def __init__(self, comm: Any, gradient: Array, parts: list[tuple[int, int]], up: Compressor, down: Compressor, step: Step) -> None:
-        self.comm, self.parts, self.up, self.down, self.step = comm, parts, up, down, step
+    def __init__(self, of: Compressed, gradient: Array, parts: list[tuple[int, int]], down: Compressor) -> None:
+        self.of, self.parts, self.up, self.down = of, parts, (up := of.up), down
+        self.comm = comm = of.comm
         first, rank = parts[0][0], comm.rank
         self.values = [gradient[lo - first : hi - first] for lo, hi in parts]
-        self.own = np.zeros(parts[rank][1] - parts[rank][0], gradient.dtype)
-        others = [r for r in range(comm.size) if r != rank]
-        given, taken, sums = ([np.zeros(coder.nbytes(*of), np.uint8) for of in ranges] for coder, ranges in ((up, parts), (up, [parts[rank]] * comm.size), (down, parts)))
+        self.own = of.backend.zeros(parts[rank][1] - parts[rank][0], gradient.dtype)
+        self.others = others = [r for r in range(comm.size) if r != rank]
+        given, taken, sums = ([of.code(coder.nbytes(*cut)) for cut in ranges] for coder, ranges in ((up, parts), (up, [parts[rank]] * comm.size), (down, parts)))
         self.given, self.taken, self.sums = given, taken, sums
         taken[rank] = given[rank]
         tags = comm.new_tag(), comm.new_tag()
-        self.receives = [[(comm.Recv_init(code[r], r, tag), r) for r in others if code[r].size] for code, tag in zip((taken, sums), tags, strict=True)]
+        self.receives = [[(comm.Recv_init(code[r].here, r, tag), r) for r in others if code[r].here.size] for code, tag in zip((taken, sums), tags, strict=True)]
         self.sends = [
-            [comm.Send_init(given[r], r, tags[0]) for r in others if given[r].size],
-            [comm.Send_init(sums[rank], r, tags[1]) for r in others if sums[rank].size],
+            [comm.Send_init(given[r].here, r, tags[0]) for r in others if given[r].here.size],
+            [comm.Send_init(sums[rank].here, r, tags[1]) for r in others if sums[rank].here.size],
         ]
-        self.nbytes = sum(given[r].size for r in others) + len(others) * sums[rank].size
+        self.nbytes = sum(given[r].here.size for r in others) + len(others) * sums[rank].here.size
         self.n_rounds = 2 if others else 0
         self.phase = 2
 
@@ -143,22 +180,26 @@ class CompressedSum(Sum):
         if self.phase < 2:
             raise RuntimeError("sum over ranks: it is started again before it has ended")
         for values, code, (lo, hi) in zip(self.values, self.given, self.parts, strict=True):
-            self.up.encode(values, lo, hi, code, self.step.number)
+            self.up.encode(values, lo, hi, code.there, self.of.step.number)
+        self.of.to_host([self.given[r] for r in self.others])
         self._post(0)
 
     def test(self) -> bool:
         """Add up once all codes are here; decode once all sums are."""
         if self.phase == 0 and self._moved():
-            lo, hi = self.parts[self.comm.rank]
+            (lo, hi), sums = self.parts[self.comm.rank], self.sums[self.comm.rank]
+            self.of.from_host([self.taken[r] for r in self.others])
             self.own.fill(0)
             for code in self.taken:  # in the order of ranks
-                self.up.decode_add(code, lo, hi, self.own)
+                self.up.decode_add(code.there, lo, hi, self.own)
             self.up.combine(self.own, lo, hi)
-            self.down.encode(self.own, lo, hi, self.sums[self.comm.rank], self.step.number)
+            self.down.encode(self.own, lo, hi, sums.there, self.of.step.number)
+            self.of.to_host([sums])
             self._post(1)
         if self.phase == 1 and self._moved():
+            self.of.from_host([self.sums[r] for r in self.others])
             for values, code, (lo, hi) in zip(self.values, self.sums, self.parts, strict=True):
-                self.down.decode(code, lo, hi, values)
+                self.down.decode(code.there, lo, hi, values)
             self.phase = 2
         return self.phase == 2
 

@@ -12,6 +12,7 @@ Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,13 @@ from mpidml.ps.task import Turn
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
-from mpidml.runtime.device_sum import DeviceSums, DirectSums, StagedSums, make_sums
-from mpidml.runtime.gpu_mpi import takes_device_pointers
+from mpidml.runtime.device_sum import DeviceSums
 from mpidml.runtime.mirror import Mirror
-from mpidml.runtime.nccl_sum import NcclSums, check_between
+from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
+from mpidml.runtime.summed_there import choose
 from mpidml.runtime.training import Training
 
 ORDERED = "ordered"
@@ -155,56 +156,57 @@ class DataParallel(Serverless):
         return Training(self, self.comm.rank), cuts, [halves(lo, hi) for lo, hi in cuts]
 
     def _stays(self, net: Network) -> bool:
-        """Whether weights, gradient and optimizer stay there: not where rows are sparse, or host memory is what is summed, coded, added to or tested by a thread."""
-        job = self.job
+        """Whether weights, gradient and optimizer stay there: not where rows are sparse, or host memory is what is summed, added to or tested by a thread."""
+        job, comm = self.job, self.comm
+        self.memory = job.transport == "auto" and (comm.size == 1 or max(comm.allgather(comm.host.size)) > 1)
         self.mirror: Mirror | None = None
-        self.device_sums: DeviceSums | None = None
+        self.device_sums: DeviceSums | Compressed | None = None
         self.gpu_mpi = False, ""
-        host = self.ordered or self.data.is_sparse or job.compress or job.accumulate > 1 or job.progress_thread == "on"
+        by_hosts = job.compress and self.memory and not comm.one_host  # one rank of each encodes what its host has summed
+        host = self.ordered or self.data.is_sparse or by_hosts or job.accumulate > 1 or job.progress_thread == "on"
         return net.device.kernels is not None and not host
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient that lies on the device, as `_by_buckets` does for one of the host."""
-        comm, kernels, n, chooses = self.comm, net.device.kernels, net.n_params, self.job.collective == Job.collective
-        self.chosen, self.memory, self.picked = self.collective.by_timing, False, NCCL
-
-        def by_mpi(collective: Collective) -> StagedSums | DirectSums:
-            if collective.comm.size > 1:
-                self.gpu_mpi = takes_device_pointers(collective.comm, kernels.gpu.cupy.cuda.Device().id)
-            made = make_sums(collective, kernels, min(self.job.bucket, n * net.dtype.itemsize), self.gpu_mpi[0], chooses)
-            self.picked = plugins.name_of(made.inner) if chooses else self.job.collective
-            return made
-
-        nccl = self.job.transport == NCCL
-        self.device_sums = sums = NcclSums(comm, kernels, lambda few: by_mpi(make_collective(self._collective(), few))) if nccl else by_mpi(self.collective)
+        comm, kernels, n = self.comm, net.device.kernels, net.n_params
+        coded = self._coded(net, kernels) if self.job.compress and not self.memory else None
+        on, nbytes = partial(make_collective, self._collective()), min(self.job.bucket, n * net.dtype.itemsize)
+        found, self.chosen = choose(self.job, kernels, self.collective, on, nbytes, coded), self.collective.by_timing
+        self.device_sums, self.picked, self.gpu_mpi = found
         with kernels.naming("the gradient"):
-            self.gradient = self.total = sums.allocate(n, net.dtype)
+            self.gradient = self.total = kernels.zeros(n, net.dtype)
+        if coded is not None:
+            coded.look_at(self.gradient)
         self.weights = np.zeros(n, net.dtype)
         self.mirror = Mirror(kernels, self.weights)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
 
         def total(gradient: Any) -> Sum:
-            return sums.plan(gradient) if comm.size > 1 else Done()  # alone nothing travels
+            return found.sums.plan(gradient) if comm.size > 1 or coded is not None else Done()  # alone nothing travels
 
         return OfMirror(self, comm.rank), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
 
     def _compressing(self, net: Network) -> Collective | None:
         """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""
-        comm, job = self.comm, self.job
-        self.memory = job.transport == "auto" and (comm.size == 1 or max(comm.allgather(comm.host.size)) > 1)
-        if not job.compress or (self.memory and comm.one_host):
+        if not self.job.compress or (self.memory and self.comm.one_host):
             return None
-        self.compressed = Compressed(job.compress, net.params, net.dtype, net.backend, job.seed)
-        self.step = self.compressed.step
+        coded = self._coded(net, net.backend)
         if not self.memory:
-            self.compressed.open(comm)
-            return self.compressed
+            return coded
         hosts: Any = plugins.make(FOLDER, "hierarchical")
-        hosts.open(comm, self.compressed)
+        hosts.open(self.comm, coded)
         self.hosts = hosts
         if hosts.outer is None:  # another rank of this host encodes
             self.compressed = None
         return self.hosts
+
+    def _coded(self, net: Network, kernels: Any) -> Compressed:
+        """Return what sums in codes that `kernels` make: opened, unless it is for the ranks that stand for their hosts."""
+        self.compressed = coded = Compressed(self.job.compress, net.params, net.dtype, kernels, self.job.seed)
+        self.step = coded.step
+        if not self.memory:
+            coded.open(self.comm)
+        return coded
 
     def _by_blocks(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of blocks, as `_by_buckets` does for sums of slices; there is one sum, at the end of the pass."""

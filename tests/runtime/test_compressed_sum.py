@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -17,19 +18,23 @@ from mpidml.runtime import compressed_sum
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.resume import resumed
+from tests.changed import changed
+from tests.shim import cupy_double
+from tests.shim.devices import PLACES, device, placed
 from tests.strategies.test_identities import SMALL
 from tests.training import trained
 
 PARAMS = FlatParams([("a", (40, 30)), ("b", (7,)), ("c", (30, 50)), ("d", (300,))])
 KEEPING = [name for name in plugins.names("mpidml.compression") if (codec := make_codec(name)).has_residual and not codec.votes]
 STEPS = 30
+HOST = backend("numpy")
 JOB = SMALL.with_values({"strategy": "data_parallel", "transport": "mpi", "wait_limit": 20.0, "steps": 20}, "test")
 
 
-def opened(comm, codec, dtype="f8"):
-    collective = Compressed(codec, PARAMS, dtype, backend("numpy"), seed=5)
+def opened(comm, codec, dtype="f8", kernels=HOST):
+    collective = Compressed(codec, PARAMS, dtype, kernels, seed=5)
     collective.open(comm)
-    gradient = collective.look_at(np.zeros(PARAMS.size, dtype))
+    gradient = collective.look_at(kernels.zeros(PARAMS.size, dtype))
     cuts = [(2707, 3007), (1207, 2707), (0, 1207)]  # at tensors, as a network's buckets
     return collective, gradient, [collective.plan(gradient[lo:hi]) for lo, hi in cuts]
 
@@ -38,19 +43,20 @@ def given(rank, step):
     return np.random.default_rng([rank, step]).standard_normal(PARAMS.size)
 
 
-def exchanged(comm, codec, steps=STEPS):
+def exchanged(comm, codec, steps=STEPS, kernels=HOST):
     """Sum made-up gradients for some steps; return the sum of the results, and what all ranks keep at the end."""
-    collective, gradient, sums = opened(comm, codec)
+    collective, gradient, sums = opened(comm, codec, kernels=kernels)
     received = np.zeros(PARAMS.size)
     for step in range(steps):
         collective.step.number = step
-        gradient[:] = given(comm.rank, step)
+        kernels.put(gradient, given(comm.rank, step))
         for each in sums:
             each.start()
         for each in sums:
             each.wait(20)
-        assert len(set(comm.allgather(gradient.tobytes()))) == 1
-        received += gradient
+        found = kernels.host(gradient)
+        assert len(set(comm.allgather(found.tobytes()))) == 1
+        received += found
     return received, owed(comm, collective), collective
 
 
@@ -94,6 +100,59 @@ def test_the_sum_catches_a_residual_that_is_lost(counted, monkeypatch):
     received, kept, _ = exchanged(counted, "two_bit")
     total = sum(given(rank, step) for rank in range(counted.size) for step in range(STEPS))
     assert np.abs(received + kept - total).max() > 0.1
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k", "low_rank"])
+def test_on_a_device_nothing_is_lost_either_and_codes_alone_come_to_the_host(counted, codec, place, monkeypatch):
+    with placed(place):
+        kernels = device().kernels
+        received, kept, _ = exchanged(counted, codec, kernels=kernels)
+        total = sum(given(rank, step) for rank in range(counted.size) for step in range(STEPS))
+        np.testing.assert_allclose(received + kept, total, rtol=1e-9, atol=1e-9)
+        if place == "gpu":
+            return  # whose copies nobody counts
+        _, _, sums = opened(counted, codec, kernels=kernels)
+        moved = {"get": 0, "set": 0}
+        for name in moved:
+            before = getattr(cupy_double.ndarray, name)
+
+            def count(self, *given, before=before, name=name, **named):
+                moved[name] += self.nbytes if self.dtype == np.uint8 else 0
+                return before(self, *given, **named)
+
+            monkeypatch.setattr(cupy_double.ndarray, name, count)
+        for each in sums:
+            each.start()
+            each.wait(20)
+        others = [r for r in range(counted.size) if r != counted.rank]
+        given_up, own = (sum(of.here.size for each in sums for of in which(each)) for which in (lambda e: [e.given[r] for r in others], lambda e: [e.sums[counted.rank]]))
+        came = sum(of.here.size for each in sums for r in others for of in (each.taken[r], each.sums[r]))
+        assert moved == {"get": given_up + own, "set": came}
+
+
+MUTANTS = {
+    "the wait for codes": ("            stream.synchronize()\n", ""),
+    "codes that came": ("            self.of.from_host([self.taken[r] for r in self.others])\n", ""),
+    "sums that came": ("            self.of.from_host([self.sums[r] for r in self.others])\n", ""),
+    "codes of sums": ("            self.of.to_host([sums])\n", ""),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", MUTANTS)
+def test_on_a_device_each_copy_and_wait_is_needed(counted, name, monkeypatch):
+    if counted.size == 1:
+        return  # nothing goes
+    monkeypatch.setattr(sys.modules[__name__], "Compressed", changed(compressed_sum, [MUTANTS[name]]).Compressed)
+    with placed("lazy"):
+        try:
+            received, kept, _ = exchanged(counted, "bf16", steps=3, kernels=device().kernels)
+        except (AssertionError, FloatingPointError):
+            received = kept = np.full(1, np.nan)
+    total = sum(given(rank, step) for rank in range(counted.size) for step in range(3))
+    assert any(counted.allgather(not np.abs(received + kept - total).max() <= 1e-9))
 
 
 @pytest.mark.mpi

@@ -15,6 +15,7 @@ from mpidml.collectives.base import make_collective
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import EXPERIMENTAL, Job
 from mpidml.core.rounds import moved
+from mpidml.runtime import summed_there
 from mpidml.strategies import base, data_parallel
 from tests.changed import changed
 from tests.ranks import need
@@ -282,7 +283,7 @@ def on_device(monkeypatch, takes_pointers=False, place="lazy"):
     """Let jobs compute on a device that NCCL knows."""
     with monkeypatch.context() as patched, placed(place):
         patched.setattr(base.device, "choose", lambda wanted, comm: device())
-        patched.setattr(data_parallel, "takes_device_pointers", lambda comm, index: (takes_pointers, "for the test"))
+        patched.setattr(summed_there, "takes_device_pointers", lambda comm, index: (takes_pointers, "for the test"))
         patched.setattr(base, "compile_on", lambda *given: None)
         yield
 

@@ -389,6 +389,12 @@ def bitwise_xor(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     return out
 
 
+def sign(x: ndarray, /, out: ndarray) -> ndarray:
+    _check_device(x, out)
+    get_current_stream()._give(lambda: np.sign(x._memory, out=out._memory))
+    return out
+
+
 def take(a: ndarray, indices: ndarray, axis: int, out: ndarray) -> ndarray:
     _check_device(a, indices, out)
     get_current_stream()._give(lambda: np.take(a._memory, indices._memory, axis, out._memory, "wrap"))

@@ -35,6 +35,10 @@ WAYS = {
     "pipeline": {"strategy": "pipeline", "microbatches": 4, "dropout": 0.2},
     "pipeline, zero bubbles": {"strategy": "pipeline", "microbatches": 5, "schedule": "zero_bubble"},
     "pipeline, recomputing": {"strategy": "pipeline", "microbatches": 5, "recompute": True, "schedule": "gpipe", "dropout": 0.2},
+    **{
+        f"data_parallel, {codec}": {"strategy": "data_parallel", "compress": codec, "transport": "mpi", "dropout": 0.2, "bucket": 4096}
+        for codec in ("two_bit", "top_k:0.05", "low_rank", "sign_majority", "int8")
+    },
     "squares": {"strategy": "data_parallel", "loss": "squared_error", "activation": "gelu", "collective": "rabenseifner"},
 }
 WHOLE = {"model": "net.toml", "hidden": Job.hidden, "collective": "ring"}
@@ -132,6 +136,7 @@ SAVED = {
     "averaging": {"strategy": "averaging", "average_every": 2, "collective": "ring"},
     "pipeline": {"strategy": "pipeline", "microbatches": 4},
     "hybrid": {"strategy": "hybrid", "grid": "data=0", "collective": "ring", "microbatches": 2},
+    "data_parallel, in codes": {"strategy": "data_parallel", "compress": "two_bit", "transport": "mpi", "bucket": 4096},
 }
 
 

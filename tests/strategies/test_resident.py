@@ -11,10 +11,10 @@ import pytest
 from mpidml.core.job import Job
 from mpidml.nn import network, resident
 from mpidml.optim.base import Chain
-from mpidml.runtime import gpu_mpi
+from mpidml.runtime import gpu_mpi, summed_there
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.mirror import Mirror
-from mpidml.strategies import base, data_parallel
+from mpidml.strategies import base
 from tests.changed import changed
 from tests.shim import cupy_double as cupy
 from tests.shim.devices import PLACES, device, placed
@@ -37,7 +37,7 @@ def on_device(monkeypatch, takes_pointers=False, place="lazy"):
 
     with monkeypatch.context() as patched, placed(place):
         patched.setattr(base, "build_net", built)
-        patched.setattr(data_parallel, "takes_device_pointers", lambda comm, index: (takes_pointers, "for the test"))
+        patched.setattr(summed_there, "takes_device_pointers", lambda comm, index: (takes_pointers, "for the test"))
         yield patched
 
 
