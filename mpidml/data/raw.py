@@ -6,13 +6,14 @@ Rows, columns and labels are counted from 0, as in the arrays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mpidml.core.errors import UserError
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 Label = str | tuple[str | int, ...] | None
 """The column(s) of the labels: of a table a name, or several with commas; one by one the names, or the numbers of the columns of y."""
 _ROWS_AT_ONCE = 4096
@@ -128,6 +129,16 @@ def undecodable(source: str, error: Exception) -> UserError:
     """Return what is told of a file in which a decoder has failed."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{source}: the file cannot be decoded ({reason}); it is truncated, corrupt or of another format: write it again")
+
+
+def decoded(source: str, decode: Callable[[], T]) -> T:
+    """Return what `decode()` does; whatever a damaged file raises there (zip, zlib, npy header, unicode, csv) is a UserError that names `source`."""
+    try:
+        return decode()
+    except UserError:
+        raise
+    except Exception as error:
+        raise undecodable(source, error) from None
 
 
 def check_part(name: str, x_name: str, x: Any, y_name: str, y: Array) -> None:

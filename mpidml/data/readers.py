@@ -8,10 +8,10 @@ What comes out of `read` is finite, rectangular and labelled 0..k-1, or has fini
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +20,13 @@ from mpidml.core.errors import UserError, nearest
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Contents, Format, Known, Label
 from mpidml.data.learnt import picked
-from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, integer_labels, is_amount, targets_of, undecodable
+from mpidml.data.raw import RawData, Reading, as_rows, check, check_labels, decoded, integer_labels, is_amount, targets_of
 from mpidml.data.streamed import Crew, StreamedTable, joined, lies_open
 from mpidml.data.table import Table, check_names
 
 __all__ = ["VIEWS", "RawData", "Reading", "as_rows", "check", "check_labels", "read", "read_pair"]
 
 Array = np.ndarray[Any, Any]
-T = TypeVar("T")
 VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 """The six descriptions of the shipped digits; `pix` is the 16 x 15 image with values 0..6."""
 _DIGITS = Path(__file__).parent / "digits" / "digits.npz"
@@ -173,10 +172,10 @@ def load(source: str, reading: Reading, labels: str | None, known: Known | None 
             raise UserError(f"{path}: the file is empty (0 bytes); give a data file")
     pairs = list(zip(paths, label_paths, strict=True))
     if crew is not None and (crew.scratch is not None or form.lies_open):
-        streams = [_decode(str(path), partial(form.stream, path, reading.label, of, known)) for path, of in pairs]
+        streams = [decoded(str(path), partial(form.stream, path, reading.label, of, known)) for path, of in pairs]
         if crew.scratch is not None or all(map(lies_open, streams)):
             return joined(source, streams, crew)  # type: ignore[no-any-return]
-    parts: list[Any] = [_decode(str(path), partial(form.read, path, reading.label, of, known)) for path, of in pairs]
+    parts: list[Any] = [decoded(str(path), partial(form.read, path, reading.label, of, known)) for path, of in pairs]
     found: Contents = type(parts[0]).joined(source, parts)
     return found
 
@@ -258,12 +257,3 @@ def _digits(view: str) -> Arrays:
         raise UserError(f"digits: there is no view '{view}'; {nearest(view, VIEWS)}")
     with np.load(_DIGITS, allow_pickle=False) as file:
         return Arrays("digits", file[view], file["labels"].astype(np.int64))
-
-
-def _decode(source: str, decode: Callable[[], T]) -> T:
-    try:
-        return decode()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can fail in any layer: zip, zlib, npy header, unicode, csv
-        raise undecodable(source, error) from None

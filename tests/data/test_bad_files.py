@@ -124,6 +124,34 @@ def test_npy_of_other_kinds_and_without_labels_is_refused(tmp_path: Path) -> Non
     assert "x has 8 rows, y has 7 labels" in refusal(npy(tmp_path / "x.npy", X, Y[:7]))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_labels_and_test_rows_that_are_damaged_are_named_and_not_the_rows_beside_them(tmp_path: Path, in_place: bool) -> None:
+    crew = OpenCrew() if in_place else None
+    source = npy(tmp_path / "x.npy", X, Y)
+    labels = tmp_path / "y.npy"
+    labels.write_bytes(labels.read_bytes()[:-9])
+    assert f"{labels}: the file cannot be decoded (" in refusal(source, crew=crew)
+    np.savez(labels.with_suffix(".npz"), a=Y, b=Y)
+    assert f"{labels.with_suffix('.npz')}: holds named arrays (a, b), not one of labels" in refusal(source, labels=str(labels.with_suffix(".npz")), crew=crew)
+    for kind in ("train", "t10k"):
+        source = idx(tmp_path / f"{kind}-images-idx3-ubyte.gz", X, Y)
+    for name in ("train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-6])
+        assert f"{path}: the file cannot be decoded (" in refusal(str(tmp_path / "train-images-idx3-ubyte.gz"), crew=crew)
+        path.write_bytes(whole)
+
+
+class OpenCrew:
+    """A crew of one, without a scratch file: rows stay where they are, or are read whole."""
+
+    scratch = None
+
+    def share(self, function: Any, items: Any, *arguments: Any) -> list[Any]:
+        return [function(None, items, *arguments)]
+
+
 def test_the_check_of_refusals_sees_a_line_without_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mpidml.data.formats.csv import Csv
 

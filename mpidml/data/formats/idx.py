@@ -19,6 +19,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Array, Arrays, as_matrix
 from mpidml.data.formats.base import Format, Known, Label, opened
+from mpidml.data.raw import decoded
 from mpidml.data.stored import Decoded, Stored, matrix_in, rows_at_once
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -59,7 +60,8 @@ class Idx(Format):
         return [path for path in rows if not path.name.startswith("t10k")] or rows
 
     def _rows(self, path: Path, labels: Path, read: Callable[[Path], Any]) -> tuple[Any, Array]:
-        x, y = _images(path, read(path)), read_idx(labels)
+        x, y = (decoded(str(of), partial(how, of)) for of, how in ((path, read), (labels, read_idx)))
+        x = _images(path, x)
         if y.ndim != 1:
             raise UserError(f"{labels}: holds {y.ndim} dimensions, labels have 1; give the file of the labels")
         if len(x) != len(y):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.data.arrays import Arrays, as_matrix
 from mpidml.data.formats.base import Format, Known, Label
+from mpidml.data.raw import decoded
 from mpidml.data.stored import Decoded, Stored, by_columns, matrix_in, npy_header
 
 
@@ -41,7 +43,9 @@ def _arrays(path: Path, labels: Path | None, known: Known | None, rows: Callable
     if labels is None or not labels.is_file():
         at = f"there is no {labels}" if labels is not None else "its labels lie in a file of their own"
         raise UserError(f"{path}: {at}; give the file of the labels by --labels")
-    x, y = rows(), np.load(labels, allow_pickle=False)
+    x, y = rows(), decoded(str(labels), partial(np.load, labels, allow_pickle=False))
+    if not isinstance(y, np.ndarray):
+        raise UserError(f"{labels}: holds named arrays ({', '.join(y.files)}), not one of labels; write it by numpy.save")
     return Arrays(str(path), as_matrix(x, f"{path}: the array"), y)
 
 
