@@ -130,8 +130,8 @@ CASES = {
         "--data {}/good.npz --test-data {}/narrow.npz", ("have 4 features, test rows have 3", "the same features")
     ),
     "x longer than y": Case("--data {}/short_y.npz", ("/short_y.npz: x has 10 rows, y has 9 labels", "give one label a row")),
-    "a word among numeric labels": Case("--data {}/mixed.csv", ("/mixed.csv: label 'cat' in row 1 is a word, others are numbers", "label all rows alike")),
-    "a number among words": Case("--data {}/mostly_words.csv", ("/mostly_words.csv: label '1' in row 2 is a number, others are words", "alike")),
+    "a word among numeric labels": Case("--data {}/mixed.csv", ("/mixed.csv: label 'cat' in row 1 (line 3) is a word, others are numbers", "label all rows alike")),
+    "a number among words": Case("--data {}/mostly_words.csv", ("/mostly_words.csv: label '1' in row 2 (line 4) is a number, others are words", "alike")),
     "a named column without a header": Case("--data {}/headerless.csv --label 0", ("the first line holds numbers, not names", "give the file a header")),
     "labels of the test file": Case(
         "--data {}/good.npz --test-data {}/more_labels.npz", ("/more_labels.npz, y: label 2 in row 2 is out of range 0..1", "correct the labels")

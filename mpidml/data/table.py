@@ -71,7 +71,7 @@ class Table(NamedTuple):
             raise UserError(f"{label.missing.file}: {label.missing.at()} has {kind} in column {label.name if len(self.at) > 1 else j}; {remedy}")
         if label.n_words and label.n_numbers:
             odd, kind, others = rarer(label)
-            raise UserError(f"{odd.file}: label '{odd.text}' in row {odd.row} is a {kind}, others are {others}s; label all rows alike")
+            raise UserError(f"{odd.file}: label '{odd.text}' in {odd.at()} is a {kind}, others are {others}s; label all rows alike")
         return sorted(cell.text for cell in label.words) if label.n_words else None
 
     @property
@@ -124,7 +124,7 @@ class Table(NamedTuple):
             position = {text: i for i, text in enumerate(classes)}
             for cell in label.words:
                 if cell.text not in position:
-                    raise UserError(f"{cell.file}: label '{cell.text}' in row {cell.row} is unknown; {nearest(cell.text, classes)}")
+                    raise UserError(f"{cell.file}: label '{cell.text}' in {cell.at()} is unknown; {nearest(cell.text, classes)}; correct it")
             assert label.codes is not None
             y = np.array([position[cell.text] for cell in label.words], np.int64)[label.codes]
         return y

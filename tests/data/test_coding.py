@@ -132,7 +132,7 @@ def test_signs_stay_classes_and_indices_stay_based(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("age,town,label\n50,Trier,no\n", "row 0 (line 2), column 1 ('town') holds 'Trier', which"),
-        ("age,town,label\n50,Kiel,perhaps\n", "label 'perhaps' in row 0 is unknown; known: no, yes"),
+        ("age,town,label\n50,Kiel,perhaps\n", "label 'perhaps' in row 0 (line 2) is unknown; known: no, yes; correct it"),
         ("age,town,label\n50,Kiel,1\n", "labels are numbers, those of"),
         ("town,age,label\nKiel,50,no\n", "feature 0 is 'town', in"),
         ("age,city,label\n50,Kiel,no\n", "feature 1 is 'city', in"),

@@ -99,7 +99,7 @@ def test_a_pair_of_tables_shares_one_coding_of_words(tmp_path: Path) -> None:
     raw = read_pair(train, test)
     assert raw.test_y is not None and raw.y.tolist() == [2, 0, 1] and raw.test_y.tolist() == [2, 1]
     assert read(test).y.tolist() == [1, 0], "alone, the test table would have been coded otherwise"
-    assert "'plum' in row 0 is unknown" in refusal(lambda: read_pair(train, text(tmp_path / "u.csv", "1,2,plum\n")))
+    assert "'plum' in row 0 (line 1) is unknown" in refusal(lambda: read_pair(train, text(tmp_path / "u.csv", "1,2,plum\n")))
     assert "label both alike" in refusal(lambda: read_pair(train, npz(tmp_path / "a.npz", x=ROWS[:, :2], y=LABELS)))
     assert "label both alike" in refusal(lambda: read_pair(npz(tmp_path / "a.npz", x=ROWS[:, :2], y=LABELS), train))
 

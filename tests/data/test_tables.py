@@ -84,7 +84,7 @@ def test_a_word_that_training_never_saw_is_refused_by_its_place_or_is_zero(tmp_p
     assert "--unseen" not in refusal(train, test, categories="codes"), "there is no code for such a word"
     raw = read_pair(train, test, unseen="ignore")
     assert raw.test_x.tolist() == [[50, 0, 0, 1, 9], [60, 0, 0, 0, 8]]
-    assert "label 'middle' in row 0 is unknown" in refusal(train, table(tmp_path / "v.csv", "50,farmer,9,middle"), unseen="ignore")
+    assert "label 'middle' in row 0 (line 2) is unknown" in refusal(train, table(tmp_path / "v.csv", "50,farmer,9,middle"), unseen="ignore")
     assert "holds '7', which" in refusal(train, table(tmp_path / "w.csv", "50,7,9,low"))
     assert "holds 'nine', not a finite number, as in" in refusal(train, table(tmp_path / "x.csv", "50,clerk,nine,low"))
 
