@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError
+from mpidml.data.formats.svmlight import Svmlight
 from mpidml.data.readers import read, read_pair
 from tests.data.written import NAMES, WRITERS, csv, hdf5, idx, idx_array, npy, text
 
@@ -55,6 +56,15 @@ def test_text_that_is_not_utf8_is_named_by_its_line(tmp_path: Path, name: str) -
     assert f"{path}: line 3 cannot be decoded as UTF-8 (byte 0xe9 after 5 others); save the file as UTF-8" == refusal(path)
 
 
+@pytest.mark.parametrize("name", ["t.svm", "t.svm.gz"])
+def test_svmlight_may_begin_with_a_byte_order_mark_and_utf16_is_named(tmp_path: Path, name: str) -> None:
+    lines = "# note\n1 1:2\n0 2:3\n"
+    path = text(tmp_path / name, lines.encode("utf-8-sig"))
+    assert read(path).x.toarray().tolist() == [[2, 0], [0, 3]]
+    assert sum(piece.n for piece in Svmlight().stream(Path(path)).pieces()) == 2
+    assert f"{path}: line 1 holds a zero byte, as UTF-16 does; save the file as UTF-8" == refusal(text(Path(path), lines[7:].encode("utf-16-le")))
+
+
 def parquet(path: Path, **columns: Any) -> str:
     import pyarrow
     import pyarrow.parquet
@@ -77,6 +87,14 @@ def test_a_table_of_columns_that_cannot_be_trained_on_is_refused(tmp_path: Path)
     assert "columns but no rows" in refusal(parquet(path, p=np.empty(0), y=np.empty(0, int)))
     with pytest.raises(UserError, match=r"u.parquet: feature 1 is 'r', in .*t.parquet it is 'q'"):
         read_pair(parquet(path, **good), parquet(tmp_path / "u.parquet", p=[1.0], r=["a"], y=[0]))
+
+
+def test_the_index_of_a_data_frame_is_neither_label_nor_feature(tmp_path: Path) -> None:
+    frame = {"p": [1.0, 2.0, 3.0], "y": [0, 1, 0], "__index_level_0__": [0, 1, 2]}
+    for label in (None, "y"):
+        assert "column 2 ('__index_level_0__') is the index of a pandas frame" in refusal(parquet(tmp_path / "t.parquet", **frame), label=label)
+        assert "column 0 has no name in the header" in refusal(text(tmp_path / "t.csv", ",p,y\n0,1.5,0\n1,2.5,1\n2,0.5,0\n"), label=label)
+    assert "column 2 has no name in the header" in refusal(text(tmp_path / "t.csv", "p,y,\n1.5,0,\n2.5,1,\n"))
 
 
 def test_hdf5_without_the_arrays_is_refused_with_what_it_holds(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def _top(file: str, stream: IO[bytes], label: Label, known: Known | None) -> tup
     has_header = label is not None or is_known or not any(_is_number(text) for i, text in enumerate(first) if i not in at)
     # column names that are numbers above numeric labels, as data frames write them
     has_header = has_header or (bool(at) and len(rows) > 1 and len(rows[1]) == width and all(not _is_number(first[i]) and _is_number(rows[1][i]) for i in at))
+    if has_header and "" in titles:
+        raise UserError(f"{file}: column {titles.index('')} has no name in the header, as the index of a data frame; give it a name, or leave the column out")
     if has_header and len(rows) == 1:
         raise UserError(f"{file}: the file holds a header but no rows; give at least one row")
     columns = tuple(f"{i} ('{name}')" if has_header else f"{i}" for i, name in enumerate(titles))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,8 @@ def _at(path: Path, file: Any, label: Label, known: Known | None) -> tuple[int, 
     names = list(file.schema_arrow.names)
     if len(names) < 2 and known is None:
         raise UserError(f"{path}: has {len(names)} column, at least 2 are needed (features, label); give a table of both")
+    if index := next((name for name in names if re.fullmatch(r"__index_level_\d+__", name)), None):
+        raise UserError(f"{path}: column {names.index(index)} ('{index}') is the index of a pandas frame, which is no data; write it by to_parquet(..., index=False)")
     at = places(str(path), names, label) if known is None else known.find(str(path), names)[0]
     if not file.metadata.num_rows:
         raise UserError(f"{path}: the file holds columns but no rows; give at least one row")

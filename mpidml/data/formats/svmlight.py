@@ -65,7 +65,7 @@ class SvmlightFile(NamedTuple):
         offset = row = 0
         with opened(self.path) as stream:
             for block, line in _blocks(stream):
-                n = sum(1 for text in block.split(b"\n") if text.partition(b"#")[0].strip())
+                n = sum(1 for text in _unmarked(block, line).split(b"\n") if text.partition(b"#")[0].strip())
                 found.append(Piece(offset, len(block), line, row, n))
                 offset, row = offset + len(block), row + n
         return [Piece(0, -1, 1, 0, row)] if self.path.name.lower().endswith(".gz") else found
@@ -88,9 +88,15 @@ def _blocks(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         line += block.count(b"\n")
 
 
+def _unmarked(block: bytes, line: int) -> bytes:
+    """Return a block without the byte order mark that some editors begin a file of UTF-8 with."""
+    return block.removeprefix(b"\xef\xbb\xbf") if line == 1 else block
+
+
 def _rows(file: str, block: bytes, line: int) -> SparseRows:
     """Parse a block; UserError for the first line that is wrong."""
-    text = re.sub(rb"#[^\n]*", b"", block) if b"#" in block else block
+    text = _unmarked(block, line)
+    text = re.sub(rb"#[^\n]*", b"", text) if b"#" in text else text
     rows = _parsed(text)
     if rows is None:
         _refuse(file, text, line)
@@ -135,6 +141,9 @@ def _line(file: str, rows: Rows, pair: int, first_line: int) -> Line:
 
 def _refuse(file: str, text: bytes, first_line: int) -> None:
     """Raise the UserError for the first line of a block that is wrong."""
+    if b"\0" in text:
+        line = first_line + text[: text.index(b"\0")].count(b"\n")
+        raise UserError(f"{file}: line {line} holds a zero byte, as UTF-16 does; save the file as UTF-8")
     for number, row in enumerate(text.split(b"\n"), first_line):
         words = [word.decode(errors="backslashreplace") for word in row.split()]
         if not words:
