@@ -35,6 +35,8 @@ ACTIVATIONS = {
     "sigmoid": lambda: torch.nn.Sigmoid(),
     "tanh": lambda: torch.nn.Tanh(),
 }
+OPTIONS = {torch.nn.GELU: "approximate", torch.nn.LeakyReLU: "negative_slope", torch.nn.Softplus: "beta", torch.nn.LayerNorm: "eps"}
+"""What a module computes by beside its tensors, so that one of the same kind and shape may compute something else."""
 
 
 class Affine(torch.nn.Module):  # type: ignore[misc]
@@ -112,8 +114,9 @@ def to_torch(network: Network | Model, values: Array | None = None) -> Any:
 def from_torch(state: Any, network: Network) -> Array:
     """Return the flat values of `network` that a module, or its state dict, has: tensors in their order, whatever their names are.
 
-    UserError where they are not as many, or one has another shape.
+    UserError where they are not as many, or one has another shape; of a module also where a GELU, slope, beta or eps is not the network's.
     """
+    _refuse_options(state, network)
     state = state if isinstance(state, Mapping) else state.state_dict()
     places = list(_places(network))
     if len(state) != len(places):
@@ -126,6 +129,19 @@ def from_torch(state: Any, network: Network) -> Array:
             raise UserError(f"from_torch: {theirs} has shape {found.shape}, {name} takes {view.shape[:: -1 if turned else 1]}; give the state of the same layers")
         view[...] = found.T if turned else found
     return values
+
+
+def _refuse_options(state: Any, network: Network) -> None:
+    """Refuse a module with an option that the network does not have: its weights would fit, its outputs would not be the same."""
+    if isinstance(state, Mapping):
+        return
+    ours = [module for layer in network.layers for module in _modules(layer)]
+    for name, module in state.named_modules():
+        option = OPTIONS.get(type(module))
+        here = {getattr(own, option) for own in ours if option and type(own) is type(module)}
+        if option and here and getattr(module, option) not in here:
+            what = f"{type(module).__name__} with {option} = {getattr(module, option)!r}, the network's has {' or '.join(map(repr, sorted(here)))}"
+            raise UserError(f"from_torch: {name} is a {what}; make it so, or give its state_dict() where that is meant")
 
 
 def _places(network: Network) -> Iterator[tuple[str, bool]]:

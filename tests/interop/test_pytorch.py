@@ -117,6 +117,30 @@ def test_what_does_not_fit_is_refused() -> None:
             mpidml.to_torch(net, wrong)
 
 
+@pytest.mark.parametrize(
+    ("activation", "make", "says"),
+    [
+        ("gelu", "GELU()", "1 is a GELU with approximate = 'none', the network's has 'tanh'"),
+        ("leaky_relu", "LeakyReLU(0.2)", "1 is a LeakyReLU with negative_slope = 0.2, the network's has 0.01"),
+        ("gelu", "GELU('tanh')", ""),
+        ("leaky_relu", "LeakyReLU(0.01, inplace=True)", ""),
+    ],
+)
+def test_a_module_that_computes_otherwise_with_the_same_weights_is_refused(activation: str, make: str, says: str) -> None:
+    import torch
+
+    plain = Network([Dense(5, activation), Dense()], 7, 4, make_loss("cross_entropy"), "float32", mpidml_backend())
+    theirs, x = torch.nn.Sequential(torch.nn.Linear(7, 5), eval(f"torch.nn.{make}"), torch.nn.Linear(5, 4)), X.astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x.copy())).numpy()
+    if says:
+        assert not np.allclose(plain.predict(mpidml.from_torch(theirs.state_dict(), plain), x), expected, atol=1e-5)
+        with pytest.raises(UserError, match=says):
+            mpidml.from_torch(theirs, plain)
+    else:
+        np.testing.assert_allclose(plain.predict(mpidml.from_torch(theirs, plain), x), expected, atol=1e-5)
+
+
 def test_without_pytorch_one_line_names_the_extra() -> None:
     text = "import sys; sys.modules['torch'] = None\nimport mpidml\ntry: mpidml.to_torch\nexcept Exception as e: print(type(e).__name__, e)"
     result = python(["-c", text])
