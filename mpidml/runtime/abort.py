@@ -3,7 +3,7 @@
     exception on one rank    traceback once, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
-    SIGTERM, SIGINT          Terminated(143 or 130), a SystemExit: `finally` blocks run; one line from rank 0, then the others are aborted
+    SIGTERM, SIGINT, SIGUSR1 Terminated(143, 130 or 138), a SystemExit: `finally` blocks run; one line from rank 0, then the others are aborted
     SIGUSR2                  all threads' stacks on stderr; the rank goes on
     a wait that hangs        `watchdog`: one report of who waits for whom; Abort(1)
 
@@ -48,7 +48,7 @@ _limits: list[list[float]] = []
 
 
 def install(comm: MPI.Intracomm, keeps_limits: bool = False) -> None:
-    """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT and SIGUSR2. Collective on comm, main thread only.
+    """Take over uncaught exceptions (of all threads) and the signals SIGTERM, SIGINT, SIGUSR1 and SIGUSR2. Collective on comm, main thread only.
 
     `keeps_limits`: the program is one command, whose limit of waits holds up to its end. A second call changes nothing.
     """

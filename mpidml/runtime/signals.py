@@ -1,8 +1,9 @@
 """Take the signals that end a process: its main thread unwinds, or, where it is blocked inside MPI, the process ends all the same.
 
-    SIGTERM, SIGINT   -> the handler, in the main thread between two bytecodes     Terminated: `finally` blocks run
-                      -> a byte to the watch, a thread, at once                    if the handler has not run in GRACE_SECONDS, the end
+    SIGTERM, SIGINT, SIGUSR1   -> the handler, in the main thread between two bytecodes     Terminated: `finally` blocks run
+                               -> a byte to the watch, a thread, at once                    if the handler has not run in GRACE_SECONDS, the end
 
+MPICH takes SIGUSR1 for itself when it starts, and drops it: a job that a batch system asks to end while it loads its data would go on.
 Acts on its own handlers only: a handler that the program sets later stays the program's, and a forked child gets those of Python back.
 """
 
@@ -14,11 +15,12 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE_SECONDS = 2.0
 UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
 
@@ -31,7 +33,9 @@ class Asked:
     """SIGTERM and SIGUSR1 that only ask; each of the two does so once."""
 
     def __init__(self) -> None:
-        self.number = self.n_noted = self.n_passed = 0
+        self.number = 0
+        self.noted: Counter[int] = Counter()
+        self.passed: Counter[int] = Counter()
         self.before: dict[int, Any] = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
         for each in self.before:
             signal.signal(each, self.note)
@@ -39,13 +43,13 @@ class Asked:
     def note(self, received: int, frame: FrameType | None) -> None:
         """Take a signal for a question, and the next one of its number for an end."""
         self.number = received
-        self.n_noted += received == signal.SIGTERM
+        self.noted[received] += 1
         signal.signal(received, self.before[received])
 
-    def passes(self) -> bool:
-        """Whether a SIGTERM that the watch hears of is one that asks, which `note` has taken already or will take."""
-        asks = signal.getsignal(signal.SIGTERM) == self.note or self.n_passed < self.n_noted
-        self.n_passed += asks
+    def passes(self, received: int) -> bool:
+        """Whether a signal that the watch hears of is one that asks, which `note` has taken already or will take."""
+        asks = signal.getsignal(received) == self.note or self.passed[received] < self.noted[received]
+        self.passed[received] += asks
         return asks
 
     def ends(self) -> None:
@@ -76,7 +80,7 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
 
 
 class Signals:
-    """The handlers of SIGTERM and SIGINT, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none."""
+    """The handlers of signals that end, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none."""
 
     def __init__(self) -> None:
         self.code, self.around_fork = 0, threading.local()
@@ -103,7 +107,7 @@ class Signals:
     def forget(self) -> None:
         """Give a forked child what Python begins with."""
         signal.set_wakeup_fd(-1)
-        for number in (*ENDING, signal.SIGUSR1):
+        for number in ENDING:
             if signal.getsignal(number) in (self.unwind, _asked and _asked.note):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self.go_on()
@@ -112,7 +116,7 @@ class Signals:
         """End this process where its main thread cannot: Python runs signal handlers between bytecodes only, never inside a blocked MPI call."""
         while received := reader.recv(1):
             number = received[0]
-            if number == signal.SIGTERM and _asked is not None and _asked.passes():
+            if _asked is not None and _asked.passes(number):
                 continue
             if number in ENDING and signal.getsignal(number) == self.unwind:
                 time.sleep(GRACE_SECONDS)
