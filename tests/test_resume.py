@@ -24,9 +24,9 @@ EVERY, STEPS = 5, 400
 LIMIT_SECONDS = 60
 
 
-def begin(n, words):
+def begin(n, words, more=()):
     """Start a run in the background, and return it with its output's file."""
-    ready, env = mpirun_command(n, dict(os.environ))
+    ready, env = mpirun_command(n, {**os.environ, **dict(more)})
     paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]))
     command = [*ready, sys.executable, *JOB, "--checkpoint-every", str(EVERY), *map(str, words)]
     return subprocess.Popen(command, env={**env, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -96,6 +96,31 @@ def test_a_signal_saves_the_run_and_ends_it_well(tmp_path, number, to):
     assert child.returncode == 0 and f"stopped by {number.name}: " in out and f"train --resume {tmp_path / 'run'}" in out, out
     assert len(saved(tmp_path / "run")) == 1 and is_whole(saved(tmp_path / "run")[0])
     assert not (tmp_path / "run" / "summary.json").exists() and "Traceback" not in out
+
+
+LATE = """#!/bin/bash
+echo "$@" >> {folder}/requeued
+for task in $(ls /proc/[0-9]*/stat); do
+    read -r pid name state parent rest < "$task"
+    [ "$parent" = "$(cut -d " " -f 4 "/proc/$PPID/stat")" ] && [ "$pid" != "$PPID" ] && kill -USR1 "$pid"
+done 2> /dev/null
+sleep 0.5
+"""
+
+
+def test_a_rank_that_the_signal_reaches_once_all_have_heard_of_it_keeps_no_job_from_its_queue(tmp_path):
+    """Slurm signals node after node: `scontrol`, which rank 0 calls when all is saved, signals the others here."""
+    (tmp_path / "scontrol").write_text(LATE.format(folder=tmp_path))
+    (tmp_path / "scontrol").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    child = begin(2, ["--steps", 1_000_000, "--checkpoint-every", 1_000_000, "--resume", "auto", "--requeue", "--out", tmp_path / "run"], env)
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and clocks(tmp_path / "run"))
+        os.kill(ranks_of(child)[0], signal.SIGUSR1)
+        out, _ = child.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and "stopped by SIGUSR1: " in out and (tmp_path / "requeued").read_text() == "requeue 7\n", out
 
 
 def trained(folder, steps=12):

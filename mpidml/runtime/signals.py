@@ -52,10 +52,14 @@ class Asked:
         self.passed[received] += asks
         return asks
 
+    def late(self, received: int, frame: FrameType | None) -> None:
+        """Drop a signal: a batch system sends one to each rank, host after host, and where this rank's is the last all have heard of it and have saved."""
+
     def ends(self) -> None:
-        """Let signals do what they did before."""
+        """Let signals do what they did before; but no SIGUSR1 that is still to come ends a job whose run is saved and about to be written, or requeued."""
         for each, handler in self.before.items():
-            signal.signal(each, handler)
+            late = each == signal.SIGUSR1 and not self.noted[each] and getattr(handler, "__func__", None) is Signals.unwind
+            signal.signal(each, self.late if late else handler)
 
 
 _asked: Asked | None = None
@@ -66,7 +70,7 @@ _asked: Asked | None = None
 def asked_to_end() -> Iterator[Callable[[], int]]:
     """Within this SIGTERM and SIGUSR1 only ask to end: yields a function that returns the signal's number, 0 while there was none.
 
-    A second one ends as ever. Outside the main thread, where no signal arrives, nobody asks.
+    A second one ends as ever, and a first SIGUSR1 that comes afterwards nothing. Outside the main thread, where no signal arrives, nobody asks.
     """
     global _asked
     if threading.current_thread() is not threading.main_thread():
@@ -108,7 +112,7 @@ class Signals:
         """Give a forked child what Python begins with."""
         signal.set_wakeup_fd(-1)
         for number in ENDING:
-            if signal.getsignal(number) in (self.unwind, _asked and _asked.note):
+            if signal.getsignal(number) in (self.unwind, _asked and _asked.note, _asked and _asked.late):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self.go_on()
 
