@@ -255,6 +255,7 @@ class _End:
         if _ends_mpi():
             with start_limit.counted(FINALIZE_SECONDS):
                 MPI.Finalize()
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python lets go of its handlers, then takes a while
 
     def meet_at_the_end(self) -> None:
         """Wait for all ranks' programs to end (Collective)."""
