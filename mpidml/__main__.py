@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mpidml.runtime import launch
-from mpidml.runtime.threads import budget_threads
+from mpidml.runtime.threads import budget_threads, misread
 
 TELL_SECONDS = 2.0
 
@@ -26,6 +26,8 @@ def main() -> None:
     if world.rank != 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until it is known that this is no --help, which one rank shows
     try:
+        if problem := misread(os.environ):
+            raise UserError(problem)
         argv = _launched(sys.argv[1:], world.launcher is not None)
         command, given = parse(argv)
         if command == "schedule":  # nothing is sent: one process does it, without MPI

@@ -405,6 +405,13 @@ def test_on_three_ranks_the_line_comes_once_and_all_end(folder, argv, says):
     assert snapshot(folder) == before
 
 
+@pytest.mark.parametrize(("name", "text"), [("OMP_NUM_THREADS", "0"), ("OMP_NUM_THREADS", "all"), ("NUMBA_NUM_THREADS", "two"), ("OPENBLAS_NUM_THREADS", "-3")])
+def test_a_number_of_threads_that_is_none_is_one_line(name, text):
+    """Numba ends by a traceback at the first, warns at the third on each rank; OpenBLAS takes all cores at the last."""
+    result = mpirun(2, ["-m", "mpidml", "info"], env={name: text})
+    check_one_line(result, (f"{name}={text}: is not a number of threads", "give a whole number from 1 up"), launched=True)
+
+
 def test_a_number_of_ranks_that_is_none_is_one_line():
     for given in (["-n", "0"], ["-n", "two"], ["-n", "²"], ["-n"]):
         result = python(["-m", "mpidml", *given])

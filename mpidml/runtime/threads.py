@@ -95,6 +95,16 @@ def budget_threads(env: MutableMapping[str, str]) -> None:
     env.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def misread(env: Mapping[str, str]) -> str | None:
+    """Return one line if the user has set a number of threads that is none: libraries would pass it over, each warn of it, or end by a traceback."""
+    for name in THREAD_VARIABLES:
+        text = env.get(name, "")
+        for each in text.split(",") if name == "OMP_NUM_THREADS" else [text]:  # of OpenMP a number for each level of nesting
+            if text and not (each.strip().isdecimal() and int(each)):
+                return f"{name}={text}: is not a number of threads; give a whole number from 1 up, or unset it"
+    return None
+
+
 def chosen(env: Mapping[str, str]) -> bool:
     """Tell whether the user has set a number of threads."""
     return any(_is_users(name, env) for name in THREAD_VARIABLES)

@@ -94,6 +94,12 @@ def test_what_the_user_set_stays_and_what_was_set_for_a_rank_is_no_other_process
     assert {for_all[name] for name in THREAD_VARIABLES} == {"4"}
 
 
+def test_a_number_for_each_level_of_nesting_and_none_at_all_are_read():
+    for text in ("4", " 4", "4,2", ""):
+        assert threads.misread({"OMP_NUM_THREADS": text}) is None
+    assert threads.misread({"NUMBA_NUM_THREADS": "4,2"})
+
+
 def free():
     """Return this environment as of a user who has set no number of threads."""
     return {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES} | {"PYTHONPATH": str(ROOT)}
