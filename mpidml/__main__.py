@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from functools import partial
 from typing import Any
 
 from mpidml.runtime import launch
 from mpidml.runtime.threads import budget_threads, misread
-
-TELL_SECONDS = 2.0
 
 
 def main() -> None:
@@ -52,13 +48,7 @@ def main() -> None:
                 device.warm(tell)
             return
     except UserError as error:
-        # Every rank reads the same words, so every rank finds the same fault; one says so, before a launcher ends it because another has ended.
-        if world.rank == 0:
-            sys.stderr.write(f"mpidml: {error}\n")
-        else:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
-            time.sleep(TELL_SECONDS)
-        raise SystemExit(2) from None
+        launch.refuse(world, str(error))  # every rank reads the same words, so every rank finds the same fault
     sys.stdout = stdout
     from mpidml.runtime import abort
     from mpidml.runtime.comm import world as start_mpi

