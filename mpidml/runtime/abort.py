@@ -180,6 +180,7 @@ class _End:
                     time.sleep(TELL_SECONDS)  # a launcher that ends ranks at once may drop what it has not read
                 self.abort(2)
             time.sleep(0.001)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun --kill-on-bad-exit sends it to all for the first that has ended
         raise SystemExit(2)
 
     def now(self, text: str) -> None:

@@ -138,6 +138,11 @@ def test_what_goes_wrong_while_a_signal_ends_a_rank_is_no_news(job):
     assert "Traceback" not in result.err, result.err
 
 
+def test_a_user_error_of_all_ranks_keeps_code_2_though_srun_ends_the_last_for_the_first_that_has_ended(job):
+    result = mpirun(2, [job("import atexit\natexit.register(signal.raise_signal, signal.SIGTERM)\nraise UserError('a: b; c')")])
+    assert result.code == 2 and "mpidml: a: b; c\n" in result.err and "ended by" not in result.err, result
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])  # MPICH takes SIGUSR1 for itself
 def test_a_signal_to_one_rank_unwinds_it_and_ends_the_others(job, number, code):
     body = f"if comm.rank == 1:\n  try: signal.raise_signal({int(number)})\n  finally: print('closed', flush=True)\ncomm.Barrier()"
