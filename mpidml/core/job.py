@@ -294,5 +294,5 @@ def parsed(value: Any, like: Any, where: str) -> Any:
         pass
     if isinstance(value, str) and "," in value and not isinstance(like, tuple):
         raise UserError(f"{where}: '{value}' is a list, and one value is taken here; `compare` takes lists")
-    kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers such as 512,512", str: "text"}[type(like)]
+    kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers with commas between them", str: "text"}[type(like)]
     raise UserError(f"{where}: {value!r} is not {kind}; the default is {like!r}")

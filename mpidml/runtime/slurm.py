@@ -46,12 +46,16 @@ def allocation(env: Mapping[str, str]) -> Allocation | None:
     if not env.get("SLURM_JOB_ID"):
         return None
     step = {} if MPIRUNS.intersection(env) else env
-    tasks = tasks_per_node(step.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")) or [int(env.get("SLURM_NTASKS", "1"))]
-    cores, memory = int(env.get("SLURM_CPUS_PER_TASK", "0")), int(env.get("SLURM_MEM_PER_NODE", "0"))
+    tasks = tasks_per_node(step.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")) or [max(1, _number(env, "SLURM_NTASKS"))]
+    cores, memory = _number(env, "SLURM_CPUS_PER_TASK"), _number(env, "SLURM_MEM_PER_NODE")
     if not memory:
-        memory = int(env.get("SLURM_MEM_PER_CPU", "0")) * max(tasks) * max(cores, 1)
+        memory = _number(env, "SLURM_MEM_PER_CPU") * max(tasks) * max(cores, 1)
     nodes = step.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     return Allocation(env["SLURM_JOB_ID"], nodes, tuple(tasks), cores, memory << 20)
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    return int(env[name]) if env.get(name, "").isdecimal() else 0
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -62,6 +66,14 @@ def tasks_per_node(text: str) -> list[int]:
         if count.isdecimal():
             tasks += [int(count)] * int(times.rstrip(")") or 1)
     return tasks
+
+
+def unused(env: Mapping[str, str], n_ranks: int) -> str:
+    """Return one line where a run takes fewer ranks than Slurm gave tasks, as one that nothing launches in a batch script, else ""."""
+    given = allocation(env)
+    if given is None or n_ranks >= sum(given.tasks):
+        return ""
+    return f"job {given.job}: has {sum(given.tasks)} task(s), and this run takes {n_ranks}; to take all, start it by srun without -n, or mpirun -n $SLURM_NTASKS\n"
 
 
 def problems(given: Allocation, records: Sequence[Mapping[str, Any]], memory_nbytes: int = 0) -> list[Problem]:

@@ -139,7 +139,7 @@ class Run:
         self.folder = folder
         self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
-            summary.say(told + crowded + summary.opening(job, self.strategy, data, self.position))
+            summary.say(told + crowded + slurm.unused(os.environ, comm.size) + summary.opening(job, self.strategy, data, self.position))
 
     def _record(self, role: int, now: float, name: str, value: tuple[float, ...]) -> None:
         """Take what a role of this rank notes."""

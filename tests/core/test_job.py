@@ -60,7 +60,7 @@ def test_each_field_says_what_it_does_and_its_default_is_one_of_its_choices(f):
         ("lr", False, "False is not a number"),
         ("tune", 1, "1 is not true or false"),
         ("tune", "yes", "'yes' is not true or false"),
-        ("hidden", 64, "64 is not whole numbers such as 512,512"),
+        ("hidden", 64, "64 is not whole numbers with commas between them"),
         ("hidden", "64,x", "'64,x' is not whole numbers"),
         ("hidden", [64.5], "[64.5] is not whole numbers"),
         ("hidden", [True], "[True] is not whole numbers"),

@@ -49,6 +49,14 @@ def test_each_thing_that_does_not_fit_is_named_once_with_its_remedy(given, recor
     assert problem in said and remedy in cure
 
 
+def test_a_run_that_takes_fewer_ranks_than_there_are_tasks_says_so_at_its_start():
+    line = slurm.unused(BATCH, 1)
+    assert line.startswith("job 7: has 4 task(s), and this run takes 1; to take all, start it by srun") and line.index("\n") == len(line) - 1
+    assert not slurm.unused(BATCH, 4) and not slurm.unused(BATCH, 8) and not slurm.unused({}, 1)
+    assert not slurm.unused({**BATCH, "SLURM_STEP_TASKS_PER_NODE": "1"}, 1)  # a step of one task
+    assert not slurm.unused({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "x", "SLURM_CPUS_PER_TASK": "x"}, 1)
+
+
 def test_what_fits_is_no_problem():
     assert problems(Allocation("7", "n1", (2,), 1, 500 << 20), [RANK] * 2, 100 << 20) == []
     assert problems(Allocation("7", "n1", (2,), 0, 0), [RANK] * 2, 100 << 20) == []
