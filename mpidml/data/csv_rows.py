@@ -162,6 +162,9 @@ def _cut(file: str, text: Iterable[str], line: int, width: int, n: int, skipped:
     while found := list(islice(rows, ROWS_AT_ONCE)):
         for row, (at, cells) in enumerate(found, n):
             if len(cells) != width:
+                if n_ends := sum(cell.rstrip("\n").count("\n") for cell in cells):
+                    where = f"row {row} (lines {at - n_ends} to {at})"
+                    raise UserError(f"{file}: {where} has {len(cells)} cells, the first line has {width}; a quote is opened there and closed too late, or never: close it")
                 raise UserError(f"{file}: row {row} (line {at}) has {len(cells)} cells, the first line has {width}; give all rows the same number")
         yield Rows(*zip(*found, strict=True))
         n += len(found)

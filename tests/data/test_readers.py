@@ -115,6 +115,7 @@ def test_a_pair_prefers_the_test_part_of_the_second(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("1,2,0\n1,2\n", "row 1 (line 2) has 2 cells, the first line has 3"),
+        ('1,2,0\n1,"2,0\n3,4,1\n', "row 1 (lines 2 to 3) has 2 cells, the first line has 3; a quote is opened there"),
         ("a,b,c\n1,2,0\n1,two,1\n", "row 1 (line 3), column 1 ('b') holds 'two'"),
         ("1,x,0\n1,2,1\n", "row 0 (line 1), column 1 holds 'x'"),
         ("1,2,\n", "row 0 (line 1) has an empty label"),
