@@ -168,7 +168,7 @@ REFUSED_NCCL = {  # what is wrong -> command line, what the host answers, and wh
     "no NCCL of an older CUDA": ([*NCCL], {"DOUBLE_FAULT": "nccl", "DOUBLE_CUDA": "12040"}, ("CuPy finds no NCCL", "pip install nvidia-nccl-cu12 there")),
     "servers": (["--transport", "nccl"], {}, ("--strategy parameter_server does not do", "give --strategy data_parallel, or leave it out")),
     "stages": ([*NCCL[:2], "--strategy", "pipeline"], {}, ("--strategy pipeline does not do", "give --strategy data_parallel")),
-    "codes": ([*NCCL, "--compress", "two_bit"], {}, ("--compress two_bit: has gradients in the memory of the host", "leave one of them out")),
+    "codes": ([*NCCL, "--compress", "two_bit"], {}, ("--compress two_bit: sends codes by MPI", "leave one of them out")),
     "repeated bits": ([*NCCL, "--deterministic"], {}, ("--deterministic: --transport nccl sums in an order that NCCL chooses", "leave one of them out")),
     "an algorithm between no hosts": ([*NCCL, "--collective", "ring"], {}, ("--collective ring: does nothing on one host under --transport nccl", "leave it out")),
 }  # fmt: skip

@@ -332,7 +332,7 @@ def test_a_run_says_what_sums_inside_hosts_and_between_them_and_that_it_is_an_ex
         ({"collective": "auto:memory=false"}, 1, "--collective auto:memory=false: cannot go between"),
         ({"accumulate": 2}, 0, "--accumulate 2: has gradients in the memory of the host"),
         ({"progress_thread": "on"}, 0, "--progress-thread on: has gradients in the memory of the host"),
-        ({"compress": "two_bit"}, 0, "--compress two_bit: has gradients in the memory of the host"),
+        ({"compress": "two_bit"}, 0, "--compress two_bit: sends codes by MPI, --transport nccl sums values"),
     ],
 )
 def test_what_it_does_not_go_with_is_one_line_before_any_work(comm, changes, per_host, says, monkeypatch):
