@@ -75,7 +75,9 @@ class Bands:
 
     def put(self, values: Array) -> None:
         """Take the newest values from bands."""
-        self._from_band(values.ravel(), self.store.at(self.store.latest).ravel())
+        newest = self.store.at(self.store.latest)
+        self._from_band(values.ravel(), newest.ravel())
+        self.store.put(newest)  # a device that the store has is told of it
 
     def _of(self, band: int, also_shared: bool) -> Array:
         """Return which of the own elements lie in a band: their numbers here."""

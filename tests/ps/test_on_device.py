@@ -1,6 +1,8 @@
 """A store whose updates are made on a device is the store of the host: the same laws, values within rounding, and no copy that nobody asked for."""
 
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from mpidml.core.role import PUSH, Lease
 from mpidml.optim.base import make_chain
 from mpidml.ps import on_device, store
 from mpidml.ps.store import Store
+from mpidml.runtime.bands import Bands
 from tests.changed import changed
 from tests.ps.test_store import BACKENDS, BLOCK, CHAIN, LO, PIECES, RATE, REPEATS, UPDATES, WHOLE, WIDTH, N, check_updates, in_pieces, message
 from tests.shim import cupy_double
@@ -94,6 +97,16 @@ class Forgets(Store):
 
     def _changed(self):
         pass
+
+
+def test_what_is_put_through_bands_is_gone_on_from():
+    line = SimpleNamespace(rank=0, size=1, new_tag=int, allgather=lambda of: [of], blocked=nullcontext)
+    with placed("lazy"):
+        mine = there()([np.ones(N)], 0, 1, NUMPY, make_chain("sgd", RATE))
+        mine.step(np.zeros(N))  # until which nothing has gone up
+        Bands(mine, (np.arange(N), np.zeros(N, bool)), 0, N, line).put(np.full((N, 1), 7.0))
+        mine.step(np.zeros(N))
+        assert (mine.at(mine.latest) == 7).all()
 
 
 BROKEN = {
