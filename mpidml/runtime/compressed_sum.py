@@ -71,7 +71,8 @@ class Compressed(Collective):
         self.up = self._coder(None)
 
     def _coder(self, held: tuple[int, int] | None) -> Compressor:
-        return Compressor(make_codec(self.codec), self.params, self.dtype, self.backend, self.seed, self.comm.rank, held)
+        with self.backend.naming("what codes leave"):
+            return Compressor(make_codec(self.codec), self.params, self.dtype, self.backend, self.seed, self.comm.rank, held)
 
     def look_at(self, gradient: Array) -> Array:
         """Take this rank's gradient, of which ranges are to be summed; return it."""
@@ -87,7 +88,8 @@ class Compressed(Collective):
         edges = self._edges(lo, lo + buffer.size)
         parts = list(pairwise(edges))
         self.downs.append(self._coder(parts[self.comm.rank]))
-        return CompressedSum(self, buffer, parts, self.downs[-1])
+        with self.backend.naming("codes of gradients"):
+            return CompressedSum(self, buffer, parts, self.downs[-1])
 
     def code(self, nbytes: int) -> Code:
         """Make room for a code."""

@@ -132,6 +132,17 @@ def test_on_a_device_nothing_is_lost_either_and_codes_alone_come_to_the_host(cou
         assert moved == {"get": given_up + own, "set": came}
 
 
+@pytest.mark.mpi
+def test_a_device_without_room_is_told_of_with_what_for(counted):
+    with placed("lazy"):
+        kernels = device().kernels
+        collective, gradient, _ = opened(counted, "sign_majority", kernels=kernels)  # whose codes leave nothing
+        with cupy_double.room(100), pytest.raises(MemoryError, match=r"^GPU 0: codes of gradients, an array"):
+            collective.plan(gradient)
+        with cupy_double.room(100), pytest.raises(MemoryError, match=r"^GPU 0: what codes leave, an array"):
+            opened(counted, "two_bit", kernels=kernels)
+
+
 MUTANTS = {
     "the wait for codes": ("            stream.synchronize()\n", ""),
     "codes that came": ("            self.of.from_host([self.taken[r] for r in self.others])\n", ""),
