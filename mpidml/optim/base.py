@@ -39,6 +39,8 @@ def shortened(beta: float, memory: float) -> float:
 class Link:
     """One gradient transform. All arrays are flat, contiguous, of one length and dtype; nothing is allocated after `init`.
 
+    They lie where `backend` computes, which may be a device (`init` makes NumPy's all the same): what a link does with them goes by the backend.
+
     `descends`: it ends a chain and has `apply` and `delta`; the others have `transform` alone. `normalised`: the size of its step does not
     shrink with the gradient.
     `share`: the part of the global batch that a gradient given to this link stands for. What does not shrink with the gradient by itself (a
