@@ -52,7 +52,7 @@ def compiled(job: Job, comm: CountedComm, quiet: bool, more: Sequence[Any] = ())
 
 
 def compile_on(device: Device, job: Job, more: Sequence[Any]) -> None:
-    """Compile what a device computes in passes and updates, for the job's type: a first run's kernels take seconds. Codes are the host's work."""
+    """Compile what a device computes in passes and updates, for the job's type: a first run's kernels take seconds. Codes are left to whoever makes them there."""
     if device.kernels is not None:
         device.kernels.load(*(family for family in more if family not in CODES))
         device.kernels.fetch(np.dtype(job.dtype).str[1:])

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from mpidml_kernels import CODES
 
 from mpidml.collectives.base import Collective, Sum
 from mpidml.compression.base import Compressor, make_codec
@@ -66,8 +67,11 @@ class Compressed(Collective):
         self.downs: list[Compressor] = []
 
     def open(self, comm: Any) -> None:
-        """Make room for what this rank's codes leave."""
+        """Make room for what this rank's codes leave, and compile what makes them on a device."""
         super().open(comm)
+        if self.backend.gpu is not None:
+            self.backend.load(*CODES)
+            self.backend.fetch(self.dtype.str[1:])
         self.up = self._coder(None)
 
     def _coder(self, held: tuple[int, int] | None) -> Compressor:

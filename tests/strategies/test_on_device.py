@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from mpidml_kernels import CODES
 
 from mpidml.core.job import Job
 from mpidml.nn.split import line_on_device
@@ -13,6 +14,7 @@ from mpidml.optim.base import Chain
 from mpidml.ps.on_device import OnDevice
 from mpidml.runtime import net as nets
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.stepping import Stepper
 from mpidml.strategies import base
 from tests.nn.test_on_device import TOLERANCE
 from tests.shim import cupy_double
@@ -94,6 +96,16 @@ def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, pla
     n_here = len(updating) // 2  # first all on the CPU, then on the device
     assert set(updating[:n_here]) <= {"numpy"} and set(updating[n_here:]) <= {"cuda"}
     assert any(comm.allgather(bool(updating)))
+
+
+@pytest.mark.mpi
+def test_kernels_of_codes_are_compiled_before_the_clock_runs(comm, monkeypatch):
+    compiled, run = [], Stepper.run
+    monkeypatch.setattr(Stepper, "run", lambda self: compiled.append({family for family, _ in device().kernels.gpu.modules}) or run(self))
+    on_device(monkeypatch)
+    with placed("lazy"):
+        trained(comm, JOB, **WAYS["data_parallel, int8"])
+    assert compiled[0] >= {family.__name__.rpartition(".")[2] for family in CODES}
 
 
 @pytest.mark.mpi
