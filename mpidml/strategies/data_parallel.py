@@ -156,14 +156,14 @@ class DataParallel(Serverless):
         return Training(self, self.comm.rank), cuts, [halves(lo, hi) for lo, hi in cuts]
 
     def _stays(self, net: Network) -> bool:
-        """Whether weights, gradient and optimizer stay there: not where rows are sparse, or host memory is what is summed, added to or tested by a thread."""
+        """Whether weights, gradient and optimizer stay there: not where host memory is what is summed, added to or tested by a thread."""
         job, comm = self.job, self.comm
         self.memory = job.transport == "auto" and (comm.size == 1 or max(comm.allgather(comm.host.size)) > 1)
         self.mirror: Mirror | None = None
         self.device_sums: DeviceSums | Compressed | None = None
         self.gpu_mpi = False, ""
         by_hosts = job.compress and self.memory and not comm.one_host  # one rank of each encodes what its host has summed
-        host = self.ordered or self.data.is_sparse or by_hosts or job.accumulate > 1 or job.progress_thread == "on"
+        host = self.ordered or by_hosts or job.accumulate > 1 or job.progress_thread == "on"
         return net.device.kernels is not None and not host
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
@@ -274,8 +274,8 @@ class DataParallel(Serverless):
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
-        if self.mirror is not None:
-            owner += f"; weights and optimizer stay on the device, {self.device_sums.way if self.device_sums is not None else ''}"
+        if self.device_sums is not None:
+            owner += f"; weights and optimizer stay on the device, {self.device_sums.way}"
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
 
