@@ -41,7 +41,7 @@ class Codes:
         net = self.net
         return Compressor(make_codec(self.job.compress), net.params, net.dtype, net.backend, self.job.seed, sender, held)
 
-    def store(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, kernels: Any) -> CodedStore:
+    def store(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, kernels: Any = None) -> CodedStore:
         """Make the store of the shard that begins at element `lo`."""
         coder = self._coder(self.n_workers, (lo, lo + versions[0].size))  # servers draw noise of their own
         self.stores.append(CodedStore(versions, lo, width, backend, chain, coder, self.n_workers, self.shares, kernels))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mpidml.core.current_wait import MAIN, Call, Wait
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.runtime import launcher_daemon, segment_files, start_limit
+from mpidml.runtime import launcher_daemon, segment_files, signals, start_limit
 from mpidml.runtime.host_table import N_SEATS, SEATS
 from mpidml.runtime.launch import world_from_environment
 from mpidml.runtime.signals import GRACE_SECONDS, Signals, Terminated
@@ -240,7 +240,10 @@ class _End:
         """Meet all ranks and end MPI, where nothing could be told of one that is missing; after a signal abort, as the others would never come."""
         from mpi4py import MPI
 
-        if self.watchdog is None or MPI.Is_finalized():
+        if self.watchdog is None:  # one rank
+            signals.leave()
+            return
+        if MPI.Is_finalized():
             return
         if self.code:
             sys.stdout.flush()
@@ -256,7 +259,7 @@ class _End:
         if _ends_mpi():
             with start_limit.counted(FINALIZE_SECONDS):
                 MPI.Finalize()
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Python lets go of its handlers, then takes a while
+            signals.leave()
 
     def meet_at_the_end(self) -> None:
         """Wait for all ranks' programs to end (Collective)."""

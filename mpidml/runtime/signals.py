@@ -83,6 +83,11 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
         asked.ends()
 
 
+def leave() -> None:
+    """Drop every SIGUSR1 from now on: Python lets go of its handlers, then takes a while to end, and the default action would fail a job that is done."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class Signals:
     """The handlers of signals that end, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none."""
 

@@ -244,6 +244,8 @@ def test_mpi_ends_with_the_program_and_leaves_no_alarm_and_a_child_ends_as_no_ra
     script.write_text(ENDS)
     result = mpirun(2, [script], timeout=40)
     assert result.code == 0 and sorted(result.out.splitlines()) == ["child 7", *["finalized True, alarm 0"] * 2], result
+    result = python([script], timeout=40)  # whose MPI mpi4py ends, when Python has ended
+    assert result.code == 0 and sorted(result.out.splitlines()) == ["child 7", "finalized False, alarm 0"], result
 
 
 def test_a_limit_of_waits_holds_until_it_is_lifted(monkeypatch):

@@ -271,8 +271,9 @@ def test_a_gpu_of_one_rank_without_room_for_an_array_ends_all_with_one_line(stra
     result = mpirun(2, ["-m", "mpidml", *argv], env=environment(gpus="2", fault=",room"))
     assert result.code == 2 and "Traceback" not in result.err and not result.timed_out, result
     (line,) = [line for line in result.err.splitlines() if line.startswith("mpidml: ")]
-    n, what = 15424 if strategy == "pipeline" else 16074, "gradient" if strategy == "data_parallel" else "weights"
-    assert line.startswith("mpidml: [rank 1/2") and f"] GPU 1: the {what}, an array {n} of float32 takes 0.1 MiB, and 0.0 of 8,192.0 MiB are free; " in line, line
+    what = {"data_parallel": "the gradient, an array 16074", "parameter_server": "a shard's values and gradient, an array 8042"}
+    what |= {"pipeline": "the weights, an array 15424"}
+    assert line.startswith("mpidml: [rank 1/2") and f"] GPU 1: {what[strategy]} of float32 takes 0." in line and "and 0.0 of 8,192.0 MiB are free; " in line, line
     assert line.endswith("or take --device cpu"), line
 
 
