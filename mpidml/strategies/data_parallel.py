@@ -275,7 +275,7 @@ class DataParallel(Serverless):
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.device_sums is not None:
-            owner += f"; weights and optimizer stay on the device, {self.device_sums.way}"
+            owner += "; weights and optimizer stay on the device" + f", {self.device_sums.way}" * (self.n_workers > 1 or self.compressed is not None)
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
 

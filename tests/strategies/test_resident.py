@@ -14,7 +14,7 @@ from mpidml.optim.base import Chain
 from mpidml.runtime import gpu_mpi, summed_there
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.mirror import Mirror
-from mpidml.strategies import base
+from mpidml.strategies import base, data_parallel
 from tests.changed import changed
 from tests.shim import cupy_double as cupy
 from tests.shim.devices import PLACES, device, placed
@@ -173,3 +173,11 @@ def test_on_this_mpi_it_is_the_library_that_says_no(comm):
     counted = CountedComm(comm)
     assert gpu_mpi.takes_device_pointers(counted)[0] is False
     counted.free()
+
+
+def test_who_trains_alone_hears_of_no_way_of_gradients(comm, monkeypatch):
+    said, free = [], data_parallel.DataParallel.free
+    monkeypatch.setattr(data_parallel.DataParallel, "free", lambda self: (said.append(self.words()), free(self)))
+    with on_device(monkeypatch):
+        trained(comm, JOB)
+    assert said[0].endswith("weights and optimizer stay on the device" + ", gradients go through the host" * (comm.size > 1))
