@@ -89,6 +89,21 @@ def test_a_table_of_columns_that_cannot_be_trained_on_is_refused(tmp_path: Path)
         read_pair(parquet(path, **good), parquet(tmp_path / "u.parquet", p=[1.0], r=["a"], y=[0]))
 
 
+def test_a_parquet_page_that_is_not_its_checksum_s_is_refused(tmp_path: Path) -> None:
+    """Where the writer left one: without, bytes that have changed are other numbers."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path, values = tmp_path / "t.parquet", np.arange(100.0)
+    table = pyarrow.table({"p": values, "y": np.arange(100) % 2})
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert read(str(path)).x[:, 0].tolist() == values.tolist()
+    whole = path.read_bytes()
+    at = whole.index(values[40:50].tobytes())
+    path.write_bytes(whole[:at] + values[50:60].tobytes() + whole[at + 80 :])
+    assert f"{path}: the file cannot be decoded" in refusal(str(path))
+
+
 def test_the_index_of_a_data_frame_is_neither_label_nor_feature(tmp_path: Path) -> None:
     frame = {"p": [1.0, 2.0, 3.0], "y": [0, 1, 0], "__index_level_0__": [0, 1, 2]}
     for label in (None, "y"):

@@ -68,7 +68,7 @@ class ParquetFile(NamedTuple):
 
 def _opened(path: Path, **how: Any) -> Any:
     package("pyarrow", path)
-    return package("pyarrow.parquet", path).ParquetFile(path, **how)
+    return package("pyarrow.parquet", path).ParquetFile(path, page_checksum_verification=True, **how)
 
 
 def _at(path: Path, file: Any, label: Label, known: Known | None) -> tuple[int, ...]:
