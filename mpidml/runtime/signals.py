@@ -84,8 +84,9 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
 
 
 def leave() -> None:
-    """Drop every SIGUSR1 from now on: Python lets go of its handlers, then takes a while to end, and the default action would fail a job that is done."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """Drop every SIGUSR1 from now on, where it is ours: Python lets go of its handlers, then takes a while to end, and the default action would fail a job that is done."""
+    if getattr(signal.getsignal(signal.SIGUSR1), "__func__", None) in (Signals.unwind, Asked.late):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class Signals:
@@ -94,7 +95,8 @@ class Signals:
     def __init__(self) -> None:
         self.code, self.around_fork = 0, threading.local()
         for number in ENDING:
-            signal.signal(number, self.unwind)
+            if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL:  # else it is the program's, which may have itself requeued by it
+                signal.signal(number, self.unwind)
         reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)

@@ -239,6 +239,28 @@ MPI.COMM_WORLD.Barrier()
 """
 
 
+OWN = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: print("mine", flush=True))
+from mpi4py import MPI
+from mpidml.runtime import abort
+abort.install(MPI.COMM_WORLD)
+from mpidml.runtime.signals import asked_to_end
+signal.raise_signal(signal.SIGUSR1)
+with asked_to_end() as asked:
+    signal.raise_signal(signal.SIGUSR1)
+    print(asked())
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_program_that_takes_sigusr1_itself_keeps_it(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(OWN)
+    result = python([script], timeout=30)
+    assert (result.code, result.out.splitlines()) == (0, ["mine", "10", "mine"]), result
+
+
 def test_mpi_ends_with_the_program_and_leaves_no_alarm_and_a_child_ends_as_no_rank(tmp_path):
     script = tmp_path / "ends.py"
     script.write_text(ENDS)
