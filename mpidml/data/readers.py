@@ -139,9 +139,13 @@ def answers(y: Array, task: str, where: str) -> tuple[Array, tuple[str, ...]]:
         row, *column = np.argwhere(y != np.floor(y))[0].tolist()
         return targets_of(y, where), (f"a regression, since {y[row, *column]:g} in row {row} is no whole number (--task classify: refuse it)",)
     coded = integer_labels(y, where)
-    if task == "auto" and len(coded) and (most := int(coded.max())) >= MANY_CLASSES:
-        return coded, (f"labels are whole numbers up to {most}, taken as {most + 1} classes (--task regress: amounts)",)
-    return coded, ()
+    notes, most = [], int(coded.max(initial=0))
+    if task == "auto" and most >= MANY_CLASSES:
+        notes.append(f"labels are whole numbers up to {most}, taken as {most + 1} classes (--task regress: amounts)")
+    if most < len(coded) and len(empty := np.flatnonzero(np.bincount(coded) == 0)):  # more classes than rows are refused later
+        some = ", ".join(map(str, empty[:3])) + f" and {len(empty) - 3} more" * (len(empty) > 3)
+        notes.append(f"no row has label {some}, and labels up to {most} are {most + 1} classes (code them as 0..k-1 where that is not meant)")
+    return coded, tuple(notes)
 
 
 def same_kind(train: Sequence[list[str] | None], test: Sequence[list[str] | None], source: str, test_source: str) -> None:

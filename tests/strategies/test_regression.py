@@ -151,6 +151,10 @@ def test_only_numbers_that_are_not_whole_are_targets_by_themselves(tmp_path: Pat
     assert read(written(tmp_path, x, np.array([0, 1, 2, 0, 1, 1.5])), task="auto").notes[0].startswith("a regression, since 1.5 in row 5")
     many = read(written(tmp_path, np.ones((300, 1)), np.arange(300)), task="auto")
     assert many.notes == ("labels are whole numbers up to 299, taken as 300 classes (--task regress: amounts)",)
+    remedy = "(code them as 0..k-1 where that is not meant)"
+    for y, says in [([1, 2, 3, 1, 2, 3], "label 0, and labels up to 3 are 4 classes"), ([5, 5, 0, 5, 5, 5], "label 1, 2, 3 and 1 more, and labels up to 5")]:
+        (note,) = read(written(tmp_path, x[:6], np.array(y)), task="auto").notes
+        assert note.startswith(f"no row has {says}") and note.endswith(remedy)
 
 
 def test_a_regression_ends_at_a_loss_and_has_no_accuracy_to_end_at(tmp_path: Path) -> None:
