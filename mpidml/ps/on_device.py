@@ -15,13 +15,13 @@ from mpidml.sync.base import Tuning
 
 
 class OnDevice:
-    """The device's side of a store: `values` (n,), the newest, and the arrays of its optimizer, by `kernels` (`mpidml_kernels.cuda`).
+    """The device's side of a store: `values` (n,), the newest, and the arrays of `chain`, its optimizer, by `kernels` (`mpidml_kernels.cuda`).
 
     Cost of an update: n values up, n down, and the optimizer's pass at the speed of the device's memory. It waits for the device.
     """
 
-    def __init__(self, kernels: Any, values: Array, optimizer: State) -> None:
-        self.kernels, self.is_ahead = kernels, False
+    def __init__(self, kernels: Any, chain: Chain, values: Array, optimizer: State) -> None:
+        self.kernels, self.chain, self.is_ahead = kernels, chain, False
         with kernels.naming("a shard's values and gradient"):
             self.values, self.gradient = (kernels.zeros(values.size, values.dtype) for _ in range(2))
         self.optimizer: State = {}
@@ -47,11 +47,11 @@ class OnDevice:
             optimizer[name][...] = self.kernels.host(there)
         self.is_ahead = False
 
-    def update(self, chain: Chain, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
+    def update(self, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
         """Update elements `where` by the gradient `total`, and leave the values in `new`; both are the host's, and may be used again then."""
         values, gradient = self.values[where], self.gradient[where]
         self.kernels.put(gradient, total)
         own = {name: there[where] for name, there in self.optimizer.items()}
-        chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
+        self.chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
         values.get(out=new)
         self.is_ahead = True

@@ -33,7 +33,7 @@ class Store:
         self.n_whole = self.most_besides = 0
         self.besides: Array | None = None  # how many updates each row has seen besides the whole ones
         self._optimizer: State = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
-        self.device = OnDevice(kernels, self.versions[0], self._optimizer) if chain and kernels is not None else None
+        self.device = OnDevice(kernels, chain, self.versions[0], self._optimizer) if chain and kernels is not None else None
 
     @property
     def optimizer(self) -> State:
@@ -134,7 +134,7 @@ class Store:
     def _update(self, old: Array, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
         """Update elements `where`, which are `old` and become `new`."""
         if self.device is not None:
-            self.device.update(self.chain, new, total, where, step, tuning)  # type: ignore[arg-type]
+            self.device.update(new, total, where, step, tuning)
         elif self.chain is not None:
             own = {name: array[where] for name, array in self._optimizer.items()}
             self.chain.apply(self.backend, old, new, total, own, step, tuning.rate, tuning.memory)

@@ -1,4 +1,4 @@
-"""Choose what sums gradients that lie on a device: codes, NCCL inside hosts, MPI with device pointers, else MPI through the host."""
+"""Choose what sums gradients that lie on a device, where they do not go as codes: NCCL inside hosts, MPI with device pointers, else MPI through the host."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ class Chosen(NamedTuple):
     gpu_mpi: tuple[bool, str] = (False, "")
 
 
-def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int, coded: Compressed | None) -> Chosen:
-    """Choose for sums of about `nbytes` (Collective on the ranks of `collective`, which is open): `coded` where there is one.
+def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int) -> Chosen:
+    """Choose for sums of about `nbytes` (Collective on the ranks of `collective`, which is open).
 
     `on(comm)` makes the same collective over fewer ranks, as NCCL needs it between hosts.
     """
-    if coded is not None:
-        return Chosen(coded, "")
     names = [NCCL if job.transport == NCCL else ""]
     found = [(False, "")]
 

@@ -77,7 +77,7 @@ class Averaging(Serverless):
         task.flats = [replicas.replica] * 2  # what is computed with, at every step
         optimizer = self.chain.init(net.n_params, net.dtype)
         task.state = {"replica": replicas.replica, **optimizer}
-        self.device = OnDevice(net.device.kernels, replicas.replica, optimizer) if net.device.kernels is not None else None
+        self.device = OnDevice(net.device.kernels, self.chain, replicas.replica, optimizer) if net.device.kernels is not None else None
         task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else self.weights
         driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
         replicas.wait = driver.wait
@@ -168,7 +168,7 @@ class Averager(Stepper):
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
         if strategy.device is not None:
-            strategy.device.update(strategy.chain, replicas.replica, strategy.gradient, slice(0, replicas.replica.size), clock, tuning)
+            strategy.device.update(replicas.replica, strategy.gradient, slice(0, replicas.replica.size), clock, tuning)
         else:
             strategy.chain.apply(strategy.net.backend, replicas.replica, replicas.replica, strategy.gradient, self.task.state, clock, tuning.rate)
         ended = clock_now()

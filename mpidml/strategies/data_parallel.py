@@ -38,7 +38,7 @@ from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
-from mpidml.runtime.summed_there import choose
+from mpidml.runtime.summed_there import Chosen, choose
 from mpidml.runtime.training import Training
 
 ORDERED = "ordered"
@@ -171,8 +171,8 @@ class DataParallel(Serverless):
         comm, kernels, n = self.comm, net.device.kernels, net.n_params
         coded = self._coded(net, kernels) if self.job.compress and not self.memory else None
         on, nbytes = partial(make_collective, self._collective()), min(self.job.bucket, n * net.dtype.itemsize)
-        found, self.chosen = choose(self.job, kernels, self.collective, on, nbytes, coded), self.collective.by_timing
-        self.device_sums, self.picked, self.gpu_mpi = found
+        found = Chosen(coded, "") if coded is not None else choose(self.job, kernels, self.collective, on, nbytes)
+        self.chosen, (self.device_sums, self.picked, self.gpu_mpi) = self.collective.by_timing, found
         with kernels.naming("the gradient"):
             self.gradient = self.total = kernels.zeros(n, net.dtype)
         if coded is not None:
