@@ -68,10 +68,12 @@ class Clocks:
             behind[old] = left
         else:
             del behind[old]
-        behind[new] = behind.get(new, 0) + 1
+        behind[new] = behind[new] + 1 if new in behind else 1
         if not old <= self.reached < new:
             return False
         self.ahead += 1
+        if self.ahead < self.needed:
+            return False
         moved = False
         while self.ahead >= self.needed:
             # Clocks move by one, so the next occupied count is near unless the slowest worker just ended.

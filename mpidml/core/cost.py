@@ -86,12 +86,11 @@ class ComputeSeconds:
         self.cost, self.seed, self.worker = cost, seed, worker
         self.block, self.drawn = -1, array("d")
 
-    def __call__(self, step: int) -> float:
+    def of(self, step: int) -> float:
         """Return the seconds of a step."""
-        block, at = divmod(step, BLOCK)
-        if block != self.block:
-            self._draw(block)
-        return self.drawn[at]
+        if step // BLOCK != self.block:
+            self._draw(step // BLOCK)
+        return self.drawn[step % BLOCK]
 
     def _draw(self, block: int) -> None:
         cost, stream = self.cost, rng.stream(self.seed, "compute", self.worker, block)

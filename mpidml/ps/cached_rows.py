@@ -40,7 +40,6 @@ class CachingClient(Client):
         now: float,
         table: int,
         out: Array | None = None,
-        *,
         rows: Array | None = None,
         block: tuple[int, int] | None = None,
         clock: int | None = None,

@@ -46,6 +46,11 @@ class Client:
     `by_clock` says that the servers count deltas when their clock closes. Many clients may share one `Routing` of the tables.
     """
 
+    __slots__ = (  # one of 100,000 workers of a simulation is small
+        "asked", "awaited", "batch", "clock", "copies", "drain_seconds", "leaving", "left_at", "n_asked", "n_blocking", "next_ticket", "own", "policy",
+        "riding", "routing", "sent", "tables", "tickets", "untaken"
+    )  # fmt: skip
+
     def __init__(self, tables: Sequence[TableSpec] | Routing, policy: SyncPolicy, by_clock: bool) -> None:
         self.routing = tables if isinstance(tables, Routing) else Routing(tables)
         self.tables, self.policy = self.routing.tables, policy
@@ -72,7 +77,6 @@ class Client:
         now: float,
         table: int,
         out: Array | None = None,
-        *,
         rows: Array | None = None,
         block: tuple[int, int] | None = None,
         clock: int | None = None,
@@ -86,8 +90,9 @@ class Client:
         `at_least`: what all workers together will have written; for a worker that has sent its `last`.
         """
         spec = self.tables[table]
-        clock = self.clock if clock is None else clock
-        self.next_ticket += 1
+        if clock is None:
+            clock = self.clock
+        self.next_ticket = number = self.next_ticket + 1
         oldest = self.policy.oldest_readable(clock)
         if at_least > oldest:
             oldest = at_least
@@ -96,13 +101,13 @@ class Client:
         else:
             pieces = self.routing.split(table, rows, block)
             unanswered = mask(pieces)
-        ticket = Ticket(self.next_ticket, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now, pieces, unanswered)
-        self.tickets[ticket.number] = ticket
+        ticket = Ticket(number, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now, pieces, unanswered)
+        self.tickets[number] = ticket
         if self.own and out is not None:
-            self.untaken[ticket.number] = ticket
+            self.untaken[number] = ticket
         effects: list[Effect] = []
         if rides:
-            self.riding = ticket.number
+            self.riding = number
             if self.own:
                 for role in pieces:
                     self.asked[role] += 1
@@ -122,13 +127,13 @@ class Client:
             if self.own:
                 self.asked[role] += 1
             _, region, lo, hi, _ = piece
-            effects.append(new(Send, (role, new(Message, (PULL, clock, ticket.number, 0, at_least, lo, hi, region[2], None, False, -1)))))
+            effects.append(new(Send, (role, new(Message, (PULL, clock, number, 0, at_least, lo, hi, region[2], None, False, -1)))))
         if not pieces:
-            self._finish(ticket)
+            del self.tickets[number]
         return ticket, effects
 
     def push(
-        self, table: int, delta: Lease, *, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
+        self, table: int, delta: Lease, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
     ) -> list[Send]:
         """Send `delta` (1-D, rows x width elements) for all rows, a `block` or the listed `rows`.
 
@@ -140,9 +145,10 @@ class Client:
         ticket_number = self.riding if ends else -1
         pieces = self.routing.whole[table] if rows is None and block is None else self.routing.split(table, rows, block)
         for role, (_, region, lo, hi, place) in pieces.items():
-            if isinstance(place, slice):
-                n = (place.stop - place.start) * width
-                lease = delta if n == delta.array.size else delta.part(place.start * width, place.stop * width)
+            if len(pieces) == 1 and rows is None:
+                lease = delta
+            elif isinstance(place, slice):
+                lease = delta.part(place.start * width, place.stop * width)
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
@@ -214,6 +220,9 @@ class Client:
     def answer(self, now: float, source: int, message: Message) -> None:
         """Take a ROWS message: fill its ticket; where copies are held, refresh the copy and the tickets that wait for it."""
         ticket = self.tickets.get(message.ticket)
+        if message.data is None and ticket is not None and not self.own:  # read in place
+            self._fill(ticket, source, None, message.version, message.counted)
+            return
         values: Array | None = None
         if message.data is not None:
             spec = self.tables[self.routing.shard_of[source][0]]
@@ -288,7 +297,4 @@ class Client:
             ticket.version = version
         ticket.unanswered &= ~(1 << source)
         if not ticket.unanswered:
-            self._finish(ticket)
-
-    def _finish(self, ticket: Ticket) -> None:
-        del self.tickets[ticket.number]
+            del self.tickets[ticket.number]

@@ -184,7 +184,7 @@ class CodedClient(Client):
         self.n_codes: dict[int, int] = {}
 
     def push(
-        self, table: int, delta: Lease, *, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
+        self, table: int, delta: Lease, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
     ) -> list[Send]:
         """Send the code of `delta` to each shard; the lease of the delta ends here."""
         effects: list[Send] = []

@@ -54,7 +54,7 @@ class ManagedClient(CachingClient):
         self.refused_nbytes = 0
 
     def push(
-        self, table: int, delta: Lease, *, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
+        self, table: int, delta: Lease, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
     ) -> list[Send]:
         """Add `delta` to the backlog; its lease ends here. What it `ends` is told by `tick`."""
         if not self.open():

@@ -87,11 +87,16 @@ class Shard(Passive):
         return effects
 
     def _pull(self, now: float, source: int, message: Message) -> Effects:
-        wanted = max(self.policy.oldest_readable(message.clock, source, self.clocks), message.version, 0)
+        wanted = self.policy.oldest_readable(message.clock, source, self.clocks)
+        if wanted < message.version:  # which is 0 or more
+            wanted = message.version
         if self.eager and message.rows is None and wanted < ENDED:
             self.asked.setdefault(source, {})[message.lo, message.hi] = message
         if self.clocks.reached < wanted:
-            self.parked.setdefault(wanted, []).append((source, message, now))
+            if wanted in self.parked:
+                self.parked[wanted].append((source, message, now))
+            else:
+                self.parked[wanted] = [(source, message, now)]
             return NOTHING
         return (self._rows(source, message, wanted),)
 

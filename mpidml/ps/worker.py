@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpidml.core.clocks import ENDED
-from mpidml.core.role import END, GRANT, LOAD, NEXT, NOTHING, After, Array, Compute, Effect, Effects, Message, Record, Send, Stop, Waiting, new
+from mpidml.core.role import GRANT, LOAD, NEXT, NOTHING, ROWS, After, Array, Compute, Effect, Effects, Message, Record, Send, Stop, Waiting, new
 from mpidml.ps.client import SERVERS_FIRST_SECONDS, Client
 from mpidml.ps.coordinator import LOAD_UNITS, PAUSE, WEIGHT_UNITS
 from mpidml.ps.task import Push, Task, Turn
@@ -85,14 +85,15 @@ class Worker:
         else:
             self.next = (self.step * self.n_workers + self.index, 1.0)
         if not self.gated:
-            effects += self._ask(now, self.client.clock)
-        return [*effects, *self._begin_if_ready(now)]
+            self._ask(now, effects, self.client.clock)
+        self._begin_if_ready(now, effects)
+        return effects
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
         """Take an answer or a grant; begin to compute when it was the last that was missing. Stop when every shard has taken its leave."""
-        if message.kind == GRANT:
-            return self._granted(now, message)
-        if message.kind == END:
+        if message.kind != ROWS:
+            if message.kind == GRANT:
+                return self._granted(now, message)
             return (Stop(),) if self.client.farewell(source) else NOTHING
         self.client.answer(now, source, message)
         for ticket in self.coming:
@@ -105,27 +106,28 @@ class Worker:
             return NOTHING
         culprit = message.clock if message.clock >= 0 else self.granted_by if self.granted_by >= 0 else source
         self.tally.wait(culprit, self.step, self.done_at, now)
-        return self._begin(now)
+        effects: list[Effect] = []
+        self._begin(now, effects)
+        return effects
 
     def _granted(self, now: float, message: Message) -> Effects:
         """Send or drop the gradient that waits for this grant, and begin if nothing else is missing; keep a grant ahead until its turn comes."""
         effects: list[Effect] = []
         if self.unsent is not None:
             unsent, self.unsent = self.unsent, None
-            effects += self._close(now, *unsent, counts=message.ends)
+            self._close(now, effects, *unsent, counts=message.ends)
         if self.next is not None or message.counted != self.n_grants + 1:  # one is read for already, or this one has overtaken it
             self.ahead = message
             return effects
-        effects += self._accept(now, message)
+        self._accept(now, effects, message)
         if not self.computing and not any(ticket.unanswered for ticket in self.coming):
             if self.granted_by >= 0 or not self.gated:
                 self.tally.wait(self.granted_by if self.granted_by >= 0 else self.coordinator, self.step, self.done_at, now)
-            effects += self._begin(now)
+            self._begin(now, effects)
         return effects
 
-    def _accept(self, now: float, message: Message) -> list[Effect]:
+    def _accept(self, now: float, effects: list[Effect], message: Message) -> None:
         """Go to the clock of a grant and read for it, or know that there is no more."""
-        effects: list[Effect] = []
         self.n_grants += 1
         self.next = (message.lo, message.hi / WEIGHT_UNITS)
         self.staleness, self.granted_by = message.version, message.ticket
@@ -135,80 +137,80 @@ class Worker:
                 effects += self.client.tick(now)
             self.client.jump(message.clock)
             if not self.leaving:
-                effects += self._ask(now, message.clock, self.step + self.computing)
-        return effects
+                self._ask(now, effects, message.clock, self.step + self.computing)
 
     def _ask_turn(self, now: float, clock: int) -> Send:
         if self.load is not None and self.watch_seconds:
             self.load_told = self.load(now)
         return Send(self.coordinator, Message(NEXT, clock, lo=round(self.load_told * LOAD_UNITS)))
 
-    def _ask(self, now: float, clock: int, step: int = -1, at_least: int = 0) -> list[Effect]:
-        self.coming, self.asked_at = [], now
-        effects: list[Effect] = []
-        for read in (self.task.last_reads if at_least else self.task.reads)(self.step if step < 0 else step):
-            rides = self.rides and self.computing and at_least == 0 and read.rows is None
-            ticket, asked = self.client.pull(now, read.table, read.out, rows=read.rows, clock=clock, at_least=at_least, rides=rides)
-            self.coming.append(ticket)
+    def _ask(self, now: float, effects: list[Effect], clock: int, step: int = -1, at_least: int = 0) -> None:
+        self.coming = coming = []
+        self.asked_at = now
+        rides = self.rides and self.computing and at_least == 0
+        for table, out, rows in self.task.last_reads(self.step) if at_least else self.task.reads(self.step if step < 0 else step):
+            ticket, asked = self.client.pull(now, table, out, rows, None, clock, at_least, rides and rows is None)
+            coming.append(ticket)
             effects += asked
-        return effects
 
-    def _begin_if_ready(self, now: float) -> list[Effect]:
-        if self.next is None:
-            return []
-        for ticket in self.coming:
-            if ticket.unanswered:
-                return []
-        return self._begin(now)
+    def _begin_if_ready(self, now: float, effects: list[Effect]) -> None:
+        if self.next is not None:
+            for ticket in self.coming:
+                if ticket.unanswered:
+                    return
+            self._begin(now, effects)
 
-    def _begin(self, now: float) -> list[Effect]:
+    def _begin(self, now: float, effects: list[Effect]) -> None:
         """Compute the next turn, or read the final values if there is none, or use these."""
         if self.leaving and not self.last:
             self.last, self.ended = True, self.pauses
             for ticket in self.coming:
                 self.client.take(ticket)
             if self.pauses:  # no final values: the run goes on
-                return [*self.client.last(now), *self.client.end(now)]
-            effects: list[Effect] = [Record("left", ()), *self.client.last(now), *self._ask(now, self.client.clock, at_least=ENDED)]
-            return [*effects, *self._begin_if_ready(now)]
+                effects += [*self.client.last(now), *self.client.end(now)]
+                return
+            effects += [Record("left", ()), *self.client.last(now)]
+            self._ask(now, effects, self.client.clock, at_least=ENDED)
+            self._begin_if_ready(now, effects)
+            return
         step, clock, client = self.step, self.client.clock, self.client
         versions: tuple[int, ...] = ()
-        staleness = self.staleness
+        staleness = granted = self.staleness
         for ticket in self.coming:
-            versions += (ticket.version,)
-            if clock - ticket.version > staleness and self.staleness < 0:
-                staleness = clock - ticket.version
-            client.take(ticket)
+            version = ticket.version
+            versions += (version,)
+            if granted < 0 and clock - version > staleness:
+                staleness = clock - version
+            if client.untaken:
+                client.take(ticket)
         block, weight = self.next  # type: ignore[misc]
         client.batch = block // self.n_workers
-        self.turn = turn = new(Turn, (step, clock, block, weight, versions, max(staleness, 0)))
-        self.computing, self.begun_at = True, now
-        self.told = 0
-        effects = []
+        self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness if staleness > 0 else 0))
+        self.computing, self.begun_at, self.told = True, now, 0
         if self.traced:
             effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
         if self.last:
             effects.append(Compute(self.task.finish, (turn,), -1))
-            return effects
+            return
         self.coming, self.next = [], None
         if self.ahead is not None:
             message, self.ahead = self.ahead, None
-            effects += self._accept(now, message)
+            self._accept(now, effects, message)
         elif self.coordinator < 0:
             self.next = ((step + 1) * self.n_workers + self.index, 1.0)
             self.leaving = step + 1 == self.n_clocks
         elif not self.gated:
             effects.append(self._ask_turn(now, clock))
         if self.early and not self.leaving:
-            effects += self._ask(now, clock + 1, step + 1)
+            self._ask(now, effects, clock + 1, step + 1)
         effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, (turn,), step)))
-        return effects
 
     def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
         """Compute from the values that are there now: perhaps newer than when the read was allowed, and all there are where nobody else writes."""
         if turn.staleness and (self.staleness < 0 or self.n_workers == 1):
-            missed = max(turn.clock - self.seen(), 0) if self.n_workers > 1 else 0  # type: ignore[misc]
-            self.turn = turn = turn._replace(staleness=min(missed, turn.staleness))
+            missed = turn.clock - self.seen() if self.n_workers > 1 else 0  # type: ignore[misc]
+            if missed < turn.staleness:
+                self.turn = turn = new(Turn, (*turn[:-1], missed if missed > 0 else 0))
         return self.task.compute(turn, report)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
@@ -235,28 +237,28 @@ class Worker:
         if self.admitted:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
-        effects = self._close(now, *result)
+        effects: list[Effect] = []
+        self._close(now, effects, *result)
         if self.gated:
             if not self.leaving:
                 effects.append(self._ask_turn(now, self.client.clock))
-            return [*effects, *self._begin_if_ready(now)]
-        if not self.early and not self.leaving:
-            effects += self._ask(now, self.client.clock)
-        effects += self._begin_if_ready(now)
+        elif not self.early and not self.leaving:
+            self._ask(now, effects, self.client.clock)
+        self._begin_if_ready(now, effects)
         return effects
 
-    def _close(self, now: float, pushes: Sequence[Push], measured: tuple[float, ...], counts: bool = True) -> list[Effect]:
+    def _close(self, now: float, effects: list[Effect], pushes: Sequence[Push], measured: tuple[float, ...], counts: bool = True) -> None:
         """Send what a turn has computed, if it counts, and end its clock."""
         client, staleness = self.client, self.turn.staleness
-        clock = client.clock
-        effects: list[Effect] = []
+        clock, n_left = client.clock, len(pushes)
         if counts:
             if not pushes:
                 effects += self.part(now, 0, 0)
-            for i, (table, delta, rows) in enumerate(pushes, 1):
+            for table, delta, rows in pushes:
+                n_left -= 1
                 # The last push of a clock to a table ends the clock there.
-                ends = not self.steps_in_clock and (i == len(pushes) or table not in [push.table for push in pushes[i:]])
-                sent = client.push(table, delta, rows=rows, ends=ends, version=clock - staleness)
+                ends = not self.steps_in_clock and (not n_left or table not in [push.table for push in pushes[-n_left:]])
+                sent = client.push(table, delta, rows, None, ends, clock - staleness)
                 if ends:
                     for target, _ in sent:
                         self.told |= 1 << target
@@ -265,7 +267,6 @@ class Worker:
         self.step += 1
         if counts and not self.steps_in_clock:
             effects += client.tick(now, self.told)
-        return effects
 
     def timer(self, now: float) -> Effects:
         """Send what the client has kept back, and tell the coordinator when the load has changed since it was told."""

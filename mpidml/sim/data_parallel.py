@@ -72,7 +72,7 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     now, clock = 0.0, 0
     every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
-        computes = np.array([draw(clock) for draw in draws])
+        computes = np.array([draw.of(clock) for draw in draws])
         if plan.slowdown is not None:
             computes *= 1 + np.array([plan.slowdown.extra(w, clock) for w in range(n)])
         slowest = int(computes.argmax())

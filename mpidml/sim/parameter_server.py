@@ -7,6 +7,7 @@ shard        ......|apply|.|apply|..reply             as many times as there are
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,20 +169,22 @@ def simulate(plan: Plan) -> Simulated:
 def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recorder | None = None) -> Simulated:
     """Run the roles of a plan, `n_servers` shards first and then the workers, and count; `note` is told what they record, too."""
     n, cost = plan.n_workers, plan.cost
-    found = Simulated(done_by=[0] * n, left_seconds=[0.0] * n)
+    found = Simulated(left_seconds=[0.0] * n)
     every = n if plan.seconds else max(n, -(-n * plan.n_clocks // MOST_ROWS))
     since, stale = 0, 0
+
+    histogram, done_by = found.staleness, array("q", [0]) * n
 
     def record(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
         nonlocal since, stale
         if name == "clock":
             staleness = int(value[1])
-            found.staleness[staleness] = found.staleness.get(staleness, 0) + 1
+            histogram[staleness] = histogram[staleness] + 1 if staleness in histogram else 1
             if value[2]:
-                found.n_done += 1
-                found.done_by[role - n_servers] += 1
+                done_by[role - n_servers] += 1
                 since, stale = since + 1, stale + staleness
                 if since == every:
+                    found.n_done += since
                     found.rows.append((now, found.n_done, stale / since))
                     since = stale = 0
             else:
@@ -196,8 +199,9 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     moves = cost.bytes_per_second > 0
     network = _Network(plan, n_servers) if moves or ((cost.apply or cost.message) and not plan.colocated) else None
     result = virtual.run(roles, _compute(plan, n_servers), cost.latency, record=record, arrival=network, reports=False)
-    found.seconds = max(found.left_seconds)
+    found.seconds, found.done_by = max(found.left_seconds), list(done_by)
     if since:
+        found.n_done += since
         found.rows.append((found.seconds, found.n_done, stale / since))
     alike = plan.n_shards // n_servers
     found.n_messages, found.nbytes = result.n_messages * alike, result.nbytes * alike if moves else 0
@@ -220,7 +224,7 @@ def _compute(plan: Plan, n_servers: int) -> Callable[[int, int, float], float]:
         if constant is not None:
             return constant + beside
         worker = role - n_servers
-        drawn = draws[worker](step)
+        drawn = draws[worker].of(step)
         return drawn + beside if slowdown is None else drawn * (1 + slowdown.extra(worker, step)) + beside
 
     return seconds

@@ -1,6 +1,6 @@
 """Interpret roles on virtual clocks: events in the order of their time, nothing waits for real.
 
-t 0.00   worker 0  compute 0 ------> 0.30     events are taken in the order (time, number), so a run is a function of its
+t 0.00   worker 0  compute 0 ------> 0.30     events are taken in the order of time and, at one time, of a rule, so a run is a function of its
 t 0.00   worker 1  compute 0 -> 0.10          arguments alone
 t 0.10   worker 1  push 0, clock, pull 1
 """
@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import NOTHING, After, Compute, Lease, Message, Record, Role, Send, Stop
+from mpidml.core.role import NOTHING, After, Compute, Lease, Message, Passive, Record, Role, Send, Stop
 
 Recorder = Callable[[float, int, str, tuple[float, ...]], None]
 
 
 DONE, PART, TIMER, STARTS = -1, -2, -3, -4
+LATER = 1 << 60
+"""Added to the numbers of what comes after the messages of the same time."""
 
 
 class Result(NamedTuple):
@@ -51,9 +53,10 @@ def run(
     `reports` false: computes report none. `record` takes what roles note as (seconds, role, name, value); without it the result lists all.
     Raises WaitTimeout when nothing can happen any more although roles have not stopped: it lists who waits for whom.
     Cost: O(1) a message of constant delay, whose times never decrease, so a queue orders them; O(log n) for the rest, on a heap.
+    At one time messages come first, in the order in which they were sent, then the ends of what roles have begun, in that order.
     """
     heap: list[tuple[float, int, int, int, Any]] = []
-    queue: deque[tuple[float, int, int, int, Any]] = deque()
+    queue: deque[tuple[float, int, int, Any]] = deque()
     records: list[tuple[float, int, str, tuple[float, ...]]] = []
     busy_seconds = array("d", [0.0]) * len(roles)
     last_arrival: dict[tuple[int, int], float] = {}
@@ -66,16 +69,21 @@ def run(
     now = 0.0
     collects = gc.isenabled()
     gc.disable()  # messages and effects hold no cycles; looking for some takes a third of the time
-    heap = [(now, me, me, STARTS, None) for me in range(len(roles))]
-    number = len(roles)
+    queue.extend((now, me, STARTS, None) for me in range(len(roles)))
+    number = 0
     handle = [role.handle for role in roles]
+    places = [getattr(type(role), "landing", None) is not Passive.landing for role in roles]
     try:
-        while heap or queue:
-            # Numbers differ, so comparing two entries never looks beyond them.
-            now, _, me, source, what = popleft() if queue and (not heap or queue[0] < heap[0]) else heappop(heap)
+        while True:
+            if queue and (not heap or queue[0][0] <= heap[0][0]):
+                now, me, source, what = popleft()
+            elif heap:
+                now, _, me, source, what = heappop(heap)  # numbers differ, so comparing two entries never looks beyond them
+            else:
+                break
             if source >= 0:
                 n_messages += 1
-                effects = handle[me](now, source, what if what[8] is None else _landed(roles[me], source, what))
+                effects = handle[me](now, source, what if what[8] is None or not places[me] else _landed(roles[me], source, what))
             elif source == DONE:
                 effects = roles[me].done(now, what)
             elif source == PART:
@@ -85,18 +93,19 @@ def run(
             else:
                 effects = roles[me].timer(now) if running[me] else NOTHING
             for effect in effects:
-                number += 1
                 if type(effect) is Send:
                     target, message = effect
                     data = message[8]
                     if data is not None:
                         nbytes += data.array.nbytes
-                        data.lend()
+                        if data.buffer is not None:
+                            data.lend()
                     if message[7] is not None:
                         nbytes += message[7].nbytes
                     if constant is not None:
-                        enqueue((now + constant, number, target, me, message))
+                        enqueue((now + constant, target, me, message))
                         continue
+                    number += 1
                     at = arrival(now, me, target, message) if arrival is not None else now + latency_seconds(me, target, number)  # type: ignore[operator]
                     if in_order:
                         pair = (me, target)
@@ -113,13 +122,14 @@ def run(
                         result = function(*arguments, lambda lo, hi, found=found: found.append((lo, hi)))
                         for i, piece in enumerate(ranges := [r for r in found if r[0] < r[1]] or parts(me, step)):
                             number += 1
-                            heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), number, me, PART, piece))
-                        number += 1
+                            heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), LATER + number, me, PART, piece))
                     else:
                         result = function(*arguments, None)
-                    heappush(heap, (now + seconds, number, me, DONE, result))
+                    number += 1
+                    heappush(heap, (now + seconds, LATER + number, me, DONE, result))
                 elif type(effect) is After:
-                    heappush(heap, (now + effect[0], number, me, TIMER, None))
+                    number += 1
+                    heappush(heap, (now + effect[0], LATER + number, me, TIMER, None))
                 elif type(effect) is Stop:
                     running[me] = False
     finally:

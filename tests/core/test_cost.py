@@ -15,13 +15,13 @@ def test_draws_are_a_function_of_seed_worker_and_step():
     cost = CostModel((1.0, 2.0, 5.0), jitter=0.5)
     forwards, backwards = cost.seconds(3, 7), cost.seconds(3, 7)
     steps = list(range(3 * BLOCK))
-    assert [forwards(s) for s in steps] == [backwards(s) for s in reversed(steps)][::-1]
-    assert [cost.seconds(3, 8)(s) for s in range(20)] != [forwards(s) for s in range(20)]
+    assert [forwards.of(s) for s in steps] == [backwards.of(s) for s in reversed(steps)][::-1]
+    assert [cost.seconds(3, 8).of(s) for s in range(20)] != [forwards.of(s) for s in range(20)]
 
 
 @pytest.mark.parametrize("cost", [CostModel((2.0,)), CostModel((2.0,), 1.0), CostModel((1.0, 3.0), 0.3)])
 def test_the_mean_is_that_of_the_measured_seconds_and_jitter_spreads_them(cost):
-    drawn = np.array([cost.seconds(0, w)(s) for w in range(20) for s in range(BLOCK)])
+    drawn = np.array([cost.seconds(0, w).of(s) for w in range(20) for s in range(BLOCK)])
     assert cost.mean_seconds == 2.0
     assert drawn.mean() == pytest.approx(2.0, rel=0.06)
     if len(cost.compute) == 1:

@@ -190,12 +190,14 @@ def test_a_clock_costs_a_question_an_answer_and_a_push_per_worker_and_shard():
 
 
 class NeverTicks(Client):
+    __slots__ = ()
+
     def tick(self, now, told=()):
         self.clock += 1
         return []
 
-    def push(self, *arguments, **options):
-        return super().push(*arguments, **{**options, "ends": False})
+    def push(self, table, delta, rows=None, block=None, ends=False, version=0):
+        return super().push(table, delta, rows, block, False, version)
 
 
 def test_a_wait_that_cannot_end_names_table_clock_and_who_is_behind():
