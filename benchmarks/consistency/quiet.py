@@ -18,6 +18,10 @@ class Patience:
     def __init__(self, comm: CountedComm, seconds: float) -> None:
         self.comm, self.left = comm, seconds
 
+    def over(self, comm: CountedComm) -> Patience:
+        """Return as much patience over fewer ranks."""
+        return Patience(comm, self.left)
+
     def measure(self, measure: Callable[[], Sample]) -> Sample:
         """Return a quiet sample, or the quietest of those that patience allowed; nothing but what others took decides which."""
         best: Sample | None = None

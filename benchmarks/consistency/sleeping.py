@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ from mpidml.sync.base import make_policy
 
 N_NUMBERS = 64
 N_SKIPPED = 10  # clocks in which memory is first touched and a lead builds up
-LATENCY_SECONDS = 100e-6
+FIT_CLOCKS = 200
 SPIN_SECONDS = 200e-6
 ENOUGH_QUIET = 3  # rounds, for a verdict
 POLICIES = ("bsp", "ssp:3", "dssp:1:8", "asp", "quorum", "adaptive:1:8")
@@ -146,10 +146,37 @@ def on_mpi(comm: CountedComm, sync: str, n_clocks: int, seconds: Sequence[Sequen
     return Sample(per_clock, watch.others(sum(f[1] for f in found)), {"dropped": dropped, "late": late})
 
 
-def on_virtual_clocks(sync: str, n_clocks: int, seconds: Sequence[Sequence[float]]) -> float:
+class Costs(NamedTuple):
+    """What a clock takes of a worker besides its compute, and a message from its sending until a rank has taken it, in seconds."""
+
+    driving: float
+    latency: float
+
+
+def fit(comm: CountedComm, mean_seconds: float, patience: Patience) -> Costs:
+    """Return the costs of one worker beside one server (Collective on comm).
+
+    Under asp its read has been asked for a clock before, so a clock is its sleep and what driver and roles take; under bsp it is two messages more, one
+    after the other: the push, which asks, and the answer.
+    """
+    pair = comm.split(0 if comm.rank < 2 else -1)
+    found = Costs(0.0, 0.0)
+    if pair is not None:
+        patient = patience.over(pair)
+        asp, bsp = (patient.measure(lambda sync=sync: on_mpi(pair, sync, FIT_CLOCKS, [[mean_seconds]])).seconds for sync in ("asp", "bsp"))  # type: ignore[misc]
+        found = Costs(max(asp - mean_seconds, 0.0), max(bsp - asp, 0.0) / 2)
+        pair.free()
+    return Costs(*comm.bcast(found))
+
+
+def on_virtual_clocks(sync: str, n_clocks: int, seconds: Sequence[Sequence[float]], costs: Costs) -> float:
     """Run the same roles on virtual clocks and return seconds a clock."""
     roles = [make_role(i, sync, n_clocks, seconds, False, Buffers()) for i in range(n_roles(sync, len(seconds)))]
-    result = virtual.run(roles, lambda role, step, now: seconds[role - 1][step % len(seconds[role - 1])], LATENCY_SECONDS, reports=False)
+
+    def compute(role: int, step: int, now: float) -> float:
+        return seconds[role - 1][step % len(seconds[role - 1])] + costs.driving
+
+    result = virtual.run(roles, compute, costs.latency, reports=False)
     ends = [(now, role - 1, bool(value[2])) for now, role, name, value in result.records if name == "clock"]
     return seconds_a_clock(ends, len(seconds))[0]
 
@@ -228,17 +255,18 @@ def straggler(comm: CountedComm, n_rounds: int, n_clocks: int, mean_seconds: flo
 def simulated(comm: CountedComm, n_rounds: int, n_clocks: int, mean_seconds: float, patience: Patience) -> None:
     """Hold what was measured against the same roles with the same draws on virtual clocks."""
     n_workers = comm.size - 1
+    costs = fit(comm, mean_seconds, patience)
     rounds = measured(comm, n_rounds, n_clocks, lambda r: jittered(n_workers, n_clocks, mean_seconds, r), patience)
     if comm.rank:
         return
     print(
         f"\nd) measured beside simulated: {n_workers} workers, exponential sleeps of {mean_seconds * 1e3:g} ms, {n_rounds} rounds of {n_clocks} clocks, "
-        f"{LATENCY_SECONDS * 1e6:g} us a message on virtual clocks"
+        f"{costs.latency * 1e6:.0f} us a message and {costs.driving * 1e6:.0f} us a clock besides on virtual clocks, fitted to one worker"
     )
     print(f"{'policy':14s} {'measured':>9s} {'simulated':>10s} {'ratio':>7s} {'lowest':>7s} {'highest':>7s} {'quiet':>6s}   clocks/s")
     worst, n_quiet = 1.0, n_rounds
     for name, samples in rounds.samples.items():
-        virtually = [on_virtual_clocks(name, n_clocks, jittered(n_workers, n_clocks, mean_seconds, r)) for r in range(1, n_rounds + 1)]
+        virtually = [on_virtual_clocks(name, n_clocks, jittered(n_workers, n_clocks, mean_seconds, r), costs) for r in range(1, n_rounds + 1)]
         ratios = [v / s.seconds for v, s in zip(virtually, samples, strict=True)]
         quiet = [ratio for ratio, s in zip(ratios, samples, strict=True) if s.others < QUIET]
         ratio = median(quiet or ratios)
