@@ -10,7 +10,7 @@ import numpy as np
 
 from mpidml.collectives import base
 from mpidml.core.errors import UserError
-from mpidml.runtime import launch, start_limit
+from mpidml.runtime import launch, start_limit, threads
 
 _world = launch.world_from_environment(os.environ)
 launch.refuse(_world, launch.foreign(_world, os.environ))
@@ -20,7 +20,7 @@ if _world.launcher is None:
 else:
     os.environ.update(launch.mpich_environment(os.environ, _world.local_size, _world.size or 0))
 
-base.SPIN_SECONDS = base.spin_seconds(_world.local_size, len(os.sched_getaffinity(0)))
+base.SPIN_SECONDS = base.spin_seconds(_world.local_size, int(min(threads.given(os.environ), threads.quota())))
 
 with start_limit.counted():
     from mpi4py import MPI  # the lines above must come first

@@ -35,10 +35,14 @@ def budget(env: Mapping[str, str]) -> int:
 
     A launcher that does not tell how many ranks it has started here leaves 1.
     """
-    world, mine, given = world_from_environment(env), len(os.sched_getaffinity(0)), len(launchers_cores())
-    if world.launcher == "srun" and env.get("SLURM_CPUS_ON_NODE", "").isdecimal():
-        given = int(env["SLURM_CPUS_ON_NODE"])  # what starts its ranks may run on cores of other jobs
-    return share(world, mine, given, quota())
+    return share(world_from_environment(env), len(os.sched_getaffinity(0)), given(env), quota())
+
+
+def given(env: Mapping[str, str]) -> int:
+    """Return how many cores of this host the launcher has for its ranks, however few of them this one is bound to."""
+    if world_from_environment(env).launcher == "srun" and env.get("SLURM_CPUS_ON_NODE", "").isdecimal():
+        return int(env["SLURM_CPUS_ON_NODE"])  # what starts its ranks may run on cores of other jobs
+    return len(launchers_cores())
 
 
 def share(world: World, mine: int, given: int, limit: float = math.inf) -> int:

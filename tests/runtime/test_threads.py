@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from mpidml.collectives import base
 from mpidml.core.job import Job
 from mpidml.runtime import scoring, threads
 from mpidml.runtime.launch import BUDGETED, THREAD_VARIABLES, World, without_launcher
@@ -216,6 +217,15 @@ def test_rank_0_is_told_once_of_ranks_that_crowd(comm, unbound):
     assert comm.rank or (told.count("\n") == 1 and f"have {n * comm.size} threads" in told)
     with threadpool_limits(1, "blas"):
         assert bool(threads.warning(comm)) == (comm.rank == 0 and comm.size >= n)
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+def test_waits_spin_where_each_rank_has_a_core_also_if_it_is_bound_to_it(comm):
+    """Open MPI binds two ranks to a core each, Slurm any number: that a rank may run on fewer cores than there are ranks says nothing."""
+    n = int(min(len(threads.launchers_cores()), threads.quota()))
+    assert (base.SPIN_SECONDS > 0) == (comm.size <= n)
+    assert base.spin_seconds(comm.size, n) == base.SPIN_SECONDS
 
 
 def test_start_up_loads_no_numpy_to_count_threads():

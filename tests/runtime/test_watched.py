@@ -10,6 +10,7 @@ from mpidml.collectives import base
 from mpidml.collectives.base import make_collective
 from mpidml.core.current_wait import MAIN, Call, CurrentWait, Wait
 from mpidml.core.errors import Mismatch, UserError
+from mpidml.runtime import threads
 from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.credited import Credited, Words
@@ -237,7 +238,7 @@ def test_the_last_messages_of_a_run_are_waits(mute, monkeypatch):
 def test_whether_a_wait_may_spin_follows_the_launchers_ranks_on_this_host():
     srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
     assert base.spin_seconds(world_from_environment(srun).local_size, 3) == 0 < base.spin_seconds(world_from_environment(srun).local_size, 4)
-    here = base.spin_seconds(world_from_environment(os.environ).local_size, len(os.sched_getaffinity(0)))
+    here = base.spin_seconds(world_from_environment(os.environ).local_size, int(min(threads.given(os.environ), threads.quota())))
     assert here == base.SPIN_SECONDS
 
 
