@@ -21,6 +21,7 @@ from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
 from mpidml.runtime.bell import Bell
+from mpidml.runtime.meeting import Meeting
 
 LINE_NBYTES = 64
 LONGEST_SLEEP_SECONDS = 5e-3
@@ -48,6 +49,7 @@ class Waiting:
     def __init__(self, limit_seconds: float) -> None:
         self.limit_seconds, self.seconds, self.moved_seconds = limit_seconds, 0.0, 0.0
         self.bell: Bell | None = None
+        self.meetings: dict[Any, Meeting] = {}
         self.asleep: Any = ()
         self.me = 0
         self.fence: Callable[[], None] = lambda: None
@@ -69,8 +71,16 @@ class Waiting:
     def meet(self, comm: Any, what: str) -> None:
         """Wait for all ranks (Collective on comm)."""
         self._compare(comm, f"a meeting at {what}")
-        request = comm.mpi.Ibarrier()
-        self.until(request.Test, lambda: f"all ranks to come to {what}")
+        if self.bell is None or not comm.one_host:
+            request = comm.mpi.Ibarrier()
+            self.until(request.Test, lambda: f"all ranks to come to {what}")
+            return
+        if comm not in self.meetings:
+            self.meetings[comm] = Meeting(comm, self.me, self.ring, self.fence)
+        meeting = self.meetings[comm]
+        meeting.come()
+        self.until(meeting.all_here, lambda: f"rank(s) {', '.join(str(comm.ranks[r]) for r in meeting.late())} to come to {what}", rung=True)
+        self.fence()
 
     def _compare(self, comm: Any, what: str) -> None:
         comm.compare(what, patiently=lambda ready: self.until(ready, lambda: f"all ranks to compare {what}"))

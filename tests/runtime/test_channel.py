@@ -8,6 +8,7 @@ import pytest
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.channel import Line, Waiting, open_channels
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.meeting import Meeting
 
 N_ITEMS, N_SLOTS, LATE_SECONDS = 12, 3, 2e-3
 
@@ -68,3 +69,40 @@ def test_a_ring_that_is_lost_costs_a_moment_and_nothing_else(comm, monkeypatch):
     assert n_rings == 0
     if comm.rank == 1:
         assert np.array_equal(found, np.arange(N_ITEMS)[:, None, None] * np.ones((2, 5)))
+
+
+def met(comm, monkeypatch, all_here=Meeting.all_here):
+    """Meet five times, each time with another rank late; return whether this rank ever went on before all had come, and how often it was rung."""
+    monkeypatch.setattr(Meeting, "all_here", all_here)
+    counted, waiting = CountedComm(comm), Waiting(20.0)
+    rings = []
+    wait = Bell.wait
+    monkeypatch.setattr(Bell, "wait", lambda bell, seconds: rings.append(wait(bell, seconds)) or rings[-1])
+    waiting.open(counted)
+    came = counted.shared(counted.size, np.int64)
+    n_sent = counted.n_sent
+    early = False
+    for time_number in range(5):
+        if counted.rank == time_number % counted.size:
+            time.sleep(LATE_SECONDS)
+        came[counted.rank] = time_number + 1
+        waiting.meet(counted, "the end of a test")
+        early = early or bool((came <= time_number).any())
+    assert counted.n_sent == n_sent
+    counted.Barrier()
+    waiting.close()
+    counted.free()
+    return early, sum(rings)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.openmpi
+def test_ranks_of_a_host_meet_and_nobody_goes_on_before_the_last_has_come(comm, monkeypatch):
+    early, n_rings = met(comm, monkeypatch)
+    assert not early and n_rings > 0
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_meeting_that_waits_for_one_alone_would_be_seen(comm, monkeypatch):
+    early, _ = met(comm, monkeypatch, lambda self: len(self.late()) < len(self.others) or comm.size == 2)
+    assert any(comm.allgather(early))
