@@ -23,6 +23,7 @@ from mpidml.core.clocks import ENDED
 from mpidml.core.role import Array, Lease, Message, Send, new
 from mpidml.optim.base import Chain
 from mpidml.ps.client import Client
+from mpidml.ps.crossing import Crossing
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import PLAIN, Store
 from mpidml.ps.table import TableSpec
@@ -43,14 +44,14 @@ def shares(policy: SyncPolicy, by_clock: bool) -> bool:
     return by_clock and policy.bound is not None and not policy.gate_at
 
 
-def follow(coder: Compressor, code: Array, lo: int, hi: int, copy: Array) -> None:
-    """Bring `copy`, (hi - lo,), to what `code` says: both sides call this, so both hold the same bits."""
+def follow(coder: Compressor, code: Array, lo: int, hi: int, copy: Array, backend: Any = None) -> None:
+    """Bring `copy`, (hi - lo,), to what `code` says, by `backend` (default: the coder's): both sides call this, with one backend, so both hold the same bits."""
     for piece in coder.pieces(lo, hi):
         of = copy[piece.of_range]
         if piece.as_it_is:
             of[...] = code[piece.of_code].view(of.dtype)
         else:
-            coder.codec.decode_add(coder.backend, code[piece.of_code], of.reshape(piece.shape))
+            coder.codec.decode_add(backend or coder.backend, code[piece.of_code], of.reshape(piece.shape))
 
 
 class Copy:
@@ -173,12 +174,16 @@ class CodedShard(Shard):
 class CodedClient(Client):
     """A client that encodes what it pushes by `coder`, which is its worker's for the whole run, and holds the copy that each shard keeps up to date.
 
-    Memory: the copies together are as large as the tables.
+    What is pushed lies where the coder computes, the copies on the host, where `backend` does (default: the coder's). Memory: the copies together are as
+    large as the tables.
     """
 
-    def __init__(self, tables: Sequence[TableSpec], policy: SyncPolicy, by_clock: bool, coder: Compressor, allocate: Callable[[int], Any]) -> None:
+    def __init__(
+        self, tables: Sequence[TableSpec], policy: SyncPolicy, by_clock: bool, coder: Compressor, allocate: Callable[[int], Any], backend: Any = None
+    ) -> None:
         super().__init__(tables, policy, by_clock)
-        self.coder, self.allocate = coder, allocate
+        self.coder, self.allocate, self.backend = coder, allocate, coder.backend if backend is None else backend
+        self.crossing = Crossing(coder)
         self.range_of = {role: self.tables[t].shards[i][:2] for role, (t, i) in self.routing.shard_of.items()}
         self.held: dict[int, Array] = {}
         self.n_codes: dict[int, int] = {}
@@ -192,7 +197,7 @@ class CodedClient(Client):
             values, (lo, hi) = message.data, self.range_of[role]
             assert values is not None and message.lo < 0 and message.rows is None
             buffer = self.allocate(n := self.coder.nbytes(lo, hi))
-            self.coder.encode(values.array, lo, hi, code := buffer.array(np.uint8, n), self.batch)
+            self.crossing.encode(values.array, lo, hi, code := buffer.array(np.uint8, n), self.batch)
             values.lend().release()
             effects.append(new(Send, (role, message._replace(data=buffer.lease(code)))))
         return effects
@@ -211,7 +216,7 @@ class CodedClient(Client):
         if not message.batch:
             self.held[source] = payload.array.view(self.coder.dtype).copy()
         elif payload.array.size:
-            follow(self.coder, payload.array, *self.range_of[source], self.held[source])
+            follow(self.coder, payload.array, *self.range_of[source], self.held[source], self.backend)
         payload.release()
         super().answer(now, source, message._replace(data=Lease(self.held[source])))
 

@@ -27,34 +27,36 @@ from mpidml.sync.base import SyncPolicy
 class Codes:
     """Make the stores of a run by codes, and the clients of those `workers` of `n_workers` that run here; one table holds all parameters of `net`.
 
-    `starts`: where alone shards may begin, for a codec that needs tensors in full; empty where they may begin anywhere.
+    `starts`: where alone shards may begin, for a codec that needs tensors in full; empty where they may begin anywhere. `kernels`: of a device on which
+    gradients lie, and codes of them are made.
     """
 
-    def __init__(self, job: Job, net: Network, workers: Sequence[int], n_workers: int, policy: SyncPolicy, by_clock: bool) -> None:
+    def __init__(self, job: Job, net: Network, workers: Sequence[int], n_workers: int, policy: SyncPolicy, by_clock: bool, kernels: Any = None) -> None:
         self.job, self.net, self.n_workers, self.policy, self.by_clock = job, net, n_workers, policy, by_clock
         self.shares = shares(policy, by_clock)
-        self.coders = {worker: self._coder(worker) for worker in workers}
+        self.coders = {worker: self._coder(kernels or net.backend, worker) for worker in workers}
         self.stores: list[CodedStore] = []
         self.starts = [of.start for of in net.params.slices.values()] if make_codec(job.compress).whole else []
 
-    def _coder(self, sender: int, held: tuple[int, int] | None = None) -> Compressor:
+    def _coder(self, backend: Any, sender: int, held: tuple[int, int] | None = None) -> Compressor:
         net = self.net
-        return Compressor(make_codec(self.job.compress), net.params, net.dtype, net.backend, self.job.seed, sender, held)
+        with backend.naming("what codes leave"):
+            return Compressor(make_codec(self.job.compress), net.params, net.dtype, backend, self.job.seed, sender, held)
 
     def store(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, kernels: Any = None) -> CodedStore:
         """Make the store of the shard that begins at element `lo`."""
-        coder = self._coder(self.n_workers, (lo, lo + versions[0].size))  # servers draw noise of their own
+        coder = self._coder(backend, self.n_workers, (lo, lo + versions[0].size))  # servers draw noise of their own
         self.stores.append(CodedStore(versions, lo, width, backend, chain, coder, self.n_workers, self.shares, kernels))
         return self.stores[-1]
 
     def client(self, tables: Sequence[TableSpec], worker: int, allocate: Callable[[int], Any]) -> CodedClient:
         """Make a client of a worker; what its codes have left is kept from one to the next."""
-        return CodedClient(tables, self.policy, self.by_clock, self.coders[worker], allocate)
+        return CodedClient(tables, self.policy, self.by_clock, self.coders[worker], allocate, self.net.backend)
 
     def kept(self) -> list[tuple[str, int, int, Array]]:
         """List what is to be saved of the workers and shards of this process: name, first element, elements in all, array (1-D)."""
         found = [
-            (f"compress.{worker}.{name}", 0, array.size, array.reshape(-1))
+            (f"compress.{worker}.{name}", 0, array.size, coder.backend.host(array).reshape(-1))
             for worker, coder in self.coders.items()
             for name, array in coder.state().items()
         ]
@@ -77,14 +79,15 @@ class Codes:
         """
         for worker, coder in self.coders.items():
             for name, array in coder.state().items():
-                flat = array.reshape(-1)
+                flat = (here := coder.backend.host(array)).reshape(-1)
                 if n_before == self.n_workers:
                     read(f"compress.{worker}.{name}", 0, flat)
-                    continue
-                others = np.zeros((n_before, flat.size), flat.dtype)
-                for other in range(n_before):
-                    read(f"compress.{other}.{name}", 0, others[other])
-                flat[:] = others.sum(0) / (self.n_workers if name.endswith(".residual") else n_before)
+                else:
+                    others = np.zeros((n_before, flat.size), flat.dtype)
+                    for other in range(n_before):
+                        read(f"compress.{other}.{name}", 0, others[other])
+                    flat[:] = others.sum(0) / (self.n_workers if name.endswith(".residual") else n_before)
+                coder.backend.put(array, here)
         for store in self.stores:
             for name, array in self._answers(store):
                 read(name, 0, array.reshape(-1))

@@ -20,13 +20,13 @@ class OnDevice:
     Cost of an update: n values up, n down, and the optimizer's pass at the speed of the device's memory. It waits for the device.
     """
 
-    def __init__(self, kernels: Any, chain: Chain, values: Array, optimizer: State) -> None:
+    def __init__(self, kernels: Any, chain: Chain | None, values: Array, optimizer: State, whose: str = "a shard's") -> None:
         self.kernels, self.chain, self.is_ahead = kernels, chain, False
-        with kernels.naming("a shard's values and gradient"):
+        with kernels.naming(f"{whose} values and gradient"):
             self.values, self.gradient = (kernels.zeros(values.size, values.dtype) for _ in range(2))
         self.optimizer: State = {}
         for name, array in optimizer.items():
-            with kernels.naming(f"a shard's {name}"):
+            with kernels.naming(f"{whose} {name}"):
                 self.optimizer[name] = kernels.zeros(array.size, array.dtype)
         self.up(values, optimizer)
 
@@ -49,6 +49,7 @@ class OnDevice:
 
     def update(self, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
         """Update elements `where` by the gradient `total`, and leave the values in `new`; both are the host's, and may be used again then."""
+        assert self.chain is not None
         values, gradient = self.values[where], self.gradient[where]
         self.kernels.put(gradient, total)
         own = {name: there[where] for name, there in self.optimizer.items()}

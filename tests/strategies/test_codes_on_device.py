@@ -1,0 +1,199 @@
+"""Workers whose gradients stay on a device: codes and links made there leave what the CPU's leave, and nothing else crosses to the host or back."""
+
+import numpy as np
+import pytest
+
+from mpidml.ps import codes
+from mpidml.ps.coded import CodedClient, CodedStore
+from mpidml.runtime import training_there
+from mpidml.runtime.resume import resumed
+from mpidml.strategies import parameter_server
+from mpidml.strategies.parameter_server import ParameterServer
+from tests.changed import changed
+from tests.nn.test_on_device import TOLERANCE
+from tests.shim import cupy_double
+from tests.shim.devices import PLACES, placed
+from tests.strategies.test_codes import coder_of
+from tests.strategies.test_on_device import JOB, SAME, both, on_device
+from tests.training import trained
+
+ALONE = {"strategy": "parameter_server", "sync": "bsp", "dropout": 0.2}
+CODED = {**ALONE, "transport": "mpi", "compress": "two_bit"}
+EVERY = ["two_bit", "two_bit:0.01", "top_k:0.05", "low_rank", "sign_majority", "int8", "one_bit", "ternary", "random_k:0.1", "fp16", "bf16", "qsgd"]
+WAYS = {
+    **{codec: {**CODED, "compress": codec} for codec in EVERY},
+    "repeated": {**CODED, "sync": "ssp:1", "assign": "static", "deterministic": True},
+    "apart": {**CODED, "servers": "1"},
+    "layer by layer": {**CODED, "early_push": "on", "accumulate": 2},
+    "codes of what clip makes": {**CODED, "optimizer": "clip:0.5+momentum:0.9"},
+    "clip": {**ALONE, "optimizer": "clip:0.5+momentum:0.9"},
+    "clip, in parts": {**ALONE, "optimizer": "clip:0.5+momentum:0.9", "accumulate": 3},
+    "workers": {**ALONE, "optimizer": "clip:0.5+adam", "lr": 0.01, "optimize": "workers"},
+    "lars of workers": {**ALONE, "optimizer": "lars:0.02", "optimize": "workers", "sync": "ssp:1", "assign": "static", "deterministic": True},
+    "groups": {**CODED, "group": 2},
+}
+
+
+def ways(comm, way):
+    """Return a way's changes; None where it needs others."""
+    changes = WAYS[way]
+    return changes if comm.size > 1 or not {"early_push", "group", "servers"} & changes.keys() else None
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_workers_make_there_is_what_they_make_here(comm, monkeypatch, way, place):
+    if (changes := ways(comm, way)) is None:
+        return  # alone nobody takes a part early, or shares
+    (summary, w), (plain, v) = both(comm, monkeypatch, place, **changes)
+    assert [summary.get(name) for name in SAME] == [plain.get(name) for name in SAME]
+    assert np.abs(w - v).max() <= TOLERANCE["float64"] * 100
+
+
+class Summing(CodedStore):
+    """Sums up what it decodes."""
+
+    summed = 0.0
+
+    def step(self, total, *tuning):
+        self.summed = self.summed + self.coder.backend.host(total)
+        super().step(total, *tuning)
+
+
+class Noting(CodedClient):
+    """Sums up what is pushed, which lies on the device."""
+
+    given = None
+
+    def push(self, table, delta, *, block=None, **options):
+        lo, hi = block or (0, self.tables[0].n_rows)
+        self.given = np.zeros(self.tables[0].n_rows) if self.given is None else self.given
+        self.given[lo:hi] += delta.array.get()
+        return super().push(table, delta, block=block, **options)
+
+
+class ForgetsResidual(Noting):
+    def push(self, table, delta, **options):
+        for name, array in self.coder.state().items():
+            if name.endswith("residual"):
+                array.fill(0)
+        return super().push(table, delta, **options)
+
+
+def lost(comm, monkeypatch, job, client=Noting):
+    """Return by how much what servers decode and what workers keep differs from what these have pushed, in parts of the most that was pushed."""
+    found, clients, free = [], [], ParameterServer.free
+
+    class Kept(client):
+        def __init__(self, *given):
+            super().__init__(*given)
+            clients.append(self)
+
+    def freed(self):
+        params, sums = self.net.params, np.zeros((2, self.net.n_params))
+        for store in self.codes.stores:
+            sums[1, store.lo : store.hi] += store.summed
+        for name, array in (of for coder in self.codes.coders.values() for of in coder.state().items()):
+            if name.endswith(".residual"):
+                sums[1, params.slices[name.removesuffix(".residual")]] += array.get()
+        found.append(sums)
+        free(self)
+
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        patched.setattr(codes, "CodedClient", Kept)
+        patched.setattr(codes, "CodedStore", Summing)
+        patched.setattr(ParameterServer, "free", freed)
+        trained(comm, job)
+    for of in clients:
+        found[0][0] += of.given
+    given, came = comm.allreduce(found[0])
+    return float(np.abs(given - came).max() / np.abs(given).max())
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:3", "asp", "dssp", "adaptive", "quorum", "warmup:3:2"])
+def test_what_servers_decode_and_what_workers_keep_there_is_what_was_given(comm, monkeypatch, sync):
+    job = JOB.with_values({**CODED, "sync": sync, "steps": 12}, "test")
+    assert lost(comm, monkeypatch, job) < 1e-12
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "asp"])
+def test_the_sum_catches_a_residual_that_is_lost_there(comm, monkeypatch, sync):
+    assert lost(comm, monkeypatch, JOB.with_values({**CODED, "sync": sync, "steps": 12}, "test"), ForgetsResidual) > 1e-3
+
+
+def crossed(comm, monkeypatch, job, n_steps):
+    """Return the bytes that arrays of more than a few numbers have down and up in a run of so many steps."""
+    moved = {"get": 0, "set": 0}
+
+    def counting(name):
+        real = getattr(cupy_double.ndarray, name)
+
+        def call(self, *given, **named):
+            moved[name] += self.nbytes if self.size > 8 else 0
+            return real(self, *given, **named)
+
+        return call
+
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        for name in moved:
+            patched.setattr(cupy_double.ndarray, name, counting(name))
+        trained(comm, job, steps=n_steps)
+    return np.array([moved["get"], moved["set"]])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("codec", ["two_bit", "fp16", "top_k:0.05", "sign_majority"])
+def test_a_worker_has_its_weights_up_and_its_codes_down(comm, monkeypatch, codec):
+    if comm.size == 1:
+        return  # a worker alone is its own server
+    job = JOB.with_values({**CODED, "compress": codec, "servers": "1", "dropout": 0.0}, "test")
+    more, less = (crossed(comm, monkeypatch, job, n) for n in (8, 3))
+    if comm.rank:
+        down, up = (more - less) / 5
+        net, coder = coder_of(job)
+        rows = len(range(*(JOB.batch * w // (comm.size - 1) for w in (comm.rank - 1, comm.rank))))
+        assert down == coder.nbytes(0, net.n_params)
+        assert up == net.n_params * 8 + rows * (net.n_features * 8 + 8)
+
+
+BROKEN = {
+    "the weights": ("self.there.put(w)", "pass"),
+    "the way down of what clip makes": ("there.gradient.get(out=g)", "pass"),
+    "what clip makes": ("self._change(there.gradient, there.optimizer, there.values, turn)", "pass"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_left_out_is_seen(comm, monkeypatch, name):
+    monkeypatch.setattr(parameter_server, "TrainingThere", changed(training_there, [BROKEN[name]]).TrainingThere)
+    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["clip" if "clip" in name else "two_bit"])
+    assert not np.abs(w - v).max() <= 1e-9
+
+
+KEPT = {
+    "what codes leave is not brought down": ("coder.backend.host(array).reshape(-1))\n", "np.zeros(array.size))\n"),
+    "what codes leave is not brought up": ("coder.backend.put(array, here)", "pass"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", KEPT)
+def test_a_run_that_goes_on_without_what_its_codes_have_left_is_seen(comm, monkeypatch, mpi_tmp_path, name):
+    job = JOB.with_values(CODED, "test")
+    _, expected = trained(comm, job)
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        for folder, is_broken in (("run", False), ("broken", True)):
+            if is_broken:
+                patched.setattr(parameter_server, "Codes", changed(codes, [KEPT[name]]).Codes)
+            out = str(mpi_tmp_path / folder)
+            trained(comm, job, steps=4, out=out, checkpoint_every=4, write=True)
+            comm.Barrier()
+            _, values = trained(comm, resumed(out, {"steps": 6}))
+            assert (np.abs(values - expected).max() <= TOLERANCE["float64"] * 100) != is_broken
