@@ -41,9 +41,16 @@ class Crossing:
     def take(self, code: Array) -> Any:
         """Return the host's `code` where values lie, until the next one; waits until it is there, so that the message may go."""
         there = self._room(code)
-        if there is not code and code.size:
-            there.set(code)
+        if there is not code:
+            self.put(there, code)
         return there
+
+    def put(self, there: Any, values: Array) -> None:
+        """Bring the host's `values` to `there`, of their shape; waits until they are, so that the message may go."""
+        if self.coder.backend.gpu is None:
+            there[...] = values
+        elif values.size:
+            there.set(values)
 
     def _room(self, code: Array) -> Any:
         backend = self.coder.backend

@@ -30,9 +30,10 @@ class OnDevice:
                 self.optimizer[name] = kernels.zeros(array.size, array.dtype)
         self.up(values, optimizer)
 
-    def up(self, values: Array, optimizer: State) -> None:
-        """Take what the host has."""
-        self.put(values)
+    def up(self, values: Array | None, optimizer: State) -> None:
+        """Take what the host has; without `values` the optimizer alone."""
+        if values is not None:
+            self.put(values)
         for name, there in self.optimizer.items():
             self.kernels.put(there, optimizer[name])
         self.is_ahead = False
@@ -49,10 +50,17 @@ class OnDevice:
 
     def update(self, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
         """Update elements `where` by the gradient `total`, and leave the values in `new`; both are the host's, and may be used again then."""
-        assert self.chain is not None
         values, gradient = self.values[where], self.gradient[where]
         self.kernels.put(gradient, total)
+        self._step(values, gradient, where, step, tuning)
+        values.get(out=new)
+
+    def step(self, step: int, tuning: Tuning) -> None:
+        """Update all values by `gradient`; what comes of it stays there, and nobody waits."""
+        self._step(self.values, self.gradient, slice(None), step, tuning)
+
+    def _step(self, values: Any, gradient: Any, where: slice, step: int, tuning: Tuning) -> None:
+        assert self.chain is not None
         own = {name: there[where] for name, there in self.optimizer.items()}
         self.chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
-        values.get(out=new)
         self.is_ahead = True

@@ -66,8 +66,8 @@ def test_nothing_but_codes_crosses_and_room_is_made_once(monkeypatch):
 BROKEN = {
     "a code that goes": ("there.get(out=code)", "pass"),
     "the wait for a code": ("there.get(out=code)", "there.get(out=code, blocking=False)"),
-    "a code that comes": ("there.set(code)", "pass"),
-    "the wait until a code is there": ("there.set(code)", "there.set(code, self.coder.backend.gpu.cupy.cuda.get_current_stream())"),
+    "a code that comes": ("there.set(values)", "pass"),
+    "the wait until a code is there": ("there.set(values)", "there.set(values, self.coder.backend.gpu.cupy.cuda.get_current_stream())"),
 }
 
 

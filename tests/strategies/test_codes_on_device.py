@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mpidml.ps import codes
-from mpidml.ps.coded import CodedClient, CodedStore
+from mpidml.ps import coded, codes
+from mpidml.ps.coded import CodedClient
+from mpidml.ps.coded_there import CodedStoreThere
 from mpidml.runtime import training_there
 from mpidml.runtime.resume import resumed
 from mpidml.strategies import parameter_server
@@ -30,6 +31,8 @@ WAYS = {
     "clip, in parts": {**ALONE, "optimizer": "clip:0.5+momentum:0.9", "accumulate": 3},
     "workers": {**ALONE, "optimizer": "clip:0.5+adam", "lr": 0.01, "optimize": "workers"},
     "lars of workers": {**ALONE, "optimizer": "lars:0.02", "optimize": "workers", "sync": "ssp:1", "assign": "static", "deterministic": True},
+    "looks": {**CODED, "steps": 0, "epochs": 3, "batch": 400, "validate": 0.2},
+    "patience": {**CODED, "steps": 0, "epochs": 4, "batch": 400, "validate": 0.2, "patience": 1, "optimizer": "adam", "lr": 0.1},
     "groups": {**CODED, "group": 2},
 }
 
@@ -51,13 +54,13 @@ def test_what_workers_make_there_is_what_they_make_here(comm, monkeypatch, way, 
     assert np.abs(w - v).max() <= TOLERANCE["float64"] * 100
 
 
-class Summing(CodedStore):
+class Summing(CodedStoreThere):
     """Sums up what it decodes."""
 
     summed = 0.0
 
     def step(self, total, *tuning):
-        self.summed = self.summed + self.coder.backend.host(total)
+        self.summed = self.summed + total.get()
         super().step(total, *tuning)
 
 
@@ -103,11 +106,11 @@ def lost(comm, monkeypatch, job, client=Noting):
     with monkeypatch.context() as patched, placed("lazy"):
         on_device(patched)
         patched.setattr(codes, "CodedClient", Kept)
-        patched.setattr(codes, "CodedStore", Summing)
+        patched.setattr(codes, "CodedStoreThere", Summing)
         patched.setattr(ParameterServer, "free", freed)
         trained(comm, job)
     for of in clients:
-        found[0][0] += of.given
+        found[0][0] += 0.0 if of.given is None else of.given  # others were faster
     given, came = comm.allreduce(found[0])
     return float(np.abs(given - came).max() / np.abs(given).max())
 
@@ -148,23 +151,74 @@ def crossed(comm, monkeypatch, job, n_steps):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("codec", ["two_bit", "fp16", "top_k:0.05", "sign_majority"])
-def test_a_worker_has_its_weights_up_and_its_codes_down(comm, monkeypatch, codec):
-    if comm.size == 1:
-        return  # a worker alone is its own server
-    job = JOB.with_values({**CODED, "compress": codec, "servers": "1", "dropout": 0.0}, "test")
+@pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
+def test_codes_alone_cross_each_way(comm, monkeypatch, codec, sync):
+    """Of a step: beside its rows, one code each way of a worker; of its server those of all workers, and one answer, which they share."""
+    if comm.size == 1 or (codec, sync) == ("sign_majority", "ssp:1"):
+        return  # a worker alone is its own server, and votes are counted by the clock
+    how = {"sync": sync, "assign": "static", "deterministic": sync != "bsp"}
+    job = JOB.with_values({**CODED, **how, "compress": codec, "servers": "1", "dropout": 0.0}, "test")
     more, less = (crossed(comm, monkeypatch, job, n) for n in (8, 3))
+    down, up = (more - less) / 5
+    net, coder = coder_of(job)
+    n_workers, code = comm.size - 1, coder.nbytes(0, net.n_params)
+    answer = net.n_params * 8 if codec == "sign_majority" else code  # of votes no difference is sent
     if comm.rank:
-        down, up = (more - less) / 5
-        net, coder = coder_of(job)
-        rows = len(range(*(JOB.batch * w // (comm.size - 1) for w in (comm.rank - 1, comm.rank))))
-        assert down == coder.nbytes(0, net.n_params)
-        assert up == net.n_params * 8 + rows * (net.n_features * 8 + 8)
+        rows = len(range(*(JOB.batch * w // n_workers for w in (comm.rank - 1, comm.rank))))
+        assert down == code
+        assert up == answer + rows * (net.n_features * 8 + 8)
+    else:
+        assert down == answer
+        assert up == n_workers * code
+
+
+def held(comm, monkeypatch, job):
+    """Return how many copies workers hold, and how many of them are to the bit what their shards know."""
+    clients, stores, free = {}, {}, ParameterServer.free
+
+    class Kept(CodedClient):
+        def __init__(self, *given):
+            super().__init__(*given)
+            clients[given[3].sender] = self
+
+    def freed(self):
+        stores.update({number: [copy and copy.values.get().tobytes() for copy in store.copies] for number, store in self.stores.items()})
+        for worker, client in clients.items():
+            clients[worker] = {number: values.get().tobytes() for number, values in client.held.items()}
+        free(self)
+
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        patched.setattr(codes, "CodedClient", Kept)
+        patched.setattr(ParameterServer, "free", freed)
+        trained(comm, job)
+    known = {number: copies for of in comm.allgather(stores) for number, copies in of.items()}
+    found = {worker: copies for of in comm.allgather(clients) for worker, copies in of.items()}
+    same = [known[number][worker] == values for worker, copies in found.items() for number, values in copies.items()]
+    return len(same), sum(same)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "asp", "ssp:2"])
+@pytest.mark.parametrize("codec", ["two_bit", "low_rank", "bf16"])
+def test_a_worker_holds_to_the_bit_what_its_shard_knows(comm, monkeypatch, codec, sync):
+    n, same = held(comm, monkeypatch, JOB.with_values({**CODED, "compress": codec, "sync": sync, "steps": 9}, "test"))
+    assert same == n > 0
+
+
+@pytest.mark.mpi
+def test_the_bits_catch_a_code_that_a_copy_is_not_brought_to(comm, monkeypatch):
+    calls, follow = [], coded.follow
+    monkeypatch.setattr(coded, "follow", lambda *given: calls.append(1) or (None if len(calls) == 5 else follow(*given)))
+    n, same = held(comm, monkeypatch, JOB.with_values({**CODED, "steps": 9}, "test"))
+    assert sum(comm.allgather(same < n)) == comm.size
 
 
 BROKEN = {
-    "the weights": ("self.there.put(w)", "pass"),
+    "the weights of clip": ("self.there.put(w)", "pass"),
+    "which weights were read": ("            return w\n", "            return self.there.values\n"),
     "the way down of what clip makes": ("there.gradient.get(out=g)", "pass"),
-    "what clip makes": ("self._change(there.gradient, there.optimizer, there.values, turn)", "pass"),
+    "what clip makes": ("self._change(there.gradient, ", "(lambda *given: None)(there.gradient, "),
 }
 
 
@@ -179,6 +233,8 @@ def test_what_is_left_out_is_seen(comm, monkeypatch, name):
 KEPT = {
     "what codes leave is not brought down": ("coder.backend.host(array).reshape(-1))\n", "np.zeros(array.size))\n"),
     "what codes leave is not brought up": ("coder.backend.put(array, here)", "pass"),
+    "what workers hold is not brought down": ("store.coder.backend.host(copy.values))", "np.zeros(copy.values.size))"),
+    "what workers hold is not brought up": ("shared = Copy(backend.here(values)", "shared = Copy(backend.zeros(n, dtype)"),
 }
 
 
