@@ -2,20 +2,24 @@
 
 import numpy as np
 import pytest
+from mpidml_kernels import CODES
 
 from mpidml.ps import coded, codes
 from mpidml.ps.coded import CodedClient
 from mpidml.ps.coded_there import CodedStoreThere
+from mpidml.ps.codes import Codes
 from mpidml.runtime import training_there
+from mpidml.runtime.driver import Driver
 from mpidml.runtime.resume import resumed
 from mpidml.strategies import parameter_server
 from mpidml.strategies.parameter_server import ParameterServer
 from tests.changed import changed
 from tests.nn.test_on_device import TOLERANCE
 from tests.shim import cupy_double
-from tests.shim.devices import PLACES, placed
+from tests.shim.devices import PLACES, device, placed
 from tests.strategies.test_codes import coder_of
 from tests.strategies.test_on_device import JOB, SAME, both, on_device
+from tests.strategies.test_resume import go_on, start
 from tests.training import trained
 
 ALONE = {"strategy": "parameter_server", "sync": "bsp", "dropout": 0.2}
@@ -23,6 +27,7 @@ CODED = {**ALONE, "transport": "mpi", "compress": "two_bit"}
 EVERY = ["two_bit", "two_bit:0.01", "top_k:0.05", "low_rank", "sign_majority", "int8", "one_bit", "ternary", "random_k:0.1", "fp16", "bf16", "qsgd"]
 WAYS = {
     **{codec: {**CODED, "compress": codec} for codec in EVERY},
+    "float32": {**CODED, "compress": "int8", "dtype": "float32"},
     "repeated": {**CODED, "sync": "ssp:1", "assign": "static", "deterministic": True},
     "apart": {**CODED, "servers": "1"},
     "layer by layer": {**CODED, "early_push": "on", "accumulate": 2},
@@ -51,7 +56,7 @@ def test_what_workers_make_there_is_what_they_make_here(comm, monkeypatch, way, 
         return  # alone nobody takes a part early, or shares
     (summary, w), (plain, v) = both(comm, monkeypatch, place, **changes)
     assert [summary.get(name) for name in SAME] == [plain.get(name) for name in SAME]
-    assert np.abs(w - v).max() <= TOLERANCE["float64"] * 100
+    assert np.abs(w - v).max() <= TOLERANCE[str(v.dtype)] * 100
 
 
 class Summing(CodedStoreThere):
@@ -253,3 +258,40 @@ def test_a_run_that_goes_on_without_what_its_codes_have_left_is_seen(comm, monke
             comm.Barrier()
             _, values = trained(comm, resumed(out, {"steps": 6}))
             assert (np.abs(values - expected).max() <= TOLERANCE["float64"] * 100) != is_broken
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "asp"])
+def test_a_run_saved_there_goes_on_there_at_another_number_of_workers(comm, monkeypatch, mpi_tmp_path, sync):
+    if comm.size < 3:
+        return  # there are to be several, and then fewer
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        start(comm, mpi_tmp_path / "run", 8, 3, sync=sync, transport="mpi", compress="two_bit", checkpoint_every=4)
+        found = go_on(comm, mpi_tmp_path / "run", 2, steps=14)
+    if found is not None:
+        assert np.isfinite(found[1]).all() and found[0]["clocks"] == 14
+
+
+@pytest.mark.mpi
+def test_kernels_of_codes_are_compiled_before_the_roles_run(comm, monkeypatch):
+    compiled, run = [], Driver.run
+    monkeypatch.setattr(Driver, "run", lambda self: compiled.append({family for family, _ in device().kernels.gpu.modules}) or run(self))
+    on_device(monkeypatch)
+    with placed("lazy"):
+        trained(comm, JOB.with_values({**CODED, "servers": "1" if comm.size > 1 else "colocated"}, "test"))
+    assert compiled[0] >= {family.__name__.rpartition(".")[2] for family in CODES}
+
+
+@pytest.mark.mpi
+def test_a_device_without_room_for_codes_is_told_of_with_what_it_lacks_room_for(comm, monkeypatch):
+    job, kept = JOB.with_values(CODED, "test"), Codes._coder
+
+    def crowded(self, *given):
+        with cupy_double.room(100):
+            return kept(self, *given)
+
+    monkeypatch.setattr(Codes, "_coder", crowded)
+    on_device(monkeypatch)
+    with placed("lazy"), pytest.raises(MemoryError, match="GPU 0: what codes leave, an array"):
+        trained(comm, job)
