@@ -8,6 +8,9 @@ worker 0 --NEXT--> coordinator   "what do I compute?"       cached_rows.py  a cl
 worker 0 <-GRANT-- coordinator   clock, block, weight       managed.py      a client that sends within a budget of bytes a second
                                                             coded.py        client, shard and store that send codes of what has changed
                                                             codes.py        what a run by codes has and saves besides
+                                                            coded_there.py  such a store whose values lie on a device
+                                                            crossing.py     codes between a device and messages
+                                                            on_device.py    a store's updates on a device
                                                             worker.py       the worker role: pull, compute, push, clock
                                                             task.py         its program: what is read, computed, pushed
                                                             coordinator.py  the role that grants clocks, where a run needs it

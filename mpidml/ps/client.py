@@ -288,8 +288,8 @@ class Client:
             piece = ticket.pieces[source]
             if not isinstance(piece.place, slice):
                 ticket.out[piece.place] = values
-            elif (out := ticket.out[piece.place]).__array_interface__["data"][0] != values.__array_interface__["data"][0]:
-                np.copyto(out, values)  # else it was received where it is wanted
+            else:
+                self._land(ticket.out[piece.place], values)
             own = self.own.get(source)
             if own is not None and own.writes:
                 change(ticket, piece, lambda out, region: own.overlay(out, region, version, count))
@@ -298,3 +298,8 @@ class Client:
         ticket.unanswered &= ~(1 << source)
         if not ticket.unanswered:
             del self.tickets[ticket.number]
+
+    def _land(self, out: Array, values: Array) -> None:
+        """Put what has come where it is wanted, if it was not received there."""
+        if out.__array_interface__["data"][0] != values.__array_interface__["data"][0]:
+            np.copyto(out, values)

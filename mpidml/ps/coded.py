@@ -23,6 +23,7 @@ from mpidml.core.clocks import ENDED
 from mpidml.core.role import Array, Lease, Message, Send, new
 from mpidml.optim.base import Chain
 from mpidml.ps.client import Client
+from mpidml.ps.crossing import Crossing
 from mpidml.ps.shard import Shard
 from mpidml.ps.store import PLAIN, Store
 from mpidml.ps.table import TableSpec
@@ -43,25 +44,25 @@ def shares(policy: SyncPolicy, by_clock: bool) -> bool:
     return by_clock and policy.bound is not None and not policy.gate_at
 
 
-def follow(coder: Compressor, code: Array, lo: int, hi: int, copy: Array) -> None:
-    """Bring `copy`, (hi - lo,), to what `code` says: both sides call this, so both hold the same bits."""
+def follow(coder: Compressor, code: Any, lo: int, hi: int, copy: Any) -> None:
+    """Bring `copy`, (hi - lo,), to what `code` says; both lie where the coder computes. Both sides call this, and compute alike, so both hold the same bits."""
     for piece in coder.pieces(lo, hi):
         of = copy[piece.of_range]
         if piece.as_it_is:
-            of[...] = code[piece.of_code].view(of.dtype)
+            coder.backend.copy(of, code[piece.of_code].view(of.dtype))
         else:
             coder.codec.decode_add(coder.backend, code[piece.of_code], of.reshape(piece.shape))
 
 
 class Copy:
-    """What some workers hold of a shard: `values` as of `version`; `following`: by the version to which one of them went on, the code and the copy after it.
+    """What some workers hold of a shard: `values`, where its coder computes, as of `version`.
 
-    `n_held` counts the workers that hold it and the copies that lead to it.
+    `following`: by the version to which one of them went on, the code and the copy after it. `n_held` counts the workers that hold it and the copies that lead to it.
     """
 
     __slots__ = ("following", "n_held", "values", "version")
 
-    def __init__(self, values: Array, version: int) -> None:
+    def __init__(self, values: Any, version: int) -> None:
         self.values, self.version, self.n_held = values, version, 0
         self.following: dict[int, tuple[Array, Copy]] = {}
 
@@ -80,11 +81,19 @@ class CodedStore(Store):
         kernels: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(versions, lo, width, backend, chain, kernels)
-        self.coder, self.hi, self.shares = coder, lo + versions[0].size, shares
-        self.total = np.zeros_like(versions[0])
+        self.coder, self.hi, self.shares, self.crossing = coder, lo + versions[0].size, shares, Crossing(coder)
+        self.total = self._total()
         self.codes_answers = codes_answers(coder.codec)
         self.copies: list[Copy | None] = [None] * n_workers
-        self.spare: list[Array] = []
+        self.spare: list[Any] = []
+
+    def _total(self) -> Any:
+        """Return the place of sums and differences, (hi - lo,), where the coder computes."""
+        return np.zeros_like(self.versions[0])
+
+    def values(self, version: int) -> Any:
+        """Return the values of `version`, (hi - lo,), where the coder computes."""
+        return self.at(version).ravel()
 
     def apply(self, deltas: Sequence[Message], tuning: Tuning = PLAIN) -> None:
         """Make one update of the sum of what the codes hold, in their order, and end their leases."""
@@ -94,7 +103,7 @@ class CodedStore(Store):
         for number, delta in enumerate(deltas):
             assert delta.data is not None
             decode = self.coder.decode_add if number else self.coder.decode
-            decode(delta.data.array, self.lo, self.hi, self.total)
+            decode(self.crossing.take(delta.data.array), self.lo, self.hi, self.total)
             delta.data.release()
         self.coder.combine(self.total, self.lo, self.hi)
         self.step(self.total, tuning)
@@ -104,7 +113,7 @@ class CodedStore(Store):
         held = self.copies[worker]
         if held is None:  # what another one holds of that version will do
             held = next((of for of in self.copies if of is not None and of.version == version), None)
-            self.hold(worker, held or Copy(self.at(version).ravel().copy(), version))
+            self.hold(worker, held or Copy(self._copy(self.values(version)), version))
             return NOTHING_NEW
         if held.version == version:
             return NOTHING_NEW
@@ -132,19 +141,26 @@ class CodedStore(Store):
             for _, after in copy.following.values():
                 self._leave(after)
 
+    def _copy(self, values: Any) -> Any:
+        """Return a copy of values, where they lie."""
+        backend = self.coder.backend
+        with backend.naming("what workers hold of a shard"):
+            copy = self.spare.pop() if self.spare else backend.zeros(values.size, values.dtype)
+        backend.copy(copy, values)
+        return copy
+
     def _encoded(self, held: Copy, version: int) -> tuple[Array, Copy]:
-        coder, lo, hi, values = self.coder, self.lo, self.hi, self.at(version).ravel()
-        np.subtract(values, held.values, out=self.total)
+        coder, lo, hi, values = self.coder, self.lo, self.hi, self.values(version)
+        coder.backend.descend(values, self.total, held.values, 1.0)
         for piece in coder.pieces(lo, hi):
             if piece.as_it_is:
-                self.total[piece.of_range] = values[piece.of_range]
+                coder.backend.copy(self.total[piece.of_range], values[piece.of_range])
             elif "residual" in piece.state:
                 piece.state["residual"].fill(0)  # the difference holds it
         code = np.zeros(coder.nbytes(lo, hi), np.uint8)
-        coder.encode(self.total, lo, hi, code, version)
-        copy = self.spare.pop() if self.spare else np.empty_like(held.values)
-        np.copyto(copy, held.values)
-        follow(coder, code, lo, hi, copy)
+        there = self.crossing.encode(self.total, lo, hi, code, version)
+        copy = self._copy(held.values)
+        follow(coder, there, lo, hi, copy)
         return code, Copy(copy, version)
 
 
@@ -166,21 +182,21 @@ class CodedShard(Shard):
         payload = store.go_on(worker, version if self.by_clock else store.latest)
         number = self.n_codes[source] = self.n_codes.get(source, -1) + 1
         if not number:
-            payload = store.copies[worker].values.view(np.uint8)  # type: ignore[union-attr]
+            payload = store.coder.backend.host(store.copies[worker].values).view(np.uint8)  # type: ignore[union-attr]
         return leased(self.allocate, payload), number  # type: ignore[arg-type]
 
 
 class CodedClient(Client):
     """A client that encodes what it pushes by `coder`, which is its worker's for the whole run, and holds the copy that each shard keeps up to date.
 
-    Memory: the copies together are as large as the tables.
+    What is pushed, the copies, and what reads are to fill lie where the coder computes. Memory: the copies together are as large as the tables.
     """
 
     def __init__(self, tables: Sequence[TableSpec], policy: SyncPolicy, by_clock: bool, coder: Compressor, allocate: Callable[[int], Any]) -> None:
         super().__init__(tables, policy, by_clock)
-        self.coder, self.allocate = coder, allocate
+        self.coder, self.allocate, self.crossing = coder, allocate, Crossing(coder)
         self.range_of = {role: self.tables[t].shards[i][:2] for role, (t, i) in self.routing.shard_of.items()}
-        self.held: dict[int, Array] = {}
+        self.held: dict[int, Any] = {}
         self.n_codes: dict[int, int] = {}
 
     def push(
@@ -192,7 +208,7 @@ class CodedClient(Client):
             values, (lo, hi) = message.data, self.range_of[role]
             assert values is not None and message.lo < 0 and message.rows is None
             buffer = self.allocate(n := self.coder.nbytes(lo, hi))
-            self.coder.encode(values.array, lo, hi, code := buffer.array(np.uint8, n), self.batch)
+            self.crossing.encode(values.array, lo, hi, code := buffer.array(np.uint8, n), self.batch)
             values.lend().release()
             effects.append(new(Send, (role, message._replace(data=buffer.lease(code)))))
         return effects
@@ -209,15 +225,26 @@ class CodedClient(Client):
             )
         self.n_codes[source] = message.batch
         if not message.batch:
-            self.held[source] = payload.array.view(self.coder.dtype).copy()
+            values = payload.array.view(self.coder.dtype)
+            with self.coder.backend.naming("what a worker holds of a shard"):
+                self.held[source] = self.coder.backend.zeros(values.size, values.dtype)
+            self.crossing.put(self.held[source], values)
         elif payload.array.size:
-            follow(self.coder, payload.array, *self.range_of[source], self.held[source])
+            follow(self.coder, self.crossing.take(payload.array), *self.range_of[source], self.held[source])
         payload.release()
         super().answer(now, source, message._replace(data=Lease(self.held[source])))
 
     def landing(self, source: int, message: Message) -> Array | None:
-        """Name the place of values in full; codes have none."""
-        return super().landing(source, message) if message.batch <= 0 else None
+        """Name the place of values in full, if that is the host's; codes have none."""
+        return super().landing(source, message) if message.batch <= 0 and self.coder.backend.gpu is None else None
+
+    def _land(self, out: Any, values: Any) -> None:
+        if self.coder.backend.gpu is None:
+            super()._land(out, values)
+        elif isinstance(values, np.ndarray):
+            self.crossing.put(out, values)
+        else:
+            self.coder.backend.copy(out, values)
 
 
 def leased(allocate: Callable[[int], Any], payload: Array) -> Lease:

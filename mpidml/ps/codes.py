@@ -20,6 +20,7 @@ from mpidml.core.role import Array
 from mpidml.nn.network import Network
 from mpidml.optim.base import Chain
 from mpidml.ps.coded import UNKNOWN, CodedClient, CodedStore, Copy, codes_answers, shares
+from mpidml.ps.coded_there import CodedStoreThere
 from mpidml.ps.table import TableSpec
 from mpidml.sync.base import SyncPolicy
 
@@ -27,24 +28,28 @@ from mpidml.sync.base import SyncPolicy
 class Codes:
     """Make the stores of a run by codes, and the clients of those `workers` of `n_workers` that run here; one table holds all parameters of `net`.
 
-    `starts`: where alone shards may begin, for a codec that needs tensors in full; empty where they may begin anywhere.
+    `starts`: where alone shards may begin, for a codec that needs tensors in full; empty where they may begin anywhere. `kernels`: of a device on which
+    gradients and what workers read lie, and codes are made and read.
     """
 
-    def __init__(self, job: Job, net: Network, workers: Sequence[int], n_workers: int, policy: SyncPolicy, by_clock: bool) -> None:
+    def __init__(self, job: Job, net: Network, workers: Sequence[int], n_workers: int, policy: SyncPolicy, by_clock: bool, kernels: Any = None) -> None:
         self.job, self.net, self.n_workers, self.policy, self.by_clock = job, net, n_workers, policy, by_clock
         self.shares = shares(policy, by_clock)
-        self.coders = {worker: self._coder(worker) for worker in workers}
+        self.kernels = kernels
+        self.coders = {worker: self._coder(kernels or net.backend, worker) for worker in workers}
         self.stores: list[CodedStore] = []
         self.starts = [of.start for of in net.params.slices.values()] if make_codec(job.compress).whole else []
 
-    def _coder(self, sender: int, held: tuple[int, int] | None = None) -> Compressor:
+    def _coder(self, backend: Any, sender: int, held: tuple[int, int] | None = None) -> Compressor:
         net = self.net
-        return Compressor(make_codec(self.job.compress), net.params, net.dtype, net.backend, self.job.seed, sender, held)
+        with backend.naming("what codes leave"):
+            return Compressor(make_codec(self.job.compress), net.params, net.dtype, backend, self.job.seed, sender, held)
 
     def store(self, versions: Sequence[Array], lo: int, width: int, backend: Any, chain: Chain | None, kernels: Any = None) -> CodedStore:
         """Make the store of the shard that begins at element `lo`."""
-        coder = self._coder(self.n_workers, (lo, lo + versions[0].size))  # servers draw noise of their own
-        self.stores.append(CodedStore(versions, lo, width, backend, chain, coder, self.n_workers, self.shares, kernels))
+        coder = self._coder(self.kernels or backend, self.n_workers, (lo, lo + versions[0].size))  # servers draw noise of their own
+        make = CodedStoreThere if self.kernels is not None else CodedStore
+        self.stores.append(make(versions, lo, width, backend, chain, coder, self.n_workers, self.shares, kernels))
         return self.stores[-1]
 
     def client(self, tables: Sequence[TableSpec], worker: int, allocate: Callable[[int], Any]) -> CodedClient:
@@ -54,7 +59,7 @@ class Codes:
     def kept(self) -> list[tuple[str, int, int, Array]]:
         """List what is to be saved of the workers and shards of this process: name, first element, elements in all, array (1-D)."""
         found = [
-            (f"compress.{worker}.{name}", 0, array.size, array.reshape(-1))
+            (f"compress.{worker}.{name}", 0, array.size, coder.backend.host(array).reshape(-1))
             for worker, coder in self.coders.items()
             for name, array in coder.state().items()
         ]
@@ -62,13 +67,16 @@ class Codes:
             found += [(name, 0, array.size, array.reshape(-1)) for name, array in self._answers(store)]
             for worker, copy in enumerate(store.copies[: 1 if self.shares else None]):
                 if copy is not None:
-                    found.append(("compress.copy" if self.shares else f"compress.copy.{worker}", store.lo, self.net.n_params, copy.values))
+                    found.append(("compress.copy" if self.shares else f"compress.copy.{worker}", store.lo, self.net.n_params, store.coder.backend.host(copy.values)))
                     if self.shares and not store.lo:
                         found.append(("compress.version", 0, 1, np.array([copy.version])))
         return found
 
     def _answers(self, store: CodedStore) -> list[tuple[str, Array]]:
-        return [(f"compress.answers.{name}", array) for name, array in store.coder.state().items() if not name.endswith(".residual")]
+        return [(f"compress.answers.{name}", store.coder.backend.host(array)) for name, array in self._kept(store)]
+
+    def _kept(self, store: CodedStore) -> list[tuple[str, Any]]:
+        return [(name, array) for name, array in store.coder.state().items() if not name.endswith(".residual")]
 
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
         """Let `read(name, first element, out)` fill what `n_before` workers had: where they are as many now, all of it as it was.
@@ -77,28 +85,30 @@ class Codes:
         """
         for worker, coder in self.coders.items():
             for name, array in coder.state().items():
-                flat = array.reshape(-1)
+                flat = (here := coder.backend.host(array)).reshape(-1)
                 if n_before == self.n_workers:
                     read(f"compress.{worker}.{name}", 0, flat)
-                    continue
-                others = np.zeros((n_before, flat.size), flat.dtype)
-                for other in range(n_before):
-                    read(f"compress.{other}.{name}", 0, others[other])
-                flat[:] = others.sum(0) / (self.n_workers if name.endswith(".residual") else n_before)
+                else:
+                    others = np.zeros((n_before, flat.size), flat.dtype)
+                    for other in range(n_before):
+                        read(f"compress.{other}.{name}", 0, others[other])
+                    flat[:] = others.sum(0) / (self.n_workers if name.endswith(".residual") else n_before)
+                coder.backend.put(array, here)
         for store in self.stores:
-            for name, array in self._answers(store):
-                read(name, 0, array.reshape(-1))
+            backend, n, dtype = store.coder.backend, store.hi - store.lo, store.coder.dtype
+            for (name, here), (_, array) in zip(self._answers(store), self._kept(store), strict=True):
+                read(name, 0, here.reshape(-1))
+                backend.put(array, here)
             version = np.array([UNKNOWN])
             if self.shares:
                 read("compress.version", 0, version)
-            shared = Copy(np.empty_like(store.total), int(version[0]))
-            if self.shares and read("compress.copy", store.lo, shared.values):
+            if self.shares and read("compress.copy", store.lo, values := np.empty(n, dtype)):
+                shared = Copy(backend.here(values), int(version[0]))
                 for worker in range(self.n_workers):
                     store.hold(worker, shared)
             for worker in range(self.n_workers) if not self.shares and n_before == self.n_workers else ():
-                own = Copy(np.empty_like(store.total), UNKNOWN)
-                if read(f"compress.copy.{worker}", store.lo, own.values):
-                    store.hold(worker, own)
+                if read(f"compress.copy.{worker}", store.lo, values := np.empty(n, dtype)):
+                    store.hold(worker, Copy(backend.here(values), UNKNOWN))
 
     def words(self) -> str:
         """Name the codec, and what it is not used for."""

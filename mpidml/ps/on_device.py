@@ -20,19 +20,20 @@ class OnDevice:
     Cost of an update: n values up, n down, and the optimizer's pass at the speed of the device's memory. It waits for the device.
     """
 
-    def __init__(self, kernels: Any, chain: Chain, values: Array, optimizer: State) -> None:
+    def __init__(self, kernels: Any, chain: Chain | None, values: Array, optimizer: State, whose: str = "a shard's") -> None:
         self.kernels, self.chain, self.is_ahead = kernels, chain, False
-        with kernels.naming("a shard's values and gradient"):
+        with kernels.naming(f"{whose} values and gradient"):
             self.values, self.gradient = (kernels.zeros(values.size, values.dtype) for _ in range(2))
         self.optimizer: State = {}
         for name, array in optimizer.items():
-            with kernels.naming(f"a shard's {name}"):
+            with kernels.naming(f"{whose} {name}"):
                 self.optimizer[name] = kernels.zeros(array.size, array.dtype)
         self.up(values, optimizer)
 
-    def up(self, values: Array, optimizer: State) -> None:
-        """Take what the host has."""
-        self.put(values)
+    def up(self, values: Array | None, optimizer: State) -> None:
+        """Take what the host has; without `values` the optimizer alone."""
+        if values is not None:
+            self.put(values)
         for name, there in self.optimizer.items():
             self.kernels.put(there, optimizer[name])
         self.is_ahead = False
@@ -51,7 +52,15 @@ class OnDevice:
         """Update elements `where` by the gradient `total`, and leave the values in `new`; both are the host's, and may be used again then."""
         values, gradient = self.values[where], self.gradient[where]
         self.kernels.put(gradient, total)
+        self._step(values, gradient, where, step, tuning)
+        values.get(out=new)
+
+    def step(self, step: int, tuning: Tuning) -> None:
+        """Update all values by `gradient`; what comes of it stays there, and nobody waits."""
+        self._step(self.values, self.gradient, slice(None), step, tuning)
+
+    def _step(self, values: Any, gradient: Any, where: slice, step: int, tuning: Tuning) -> None:
+        assert self.chain is not None
         own = {name: there[where] for name, there in self.optimizer.items()}
         self.chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
-        values.get(out=new)
         self.is_ahead = True

@@ -92,7 +92,7 @@ class Store:
     def _changed(self) -> None:
         """Let the device know what was changed on the host."""
         if self.device is not None:
-            self.device.up(self.at(self.latest).ravel(), self._optimizer)
+            self.device.up(self.at(self.latest).ravel(), self.optimizer)
 
     def step(self, total: Array, tuning: Tuning = PLAIN) -> None:
         """Make one update of all values by `total`, which may be overwritten. It is the next version where versions are kept."""

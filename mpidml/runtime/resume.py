@@ -188,7 +188,7 @@ def pieces(strategy: Any) -> list[Piece]:
             of_row = array.size // (hi - lo)  # values, or one count
             found.append(Piece(f"{spec.name}{name}", lo * of_row, spec.n_rows * of_row, array))
     for task in strategy.tasks.values():
-        found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in (task.state or {}).items()]
+        found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in task.kept().items()]
     if strategy.comm.rank == 0:  # with the coordinator and the first server, and all servers learn alike
         found += [Piece(f"{LEARNT}{name}", 0, len(of_each), np.array(of_each)) for name, of_each in strategy.learnt.items()]
     return found + [Piece(*kept) for kept in strategy.kept()]

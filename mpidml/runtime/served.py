@@ -61,7 +61,9 @@ class Served:
         return self.codes.kept() if self.codes else []
 
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
-        """Let `read` fill what `kept` lists; a run without codes has nothing for them."""
+        """Let `read` fill what `kept` lists, and workers take what was read of theirs; a run without codes has nothing for them."""
+        for task in self.tasks.values():
+            task.refresh()
         if self.codes and n_before:
             self.codes.restore(read, n_before)
 

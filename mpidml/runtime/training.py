@@ -12,6 +12,7 @@ from mpidml.core import rng
 from mpidml.core.buffers import Buffer
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array, Lease
+from mpidml.optim.base import State
 from mpidml.ps.task import Push, Read, Turn
 from mpidml.runtime import scoring
 
@@ -53,6 +54,18 @@ class Training:
         self.shown: Array | None = None  # what is scored, where that is not what this worker computes with
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
+
+    @property
+    def arithmetic(self) -> Any:
+        """The kernels of where gradients lie."""
+        return self.net.backend
+
+    def kept(self) -> State:
+        """Return what links or optimizer have come to, the host's arrays: to be saved. Who changes these says so by `refresh`."""
+        return self.state or {}
+
+    def refresh(self) -> None:
+        """Take what was changed in `kept`."""
 
     def reads(self, step: int) -> Sequence[Read]:
         """Read all parameters, in place or into one of two buffers in turn."""
@@ -145,7 +158,7 @@ class Training:
             progress = report if whole else self._adding(g, part, part == n_parts - 1, report)
             loss += self._run(own, at, batch, w, self.summand if part else g, scale, progress)
             if part and whole:
-                self.net.backend.add(g, self.summand)
+                self.arithmetic.add(g, self.summand)
         return loss
 
     def _run(self, rows: Array, at: int, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
@@ -175,7 +188,7 @@ class Training:
 
         def progress(lo: int, hi: int) -> None:
             if part and lo < hi:
-                self.net.backend.add(g[lo:hi], self.summand[lo:hi])
+                self.arithmetic.add(g[lo:hi], self.summand[lo:hi])
             report(*(lo, hi) if is_last else (0, 0))
 
         return progress
@@ -209,13 +222,17 @@ class Training:
     def _optimize(self, g: Array, w: Array, turn: Turn) -> None:
         """Run the worker's part of the optimizer on its gradient."""
         assert self.state is not None
+        self._change(g, self.state, w, turn)
+
+    def _change(self, g: Any, state: State, w: Any, turn: Turn) -> None:
+        """Let links or optimizer, whose arrays are `state`, change the gradient of the weights `w`."""
         if self.strategy.before is not None:
-            self.strategy.before.transform(self.net.backend, g, self.state, w, turn.step + 1)
+            self.strategy.before.transform(self.arithmetic, g, state, w, turn.step + 1)
         elif self.strategy.worker_chain is not None:
             tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
             rates = self.strategy.rates
             rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
-            self.strategy.worker_chain.delta(self.net.backend, g, self.state, w, turn.step + 1, rate, tuning.memory)
+            self.strategy.worker_chain.delta(self.arithmetic, g, state, w, turn.step + 1, rate, tuning.memory)
 
     def _look(self, w: Array, epoch: int) -> tuple[float, ...]:
         """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch, and what several heads have."""

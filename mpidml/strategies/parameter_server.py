@@ -48,6 +48,7 @@ from mpidml.runtime.occupancy import Occupancy
 from mpidml.runtime.served import Served
 from mpidml.runtime.sparse_training import SparseTraining
 from mpidml.runtime.training import Training
+from mpidml.runtime.training_there import TrainingThere, stays
 from mpidml.sync.base import SyncPolicy, make_policy
 
 PART_NBYTES = 256 * 1024
@@ -149,7 +150,8 @@ class ParameterServer(Served):
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         servers = self.placement.server_ranks
         own = [worker for worker, rank in enumerate(self.placement.worker_ranks) if comm.hosts(rank)]
-        self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock) if job.compress else None
+        there = net.device.kernels if not self.placement.groups else None
+        self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock, there) if job.compress else None
         cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN, self.codes.starts if self.codes else ())
         self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.specs, n_values = [self.spec], flat.n_params
@@ -182,7 +184,8 @@ class ParameterServer(Served):
                 make: Callable[..., Store] = self.codes.store if self.codes else Store
                 self.stores[number] = make(versions, shard.lo, spec.width, net.backend, self.server_chain, there)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
-                program = SparseTraining if self.first is not None else GroupTraining if self.group is not None else Training
+                alone = TrainingThere if stays(self) else Training
+                program = SparseTraining if self.first is not None else GroupTraining if self.group is not None else alone
                 self.tasks[number] = program(self, number - self.worker_roles.start)
         self.member: GroupTraining | None = None
         if self.group is not None and not self.group.leads:

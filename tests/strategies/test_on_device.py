@@ -149,6 +149,12 @@ SAVED = {
     "pipeline": {"strategy": "pipeline", "microbatches": 4},
     "hybrid": {"strategy": "hybrid", "grid": "data=0", "collective": "ring", "microbatches": 2},
     "data_parallel, in codes": {"strategy": "data_parallel", "compress": "two_bit", "transport": "mpi", "bucket": 4096},
+    "parameter_server, in codes": {"strategy": "parameter_server", "sync": "bsp", "compress": "two_bit", "transport": "mpi"},
+    "parameter_server, in codes of whole tensors": {"strategy": "parameter_server", "sync": "bsp", "compress": "low_rank", "transport": "mpi"},
+    "parameter_server, stale, in codes": {
+        "strategy": "parameter_server", "sync": "ssp:2", "deterministic": True, "assign": "static", "compress": "two_bit", "transport": "mpi"
+    },
+    "parameter_server, optimizing workers": {"strategy": "parameter_server", "sync": "bsp", "optimize": "workers"},
 }
 
 
@@ -170,8 +176,11 @@ def test_a_run_goes_on_from_there_here_and_from_here_there(comm, monkeypatch, wa
         assert np.abs(values - expected).max() <= TOLERANCE["float64"] * 100
 
 
+OF_WORKERS = [("parameter_server, optimizing workers", "down"), ("parameter_server, optimizing workers", "up")]
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize(("way", "broken"), [("averaging", "down"), ("averaging", "up"), ("parameter_server", "down"), ("pipeline", "up")])
+@pytest.mark.parametrize(("way", "broken"), [("averaging", "down"), ("averaging", "up"), ("parameter_server", "down"), ("pipeline", "up"), *OF_WORKERS])
 def test_a_run_that_goes_on_without_its_optimizer_is_seen(comm, monkeypatch, way, broken, mpi_tmp_path):
     job = JOB.with_values({**SAVED[way], "optimizer": "adam", "lr": 0.01}, "test")
     _, expected = trained(comm, job)
