@@ -66,8 +66,7 @@ class Client:
         self.untaken: dict[int, Ticket] = {} if adds else UNUSED
         self.copies: dict[Key, Copy] = {} if holds else UNUSED
         self.awaited: dict[Key, list[Ticket]] = {} if holds else UNUSED
-        self.n_asked = self.n_blocking = 0
-        self.next_ticket = 0
+        self.n_asked = self.n_blocking = self.next_ticket = 0
         self.riding = -1
         self.leaving: set[int] = NOBODY
         self.left_at = self.drain_seconds = 0.0  # `drain_seconds`: from the last write until all of it was sent
@@ -90,17 +89,13 @@ class Client:
         `at_least`: what all workers together will have written; for a worker that has sent its `last`.
         """
         spec = self.tables[table]
-        if clock is None:
-            clock = self.clock
+        clock = self.clock if clock is None else clock
         self.next_ticket = number = self.next_ticket + 1
         oldest = self.policy.oldest_readable(clock)
         if at_least > oldest:
             oldest = at_least
-        if rows is None and block is None:
-            pieces, unanswered = self.routing.whole[table], self.routing.masks[table]
-        else:
-            pieces = self.routing.split(table, rows, block)
-            unanswered = mask(pieces)
+        pieces = self.routing.whole[table] if rows is None and block is None else self.routing.split(table, rows, block)
+        unanswered = self.routing.masks[table] if pieces is self.routing.whole[table] else mask(pieces)
         ticket = Ticket(number, table, clock, oldest, None if out is None else out.reshape(-1, spec.width), now, pieces, unanswered)
         self.tickets[number] = ticket
         if self.own and out is not None:
