@@ -87,8 +87,7 @@ class Holding:
 
     def told(self) -> dict[str, Any]:
         """Return what the summary says of MPI and device pointers, where that was asked."""
-        takes, reason = self.chosen.gpu_mpi if self.chosen is not None else (False, "")
-        return {"gpu_mpi": {"takes_device_pointers": takes, "reason": reason}} if reason else {}
+        return {} if self.chosen is None else self.chosen.told()
 
     def free(self) -> None:
         """Let go of what sums on a device; its sums are freed (Collective on the replicas)."""

@@ -30,6 +30,12 @@ class Mirror:
         self.pairs.append((here, there))
         return there
 
+    def beside(self, there: Any) -> Array:
+        """Return an array of the host for one that the device has, with what that holds."""
+        here: Array = self.kernels.host(there)
+        self.pairs.append((here, there))
+        return here
+
     def state(self, here: State) -> State:
         """Return such arrays by name."""
         return {name: self.array(name, array) for name, array in here.items()}

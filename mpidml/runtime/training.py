@@ -41,7 +41,7 @@ class Training:
         for _ in range(strategy.n_gradients):
             self._add_gradient()
         self.running: Lease | None = None
-        self.summand = np.zeros(net.n_params if strategy.job.accumulate > 1 else 0, net.dtype)
+        self.stay(net.backend)
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
@@ -53,6 +53,12 @@ class Training:
         self.shown: Array | None = None  # what is scored, where that is not what this worker computes with
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
+
+    def stay(self, kernels: Any) -> None:
+        """Let the gradients of the parts of a block add up where `kernels` compute."""
+        self.kernels = kernels
+        with kernels.naming("the gradient of a part"):
+            self.summand = kernels.zeros(self.net.n_params if self.job.accumulate > 1 else 0, self.net.dtype)
 
     def reads(self, step: int) -> Sequence[Read]:
         """Read all parameters, in place or into one of two buffers in turn."""
@@ -145,7 +151,7 @@ class Training:
             progress = report if whole else self._adding(g, part, part == n_parts - 1, report)
             loss += self._run(own, at, batch, w, self.summand if part else g, scale, progress)
             if part and whole:
-                self.net.backend.add(g, self.summand)
+                self.kernels.add(g, self.summand)
         return loss
 
     def _run(self, rows: Array, at: int, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
@@ -175,7 +181,7 @@ class Training:
 
         def progress(lo: int, hi: int) -> None:
             if part and lo < hi:
-                self.net.backend.add(g[lo:hi], self.summand[lo:hi])
+                self.kernels.add(g[lo:hi], self.summand[lo:hi])
             report(*(lo, hi) if is_last else (0, 0))
 
         return progress
