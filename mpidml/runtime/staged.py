@@ -45,7 +45,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed, check_on_grid
 from mpidml.runtime.held import Held
 from mpidml.runtime.holding import Holding
-from mpidml.runtime.line import PaperLine, TensorLine
+from mpidml.runtime.line import PaperLine, TensorLine, sums_there
 from mpidml.runtime.profiling import counted, of_all
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.slowness import Slowness
@@ -147,7 +147,8 @@ class Staged(Serverless):
         self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness, self.line.ranks)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
-        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu))
+        self.there = None if net.device.kernels is None else sums_there(self, net.device.kernels)
+        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu, self.there))
         self.all_stages = every[tensor]
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
         self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))
@@ -277,7 +278,8 @@ class Staged(Serverless):
         for total in self.sums.values():
             total.free()
         self.holding.free()
-        self.parts.free()
+        for line in filter(None, (self.there, self.parts)):
+            line.free()
         for collective in (self.across, self.between, self.collective):
             collective.free()
         for part in (self.line, self.replicas, self.pipeline):

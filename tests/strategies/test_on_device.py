@@ -123,23 +123,23 @@ def test_behind_a_first_product_of_sparse_rows_the_rest_runs_on_the_device(comm,
 
 
 MUTANTS = {
-    "the wait for what is summed": ("buffer.get(out=host)", "buffer.get(out=host, blocking=False)"),
-    "the way back of the sum": ("buffer.set(host, cuda.get_current_stream())", "pass"),
+    "the wait for what is compared": ("buffer.get(out=host)", "buffer.get(out=host, blocking=False)"),
+    "the way back of the largest": ("buffer.set(host, cuda.get_current_stream())", "pass"),
 }
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_sum_over_a_line_that_leaves_something_out_is_seen(comm, monkeypatch, name):
+def test_what_goes_through_the_host_over_a_line_and_leaves_something_out_is_seen(comm, monkeypatch, name):
     if comm.size == 1:
-        return  # nothing is summed
+        return  # nothing is compared
     source = textwrap.dedent(inspect.getsource(LineOnDevice._through))
     old, new = MUTANTS[name]
     assert source.count(old) == 1
     found = {}
     exec(compile(source.replace(old, new), "broken", "exec"), vars(line_on_device), found)
     monkeypatch.setattr(LineOnDevice, "_through", found["_through"])
-    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["tensor"])
+    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["tensor, outputs in parts"])
     assert not np.abs(w - v).max() <= 1e-6
 
 

@@ -7,9 +7,12 @@ import pytest
 
 from mpidml.nn import on_device as passes
 from mpidml.nn import stage as stages
-from mpidml.runtime import grid_updates
+from mpidml.nn.split import line_on_device
+from mpidml.nn.split.line_on_device import LineOnDevice
+from mpidml.runtime import grid_updates, staged
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.held import Held
+from mpidml.runtime.line import DeviceLine
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
@@ -58,10 +61,10 @@ def test_the_weights_are_those_of_the_cpu(comm, way, place, monkeypatch):
 
 def test_by_device_pointers_the_weights_are_the_same(comm, monkeypatch):
     with on_device(monkeypatch):
-        _, staged = trained(comm, JOB)
+        _, through = trained(comm, JOB)
     with on_device(monkeypatch, takes_pointers=True):
         summary, direct = trained(comm, JOB)
-    np.testing.assert_allclose(direct, staged, atol=1e-12, rtol=0)
+    np.testing.assert_allclose(direct, through, atol=1e-12, rtol=0)
     if comm.size > 1:
         assert summary["gpu_mpi"] == {"takes_device_pointers": True, "reason": "for the test"}
 
@@ -112,6 +115,54 @@ def test_a_step_moves_what_meets_a_neighbour_and_what_is_summed_once_each_way(co
     job = JOB.with_values({**changes, "batch": 60}, "test")
     found, law = counted(comm, monkeypatch, job, takes_pointers)
     assert found == law
+
+
+@pytest.mark.parametrize("takes_pointers", [False, True])
+def test_sums_over_the_parts_of_layers_move_each_element_once_each_way_or_not_at_all(comm, takes_pointers, monkeypatch):
+    if comm.size == 1:
+        return  # a layer has one part
+    moved = {}
+
+    def counting(of, name):
+        real = getattr(of, name)
+
+        def plan(self, buffer, *given):
+            call = real(self, buffer, *given)
+
+            def run():
+                moved[of] = moved.get(of, 0) + buffer.nbytes
+                call()
+
+            return run
+
+        monkeypatch.setattr(of, name, plan)
+
+    counting(DeviceLine, "sum")
+    counting(LineOnDevice, "_through")
+    job = JOB.with_values({"strategy": "tensor", "grid": "", "deterministic": True, "batch": 60}, "test")
+    of = {}
+    for n_steps in (8, 3):
+        moved.clear()
+        with on_device(monkeypatch, takes_pointers):
+            trained(comm, job, steps=n_steps)
+        of[n_steps] = dict(moved)
+    sums, others = ((of[8][kind] - of[3][kind]) / 5 for kind in (DeviceLine, LineOnDevice))
+    found, law = counted(comm, monkeypatch, job, takes_pointers)
+    over_the_line = others + (0 if takes_pointers else sums)
+    assert sums > 10 * others > 0 and found == [n + over_the_line for n in law]
+
+
+def test_a_sum_over_the_parts_of_a_layer_that_is_left_out_is_noticed(comm, monkeypatch):
+    if comm.size == 1:
+        return  # a layer has one part
+    job = JOB.with_values({"strategy": "tensor", "grid": "", "deterministic": True}, "test")
+    _, expected = trained(comm, job)
+    broken = changed(line_on_device, [("            call()\n\n        return run\n\n    def most", "            pass\n\n        return run\n\n    def most")])
+    with on_device(monkeypatch) as patched:
+        patched.setattr(staged, "LineOnDevice", broken.LineOnDevice)
+        patched.setattr(Staged, "check_alike", lambda self: None)
+        _, values = trained(comm, job)
+    assert not np.allclose(values, expected, atol=1e-6)
 
 
 def test_weights_that_come_again_for_each_pass_are_counted(comm, monkeypatch):
