@@ -54,11 +54,12 @@ class Training:
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
 
-    def stay(self, kernels: Any) -> None:
-        """Let the gradients of the parts of a block add up where `kernels` compute."""
+    def stay(self, kernels: Any) -> Training:
+        """Let the gradients of the parts of a block add up where `kernels` compute; return this."""
         self.kernels = kernels
         with kernels.naming("the gradient of a part"):
             self.summand = kernels.zeros(self.net.n_params if self.job.accumulate > 1 else 0, self.net.dtype)
+        return self
 
     def reads(self, step: int) -> Sequence[Read]:
         """Read all parameters, in place or into one of two buffers in turn."""

@@ -163,7 +163,7 @@ class DataParallel(Serverless):
         self.device_sums: DeviceSums | Compressed | None = None
         self.gpu_mpi = False, ""
         by_hosts = job.compress and self.memory and not comm.one_host  # one rank of each encodes what its host has summed
-        host = self.ordered or by_hosts or job.accumulate > 1 or job.progress_thread == "on"
+        host = self.ordered or by_hosts or job.progress_thread == "on"
         return net.device.kernels is not None and not host
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
@@ -184,7 +184,7 @@ class DataParallel(Serverless):
         def total(gradient: Any) -> Sum:
             return found.sums.plan(gradient) if comm.size > 1 or coded is not None else Done()  # alone nothing travels
 
-        return OfMirror(self, comm.rank), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
+        return OfMirror(self, comm.rank).stay(kernels), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
 
     def _compressing(self, net: Network) -> Collective | None:
         """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""

@@ -53,7 +53,7 @@ WAYS |= {
     "every layer, mixed": {"strategy": "hybrid", "grid": "data=0", "mix": "embedding=tensor,dense=tensor", **WHOLE},
 }
 SAME = ("samples", "bytes_sent", "messages", "test_accuracy")
-STAY = ("data_parallel", "squares", "every layer")
+STAY = ("data_parallel", "data_parallel, accumulating", "squares", "every layer")
 """Their weights stay on the device, and are not brought together at the start: `test_resident` counts what they send."""
 
 
