@@ -90,11 +90,14 @@ class OnDevice(Given):
     Steps of one slot share the device's memory as they do the host's: weights, gradient, activations.
 
     `parts`: which ranges of the gradient the way back to the input makes, and which what is left; `total`, `added`: where ranges are added to, and which.
+
+    Where `w`, `g` and `total` are of the device they stay there: no weights come, no gradient goes, and what `total` is for layers add to it there.
+    Who reads `g` comes after the pass in the order of the current stream. `run` is for those of the host alone.
     """
 
     def __init__(
-        self, net: Network | Stage, m: int, memory: Memory, w: Array, g: Array, edges: Edges = ALONE,
-        parts: tuple[Slices, Slices] | None = None, total: Array | None = None, added: Slices = (),
+        self, net: Network | Stage, m: int, memory: Memory, w: Any, g: Any, edges: Edges = ALONE,
+        parts: tuple[Slices, Slices] | None = None, total: Any = None, added: Slices = (),
     ) -> None:  # fmt: skip
         kernels = net.device.kernels
         self.gpu, self.backend, self.random = kernels.gpu, net.backend, net.random
@@ -106,11 +109,14 @@ class OnDevice(Given):
         dy = None if edges.dy is None else there.rows("dy", m, net.widths[-1], net.dtype)
         dx = None if edges.dx is None else there.rows("dx", m, net.n_features, net.dtype)
         buffers = Buffers(net, m, there, Edges(dy=dy, dx=dx))
-        weights, gradient = (there.once(name, lambda: kernels.zeros(net.n_params, net.dtype)) for name in ("w", "g"))
-        landed = self.landed = pinned.once("g", lambda: self.gpu.pinned(net.n_params, net.dtype))
-        self.step = step = Step(net, buffers, weights, gradient, dx)
+        if stays := not isinstance(w, np.ndarray):
+            weights, gradient, landed, parts = w, g, np.zeros(0, net.dtype), ((), ())
+        else:
+            weights, gradient = (there.once(name, lambda: kernels.zeros(net.n_params, net.dtype)) for name in ("w", "g"))
+            landed = pinned.once("g", lambda: self.gpu.pinned(net.n_params, net.dtype))
+        self.landed, self.step = landed, (step := Step(net, buffers, weights, gradient, dx, total if stays else None))
         self.sums, self.losses = kernels.zeros(len(net.heads), np.float64), self.gpu.pinned(len(net.heads), np.float64)
-        self.came = [(buffers.x, self.x), (weights, w), *([(buffers.ids, self.ids), (buffers.salt, self.salt)] if net.random else [])]
+        self.came = [(buffers.x, self.x), *([] if stays else [(weights, w)]), *([(buffers.ids, self.ids), (buffers.salt, self.salt)] if net.random else [])]
         self.learnt = [(at.read, of.read) for at, of in zip(buffers.answers, self.answers, strict=True)]
         self.out = [] if edges.out is None else [(buffers.outputs[-1], edges.out)]
         self.dy = [] if edges.dy is None else [(dy, edges.dy)]
@@ -126,7 +132,7 @@ class OnDevice(Given):
         self.ranges, thunks = list[Range](), list[Thunk]()
         for group in step.backward:
             thunks += group.thunks
-            if group.lo < group.hi:
+            if group.lo < group.hi and not stays:
                 self.ranges.append(made(thunks, [slice(group.lo, group.hi)]))
                 thunks = []
         self.rest = made(thunks, [])

@@ -142,8 +142,11 @@ class Stage:
                     found[name in layer.apart].append(self.params.slices[full])
         return found
 
-    def bind(self, m: int, w: Array, g: Array, memory: Memory, edges: Edges, total: Array | None = None) -> Step | OnDevice:
-        """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`; with `total` layers add to that what they can."""
+    def bind(self, m: int, w: Any, g: Any, memory: Memory, edges: Edges, total: Any = None) -> Step | OnDevice:
+        """Return the pass of m rows on weights `w` and gradient `g`, with activations in `memory` and `edges`; with `total` layers add to that what they can.
+
+        All three are of the host, or where passes run on a device all of that.
+        """
         if self.device.kernels is not None:
             early, late = self.gradient_parts()
             own = [part for parts in self.gradient_parts(adding=True) for part in parts]
@@ -151,9 +154,9 @@ class Stage:
             return OnDevice(self, m, memory, w, g, edges, (early, late), total, added)
         return Step(self, Buffers(self, m, memory, edges), w, g, edges.dx, total)
 
-    def bring(self, w: Array, memory: Memory) -> None:
-        """Bring the weights with which rows are scored to where that is done, before the first of them; on the CPU they are there."""
-        if self.device.kernels is not None:
+    def bring(self, w: Any, memory: Memory) -> None:
+        """Bring the weights with which rows are scored to where that is done, before the first of them, if they are not there."""
+        if self.device.kernels is not None and isinstance(w, np.ndarray):
             self.device.kernels.put(self._weights(there_of(memory, self.device.kernels)), w)
 
     def _weights(self, there: Memory) -> Array:
@@ -161,10 +164,10 @@ class Stage:
         found: Array = there.once("w", lambda: there.backend.zeros(self.n_params, self.dtype))
         return found
 
-    def scoring(self, m: int, w: Array, memory: Memory, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
+    def scoring(self, m: int, w: Any, memory: Memory, x: Array, out: Array | None) -> tuple[list[Thunk], list[Array]]:
         """Return what scores m rows of `x`, dropout off, with activations in `memory`, and the outputs: of the heads, or `out`, which is filled.
 
-        On a device the weights are those that `bring` has brought.
+        On a device the weights are those that `bring` has brought, unless `w` is there.
         """
         kernels = self.device.kernels
         if kernels is None:
@@ -172,7 +175,7 @@ class Stage:
         there = there_of(memory, kernels)
         rows = there.rows("x", m, self.n_features, self.dtype)
         leaves = None if out is None else there.rows("leaves", m, self.n_out, self.dtype)
-        thunks, outs = self._scoring(m, self._weights(there), there, rows, leaves)
+        thunks, outs = self._scoring(m, self._weights(there) if isinstance(w, np.ndarray) else w, there, rows, leaves)
         landed = [memory.rows(("landed", h), m, of.shape[1], self.dtype) for h, of in enumerate(outs)]
         back: list[tuple[Any, Array]] = [*zip(outs, landed, strict=True), *([] if out is None else [(leaves, out)])]
         return [(kernels.put, (rows, x)), *thunks, *((of.get, (None, "C", here)) for of, here in back if here.size)], landed

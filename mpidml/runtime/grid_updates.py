@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from mpidml.core.action import Action
 from mpidml.core.role import Array
 from mpidml.runtime.channel import Waiting
@@ -39,11 +37,12 @@ class Norms:
 
     def _begins(self, a: Array) -> int:
         """Return where a tensor begins in the flat array that it is a view of."""
-        at = a.__array_interface__["data"][0]
+        address = self.backend.address
+        at: int = address(a)
         for flat in (self.held.gradient, self.held.weights()):
-            first = flat.__array_interface__["data"][0]
+            first: int = address(flat)
             if first <= at < first + flat.nbytes:
-                return int(at - first) // flat.itemsize
+                return (at - first) // int(flat.itemsize)
         raise AssertionError("norm of an array that is no part of gradient or weights")
 
 
@@ -57,11 +56,10 @@ class Updates:
         self.links: list[Any] = list(zip(*(strategy.links[s].named() for s in strategy.held), strict=True)) if strategy.links else []
         self.measures_all = any(link.scope == "global" for of in self.links for link, _ in of)
 
-    def version(self, held: Held, action: Action) -> Array:
+    def version(self, held: Held, action: Action) -> Any:
         """Return the weights of a version, counted from the program's first."""
         versions = held.store.versions
-        found: Array = versions[(held.store.latest - held.n_updated + action.version) % len(versions)]
-        return found
+        return versions[(held.store.latest - held.n_updated + action.version) % len(versions)]
 
     def start(self, held: Held) -> None:
         """Begin the sum over replicas."""
@@ -96,16 +94,16 @@ class Updates:
             for held in due:
                 link, keys = of[at.index(held.number)]
                 state = {name: strategy.link_states[held.number][key] for name, key in keys}
-                norms = Norms(strategy.net.backend, held, strategy.line, self.shared[held.number], total, strategy.waiting)
+                norms = Norms(held.kernels, held, strategy.line, self.shared[held.number], total, strategy.waiting)
                 link.transform(norms, held.gradient, state, held.weights(), step)
 
     def _squares(self) -> float:
         """Return the sum of squares of the whole gradient (Collective on the ranks of a replica): what several parts have counts once."""
         strategy, own = self.strategy, 0.0
         for number, held in strategy.held.items():
-            own += float(strategy.net.backend.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
+            own += float(held.kernels.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
             if strategy.line.rank:
-                own -= sum(float(strategy.net.backend.sum_of_squares(np.ascontiguousarray(held.gradient[part]))) for part in self.shared[number])
+                own -= sum(float(held.kernels.sum_of_squares(held.gradient[part])) for part in self.shared[number])
         return float(sum(strategy.waiting.gather(strategy.pipeline, own, "the norm of the gradient")))
 
     def meet(self) -> None:

@@ -20,28 +20,33 @@ from mpidml.runtime.scoring import BLOCK
 class Held:
     """A stage on this rank: its weights and gradient, its sides of the channels, and a step for each combination of slots that comes up.
 
-    `store` holds the weights, in as many versions as are read at once. `every`: microbatches that make an update; `n_slots`: those whose activations are
-    kept at once, unless a stage `recomputes` them, which then keeps inputs alone; `m`: the most rows of one.
+    `store` holds the weights that are computed with, in as many versions as are read at once; where they, gradient and optimizer stay on a device it is of the
+    device's arrays, and `here` the host's store beside it, which is saved, restored and compared. `every`: microbatches that make an update; `n_slots`: those
+    whose activations are kept at once, unless a stage `recomputes` them, which then keeps inputs alone; `m`: the most rows of one.
     A channel is None at the ends of the pipeline. `counts`: of each microbatch, or block of rows that is scored, the rows of each rank, where they are spread.
     """
 
-    def __init__(self, stage: Stage, number: int, store: Any, gradient: Array, every: int, n_slots: int, m: int, recomputes: bool, channels: Sequence[Any]) -> None:
-        self.stage, self.number, self.store, self.gradient = stage, number, store, gradient
+    def __init__(
+        self, stage: Stage, number: int, stores: tuple[Any, Any], gradient: Any, every: int, n_slots: int, m: int, recomputes: bool, channels: Sequence[Any]
+    ) -> None:
+        self.stage, self.number, (self.store, self.here), self.gradient = stage, number, stores, gradient
+        self.kernels = stage.backend if isinstance(gradient, np.ndarray) else stage.device.kernels  # of arithmetic on the gradient
         self.every, self.n_slots, self.recomputes = every, n_slots, recomputes
         self.taken, self.given, self.taken_back, self.given_back = channels
         self.memory = [Memory(m, stage.backend) for _ in range(1 if recomputes else n_slots)]
         self.inputs = None if self.taken is not None else np.zeros((n_slots, max(m, BLOCK), stage.n_features), stage.dtype)
         self.scored = Memory(BLOCK, stage.backend)
-        self.summand = np.zeros(stage.n_params, stage.dtype)
+        with self.kernels.naming("a stage's gradient of one microbatch"):
+            self.summand = self.kernels.zeros(stage.n_params if every > 1 else 0, stage.dtype)
         self.early, self.late = stage.gradient_parts(adding=True)
         self.both = (*self.early, *self.late)
         self.n_summed = self.n_updated = 0
         self.counts: Sequence[tuple[int, ...]] = ()
-        self.reads: dict[int, Array] = {}
+        self.reads: dict[int, Any] = {}
         self.steps: dict[Any, Step | OnDevice] = {}
         self.scorings: dict[Any, Any] = {}
 
-    def weights(self, item: int = -1) -> Array:
+    def weights(self, item: int = -1) -> Any:
         """Return the weights that a microbatch reads: the newest, unless it, or whoever reads (-1), was told of others."""
         found = self.reads.get(item, self.reads.get(-1))
         return self.store.versions[self.store.latest % len(self.store.versions)] if found is None else found
@@ -62,7 +67,7 @@ class Held:
         self.stage.spread.counts = self.counts[item]
         return self.counts[item]
 
-    def key(self, item: int, rows: int, w: Array) -> tuple[int, ...]:
+    def key(self, item: int, rows: int, w: Any) -> tuple[int, ...]:
         """Tell apart what needs a step of its own: rows, weights, and slots: the stage's and those of the channels."""
         channels = (c.line.n_slots for c in (self.taken, self.given, self.taken_back, self.given_back) if c is not None)
         return (rows, id(w), *self.spread(item), *(item % n for n in (self.n_slots, *channels)))
@@ -81,7 +86,7 @@ class Held:
             found = self.steps[key] = self.stage.bind(rows, w, g, memory, self.edges(item, rows), total)
         return found
 
-    def scoring(self, block: int, rows: int, w: Array, edges: Edges) -> Any:
+    def scoring(self, block: int, rows: int, w: Any, edges: Edges) -> Any:
         """Return what scores a block of rows, made once for each combination of the slots that it comes and goes by; there is one set of activations."""
         n_slots = self.n_slots if self.taken is None else self.taken.line.n_slots
         key = (rows, id(w), self.spread(block), block % n_slots, 0 if self.given is None else block % self.given.line.n_slots)
@@ -93,7 +98,7 @@ class Held:
     def add(self, item: int, parts: Sequence[slice]) -> None:
         """Add those parts of the gradient that a microbatch has just left in `summand`."""
         for part in parts if item % self.every else ():
-            self.stage.backend.add(self.gradient[part], self.summand[part])
+            self.kernels.add(self.gradient[part], self.summand[part])
 
     def claim(self, item: int, back: bool) -> None:
         """Wait until what this stage is about to write to is free."""

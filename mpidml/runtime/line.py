@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike
+from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike, make_collective
 from mpidml.collectives.recursive_doubling import RecursiveDoubling
 from mpidml.core.errors import UserError
 from mpidml.core.partition import weighted_cut
 from mpidml.core.rounds import Array, Round
 from mpidml.runtime.channel import Waiting
+from mpidml.runtime.device_sum import DeviceSums
 from mpidml.runtime.slowness import Slowness
+from mpidml.runtime.summed_there import choose
 
 
 class TensorLine:
@@ -82,6 +86,28 @@ class TensorLine:
         for total in self._planned:
             total.free()
         self._planned.clear()
+
+
+class DeviceLine(TensorLine):
+    """A line whose buffers lie on a device, summed there by `sums`; to count and to limit, the `line` of the host."""
+
+    def __init__(self, line: TensorLine, sums: DeviceSums) -> None:
+        super().__init__(sums, line.weights, line.waiting, line.slow, line.ranks)
+        self.sums = sums
+
+    def free(self) -> None:
+        """Let all sums go; none may be under way."""
+        super().free()
+        self.sums.free()
+
+
+def sums_there(strategy: Any, kernels: Any) -> DeviceLine | None:
+    """Return a grid's line that sums what lies on its device; None where nobody else is on it (Collective on the line)."""
+    if strategy.line.size == 1:
+        return None
+    widest = max(strategy.net.widths) * strategy.m * strategy.net.dtype.itemsize
+    found: Any = choose(strategy.job, kernels, strategy.across, partial(make_collective, strategy.summing), widest).sums
+    return DeviceLine(strategy.parts, found)
 
 
 class PaperLine:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mpidml.core.role import Array
@@ -15,27 +16,33 @@ from mpidml.ps.store import Store
 
 
 class Mirror:
-    """The device's side of `weights`, of the stores that hold ranges of them, and of what else is stepped, by `kernels` (`mpidml_kernels.cuda`)."""
+    """The device's side of arrays of the host, of the stores that hold some of them, and of what else is stepped, by `kernels` (`mpidml_kernels.cuda`)."""
 
-    def __init__(self, kernels: Any, weights: Array) -> None:
+    def __init__(self, kernels: Any) -> None:
         self.kernels = kernels
         self.pairs: list[tuple[Array, Any]] = []
         self.stores: list[tuple[Store, Store]] = []
-        (self.weights,) = self.state({"the weights": weights}).values()
 
-    def state(self, here: State) -> State:
-        """Return arrays of the device for those of the host, which they go up from and down to."""
-        there = {}
-        for name, array in here.items():
-            with self.kernels.naming(name):
-                there[name] = self.kernels.zeros(array.size, array.dtype)
-        self.pairs += [(here[name], there[name]) for name in here]
+    def array(self, name: str, here: Array) -> Any:
+        """Return an array of the device for one of the host, which it goes up from and down to."""
+        with self.kernels.naming(name):
+            there = self.kernels.zeros(here.size, here.dtype)
+        self.pairs.append((here, there))
         return there
 
-    def store(self, here: Store) -> Store:
-        """Return what steps a store's range on the device; the store of the host has the weights in one live copy."""
-        (values,) = here.versions
-        there = Store([self.weights[here.lo : here.lo + values.size]], here.lo, here.width, self.kernels, here.chain)
+    def beside(self, there: Any) -> Array:
+        """Return an array of the host for one that the device has, with what that holds."""
+        here: Array = self.kernels.host(there)
+        self.pairs.append((here, there))
+        return here
+
+    def state(self, here: State) -> State:
+        """Return such arrays by name."""
+        return {name: self.array(name, array) for name, array in here.items()}
+
+    def store(self, here: Store, versions: Sequence[Any]) -> Store:
+        """Return what steps a store on the device, where its `versions` lie in these arrays, which go up and down by themselves."""
+        there = Store(versions, here.lo, here.width, self.kernels, here.chain)
         there.add_state(self.state(here.optimizer))
         self.stores.append((here, there))
         return there

@@ -7,6 +7,7 @@
 
 Without gradients in between all four are linear maps that never take the replicas (and the centre) further apart, gossip for its W, the elastic ones as
 long as a (n + 1) <= 2, or a <= 1 where one rank at a time meets the centre: they are 1 - a L, L being the Laplacian of a star with so many leaves.
+Replicas may lie on a device: what sums then sums what lies there, and the rest is kernels; a centre that ranks of a host share stays the host's.
 Sources: Zhang, Choromanska and LeCun 2015 (elastic averaging); Lian et al. 2017 (gossip); Stich 2019 (local SGD).
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Sum
+from mpidml.collectives.base import Collective, Done, Sum
 from mpidml.core.role import Array
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.lock import HostLock
@@ -30,25 +31,28 @@ MOST_NOTED = 1000
 class Replicas:
     """This rank's `replica`, and the `weights` that stand for all of them: here their mean, where `gather` has made it.
 
-    `sums` sums over all ranks, in a buffer of its own; `scratch` is used within calls alone. Set `wait` before the first. `squares`: where the mean was
-    known, after which clock, and the squared distance of this replica from it.
+    `sums` sums over all ranks, in a buffer of its own; `scratch` is used within calls alone. All of these lie where `backend` computes, `initial` on the
+    host. Set `wait` before the first. `squares`: where the mean was known, after which clock, and the squared distance of this replica from it.
     """
 
     wait: Callable[[Sum], None]
+    weights: Any
 
-    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Array, backend: Any) -> None:
+    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any) -> None:
         """Allocate (Collective on comm)."""
         self.n, self.scratch, self.backend = comm.size, scratch, backend
-        self.replica = initial.copy()
-        self.total = sums.allocate(initial.size, initial.dtype)
-        self.sum = sums.plan(self.total)
+        with backend.naming("a replica"):
+            self.replica = backend.here(initial.copy())
+        with backend.naming("the mean of replicas"):
+            self.total: Any = sums.allocate(initial.size, initial.dtype)
+        self.sum = sums.plan(self.total) if comm.size > 1 else Done()
         self.weights = self.total
         self.squares: list[tuple[int, float]] = []
 
     def exchange(self, clock: int) -> None:
         """Bring this replica nearer to the others, after `clock` clocks (Collective on comm): here to the mean."""
         self.measure(clock)
-        self.replica[:] = self.total
+        self.backend.copy(self.replica, self.total)
 
     def gather(self, clock: int) -> None:
         """Bring `weights` to what stands for all replicas (Collective on comm)."""
@@ -58,10 +62,10 @@ class Replicas:
         """Leave the mean of the replicas in `total`, and note how far this one is from it (Collective on comm), once in a clock."""
         if self.squares and self.squares[-1][0] == clock:
             return
-        self.total[:] = self.replica
+        self.backend.copy(self.total, self.replica)
         self._sum_up()
         self.backend.scale(self.total, 1.0 / self.n)
-        np.subtract(self.replica, self.total, out=self.scratch)
+        self.backend.descend(self.replica, self.scratch, self.total, 1.0)
         self._note(clock)
 
     def _sum_up(self) -> None:
@@ -82,7 +86,7 @@ class Replicas:
 class Gossiping(Replicas):
     """Replicas that meet their neighbours by `mixing`; the mean of all is summed up only to be looked at."""
 
-    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Array, backend: Any, mixing: Collective) -> None:
+    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, mixing: Collective) -> None:
         super().__init__(comm, sums, initial, scratch, backend)
         self.mix = mixing.plan(self.replica)
 
@@ -100,16 +104,20 @@ class Gossiping(Replicas):
 class Elastic(Replicas):
     """Replicas that are pulled to a centre, and the centre to them, by `moving_rate`; the centre, alike on every rank, stands for them."""
 
-    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Array, backend: Any, moving_rate: float) -> None:
+    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, moving_rate: float) -> None:
         super().__init__(comm, sums, initial, scratch, backend)
-        self.moving_rate = moving_rate
-        self.weights = initial.copy()
+        self.moving_rate, self.weights = moving_rate, self._centre(comm, initial)
+
+    def _centre(self, comm: CountedComm, initial: Array) -> Any:
+        """Make room for the centre (Collective on comm)."""
+        with self.backend.naming("the centre of replicas"):
+            return self.backend.here(initial.copy())
 
     def exchange(self, clock: int) -> None:
         """Let replica and centre take the steps that their distance says."""
         backend, rate = self.backend, self.moving_rate
-        np.subtract(self.replica, self.weights, out=self.total)
-        self.scratch[:] = self.total
+        backend.descend(self.replica, self.total, self.weights, 1.0)
+        backend.copy(self.scratch, self.total)
         backend.descend_in_place(self.replica, self.total, rate)
         self._sum_up()
         backend.descend_in_place(self.scratch, self.total, 1.0 / self.n)  # the distance from the mean, whatever the centre is
@@ -121,24 +129,39 @@ class Elastic(Replicas):
 
 
 class ElasticAsync(Elastic):
-    """Elastic replicas whose centre lies in memory of the host, so that no rank waits for another's steps; `shown` is the centre when last gathered."""
+    """Elastic replicas whose centre lies in memory of the host, so that no rank waits for another's steps; `shown` is the centre when last gathered.
 
-    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Array, backend: Any, moving_rate: float) -> None:
+    `host`: the backend of the host, which steps the centre. A replica of a device comes down to meet it, and goes up again.
+    """
+
+    def __init__(
+        self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, moving_rate: float, host: Any
+    ) -> None:
         super().__init__(comm, sums, initial, scratch, backend, moving_rate)
-        self.weights = comm.shared(initial.size, initial.dtype)
-        self.comm, self.lock, self.shown = comm, HostLock(comm), initial.copy()
+        self.comm, self.lock, self.shown, self.host = comm, HostLock(comm), initial.copy(), host
+        self.met, self.apart = self.replica, scratch
+        if backend.gpu is not None:
+            self.met, self.apart = (backend.gpu.pinned(initial.size, initial.dtype) for _ in range(2))
+
+    def _centre(self, comm: CountedComm, initial: Array) -> Array:
+        centre = comm.shared(initial.size, initial.dtype)
         if comm.host.rank == 0:
-            self.weights[:] = initial
+            centre[:] = initial
         comm.Barrier()
+        return centre
 
     def exchange(self, clock: int) -> None:
         """Let replica and centre take their steps while no other rank does."""
+        if self.met is not self.replica:
+            self.replica.get(out=self.met)
         with self.lock:
             self.comm.fence()
-            np.subtract(self.replica, self.weights, out=self.scratch)
-            self.backend.descend_in_place(self.weights, self.scratch, -self.moving_rate)
+            np.subtract(self.met, self.weights, out=self.apart)
+            self.host.descend_in_place(self.weights, self.apart, -self.moving_rate)
             self.comm.fence()
-        self.backend.descend_in_place(self.replica, self.scratch, self.moving_rate)
+        self.host.descend_in_place(self.met, self.apart, self.moving_rate)
+        if self.met is not self.replica:
+            self.backend.put(self.replica, self.met)
 
     def gather(self, clock: int) -> None:
         """Copy the centre as it is now."""

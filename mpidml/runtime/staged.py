@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from mpidml_kernels import split
 
-from mpidml.collectives.base import FOLDER, Collective, Done, Sum, make_collective
+from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
 from mpidml.core import plugins
 from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
 from mpidml.core.checking import check
@@ -37,7 +37,6 @@ from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.optim.base import Chain, Transforms, make_chain
-from mpidml.ps.store import Store
 from mpidml.runtime import abort, grid_rules, stage_report
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.bands import Bands
@@ -45,7 +44,8 @@ from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed, check_on_grid
 from mpidml.runtime.held import Held
-from mpidml.runtime.line import PaperLine, TensorLine
+from mpidml.runtime.holding import Holding
+from mpidml.runtime.line import PaperLine, TensorLine, sums_there
 from mpidml.runtime.profiling import counted, of_all
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.slowness import Slowness
@@ -147,23 +147,25 @@ class Staged(Serverless):
         self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness, self.line.ranks)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
-        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu))
+        self.there = None if net.device.kernels is None else sums_there(self, net.device.kernels)
+        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu, self.there))
         self.all_stages = every[tensor]
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
         self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))
         self.links, self.link_states = dict[int, Transforms](), dict[int, Any]()
+        self.holding = Holding(self)
         channels = between(self, every)
         stores: dict[int, Any] = {}
         shards: list[Shard] = []
         for s, stage in enumerate(self.all_stages):
             here = s % self.n_pipe == pipe
             if here:
-                self.held[s] = self._hold(stage, s, channels)
+                self.held[s] = self.holding.hold(stage, s, channels)
             edges = [stage.start + edge for edge in cut(stage.stop - stage.start, self.line.size)]
-            bands = Bands(self.held[s].store, stage.elements(), stage.start, stage.stop, self.line) if here and self.line.size > 1 else None
+            bands = Bands(self.held[s].here, stage.elements(), stage.start, stage.stop, self.line) if here and self.line.size > 1 else None
             for part, (lo, hi) in enumerate(pairwise(edges)):
                 if here and part == self.line.rank and lo < hi:
-                    stores[len(shards)] = bands or self.held[s].store
+                    stores[len(shards)] = bands or self.held[s].here
                 if lo < hi:
                     shards.append(Shard(lo, hi, self.grid.rank(**{"pipe": s % self.n_pipe, "data" if of_all else "tensor": part})))
         self.weights = np.zeros(0, net.dtype)
@@ -197,45 +199,29 @@ class Staged(Serverless):
         """Return how many versions of its weights a stage keeps."""
         return self.replayed.versions[s]
 
-    def _hold(self, stage: Stage, s: int, channels: list[tuple[Any, Any]]) -> Held:
-        """Make this rank's stage number s, with its weights and their sums (Collective on its replicas)."""
-        net, job, follows = self.net, self.job, s < self.n_stages - 1
-        initial = stage.init(job.seed)
-        before, after = self._chains()
-        after.see(stage.params)
-        store = Store([initial, *(initial.copy() for _ in range(self.n_versions(s) - 1))], stage.start, 1, net.backend, after, net.device.kernels)
-        chosen = self.between.pick(stage.n_summed * net.dtype.itemsize)
-        own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
-        gradient = chosen.allocate(max(self.replicas.allgather(stage.n_params)), net.dtype)[: stage.n_params]
-        held = Held(stage, s, store, gradient, self.n_items, self.replayed.activations[s], self.m, job.recompute, own)
-        if self.coded:
-            coded = self.codes[s] = Compressed(job.compress, stage.params, net.dtype, net.backend, job.seed, stage.start, net.n_params)
-            coded.step = self.step
-            coded.open(self.replicas)
-            self.sums[s] = coded.plan(coded.look_at(gradient))
-        elif self.n_workers > 1 and not self.pushes:
-            self.sums[s] = chosen.plan(gradient[: stage.n_summed]) if stage.n_summed else Done()
-        if s in self.sums:
-            self.sums[s].ranks = self.replicas.ranks
-        if before is not None:
-            before.see(stage.params)
-            self.links[s], self.link_states[s] = before, before.init(stage.n_params, net.dtype)
-            if not self.pushes:  # all replicas have the same, so it is saved with what the store has
-                store.add_state(self.link_states[s])
-        return held
-
     def _chains(self) -> tuple[Transforms | None, Chain]:
         """Return what transforms a stage's whole gradient, and what a rank then does to its part of it."""
         return make_chain(self.job.optimizer, self.job.rate).split()
+
+    def refresh(self) -> None:
+        """Let the device know what was changed on the host (Collective on comm)."""
+        super().refresh()
+        if self.holding.mirror is not None:
+            self.holding.mirror.up()
+
+    def land(self) -> None:
+        """Bring what the device has of weights and optimizers to the host."""
+        if self.holding.mirror is not None:
+            self.holding.mirror.down()
 
     def check_alike(self) -> None:
         """Compare the weights and optimizers of each stage's replicas (Collective on comm). RuntimeError names who differs."""
         self.waiting.meet(self.comm, "the comparison of replicas")
         digests = {}
         for s, held in self.held.items():
-            n = held.stage.n_summed
-            digest = hashlib.blake2b(held.weights()[:n].data)
-            for array in held.store.optimizer.values():
+            n, here = held.stage.n_summed, held.here
+            digest = hashlib.blake2b(here.at(here.latest)[:n].data)
+            for array in here.optimizer.values():
                 digest.update(array[:n].data)
             digests[s] = digest.hexdigest()
         for rank, found in enumerate(every := self.comm.allgather(digests)):
@@ -246,7 +232,7 @@ class Staged(Serverless):
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of the stages (Collective on comm)."""
         late = {"staleness_bound": self.oldest} if self.every and not self.pushes else {}
-        return stage_report.told(self) | (late if self.comm.rank == 0 else {})
+        return stage_report.told(self) | (late | self.holding.told() if self.comm.rank == 0 else {})
 
     @cached_property
     def oldest(self) -> int:
@@ -267,7 +253,8 @@ class Staged(Serverless):
         if self.job.compress and not self.coded:
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
         mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{mix}{codes}"
+        there = self.holding.words()
+        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{mix}{codes}{there}"
 
     @property
     def n_keepers(self) -> int:
@@ -290,7 +277,9 @@ class Staged(Serverless):
             held.free()
         for total in self.sums.values():
             total.free()
-        self.parts.free()
+        self.holding.free()
+        for line in filter(None, (self.there, self.parts)):
+            line.free()
         for collective in (self.across, self.between, self.collective):
             collective.free()
         for part in (self.line, self.replicas, self.pipeline):

@@ -21,6 +21,10 @@ class Chosen(NamedTuple):
     picked: str
     gpu_mpi: tuple[bool, str] = (False, "")
 
+    def told(self) -> dict[str, Any]:
+        """Return what the summary says of MPI and device pointers, where that was asked."""
+        return {"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {}
+
 
 def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int) -> Chosen:
     """Choose for sums of about `nbytes` (Collective on the ranks of `collective`, which is open).

@@ -42,7 +42,7 @@ class Training:
         for _ in range(strategy.n_gradients):
             self._add_gradient()
         self.running: Lease | None = None
-        self.summand = np.zeros(net.n_params if strategy.job.accumulate > 1 else 0, net.dtype)
+        self.stay(net.backend)
         chain = strategy.worker_chain or strategy.before
         self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
         self.slowdown = strategy.slowdown
@@ -55,10 +55,12 @@ class Training:
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
 
-    @property
-    def arithmetic(self) -> Any:
-        """The kernels of where gradients lie."""
-        return self.net.backend
+    def stay(self, kernels: Any) -> Training:
+        """Let the gradients of the parts of a block add up where `kernels` compute; return this."""
+        self.kernels = kernels
+        with kernels.naming("the gradient of a part"):
+            self.summand = kernels.zeros(self.net.n_params if self.job.accumulate > 1 else 0, self.net.dtype)
+        return self
 
     def kept(self) -> State:
         """Return what links or optimizer have come to, the host's arrays: to be saved. Who changes these says so by `refresh`."""
@@ -158,7 +160,7 @@ class Training:
             progress = report if whole else self._adding(g, part, part == n_parts - 1, report)
             loss += self._run(own, at, batch, w, self.summand if part else g, scale, progress)
             if part and whole:
-                self.arithmetic.add(g, self.summand)
+                self.kernels.add(g, self.summand)
         return loss
 
     def _run(self, rows: Array, at: int, batch: int, w: Array, g: Array, scale: float, report: Callable[[int, int], None] | None) -> float:
@@ -188,7 +190,7 @@ class Training:
 
         def progress(lo: int, hi: int) -> None:
             if part and lo < hi:
-                self.arithmetic.add(g[lo:hi], self.summand[lo:hi])
+                self.kernels.add(g[lo:hi], self.summand[lo:hi])
             report(*(lo, hi) if is_last else (0, 0))
 
         return progress
@@ -227,12 +229,12 @@ class Training:
     def _change(self, g: Any, state: State, w: Any, turn: Turn) -> None:
         """Let links or optimizer, whose arrays are `state`, change the gradient of the weights `w`."""
         if self.strategy.before is not None:
-            self.strategy.before.transform(self.arithmetic, g, state, w, turn.step + 1)
+            self.strategy.before.transform(self.kernels, g, state, w, turn.step + 1)
         elif self.strategy.worker_chain is not None:
             tuning = self.strategy.policy.tuning(turn.staleness if self.job.tune else 0)
             rates = self.strategy.rates
             rate = tuning.rate * (rates(turn.block // self.strategy.n_workers) if rates is not None else 1.0)
-            self.strategy.worker_chain.delta(self.arithmetic, g, state, w, turn.step + 1, rate, tuning.memory)
+            self.strategy.worker_chain.delta(self.kernels, g, state, w, turn.step + 1, rate, tuning.memory)
 
     def _look(self, w: Array, epoch: int) -> tuple[float, ...]:
         """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch, and what several heads have."""

@@ -39,19 +39,13 @@ class TrainingThere(Training):
     def __init__(self, strategy: Any, worker: int) -> None:
         """Allocate."""
         super().__init__(strategy, worker)
-        self.kernels = kernels = strategy.net.device.kernels
+        kernels = strategy.net.device.kernels
         values = self.flats[0] if self.flats else strategy.views[0]
         self.there = OnDevice(kernels, strategy.worker_chain, values, self.state or {}, "a worker's")
         if strategy.codes is not None:  # reads come as codes, to what they change
             with kernels.naming("what a worker reads"):
                 self.flats = [self.there.values, kernels.zeros(values.size, values.dtype)]
-        with kernels.naming("a worker's sum of gradients"):
-            self.summand = kernels.zeros(self.summand.size, self.summand.dtype)
-
-    @property
-    def arithmetic(self) -> Any:
-        """The device's."""
-        return self.kernels
+        self.stay(kernels)
 
     def kept(self) -> State:
         """Bring what is kept to the host, and return it."""

@@ -7,28 +7,32 @@
                                 mean, mixing with neighbours, or pull to a centre (`runtime.replicas`)
 
 A gradient is the sum over the own share times n / batch, so every sample of a batch counts alike, and with the mean after each clock plain SGD or momentum
-takes the steps of one rank. What is looked at and saved is the mean of all replicas, or the centre.
+takes the steps of one rank. What is looked at and saved is the mean of all replicas, or the centre. On a device replica, gradient, optimizer and mean stay
+there, and come to the host where steps pause or end; a centre that the ranks of a host share is in its memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER, Collective
+from mpidml.collectives.base import FOLDER, Collective, make_collective
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.partition import Shard
-from mpidml.optim.base import State, make_chain
-from mpidml.ps.on_device import OnDevice
+from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.device_sum import DirectSums, StagedSums
+from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Stepper, clock_now
+from mpidml.runtime.summed_there import Chosen, choose
 from mpidml.runtime.training import Training
 from mpidml.sync.base import Tuning
 
@@ -58,27 +62,36 @@ class Averaging(Serverless):
         self.mixing = None if chosen.exact else chosen
         if self.mixing is not None and self.way != "mean":
             raise UserError(f"--averaging {job.averaging}: needs a sum over all ranks, which --collective {job.collective} does not make; leave one of them out")
-        self.collective = plugins.make(FOLDER, SUM) if self.mixing is not None or self.way == "elastic_async" else chosen
+        self.sums_by = SUM if self.mixing is not None or self.way == "elastic_async" else job.collective
+        self.collective = plugins.make(FOLDER, self.sums_by)
         if job.deterministic and self.collective.by_timing and comm.size > 1:
             raise UserError(f"--deterministic: --collective {job.collective} chooses by timing, and each sums in an order of its own; give one, as --collective ring")
         self.chain = make_chain(job.optimizer, job.rate)
         self.weight = float(self.n_workers)
+        self.chosen: Chosen | None = None
+        self.through: StagedSums | None = None  # what takes replicas of a device to their neighbours
 
     def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
         """Allocate, and fill the first replicas; return what steps (Collective on comm)."""
         net, comm, job = self.net, self.comm, self.job
         self.chain.see(net.params)
         self.collective.open(comm)
-        self.gradient = np.zeros(net.n_params, net.dtype)
+        self.kernels = net.backend if net.device.kernels is None else net.device.kernels
+        self.mirror = None if net.device.kernels is None else Mirror(self.kernels)
+        with self.kernels.naming("the gradient"):
+            self.gradient = self.kernels.zeros(net.n_params, net.dtype)
         self.replicas = replicas = self._replicas(net.init(job.seed))
-        self.weights = replicas.weights
+        optimizer = self.chain.init(net.n_params, net.dtype)
+        replica, self.weights, self.state = replicas.replica, replicas.weights, optimizer
+        if self.mirror is not None:
+            replica, self.state = self.mirror.beside(replica), self.mirror.state(optimizer)
+            self.weights = self.weights if isinstance(self.weights, np.ndarray) else self.mirror.beside(self.weights)
         task = Training(self, comm.rank)
+        task.stay(self.kernels)
         self.employ(task, self.gradient, {0: Store([self.weights], 0, 1, net.backend)}, [Shard(0, net.n_params, 0)])
         task.flats = [replicas.replica] * 2  # what is computed with, at every step
-        optimizer = self.chain.init(net.n_params, net.dtype)
-        task.state = {"replica": replicas.replica, **optimizer}
-        self.device = OnDevice(net.device.kernels, self.chain, replicas.replica, optimizer) if net.device.kernels is not None else None
-        task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else self.weights
+        task.state = {"replica": replica, **optimizer}
+        task.shown = replicas.shown if isinstance(replicas, ElasticAsync) else replicas.weights
         driver = Averager(self, task, (), self.part, record, look, self.look_seconds)
         replicas.wait = driver.wait
         self.looks = not job.patience and len(self.data.rows(job.looks_at)[0]) > 0
@@ -86,41 +99,48 @@ class Averaging(Serverless):
 
     def _replicas(self, initial: np.ndarray[Any, Any]) -> Replicas:
         comm, job = self.comm, self.job
-        sums = self.collective.pick(initial.nbytes)
+        sums: Any = self.collective.pick(initial.nbytes)
         self.picked = type(sums).__name__.lower() if job.collective == "auto" else job.collective
-        given = (comm, sums, initial, self.gradient, self.net.backend)
+        if self.mirror is not None:
+            self.chosen = choose(job, self.kernels, self.collective, partial(make_collective, self.sums_by), initial.nbytes)
+            sums, self.picked = self.chosen.sums, self.chosen.picked
+        given = (comm, sums, initial, self.gradient, self.kernels)
         if self.mixing is not None:
             self.mixing.open(comm)
-            return Gossiping(*given, self.mixing)
+            if self.mirror is not None:
+                self.through = StagedSums(self.mixing, self.kernels)
+            return Gossiping(*given, self.through or self.mixing)
         if self.way == "mean":
             return Replicas(*given)
-        return (Elastic if self.way == "elastic" else ElasticAsync)(*given, self.moving_rate)
+        if self.way == "elastic":
+            return Elastic(*given, self.moving_rate)
+        return ElasticAsync(*given, self.moving_rate, self.net.backend)
 
     def refresh(self) -> None:
         """Let the device know what was changed on the host, too (Collective on comm)."""
         super().refresh()
-        if self.device is not None:
-            self.device.up(self.replicas.replica, self._state())
+        if self.mirror is not None:
+            self.mirror.up()
 
     def land(self) -> None:
-        """Bring the optimizer to the host."""
-        if self.device is not None:
-            self.device.down(self._state())
+        """Bring what the device has of replica, optimizer and weights to the host."""
+        if self.mirror is not None:
+            self.mirror.down()
 
-    def _state(self) -> State:
-        (task,) = self.tasks.values()
-        return task.state or {}
+    def _gather(self) -> None:
+        """Bring the replicas together in `weights` alone (Collective on comm)."""
+        self.comm.Barrier()
+        self.replicas.gather(self.driver.clock)
+        self.land()
 
     def position(self) -> Any:
         """Return where the run stands, with the weights that stand for it in place (Collective on comm)."""
-        self.comm.Barrier()
-        self.replicas.gather(self.driver.clock)
+        self._gather()
         return super().position()
 
     def settle(self) -> None:
         """Bring the replicas together for the last time, in `weights` alone (Collective on comm)."""
-        self.comm.Barrier()
-        self.replicas.gather(self.driver.clock)
+        self._gather()
         super().settle()
 
     def told(self) -> dict[str, Any]:
@@ -134,7 +154,8 @@ class Averaging(Serverless):
             return {}
         found = distances(squares)
         met = f"{self.job.averaging} every {self.job.average_every}"
-        return {"sync": met, "staleness_bound": None, "consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
+        told = {"sync": met, "staleness_bound": None, "consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
+        return told | (self.chosen.told() if self.chosen is not None else {})
 
     def words(self) -> str:
         """Say how the ranks work together."""
@@ -144,11 +165,18 @@ class Averaging(Serverless):
             "elastic": f"pulled to a centre by {self.moving_rate:g}, summed by {self.picked}{chosen}",
             "elastic_async": f"each pulled to a centre by {self.moving_rate:g} without waiting for the others",
         }[self.way]
-        return f"{self.n_workers} replica(s); every {self.job.average_every} clocks {how}"
+        there = ""
+        if self.chosen is not None:
+            direct = isinstance(self.chosen.sums, DirectSums) and self.mixing is None and self.way != "elastic_async"
+            way = ", MPI is given them there" if direct else ", they go through the host to meet"
+            there = "; replicas and optimizer stay on the device" + way * (self.n_workers > 1)
+        return f"{self.n_workers} replica(s); every {self.job.average_every} clocks {how}{there}"
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
         self.replicas.free()
+        for sums in filter(None, (self.chosen and self.chosen.sums, self.through)):
+            sums.free()
         self.collective.free()
         if self.mixing is not None:
             self.mixing.free()
@@ -167,18 +195,13 @@ class Averager(Stepper):
         strategy, replicas, clock = self.strategy, self.strategy.replicas, self.clock + 1
         began = clock_now()
         tuning = Tuning() if strategy.rates is None else Tuning(strategy.rates(self.clock), 1.0)
-        if strategy.device is not None:
-            strategy.device.update(replicas.replica, strategy.gradient, slice(0, replicas.replica.size), clock, tuning)
-        else:
-            strategy.chain.apply(strategy.net.backend, replicas.replica, replicas.replica, strategy.gradient, self.task.state, clock, tuning.rate)
+        strategy.chain.apply(strategy.kernels, replicas.replica, replicas.replica, strategy.gradient, strategy.state, clock, tuning.rate)
         ended = clock_now()
         self.serve_seconds += ended - began
         if self.trace is not None:
             self.trace.add("apply", began, ended - began, self.clock)
         if not clock % strategy.job.average_every:
             replicas.exchange(clock)
-            if strategy.device is not None:
-                strategy.device.put(replicas.replica)
             if self.trace is not None:
                 self.trace.add("sum", ended, clock_now() - ended, self.clock, replicas.replica.nbytes)
 

@@ -48,7 +48,7 @@ class OfMirror(Training):
     """A worker whose parameters are those of the device."""
 
     def _parameters(self, turn: Turn) -> Any:
-        return self.strategy.mirror.weights
+        return self.strategy.there
 
 
 class DataParallel(Serverless):
@@ -123,7 +123,7 @@ class DataParallel(Serverless):
             own = (lo + half.lo, lo + half.hi)
             self.weights[lo:hi] = initial[lo:hi]
             store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain, None if self.mirror is not None else net.device.kernels)
-            buckets.append(Bucket(lo, hi, half, store if self.mirror is None else self.mirror.store(store)))
+            buckets.append(Bucket(lo, hi, half, store if self.mirror is None else self.mirror.store(store, [self.there[slice(*own)]])))
             store.add_state({name: array[slice(*own)] for name, array in self.link_state.items()})  # saved, and compared, with the store's
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
@@ -132,7 +132,7 @@ class DataParallel(Serverless):
                     shards.append(Shard(first, end, rank))
         self.linked: tuple[Any, ...] = net.backend, self.total, self.link_state, self.weights
         if self.mirror is not None:
-            self.linked = net.device.kernels, self.total, self.mirror.state(self.link_state), self.mirror.weights
+            self.linked = net.device.kernels, self.total, self.mirror.state(self.link_state), self.there
         self.employ(task, self.total, stores, shards)
         return Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
 
@@ -163,7 +163,7 @@ class DataParallel(Serverless):
         self.device_sums: DeviceSums | Compressed | None = None
         self.gpu_mpi = False, ""
         by_hosts = job.compress and self.memory and not comm.one_host  # one rank of each encodes what its host has summed
-        host = self.ordered or by_hosts or job.accumulate > 1 or job.progress_thread == "on"
+        host = self.ordered or by_hosts or job.progress_thread == "on"
         return net.device.kernels is not None and not host
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
@@ -177,14 +177,14 @@ class DataParallel(Serverless):
             self.gradient = self.total = kernels.zeros(n, net.dtype)
         if coded is not None:
             coded.look_at(self.gradient)
-        self.weights = np.zeros(n, net.dtype)
-        self.mirror = Mirror(kernels, self.weights)
+        self.weights, self.mirror = np.zeros(n, net.dtype), Mirror(kernels)
+        self.there = self.mirror.array("the weights", self.weights)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
 
         def total(gradient: Any) -> Sum:
             return found.sums.plan(gradient) if comm.size > 1 or coded is not None else Done()  # alone nothing travels
 
-        return OfMirror(self, comm.rank), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
+        return OfMirror(self, comm.rank).stay(kernels), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
 
     def _compressing(self, net: Network) -> Collective | None:
         """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""

@@ -170,8 +170,11 @@ def test_scores_and_outputs_are_the_cpu_s(name, dtype, how):
 # ---- stages
 
 
-def staged(net, cuts, halves=False, n_items=4, n_slots=2):
-    """Run microbatches through stages that end at `cuts`, two in flight, whose gradients add up; return the losses, the sums, and scores."""
+def staged(net, cuts, halves=False, stays=False, n_items=4, n_slots=2):
+    """Run microbatches through stages that end at `cuts`, two in flight, whose gradients add up; return the losses, the sums, and scores.
+
+    `stays`: weights and gradients are the device's.
+    """
     data, bounds = rows_of(net, 1), [0, *cuts, n_cuts(net)]
     stages = [Stage(net, lo, hi, s == 0, s == len(cuts)) for s, (lo, hi) in enumerate(itertools.pairwise(bounds))]
     between = [np.zeros((3, n_slots, M, of.n_out), net.dtype) for of in stages[:-1]]
@@ -179,6 +182,8 @@ def staged(net, cuts, halves=False, n_items=4, n_slots=2):
         lambda of: of.init(3), lambda of: np.full(of.n_params, np.nan, net.dtype), lambda of: np.full(of.n_params, np.nan, net.dtype),
         lambda of: [Memory(M, net.backend) for _ in range(n_slots)],
     ))  # fmt: skip
+    kernels = net.device.kernels if stays else net.backend
+    ws, totals, summands = ([kernels.here(a) for a in arrays] for arrays in (ws, totals, summands))
     losses, steps = [], {}
 
     def bound(s, item):
@@ -215,7 +220,7 @@ def staged(net, cuts, halves=False, n_items=4, n_slots=2):
             if halves:
                 step.go_back_to_weights()
             for part in (*early, *late) if item else ():
-                totals[s][part] += summands[s][part]
+                kernels.add(totals[s][part], summands[s][part])
 
     for item in range(n_items):  # one forward, one backward
         forward(item)
@@ -233,15 +238,16 @@ def staged(net, cuts, halves=False, n_items=4, n_slots=2):
         x = out
     for head, each in zip(net.heads, outs, strict=True):
         scores += head.judge(net.backend, each, head.answers(data[1][:M]))
-    return losses, np.concatenate(totals), scores
+    return losses, np.concatenate([kernels.host(total) for total in totals]), scores
 
 
+@pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("name", "cuts"), [("mlp", ()), ("mlp", (1,)), ("mlp", (2, 3)), ("mlp", (0, 4)), ("heads", (1,)), ("squares", (1,))])
-def test_stages_on_the_device_are_stages_on_the_cpu(name, cuts, dtype, halves, how):
+def test_stages_on_the_device_are_stages_on_the_cpu(name, cuts, dtype, halves, stays, how):
     here, there = pair(name, dtype)
-    got, expected = staged(there, cuts, halves), staged(here, cuts, halves)
+    got, expected = staged(there, cuts, halves, stays), staged(here, cuts, halves)
     assert all(near(a, b, dtype) for a, b in zip(got, expected, strict=True))
 
 
@@ -270,6 +276,11 @@ def of_stages(net):
     return [(loss, np.zeros(1)) for loss in losses], gradient
 
 
+def of_stages_that_stay(net):
+    losses, gradient, _ = staged(net, (1,), stays=net.device.kernels is not None)
+    return [(loss, np.zeros(1)) for loss in losses], gradient
+
+
 WAIT = "self.ended.synchronize()"
 MUTANTS = {
     "of each range, before it is reported": ("run", "while not self.gpu.done(part.landed):", "while False:", of_progress),
@@ -277,6 +288,9 @@ MUTANTS = {
     "of a stage's copies": ("_go_back", WAIT, "pass", of_stages),
     "of what came, before it may be overwritten": ("go", WAIT, "pass", of_stages),
     "of a stage's loss": ("lose", WAIT, "pass", of_stages),
+    "of the copy of what goes back, where the gradient stays": ("_go_back", WAIT, "pass", of_stages_that_stay),
+    "of that copy, for what it copies": ("_back", "self.gpu.copies.wait_event(part.made)", "pass", of_stages_that_stay),
+    "of what came, where weights stay": ("go", WAIT, "pass", of_stages_that_stay),
     "of copies, for what they copy": ("_back", "self.gpu.copies.wait_event(part.made)", "pass", of_network),
     "of copies, for what is made by then": ("_back", "part.made.record()", "pass", of_network),
     "of the end, for copies": ("_end", "self.ended.record(self.gpu.copies)", "self.ended.record()", of_network),
@@ -300,7 +314,7 @@ def test_what_is_left_out_is_seen(name, monkeypatch):
             assert "reported before it was there" in str(error)
 
 
-@pytest.mark.parametrize("run", [of_network, of_progress, of_stages])
+@pytest.mark.parametrize("run", [of_network, of_progress, of_stages, of_stages_that_stay])
 def test_what_is_whole_passes_as_the_broken_would_have_to(run, how):
     here, there = pair("mlp", "float64")
     assert agree(run(there), run(here), "float64")

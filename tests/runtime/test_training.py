@@ -22,6 +22,7 @@ def training(parts, cls=Training, **model):
     task.net.split = True
     task.data, task.sampler = SimpleNamespace(x=X, y=Y, targets=None), SimpleNamespace(clocks_per_epoch=10)
     task.summand = np.full(task.net.n_params, np.nan)  # of the last share, say
+    task.kernels = task.net.backend
     task.salt_epoch = -1
     return task
 

@@ -10,8 +10,8 @@ from mpidml.core.rounds import moved
 from mpidml.nn.split.spread import Whole
 from mpidml.nn.split.spread_embedding import SpreadEmbedding
 from mpidml.runtime.comm import CountedComm
+from mpidml.runtime.holding import Holding
 from mpidml.runtime.resume import resumed
-from mpidml.runtime.staged import Staged
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.strategies.base import Run
 from tests.strategies.test_heads import job_in
@@ -117,21 +117,21 @@ def test_what_a_rank_sends_sums_and_holds_is_a_formula(comm, job, monkeypatch):
     assert (n_gradient, n_state) == (n_weights, [n_weights] * 2)
 
 
-def sums_all(self, stage, s, channels, whole=Staged._hold):
+def sums_all(self, stage, s, channels, whole=Holding.hold):
     """Sum as many values as all ranks have: parts of the table, too."""
     if stage.spread is not None and stage.spread.size > 1:
-        stage.n_summed = min(self.replicas.allgather(stage.n_params))
+        stage.n_summed = min(self.strategy.replicas.allgather(stage.n_params))
     return whole(self, stage, s, channels)
 
 
-def sums_less(self, stage, s, channels, whole=Staged._hold):
+def sums_less(self, stage, s, channels, whole=Holding.hold):
     stage.n_summed -= 10
     return whole(self, stage, s, channels)
 
 
 BROKEN = {
-    "the table's gradient is summed": (Staged, "_hold", sums_all),
-    "a gradient is not": (Staged, "_hold", sums_less),
+    "the table's gradient is summed": (Holding, "hold", sums_all),
+    "a gradient is not": (Holding, "hold", sums_less),
     "terms of others are lost": (Whole, "give", lambda self, backend, flat, rows: [(np.copyto, (rows, self.own(flat)))]),
     "every rank has the first rows of the table": (SpreadEmbedding, "initial", lambda self, random, parameters: parameters["table"].fill(0.1)),
     "noise depends on the rank": (StageTraining, "_salt", lambda self, epoch: np.uint64(self.worker + 1)),

@@ -13,6 +13,7 @@ from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.optim.base import Chain
 from mpidml.ps.on_device import OnDevice
 from mpidml.runtime import net as nets
+from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.stepping import Stepper
 from mpidml.strategies import base
@@ -52,7 +53,7 @@ WAYS |= {
     "every layer, mixed": {"strategy": "hybrid", "grid": "data=0", "mix": "embedding=tensor,dense=tensor", **WHOLE},
 }
 SAME = ("samples", "bytes_sent", "messages", "test_accuracy")
-STAY = ("data_parallel", "squares", "every layer")
+STAY = ("data_parallel", "data_parallel, accumulating", "squares", "every layer")
 """Their weights stay on the device, and are not brought together at the start: `test_resident` counts what they send."""
 
 
@@ -122,23 +123,23 @@ def test_behind_a_first_product_of_sparse_rows_the_rest_runs_on_the_device(comm,
 
 
 MUTANTS = {
-    "the wait for what is summed": ("buffer.get(out=host)", "buffer.get(out=host, blocking=False)"),
-    "the way back of the sum": ("buffer.set(host, cuda.get_current_stream())", "pass"),
+    "the wait for what is compared": ("buffer.get(out=host)", "buffer.get(out=host, blocking=False)"),
+    "the way back of the largest": ("buffer.set(host, cuda.get_current_stream())", "pass"),
 }
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_sum_over_a_line_that_leaves_something_out_is_seen(comm, monkeypatch, name):
+def test_what_goes_through_the_host_over_a_line_and_leaves_something_out_is_seen(comm, monkeypatch, name):
     if comm.size == 1:
-        return  # nothing is summed
+        return  # nothing is compared
     source = textwrap.dedent(inspect.getsource(LineOnDevice._through))
     old, new = MUTANTS[name]
     assert source.count(old) == 1
     found = {}
     exec(compile(source.replace(old, new), "broken", "exec"), vars(line_on_device), found)
     monkeypatch.setattr(LineOnDevice, "_through", found["_through"])
-    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["tensor"])
+    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS["tensor, outputs in parts"])
     assert not np.abs(w - v).max() <= 1e-6
 
 
@@ -176,12 +177,17 @@ def test_a_run_goes_on_from_there_here_and_from_here_there(comm, monkeypatch, wa
         assert np.abs(values - expected).max() <= TOLERANCE["float64"] * 100
 
 
-OF_WORKERS = [("parameter_server, optimizing workers", "down"), ("parameter_server, optimizing workers", "up")]
+OF_STORES = [(way, OnDevice, broken) for way in ("parameter_server", "parameter_server, optimizing workers") for broken in ("up", "down")]
+LEFT_OUT = {
+    "up": lambda self, *given: None,
+    "down": lambda self, *given: None,
+    "state": lambda self, here: {name: self.kernels.zeros(array.size, array.dtype) for name, array in here.items()},  # which nobody brings up or down
+}
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("way", "broken"), [("averaging", "down"), ("averaging", "up"), ("parameter_server", "down"), ("pipeline", "up"), *OF_WORKERS])
-def test_a_run_that_goes_on_without_its_optimizer_is_seen(comm, monkeypatch, way, broken, mpi_tmp_path):
+@pytest.mark.parametrize(("way", "of", "broken"), [("averaging", Mirror, "state"), ("pipeline", Mirror, "state"), *OF_STORES])
+def test_a_run_that_goes_on_without_its_optimizer_is_seen(comm, monkeypatch, way, of, broken, mpi_tmp_path):
     job = JOB.with_values({**SAVED[way], "optimizer": "adam", "lr": 0.01}, "test")
     _, expected = trained(comm, job)
     with monkeypatch.context() as patched, placed("lazy"):
@@ -190,7 +196,7 @@ def test_a_run_that_goes_on_without_its_optimizer_is_seen(comm, monkeypatch, way
         comm.Barrier()
         _, values = trained(comm, resumed(str(mpi_tmp_path / "run"), {"steps": 6}))
         assert np.abs(values - expected).max() <= TOLERANCE["float64"] * 100
-        patched.setattr(OnDevice, broken, lambda self, *given: None)
+        patched.setattr(of, broken, LEFT_OUT[broken])
         trained(comm, job.with_values({"steps": 4, "out": str(mpi_tmp_path / "other")}, "test"), write=True, checkpoint_every=4)
         comm.Barrier()
         _, values = trained(comm, resumed(str(mpi_tmp_path / "other"), {"steps": 6}))

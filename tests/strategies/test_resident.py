@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mpidml.optim.base import Chain
 from mpidml.runtime import gpu_mpi, summed_there
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.mirror import Mirror
+from mpidml.runtime.training import Training
 from mpidml.strategies import base, data_parallel
 from tests.changed import changed
 from tests.shim import cupy_double as cupy
@@ -23,6 +25,9 @@ from tests.training import trained
 
 pytestmark = [pytest.mark.mpi, pytest.mark.openmpi]
 JOB = SMALL.with_values({"strategy": "data_parallel", "bucket": 4096, "wait_limit": 30.0, "collective": "ring"}, "test")
+
+
+stay = Training.stay
 
 
 @contextlib.contextmanager
@@ -49,8 +54,9 @@ def on_device(monkeypatch, takes_pointers=False, place="lazy"):
         {"optimizer": "lars:0.02", "collective": "auto", "shares": "measured"},
         {"optimizer": "nesterov", "collective": "hierarchical", "lr_policy": "warmup:3", "dtype": "float32"},
         {"batch": 1599, "steps": 2, "collective": "mpi"},  # an epoch ends with one sample: the other ranks have none
+        {"accumulate": 3, "dropout": 0.2},
     ],
-    ids=["momentum", "clip and adam", "lars", "nesterov", "few samples"],
+    ids=["momentum", "clip and adam", "lars", "nesterov", "few samples", "in parts"],
 )
 @pytest.mark.parametrize("place", PLACES)
 def test_the_weights_are_those_of_the_cpu(comm, changes, place, monkeypatch):
@@ -82,8 +88,9 @@ def test_by_device_pointers_the_weights_are_the_same(comm, monkeypatch):
         assert summary["gpu_mpi"] == {"takes_device_pointers": True, "reason": "for the test"}
 
 
+@pytest.mark.parametrize("n_parts", [1, 2])
 @pytest.mark.parametrize("takes_pointers", [False, True])
-def test_a_step_moves_its_rows_and_its_gradient_and_nothing_else(comm, takes_pointers, monkeypatch):
+def test_a_step_moves_its_rows_and_its_gradient_and_nothing_else(comm, takes_pointers, n_parts, monkeypatch):
     moved = {"get": [], "set": []}
 
     def counting(name):
@@ -100,14 +107,14 @@ def test_a_step_moves_its_rows_and_its_gradient_and_nothing_else(comm, takes_poi
             for name, calls in moved.items():
                 calls.clear()
                 patched.setattr(cupy.ndarray, name, counting(name))
-            _, values = trained(comm, JOB, steps=n_steps)
+            _, values = trained(comm, JOB, steps=n_steps, accumulate=n_parts)
         return np.array([sum(moved["get"]), sum(moved["set"])]), values.nbytes
 
     (more, nbytes), (less, _) = of(8), of(3)
     down, up = (more - less) / 5
     gradient = nbytes if comm.size > 1 and not takes_pointers else 0
     rows = len(range(*(JOB.batch * r // comm.size for r in (comm.rank, comm.rank + 1))))
-    assert down == gradient + 8  # the sum of the losses
+    assert down == gradient + 8 * n_parts  # the sum of the losses of each part
     assert up == gradient + rows * (240 * 8 + 8)  # features and labels
 
 
@@ -131,6 +138,14 @@ def test_what_is_not_brought_up_or_down_is_noticed(comm, left_out, monkeypatch):
     with on_device(monkeypatch) as patched:
         patched.setattr(Mirror, left_out, lambda self: None)
         _, values = trained(comm, JOB)
+    assert not np.allclose(values, expected, atol=1e-3)
+
+
+def test_a_part_whose_gradient_is_not_added_is_noticed(comm, monkeypatch):
+    _, expected = trained(comm, JOB, accumulate=2)
+    with on_device(monkeypatch) as patched:
+        patched.setattr(Training, "stay", lambda self, kernels: (stay(self, kernels), setattr(self, "kernels", SimpleNamespace(add=lambda *given: None)))[0])
+        _, values = trained(comm, JOB, accumulate=2)
     assert not np.allclose(values, expected, atol=1e-3)
 
 
@@ -159,8 +174,10 @@ def test_replicas_are_compared_by_what_the_device_has(comm, monkeypatch):
         trained(comm, JOB, check_replicas=4)
 
 
-@pytest.mark.parametrize("changes", [{"deterministic": True, "collective": Job.collective, "bucket": Job.bucket}, {"accumulate": 2}])
+@pytest.mark.parametrize("changes", [{"deterministic": True, "collective": Job.collective, "bucket": Job.bucket}, {"progress_thread": "on"}])
 def test_what_cannot_stay_there_goes_through_the_host_with_the_same_weights(comm, changes, monkeypatch):
+    if comm.size == 1 and "progress_thread" in changes:
+        return  # there is nothing to sum, and it is refused
     job = JOB.with_values(changes, "test")
     _, expected = trained(comm, job)
     with on_device(monkeypatch) as patched:
