@@ -6,6 +6,7 @@ import contextlib
 import functools
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import mpidml_kernels
 import pytest
@@ -37,6 +38,24 @@ def placed(place: str) -> Iterator[None]:
 def device() -> Device:
     """Return what is placed, else the double."""
     return _placed[-1] if _placed else Device("cuda", "the double", mpidml_kernels.cuda(cupy_double))
+
+
+def over_the_double(patched: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return the bytes that arrays of the double bring down ("get") and up ("set") from now on, as long as `patched` holds."""
+    moved = {"get": 0, "set": 0}
+
+    def count(name: str) -> None:
+        real = getattr(cupy_double.ndarray, name)
+
+        def call(self: Any, *given: Any, **named: Any) -> Any:
+            moved[name] += self.nbytes
+            return real(self, *given, **named)
+
+        patched.setattr(cupy_double.ndarray, name, call)
+
+    for name in moved:
+        count(name)
+    return moved
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from mpidml.runtime.resume import resumed
 from mpidml.strategies import averaging
 from mpidml.strategies.averaging import Averaging
 from tests.changed import changed
-from tests.shim import cupy_double as cupy
-from tests.shim.devices import PLACES
+from tests.shim.devices import PLACES, over_the_double
 from tests.strategies.test_identities import SMALL
 from tests.strategies.test_resident import on_device
 from tests.training import trained
@@ -95,22 +94,9 @@ def test_by_device_pointers_the_weights_are_the_same(comm, monkeypatch):
 
 def counted(comm, monkeypatch, job, takes_pointers):
     """Return what six steps and two meetings bring down and up on this rank, counted by the device's arrays, and the bytes of a replica."""
-    moved = {"get": 0, "set": 0}
-
-    def counting(name):
-        real = getattr(cupy.ndarray, name)
-
-        def call(self, *given, **named):
-            moved[name] += self.nbytes
-            return real(self, *given, **named)
-
-        return call
-
     def of(n_steps):
         with on_device(monkeypatch, takes_pointers) as patched:
-            moved.update(get=0, set=0)
-            for name in moved:
-                patched.setattr(cupy.ndarray, name, counting(name))
+            moved = over_the_double(patched)
             _, values = trained(comm, job, steps=n_steps)
         return np.array(list(moved.values())), values.nbytes
 

@@ -18,8 +18,7 @@ from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
 from mpidml.runtime.staged_training import GridStepper
 from tests.changed import changed
-from tests.shim import cupy_double as cupy
-from tests.shim.devices import PLACES
+from tests.shim.devices import PLACES, over_the_double
 from tests.strategies.test_identities import SMALL
 from tests.strategies.test_resident import on_device
 from tests.training import trained
@@ -84,23 +83,12 @@ def over_the_bus(held, job, n_workers, summed_there):
 
 def counted(comm, monkeypatch, job, takes_pointers=False):
     """Return what a step brings down and up on this rank, counted by the device's arrays, and by the law."""
-    moved, held, free = {"get": 0, "set": 0}, [], Staged.free
-
-    def counting(name):
-        real = getattr(cupy.ndarray, name)
-
-        def call(self, *given, **named):
-            moved[name] += self.nbytes
-            return real(self, *given, **named)
-
-        return call
+    held, free = [], Staged.free
 
     def of(n_steps):
         with on_device(monkeypatch, takes_pointers) as patched:
-            moved.update(get=0, set=0)
+            moved = over_the_double(patched)
             patched.setattr(Staged, "free", lambda self: (held.append((self.held, self.n_workers)), free(self)))
-            for name in moved:
-                patched.setattr(cupy.ndarray, name, counting(name))
             trained(comm, job, steps=n_steps)
         return np.array(list(moved.values()))
 
