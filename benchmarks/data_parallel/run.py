@@ -23,7 +23,7 @@ from mpidml.runtime.launch import mpirun_command
 
 HERE = Path(__file__).resolve().parent
 OURS, SERVER, ALONE, DDP = "data_parallel, 2 ranks", "parameter_server, 2 ranks", "one rank", "torch DDP over gloo, 2 ranks"
-LIMIT = "limit: two that never talk"
+LIMIT, PRODUCTS = "limit: two that never talk", "limit: the products alone"
 SIZES, ROWS, SHARE = [784, 512, 512, 10], 12800, 128
 
 
@@ -40,7 +40,8 @@ def measured(words: list[str], n: int, env: Mapping[str, str], losses: dict[str,
     def measure() -> Sample:
         Path(f"{words[1]}.group").unlink(missing_ok=True)
         found = started(words, n, env)
-        losses[name] = found["losses"]
+        if found["losses"]:
+            losses[name] = found["losses"]
         return Sample(1 / found["samples_per_second"], found["others"])
 
     return measure
@@ -85,6 +86,7 @@ def main() -> None:
         for label, env in environments.items():
             losses: dict[str, list[float]] = {}
             plans = {OURS: ("ours.py", two, 2, "data_parallel"), SERVER: ("ours.py", two, 2, "parameter_server")}
+            plans[PRODUCTS] = ("products.py", two, 2, "")
             if has_torch:
                 plans[DDP] = ("peer_ddp.py", two, 2, "")
             print(f"\n{label}: {'-'.join(map(str, sizes))}, momentum, {share} samples a rank and step, {steps} steps, {n_rounds} rounds", flush=True)
@@ -99,6 +101,8 @@ def main() -> None:
                 print(f"  losses of {len(found)} steps of {name} agree within {worst:.1e}")
             ddp = 3.0 if label == "unhindered" else 1.5
             show(rounds, options.smoke, [*([(OURS, DDP, ddp)] if has_torch else []), (SERVER, OURS, 1 / 1.5)])
+            print(f"       {OURS} is x{rounds.ratio(PRODUCTS, OURS):.2f} of {PRODUCTS}", end="")
+            print(f", which are x{rounds.ratio(DDP, PRODUCTS):.2f} of {DDP}" if has_torch else "")
             print(f"  at {4 * share} samples a step, of all ranks", flush=True)
             scaled = {
                 name: measured([str(HERE / "ours.py"), one, str(steps), "data_parallel"], n, env, losses, name) for name, n in ((ALONE, 1), (OURS, 2))

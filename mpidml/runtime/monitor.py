@@ -1,7 +1,7 @@
 """Make rank 0's picture of a run from what workers measure: rows for metrics.jsonl, one line of progress, and the moment when a target is reached.
 
 Reports are put in the order of their time, as far as all workers have told theirs; each `n_workers` of them are a clock of the row. Where all go from
-clock to clock together (`by_clock`) they are those of one clock of the tables, also where gradients leave early and a report of the next clock comes first.
+clock to clock together, or a run that comes again shall have the same rows (`by_clock`), they are those of one clock of the tables, whichever reports come first.
 """
 
 from __future__ import annotations

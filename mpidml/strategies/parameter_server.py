@@ -76,10 +76,11 @@ class ParameterServer(Served):
         self.n_computing = sum(map(len, groups)) or self.n_workers
         check_workers(job, self.policy, self.n_workers, self.n_computing)
         check_groups(job, comm, groups)
-        self.in_step = self.policy.bound == 0 and not self.policy.gate_at  # nobody computes a clock before all have ended the last
         self.coordinated = bool(self.policy.gate_at or job.assign == "dynamic" or job.target or job.seconds or job.checkpoint_every or job.patience)
         self.coordinator: Coordinator | None = None
         self.repeat = job.deterministic
+        # Rows are of a clock where nobody computes one before all have ended the last, and where a run that comes again shall have the same ones.
+        self.in_step = (self.policy.bound == 0 and not self.policy.gate_at) or self.repeat
         self.by_clock = self.repeat or self.policy.commit == "clock"
         self.chain = chain = make_chain(job.optimizer, job.rate)
         on_servers = job.optimize == "servers"

@@ -16,6 +16,7 @@ from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.training import Training
 from mpidml.strategies.base import train
+from mpidml.strategies.parameter_server import ParameterServer
 
 SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3, report=False)
 
@@ -441,3 +442,41 @@ def test_under_bsp_a_budget_changes_the_pieces_and_not_the_sum(comm, optimizer):
     for changes in ({}, {"transport": "mpi"}, {"order": "magnitude", "reads": "cached"}):
         other = run(comm, optimizer=optimizer, budget=4e6, **changes)
         np.testing.assert_allclose(other[1], plain[1], rtol=1e-9, atol=1e-12)
+
+
+RACES = ("", "permanent:3", "exponential:2")
+
+
+def rows_of_races(comm):
+    """Train one job under ssp as often as there are ways to be slow; return of each the rows' losses and samples, and the hash of the weights."""
+    found = []
+    for slowdown in RACES:
+        job = SMALL.with_values({"sync": "ssp:2", "deterministic": True, "batch": 15, "steps": 9, "slowdown": slowdown}, "test")
+        kept = {}
+        counted = CountedComm(comm)
+        summary = train(job, counted, quiet=True, write=False, keep=kept)
+        counted.free()
+        found.append(comm.bcast(([(row["loss"], row["samples"]) for row in kept.get("metrics") or []], summary["final_loss"], summary["model_sha256"])))
+    return found
+
+
+@pytest.mark.mpi
+def test_a_run_that_is_promised_to_repeat_has_the_same_rows_whoever_comes_first(comm):
+    first, *others = rows_of_races(comm)
+    assert first[0]
+    assert all(each == first for each in others)
+
+
+@pytest.mark.mpi
+def test_rows_in_the_order_of_arrival_would_not_repeat(comm, monkeypatch):
+    prepare = ParameterServer.__init__
+
+    def by_arrival(self, *given):
+        prepare(self, *given)
+        self.in_step = False
+
+    monkeypatch.setattr(ParameterServer, "__init__", by_arrival)
+    first, *others = rows_of_races(comm)
+    if comm.size > 2:
+        assert any(each[0] != first[0] for each in others)
+    assert all(each[2] == first[2] for each in others)
