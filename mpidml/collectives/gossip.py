@@ -25,7 +25,7 @@ class Gossip(Collective):
 
     def __init__(self, graph: str = "ring") -> None:
         if graph not in GRAPHS:
-            raise UserError(f"gossip: there is no graph '{graph}'; {nearest(graph, GRAPHS)}")
+            raise UserError(f"gossip: there is no graph '{graph}'; {nearest(str(graph), GRAPHS)}")
         self.graph = graph
 
     def neighbours(self, rank: int, size: int) -> list[int]:

@@ -24,6 +24,7 @@ class Hierarchical(Collective):
         if str(between).partition(":")[0] in ("hierarchical", "shared", "auto", "gossip"):
             raise UserError(f"hierarchical: '{between}' cannot go between hosts; use ring, rabenseifner, recursive_doubling, tree or mpi")
         self.between = between
+        self.named: Collective = plugins.make(FOLDER, str(between))  # by every rank, so that a wrong name is refused by all
 
     def open(self, comm: Any, between: Collective | None = None) -> None:
         """Part the ranks by host; `between` is opened on the first ranks in place of the named algorithm."""
@@ -36,7 +37,7 @@ class Hierarchical(Collective):
         self.leaders = sorted({leader for leader, _ in everyone})
         self.outer: Collective | None = None
         if leaders is not None:
-            self.outer = plugins.make(FOLDER, str(self.between)) if between is None else between
+            self.outer = self.named if between is None else between
             self.outer.open(leaders)
 
     def allocate(self, n: int, dtype: Any) -> Array:

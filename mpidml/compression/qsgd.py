@@ -22,7 +22,7 @@ class Qsgd(Codec):
     unbiased = True
 
     def __init__(self, bits: int = 4, block: int = 512) -> None:
-        if bits not in (2, 4) or isinstance(bits, bool):
+        if bits not in (2, 4) or not isinstance(bits, int):
             raise ValueError(f"bits = {bits} is neither 2 nor 4; give one of them")
         self.bits, self.block = bits, positive("block", block, 512)
 

@@ -16,6 +16,8 @@ import numpy as np
 from mpidml.compression.base import Codec, Shape, State, fields, packed, positive
 from mpidml.core.flat import Array
 
+LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 class TwoBit(Codec):
     """Send three values; a code is the units, then 2 bits a value. `threshold`: a number > 0, or adaptive, by `block` values, a multiple of 256."""
@@ -24,6 +26,8 @@ class TwoBit(Codec):
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if threshold != "adaptive" and not (number and 0 < float(threshold) < float("inf")):
             raise ValueError(f"threshold = {threshold} is neither a number > 0 nor 'adaptive'; give one of them")
+        if number and not LEAST <= float(threshold) <= MOST:
+            raise ValueError(f"threshold = {threshold} is out of the range of float32; give a number from {LEAST:.3g} to {MOST:.3g}")
         self.threshold = None if threshold == "adaptive" else float(threshold)
         self.block = positive("block", block, 256)
 

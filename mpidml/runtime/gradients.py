@@ -73,12 +73,11 @@ class Gradients:
         self.cuts = merge_parts(parts, max(1, BUCKET_NBYTES // self.flat.itemsize))
         self.sums = [self.collective.plan(self.flat[lo:hi]) for lo, hi in self.cuts]
         self.is_ready: set[str] = set()
-        self.n_begun, self.owes = 0, False
+        self.n_begun, self.owes, self.closed = 0, False, False
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor: to be filled, and after `reduce` the mean gradient."""
-        if not self.views:
-            raise UserError("gradients: they are closed; copy what is to stay before the end of `with`")
+        self._open()
         if name not in self.views:
             raise UserError(f"gradients: there is no tensor '{name}'; {nearest(name, self.views)}")
         return self.views[name]
@@ -87,6 +86,7 @@ class Gradients:
         """Yield this rank's batches, then None as long as others have any. All tensors are zero at the begin of a round."""
         own = iter(batches)
         while True:
+            self._open()
             if self.owes:
                 raise UserError("gradients: a round ended without reduce(); call it in each, with 0 samples where the batch is None")
             batch = next(own, None)
@@ -109,6 +109,7 @@ class Gradients:
 
     def reduce(self, n_samples: int) -> int:
         """Sum over all ranks, divide by the number of samples of all, and return that number."""
+        self._open()
         missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
         self.counts[:] = (0.0, n_samples, len(missing))
         while self.n_begun < len(self.cuts):
@@ -129,6 +130,10 @@ class Gradients:
             self.flat /= self.flat.dtype.type(n)
         return n
 
+    def _open(self) -> None:
+        if self.closed:
+            raise UserError("gradients: they are closed; copy what is to stay before the end of `with`")
+
     def _all_ready(self, lo: int, hi: int) -> bool:
         return all(name in self.is_ready for name, s in self.params.slices.items() if s.start < hi and s.stop > lo)
 
@@ -142,7 +147,9 @@ class Gradients:
 
     def close(self) -> None:
         """Free requests and communicators (Collective on comm). Arrays that were taken from here are gone with them: copy what is to stay."""
-        self.views = {}
+        if self.closed:
+            return
+        self.closed, self.views = True, {}
         self.limited.close()
         for total in (*self.sums, self.count_sum):
             total.free()

@@ -151,6 +151,10 @@ def test_what_cannot_be_chosen_is_named():
         plugins.make(base.FOLDER, "gossip:toros")
     with pytest.raises(UserError, match="cannot go between hosts"):
         plugins.make(base.FOLDER, "hierarchical:between=shared")
+    with pytest.raises(UserError, match="did you mean 'ring'"):
+        plugins.make(base.FOLDER, "hierarchical:rign")
+    with pytest.raises(UserError, match="there is no graph '5'"):
+        plugins.make(base.FOLDER, "gossip:5")
 
 
 @pytest.fixture(params=[0, 2], ids=["one host", "hosts of 2"])

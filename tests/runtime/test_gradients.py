@@ -135,13 +135,16 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
             total["w"][:] = comm.rank + 1
             total.reduce(1)
             np.testing.assert_allclose(total["w"], (comm.size + 1) / 2)
-    with pytest.raises(UserError, match="they are closed"):
-        total["w"]
+    for use in (lambda: total["w"], lambda: total.ready("w"), lambda: total.reduce(1), lambda: next(total.over(range(3)))):
+        with pytest.raises(UserError, match="they are closed"):
+            use()
+    total.close()  # has nothing left to free
     total = Gradients({"w": (3,)}, "float64", comm=comm, wait_limit=20)
     with pytest.raises(UserError, match="a round ended without reduce"):
         for _ in total.over(range(3)):
             pass
-    for changes, what in (({"collective": "gossip"}, "does not sum over all ranks"), ({"dtype": "int64"}, "no type to take a mean in")):
+    wrong = {"collective": "gossip"}, {"dtype": "int64"}, {"collective": "hierarchical:rign"}
+    for changes, what in zip(wrong, ("does not sum over all ranks", "no type to take a mean in", "did you mean 'ring'"), strict=True):
         with pytest.raises(UserError, match=what):
             Gradients({"w": (3,)}, comm=comm, **changes)
     if comm.size > 1:
