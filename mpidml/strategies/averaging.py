@@ -100,7 +100,7 @@ class Averaging(Serverless):
     def _replicas(self, initial: np.ndarray[Any, Any]) -> Replicas:
         comm, job = self.comm, self.job
         sums: Any = self.collective.pick(initial.nbytes)
-        self.picked = type(sums).__name__.lower() if job.collective == "auto" else job.collective
+        self.picked = plugins.name_of(sums) if job.collective == Job.collective else job.collective
         if self.mirror is not None:
             self.chosen = choose(job, self.kernels, self.collective, partial(make_collective, self.sums_by), initial.nbytes)
             sums, self.picked = self.chosen.sums, self.chosen.picked

@@ -96,7 +96,7 @@ class DataParallel(Serverless):
             check_between(job.collective, self.collective, self.comm.one_host)
         if job.compress:
             self.codec = make_codec(job.compress)
-            if name not in (Job.collective, "hierarchical"):
+            if job.collective not in (Job.collective, "hierarchical"):
                 raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
         self.compressed: Compressed | None = None
         self.hosts: Collective | None = None

@@ -241,6 +241,9 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
         run(comm, collective="rong")
     with pytest.raises(UserError, match="does not sum over all ranks"):
         run(comm, collective="gossip")
+    for collective in ("ring", "hierarchical:tree", "auto:memory=false"):  # codes go to owners and back, whatever is named
+        with pytest.raises(UserError, match=f"{collective}: sums values, --compress two_bit sends codes"):
+            run(comm, collective=collective, compress="two_bit")
 
 
 def curves(comm, rows=("loss", "samples", "test_accuracy"), **changes):
