@@ -69,9 +69,9 @@ class Message(NamedTuple):
 
     A worker that sends LAST writes no more, so nobody waits for it; one that sends END reads no more. A ROWS names in `clock` the
     worker's role whose end of a clock made a waiting question answerable, -1 if it had not to wait. A PUSH with `ends`, or a CLOCK,
-    ends its clock c; with a ticket it is a question, too: for all rows as of clock c + 1. Its `batch` is the number of the global batch that it
-    is a share of, by which a learning rate goes on. Where `data` are codes (`ps.coded`), the `batch` of a ROWS is the number of its code since the values
-    that the reader keeps were sent (0: these are they); -1: values that are not kept.
+    ends its clock c; with a ticket it is a question, too: for all rows as of clock c + 1 or c + 2 (`SyncPolicy.asks_ahead`).
+    Its `batch` is the number of the global batch that it is a share of, by which a learning rate goes on. Where `data` are codes (`ps.coded`),
+    the `batch` of a ROWS is the number of its code since the values that the reader keeps were sent (0: these are they); -1: values that are not kept.
     PUSH, CLOCK, LAST and END of one worker to one shard are numbered 1, 2, 3, ... so that a message that overtakes another is put
     back in its place; a ROWS says how many of the reader's own it contains. What is meant: all rows of the shard (`rows` None
     and lo < 0), rows [lo, hi) of the table, or the rows whose global numbers `rows` lists (int64).

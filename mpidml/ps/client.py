@@ -46,6 +46,7 @@ class Client:
     `by_clock` says that the servers count deltas when their clock closes. Many clients may share one `Routing` of the tables.
     """
 
+    prompt = True  # the end of a clock is told at once
     __slots__ = (  # one of 100,000 workers of a simulation is small
         "asked", "awaited", "batch", "clock", "copies", "drain_seconds", "leaving", "left_at", "n_asked", "n_blocking", "next_ticket", "own", "policy",
         "riding", "routing", "sent", "tables", "tickets", "untaken"
@@ -84,9 +85,9 @@ class Client:
     ) -> tuple[Ticket, list[Effect]]:
         """Ask for all rows, a `block` (lo, hi) or the listed `rows` (int64) as of `clock` (default: the own one).
 
-        `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version. `rides`: this
-        read of all rows as of the next clock is asked by the messages that end this one, since nothing could be answered before them. ENDED as
-        `at_least`: what all workers together will have written; for a worker that has sent its `last`.
+        `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version; ENDED is what
+        all workers together will have written, for a worker that has sent its `last`. `rides`: this read, of all rows as of the policy's `asks_ahead`
+        clocks after this one, is asked by the messages that end this one.
         """
         spec = self.tables[table]
         clock = self.clock if clock is None else clock
@@ -147,8 +148,7 @@ class Client:
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
-            message = new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends, self.batch))
-            effects.append(new(Send, (role, message)))
+            effects.append(new(Send, (role, new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends, self.batch)))))
             if self.own and role in self.own:
                 self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))
         return effects

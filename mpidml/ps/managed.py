@@ -31,6 +31,8 @@ class ManagedClient(CachingClient):
     A row heavier than a tenth of the budget goes out whole and is paid for afterwards.
     """
 
+    prompt = False
+
     def __init__(
         self,
         tables: Sequence[TableSpec] | Routing,

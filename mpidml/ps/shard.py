@@ -47,6 +47,7 @@ class Shard(Passive):
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
         self.by_clock = repeat or policy.commit == "clock"
+        self.ahead = policy.asks_ahead
         self.clocks = policy.clocks(workers)
         if clock:
             self.clocks.begin(clock)
@@ -139,9 +140,13 @@ class Shard(Passive):
             self.read_at.pop((source, clock), None)
             if self.in_place:  # the next compute begins about now, and reads what is there now
                 self.read_at[source, clock + 1] = self.n_ended
-        if message.ticket >= 0:  # parked first, so that it is answered with the others if this is the last one
-            self.parked.setdefault(clock + 1, []).append((source, message, now))
-        return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
+        if message.ticket < 0:
+            return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
+        question = new(Message, (PULL, clock + self.ahead, message.ticket, 0, 0, -1, -1, None, None, False, -1))
+        # What nothing could answer before is parked first, and answered with the others if this is the last one.
+        first = self._pull(now, source, question) if self.ahead == 1 else NOTHING
+        moved = self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
+        return [*first, *moved] if self.ahead == 1 else [*moved, *self._pull(now, source, question)]
 
     def _last(self, source: int) -> Effects:
         """Wait for this worker no more."""

@@ -34,7 +34,7 @@ class Worker:
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
-        "admitted", "ahead", "answered_at", "asked_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
+        "admitted", "after", "ahead", "answered_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
         "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "pauses", "result", "rides", "seen",
         "staleness", "step", "steps_in_clock", "tally", "task", "told", "traced", "turn", "unsent", "watch_at", "watch_seconds"
     )  # fmt: skip
@@ -61,18 +61,19 @@ class Worker:
         self.watch_seconds = policy.watches_seconds if load is not None else 0.0
         # A held copy is looked at when the read is due; only a question to the servers can fly during a compute.
         self.early = not self.gated and all(table.reads == "fresh" for table in client.tables)
-        # Where only the own push makes the next read possible, the question rides on it.
-        self.rides = self.early and policy.bound == 0 and len(client.tables) == 1
+        # A question rides on the push that ends a clock where only that makes the read possible, or it is known what follows.
+        foreseen = policy.asks_ahead == 1 or (coordinator < 0 and not policy.timed and client.prompt)
+        self.rides = policy.asks_ahead if self.early and foreseen and len(client.tables) == 1 else 0
         self.computing = self.leaving = self.pauses = self.last = self.ended = False
         self.step = self.n_grants = 0
         self.next: tuple[int, float] | None = None  # block and weight of the next turn
         self.ahead: Message | None = None  # the grant of the one after
         self.turn, self.staleness, self.granted_by = Turn(0, 0, 0), -1, -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
-        self.coming: list[Ticket] = []
+        self.coming, self.after = list[Ticket](), list[Ticket]()  # of the next turn, and of the one after where that is asked for before the next began
         self.told = 0  # shards that know of the end of this clock, a bit for each
         self.load_told = 0.0
-        self.asked_at = self.answered_at = self.begun_at = self.done_at = 0.0
+        self.answered_at = self.begun_at = self.done_at = 0.0
         self.tally = Tally() if tally is None else tally
         self.result: Any = None
 
@@ -85,7 +86,7 @@ class Worker:
         else:
             self.next = (self.step * self.n_workers + self.index, 1.0)
         if not self.gated:
-            self._ask(now, effects, self.client.clock)
+            self.coming = self._ask(now, effects, self.client.clock, self.step)
         self._begin_if_ready(now, effects)
         return effects
 
@@ -114,8 +115,8 @@ class Worker:
         """Send or drop the gradient that waits for this grant, and begin if nothing else is missing; keep a grant ahead until its turn comes."""
         effects: list[Effect] = []
         if self.unsent is not None:
-            unsent, self.unsent = self.unsent, None
-            self._close(now, effects, *unsent, counts=message.ends)
+            self._close(now, effects, *self.unsent, counts=message.ends)
+            self.unsent = None
         if self.next is not None or message.counted != self.n_grants + 1:  # one is read for already, or this one has overtaken it
             self.ahead = message
             return effects
@@ -137,21 +138,21 @@ class Worker:
                 effects += self.client.tick(now)
             self.client.jump(message.clock)
             if not self.leaving:
-                self._ask(now, effects, message.clock, self.step + self.computing)
+                self.coming = self._ask(now, effects, message.clock, self.step + self.computing)
 
     def _ask_turn(self, now: float, clock: int) -> Send:
         if self.load is not None and self.watch_seconds:
             self.load_told = self.load(now)
         return Send(self.coordinator, Message(NEXT, clock, lo=round(self.load_told * LOAD_UNITS)))
 
-    def _ask(self, now: float, effects: list[Effect], clock: int, step: int = -1, at_least: int = 0) -> None:
-        self.coming = coming = []
-        self.asked_at = now
-        rides = self.rides and self.computing and at_least == 0
-        for table, out, rows in self.task.last_reads(self.step) if at_least else self.task.reads(self.step if step < 0 else step):
+    def _ask(self, now: float, effects: list[Effect], clock: int, step: int, at_least: int = 0, rides: bool = False) -> list[Ticket]:
+        """Ask for what `step`, or what follows the last one, reads as of `clock`."""
+        tickets = []
+        for table, out, rows in self.task.last_reads(step) if at_least else self.task.reads(step):
             ticket, asked = self.client.pull(now, table, out, rows, None, clock, at_least, rides and rows is None)
-            coming.append(ticket)
+            tickets.append(ticket)
             effects += asked
+        return tickets
 
     def _begin_if_ready(self, now: float, effects: list[Effect]) -> None:
         if self.next is not None:
@@ -170,12 +171,11 @@ class Worker:
                 effects += [*self.client.last(now), *self.client.end(now)]
                 return
             effects += [Record("left", ()), *self.client.last(now)]
-            self._ask(now, effects, self.client.clock, at_least=ENDED)
+            self.coming = self._ask(now, effects, self.client.clock, self.step, ENDED)
             self._begin_if_ready(now, effects)
             return
         step, clock, client = self.step, self.client.clock, self.client
-        versions: tuple[int, ...] = ()
-        staleness = granted = self.staleness
+        versions, staleness, granted = tuple[int, ...](), self.staleness, self.staleness
         for ticket in self.coming:
             version = ticket.version
             versions += (version,)
@@ -188,11 +188,11 @@ class Worker:
         self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness if staleness > 0 else 0))
         self.computing, self.begun_at, self.told = True, now, 0
         if self.traced:
-            effects.append(Record("pull", (clock, self.asked_at, max(self.answered_at - self.asked_at, 0.0))))
+            effects.append(Record("pull", (clock, since := self.coming[0].since if self.coming else now, max(self.answered_at - since, 0.0))))
         if self.last:
             effects.append(Compute(self.task.finish, (turn,), -1))
             return
-        self.coming, self.next = [], None
+        self.coming, self.after, self.next = self.after, [], None
         if self.ahead is not None:
             message, self.ahead = self.ahead, None
             self._accept(now, effects, message)
@@ -201,8 +201,8 @@ class Worker:
             self.leaving = step + 1 == self.n_clocks
         elif not self.gated:
             effects.append(self._ask_turn(now, clock))
-        if self.early and not self.leaving:
-            self._ask(now, effects, clock + 1, step + 1)
+        if self.early and not self.leaving and not self.coming:
+            self.coming = self._ask(now, effects, clock + 1, step + 1, rides=self.rides == 1)
         effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, (turn,), step)))
 
     def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
@@ -238,12 +238,14 @@ class Worker:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
         effects: list[Effect] = []
+        if self.rides == 2 and not self.told and self.step + 2 < self.n_clocks and self.coming and self.coming[0].pieces is self.client.routing.whole[0]:
+            self.after = self._ask(now, effects, self.client.clock + 2, self.step + 2, rides=True)
         self._close(now, effects, *result)
         if self.gated:
             if not self.leaving:
                 effects.append(self._ask_turn(now, self.client.clock))
         elif not self.early and not self.leaving:
-            self._ask(now, effects, self.client.clock)
+            self.coming = self._ask(now, effects, self.client.clock, self.step)
         self._begin_if_ready(now, effects)
         return effects
 
@@ -258,11 +260,10 @@ class Worker:
                 n_left -= 1
                 # The last push of a clock to a table ends the clock there.
                 ends = not self.steps_in_clock and (not n_left or table not in [push.table for push in pushes[-n_left:]])
-                sent = client.push(table, delta, rows, None, ends, clock - staleness)
+                effects += (sent := client.push(table, delta, rows, None, ends, clock - staleness))
                 if ends:
                     for target, _ in sent:
                         self.told |= 1 << target
-                effects += sent
         effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1
         if counts and not self.steps_in_clock:
@@ -274,8 +275,7 @@ class Worker:
         if self.ended or self.last or self.load is None or not self.watch_seconds or now < self.watch_at:
             return effects
         self.watch_at = now + self.watch_seconds
-        load = self.load(now)
-        if abs(load - self.load_told) > LOAD_STEP:
+        if abs((load := self.load(now)) - self.load_told) > LOAD_STEP:
             self.load_told = load
             effects.append(Send(self.coordinator, Message(LOAD, lo=round(load * LOAD_UNITS))))
         effects.append(After(self.watch_seconds))

@@ -198,7 +198,9 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
 
     moves = cost.bytes_per_second > 0
     network = _Network(plan, n_servers) if moves or ((cost.apply or cost.message) and not plan.colocated) else None
-    result = virtual.run(roles, _compute(plan, n_servers), cost.latency, record=record, arrival=network, reports=False)
+    worker = roles[n_servers]
+    n_taken = 1 if isinstance(worker, Worker) and worker.rides else 2  # of a worker by a server, each clock: what it pushes, and what it asks apart
+    result = virtual.run(roles, _compute(plan, n_servers, n_taken), cost.latency, record=record, arrival=network, reports=False)
     found.seconds, found.done_by = max(found.left_seconds), list(done_by)
     if since:
         found.n_done += since
@@ -209,14 +211,14 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     return found
 
 
-def _compute(plan: Plan, n_servers: int) -> Callable[[int, int, float], float]:
-    """Return the seconds of a worker's step: its draw, stretched where it is slow, and what the server beside it takes."""
+def _compute(plan: Plan, n_servers: int, n_taken: int) -> Callable[[int, int, float], float]:
+    """Return the seconds of a worker's step: its draw, stretched where it is slow, and what the server beside it takes, `n_taken` messages of each worker."""
     cost, slowdown = plan.cost, plan.slowdown
     if (measured := plan.measured) is not None:
         return lambda role, step, now: measured[role - n_servers][step % len(measured[role - n_servers])] if step >= 0 else 0.0
     draws: list[ComputeSeconds] = [cost.seconds(plan.seed, w) for w in range(plan.n_workers)]
     constant = cost.mean_seconds if len(cost.compute) == 1 and not cost.jitter and slowdown is None else None
-    beside = cost.apply + 2 * plan.n_workers * cost.message if plan.colocated else 0.0
+    beside = cost.apply + n_taken * plan.n_workers * cost.message if plan.colocated else 0.0
 
     def seconds(role: int, step: int, now: float) -> float:
         if step < 0:

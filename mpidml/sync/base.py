@@ -89,6 +89,11 @@ class SyncPolicy:
         """Return the oldest version that a read of `worker` at `clock` may show; a client that asks whether its copy will do has no `view`."""
         raise NotImplementedError
 
+    @property
+    def asks_ahead(self) -> int:
+        """How many clocks after the one that a message ends it asks for, if it asks: 1 where nothing could be answered before; else 2, as 1 is asked for."""
+        return 1 if self.bound == 0 else 2
+
     def needed(self, n_workers: int) -> int:
         """Return how many workers must have ended a clock before it is reached."""
         return n_workers

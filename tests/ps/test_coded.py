@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict, deque
 from functools import partial
 
 import numpy as np
@@ -227,21 +228,28 @@ def test_the_sum_catches_what_is_lost_or_counted_twice(broken):
 
 
 class Watched(CodedClient):
-    """Holds each answer to what its shard knows of this worker, which asks for one read at a time."""
+    """Holds each answer to what its shard knew of this worker when it sent it."""
 
     job = None
 
     def answer(self, now, source, message):
         super().answer(now, source, message)
         if message.batch >= 0:
-            record = self.job.stores[source].copies[self.job.clients.index(self)]
-            self.job.n_watched += self.held[source].tobytes() == record.values.tobytes()
+            known = self.job.known[source, self.job.clients.index(self)].popleft()
+            self.job.n_watched += self.held[source].tobytes() == known
             self.job.n_answers += 1
 
 
-def watched(codec, policy, seed=0, **options):
-    job = Job(codec, policy, client=Watched, **options)
+def watched(codec, policy, seed=0, store=CodedStore, **options):
+    class Noting(store):
+        def go_on(self, worker, version):
+            code = super().go_on(worker, version)
+            job.known[job.stores.index(self), worker].append(self.copies[worker].values.tobytes())
+            return code
+
+    job = Job(codec, policy, client=Watched, store=Noting, **options)
     job.n_watched = job.n_answers = 0
+    job.known = defaultdict(deque)
     roles = job.roles()
     for client in job.clients:
         client.job = job

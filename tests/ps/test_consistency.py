@@ -18,7 +18,9 @@ from mpidml.ps.shard import Shard
 from mpidml.sim import virtual
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
+from mpidml.sync.dssp import Dssp
 from mpidml.sync.ssp import Ssp
+from mpidml.sync.warmup import Warmup
 from tests.scenarios import Scenario, lag, misses
 
 POLICIES = {"bsp": Bsp(), "ssp0": Ssp(0), "ssp1": Ssp(1), "ssp3": Ssp(3), "asp": Asp()}
@@ -183,10 +185,72 @@ def test_pushed_rows_are_fresher_than_cached_ones_and_cost_bytes():
         assert eager[2] > cached[2]
 
 
-def test_a_clock_costs_a_question_an_answer_and_a_push_per_worker_and_shard():
-    scenario = Scenario(Ssp(2), 400, 1, 3)
+@pytest.mark.parametrize(
+    ("policy", "n_questions", "options"),
+    [
+        (Bsp(), 2, {}),  # the first read and the last
+        (Ssp(2), 3, {}),  # and the second
+        (Asp(), 3, {}),
+        (Asp(), 3, {"sparse": True, "n_questions": 8}),
+        (Ssp(2), 9, {"coordinated": True}),  # nobody knows what follows, so one is for nothing
+        (Dssp(1, 3), 8, {}),  # it looks at times
+    ],
+)
+@pytest.mark.parametrize("n_servers", [1, 2])
+def test_a_clock_costs_an_answer_and_a_push_that_asks_per_worker_and_shard(policy, n_questions, options, n_servers):
+    n_clocks, options = 7, dict(options)
+    n_questions = options.pop("n_questions", n_questions)
+    scenario = Scenario(policy, 40, n_servers, n_clocks, **options)
     result = virtual.run(scenario.roles(), lambda role, clock, now: 1.0 + role % 7)
-    assert result.n_messages == 400 * (4 + 4 + 3 + 3)  # questions, answers, pushes, the last word, the end and back
+    granted = 2 * 40 * (n_clocks + 1) * scenario.coordinated
+    answers, ends, last = n_clocks + 1 + scenario.coordinated, n_clocks, 3  # the last word, the end and back
+    assert result.n_messages - granted == 40 * n_servers * (n_questions + answers + ends + last)
+
+
+class AsksApart(Client):
+    prompt = False
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize("policy", [Ssp(1), Ssp(3), Asp(), Warmup(5, 3)], ids=str)
+def test_what_rides_on_a_push_is_answered_as_if_it_were_asked_right_after_it(policy, repeat):
+    def run(client_class):
+        scenario, rng = Scenario(policy, 5, 2, 40, repeat=repeat and policy.repeatable, client_class=client_class), random.Random(3)
+        draws = [[rng.expovariate(1) for _ in range(42)] for _ in range(9)]
+        result = virtual.run(scenario.roles(), lambda role, clock, now: draws[role][clock], 0.0)
+        return result, [(s.worker, s.step, s.version, s.values.tobytes()) for s in scenario.seen()]
+
+    (riding, seen), (apart, seen_apart) = run(Client), run(AsksApart)
+    clocks = [[(t, role, value) for t, role, name, value in found.records if name == "clock"] for found in (riding, apart)]
+    assert clocks[0] == clocks[1] and seen == seen_apart
+    assert apart.n_messages - riding.n_messages == 5 * 2 * (40 - 2)
+
+
+class TakesItForTheNextClock(Shard):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.ahead = 1
+
+
+class LosesIt(Shard):
+    """Answers no question that rides."""
+
+    def _take(self, now, source, message):
+        return super()._take(now, source, message._replace(ticket=-1))
+
+
+@pytest.mark.parametrize("shard_class", [TakesItForTheNextClock, LosesIt])
+def test_the_checker_catches_a_shard_that_takes_a_riding_question_wrongly(shard_class):
+    def misread(seed, shard_class):
+        scenario = Scenario(Ssp(1), 3, 2, 12, shard_class=shard_class)
+        try:
+            virtual.run(scenario.roles(), **jittered(seed))
+        except WaitTimeout:
+            return True
+        return bool(misses(scenario, scenario.seen(), 1))
+
+    assert any(misread(seed, shard_class) for seed in range(20))
+    assert not any(misread(seed, Shard) for seed in range(20))
 
 
 class NeverTicks(Client):
