@@ -247,14 +247,14 @@ class Staged(Serverless):
 
     def words(self) -> str:
         """Say how the ranks work together."""
-        layers = ",".join(str(stage.hi - stage.lo) for stage in self.plan.stages)
-        parts = f"{self.n_items} microbatches a {'clock' if self.every else 'batch'}"
+        counts, batch = [stage.hi - stage.lo for stage in self.plan.stages], min(self.job.batch, len(self.data.x))
+        cuts = stage_report.cut_words(batch, self.n_workers, self.n_items, counts, "clock" if self.every else "batch")
         codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
         if self.job.compress and not self.coded:
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
         mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""
         there = self.holding.words()
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{mix}{codes}{there}"
+        return f"grid {self.grid}, schedule {self.job.schedule}, {cuts}{mix}{codes}{there}"
 
     @property
     def n_keepers(self) -> int:

@@ -12,6 +12,7 @@ from mpidml.runtime.channel import Channel
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.staged import Staged
 from mpidml.sim.program import traces
 from mpidml.strategies.base import Run
 from tests.strategies.test_identities import NET, SMALL, serial
@@ -105,8 +106,12 @@ def test_a_net_file_with_embeddings_is_cut_wherever(comm, tmp_path):
 def test_stages_without_layers_hand_on(comm):
     layers = [0] * comm.size
     layers[comm.size // 2] = 3
-    _, values = run(comm, partition=by_hand(layers))
+    said, free = [], Staged.free
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Staged, "free", lambda self: (said.append(self.words()), free(self)))
+        _, values = run(comm, partition=by_hand(layers))
     assert np.array_equal(values, alone(comm)[1])
+    assert said[0].endswith(f" of 10 rows a batch; {comm.size} stage(s) of {','.join(map(str, layers))} layers" + ", those of 0 hand on" * (comm.size > 1))
 
 
 @pytest.mark.mpi
