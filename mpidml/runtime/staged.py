@@ -131,6 +131,7 @@ class Staged(Serverless):
         net, comm = self.net, self.comm
         if self.n_parts > 1 or self.cut_layers:  # before the clock runs
             compiled(self.job, comm, True, (split,))
+        self.find_products(net)
         abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
@@ -172,6 +173,11 @@ class Staged(Serverless):
         task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
         return self.stepper(self, task, self.part, record, look, self.look_seconds)
+
+    def find_products(self, net: Any) -> None:
+        """Let BLAS be looked for by what adds products: in its first call, that takes up to a second, which would be what a stage's first step takes."""
+        if self.n_items > 1 and net.device.kernels is None:
+            net.backend.matmul_add(*(np.zeros((1, 1), net.dtype) for _ in range(3)))
 
     def _stages(self, ends: list[int], line: Any) -> list[Stage]:
         """Return all stages, as the rank of `line` that it is given for has them."""

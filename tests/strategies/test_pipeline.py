@@ -1,5 +1,8 @@
 """Hold a network cut into stages to the network in one piece: any schedule, grid, cut and number of microbatches gives one rank's training."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -323,3 +326,36 @@ def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tm
     summary, values = run(comm, memory=f"{2 + 2 * comm.size}M", **how)
     assert summary["disk_nbytes"] > 0 and np.array_equal(values, run(comm, **how)[1])
     assert [seconds > 0 for seconds in summary["read_seconds"]] == [rank == 0 for rank in range(comm.size)]
+
+
+LOOKS_ON = """
+import sys
+from mpidml import Job, train
+from mpidml.runtime.staged import Staged
+from mpidml.runtime.staged_step import Executor
+
+run = Executor.run
+
+def watched(self, *given):
+    before = set(sys.modules)
+    run(self, *given)
+    print(*(name for name in set(sys.modules) - before if not name.startswith("numpy.ma")))
+
+if sys.argv[1] == "broken":
+    Staged.find_products = lambda self, net: None
+Executor.run = watched
+train(Job(strategy="pipeline", hidden=(16,), batch=48, steps=1, microbatches=4, report=False), quiet=True, write=False)
+"""
+
+
+def loaded_in_the_first_step(how):
+    """Return the modules that the first program of a run in a new process imports."""
+    return subprocess.run([sys.executable, "-c", LOOKS_ON, how], capture_output=True, text=True, check=True, timeout=120).stdout.split()
+
+
+def test_nothing_is_loaded_in_the_first_step_as_if_that_were_what_its_stages_take():
+    assert loaded_in_the_first_step("") == []
+
+
+def test_the_check_catches_products_that_are_looked_for_in_the_first_step():
+    assert "scipy.linalg.blas" in loaded_in_the_first_step("broken")
