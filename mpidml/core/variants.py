@@ -1,6 +1,7 @@
 """Turn one description with lists into the jobs that it means: every combination of the values of every flag that was given a list.
 
     --sync bsp,ssp:3 --servers colocated,1      bsp, servers colocated | bsp, servers 1 | ssp:3, servers colocated | ssp:3, servers 1
+    --grid 'data=2,pipe=2; tensor=4'            grid data=2,pipe=2 | grid tensor=4         a value that may hold commas itself
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import OF_STAGES, STAGED, Job, members
 
 LISTED = tuple(f.name for f in fields(Job) if "one" not in f.metadata["groups"])
+WITH_COMMAS = tuple(name for name in LISTED if name in members("commas"))
 MOST_VARIANTS = 64
 ONE_PROCESS = "one process"
 """The name of the variant that `alone` makes."""
@@ -26,10 +28,10 @@ class Variant(NamedTuple):
     job: Job
 
 
-def several(value: Any) -> list[Any] | None:
-    """Return the values of a list (TOML, or text with commas); None for a single value."""
-    if isinstance(value, str) and "," in value:
-        return [part.strip() for part in value.split(",")]
+def several(value: Any, between: str = ",") -> list[Any] | None:
+    """Return the values of a list (TOML, or text with commas, or what else is `between` them); None for a single value."""
+    if isinstance(value, str) and between in value:
+        return [part.strip() for part in value.split(between)]
     return list(value) if isinstance(value, list | tuple) else None
 
 
@@ -47,14 +49,15 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
             raise UserError(f"{where}: {raw}: what is compared or simulated is not saved to go on with; leave it out")
         if name == "patience" and where == "simulate":
             raise UserError(f"{where}: {raw}: a simulation does not pause to look; leave it out")
-        found = several(value)
-        if found is None or name in members("commas"):
+        found = several(value, ";" if name in WITH_COMMAS else ",")
+        if found is None or (name in members("commas") and name not in WITH_COMMAS):
             single[name] = value
             continue
         if name not in LISTED and name in {f.name for f in fields(Job)}:
             raise UserError(f"{where}: {raw}: is the same for all that are compared, '{_text(value)}' is a list; give one value")
+        how = "semicolons, as a;b" if name in WITH_COMMAS else "commas, as bsp,ssp:3"
         if not all(str(v) for v in found) or not found:
-            raise UserError(f"{where}: {raw}: '{_text(value)}' has an empty value; give values joined by commas, as bsp,ssp:3")
+            raise UserError(f"{where}: {raw}: '{_text(value)}' has an empty value; give values joined by {how}")
         if len(set(map(str, found))) < len(found):
             raise UserError(f"{where}: {raw}: '{_text(value)}' names a value twice; name each once")
         lists[name] = found

@@ -14,7 +14,7 @@ from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
 from mpidml.runtime.slowness import Slowness
 
-cpu_now = time.thread_time
+cpu_now, clock_now = time.thread_time, time.perf_counter
 REPEATS, MOST_REPEATS, LEAST_SECONDS = 3, 12, 2e-3
 """Passes of each layer: so many, and more of short ones."""
 ATTEMPTS = 4
@@ -27,10 +27,10 @@ def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile
 
     They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere. On a device, for
     which a thread waits, they are seconds.
-    What `slow` sleeps prolongs a compute, on average: a single sleep may be shorter than what is owed.
+    What `slow` owes for a compute prolongs it: the sleep itself may be longer, and those after it are then shorter, of another layer.
     """
     found, itemsize = [], net.dtype.itemsize
-    now = cpu_now if net.device.kernels is None else time.perf_counter
+    now = cpu_now if net.device.kernels is None else clock_now
     for i in range(n := n_cuts(net)):
         stage = Stage(net, i, i + 1, i == 0, i == n - 1)
         out = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
@@ -38,18 +38,18 @@ def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
         w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
         step = stage.bind(rows, w, g, Memory(rows, net.backend), Edges(out=out, dy=dy, dx=dx))
-        least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, time.perf_counter()
-        while repeat < REPEATS or (repeat < MOST_REPEATS and time.perf_counter() - first < LEAST_SECONDS):
+        least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, clock_now()
+        while repeat < REPEATS or (repeat < MOST_REPEATS and clock_now() - first < LEAST_SECONDS):
             for way in range(2):
                 slow.begin(repeat)
-                began, on_cpu = time.perf_counter(), now()
+                owed, began, on_cpu = slow.owed_seconds, clock_now(), now()
                 step.go_back() if way else step.go()
                 if not way and stage.is_last:
                     step.lose(1.0)
-                ended, least[way] = time.perf_counter(), min(least[way], now() - on_cpu)
+                ended, least[way] = clock_now(), min(least[way], now() - on_cpu)
                 slow.end()
                 computed[way] += ended - began
-                slept[way] += time.perf_counter() - ended
+                slept[way] += clock_now() - ended + slow.owed_seconds - owed
             repeat += 1
         forward, backward = (of * (1 + sleep / seconds) for of, sleep, seconds in zip(least, slept, computed, strict=True))
         found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))

@@ -14,6 +14,14 @@ MOST_RANKS = 4
 """Ranks that a line of the table names."""
 
 
+def cut_words(batch: int, n_replicas: int, n_items: int, counts: Sequence[int], per: str) -> str:
+    """Say how samples become microbatches, and layers stages: what does not divide, and stages without layers, are said."""
+    least, most = batch // n_replicas // n_items, -(-batch // (n_replicas * n_items))
+    rows = f"{least} row{'s' * (least != 1)}" if least == most else f"{least} to {most} rows"
+    empty = ", those of 0 hand on" if 0 in counts else ""
+    return f"{n_items} microbatch{'es' * (n_items != 1)} of {rows} a {per}; {len(counts)} stage(s) of {','.join(map(str, counts))} layers{empty}"
+
+
 def told(strategy: Any) -> dict[str, Any]:
     """Return what the summary says of the stages: on rank 0, nothing on others (Collective on comm).
 

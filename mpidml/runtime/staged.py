@@ -131,6 +131,7 @@ class Staged(Serverless):
         net, comm = self.net, self.comm
         if self.n_parts > 1 or self.cut_layers:  # before the clock runs
             compiled(self.job, comm, True, (split,))
+        self.find_products(net)
         abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
@@ -172,6 +173,11 @@ class Staged(Serverless):
         task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
         return self.stepper(self, task, self.part, record, look, self.look_seconds)
+
+    def find_products(self, net: Any) -> None:
+        """Let BLAS be looked for by what adds products: in its first call, that takes up to a second, which would be what a stage's first step takes."""
+        if self.n_items > 1 and net.device.kernels is None:
+            net.backend.matmul_add(*(np.zeros((1, 1), net.dtype) for _ in range(3)))
 
     def _stages(self, ends: list[int], line: Any) -> list[Stage]:
         """Return all stages, as the rank of `line` that it is given for has them."""
@@ -247,14 +253,14 @@ class Staged(Serverless):
 
     def words(self) -> str:
         """Say how the ranks work together."""
-        layers = ",".join(str(stage.hi - stage.lo) for stage in self.plan.stages)
-        parts = f"{self.n_items} microbatches a {'clock' if self.every else 'batch'}"
+        counts, batch = [stage.hi - stage.lo for stage in self.plan.stages], min(self.job.batch, len(self.data.x))
+        cuts = stage_report.cut_words(batch, self.n_workers, self.n_items, counts, "clock" if self.every else "batch")
         codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
         if self.job.compress and not self.coded:
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
         mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""
         there = self.holding.words()
-        return f"grid {self.grid}, schedule {self.job.schedule}, {parts}; {self.n_stages} stage(s) of {layers} layers{mix}{codes}{there}"
+        return f"grid {self.grid}, schedule {self.job.schedule}, {cuts}{mix}{codes}{there}"
 
     @property
     def n_keepers(self) -> int:

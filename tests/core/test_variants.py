@@ -22,6 +22,15 @@ def test_two_lists_make_all_pairs():
     assert [(v.job.sync, v.job.lr, v.job.early_push) for v in variants][2] == ("asp", 0.1, "off")
 
 
+def test_values_that_hold_commas_are_listed_with_semicolons():
+    values = {"strategy": "hybrid", "grid": "data=2,pipe=2; tensor=4", "schedule": "gpipe,naive"}
+    variants = expand(values, "compare")
+    assert [v.name for v in variants] == [f"grid {grid}, schedule {name}" for grid in ("data=2,pipe=2", "tensor=4") for name in ("gpipe", "naive")]
+    assert [v.job.grid for v in variants] == ["data=2,pipe=2"] * 2 + ["tensor=4"] * 2
+    assert variants == expand(values | {"grid": ["data=2,pipe=2", "tensor=4"]}, "job.toml")
+    assert [v.job.partition for v in expand({"strategy": "pipeline", "partition": "2,1;auto"}, "compare")] == ["2,1", "auto"]
+
+
 def test_no_list_is_one_variant_named_by_its_policy():
     assert [v.name for v in expand({"sync": "ssp", "staleness": "2"}, "compare")] == ["ssp:2"]
 
@@ -32,6 +41,7 @@ def test_no_list_is_one_variant_named_by_its_policy():
         ({"epochs": "1,2"}, "compare: epochs: is the same for all that are compared, '1,2' is a list"),
         ({"data": "a.npz,b.npz"}, "compare: data: is the same for all"),
         ({"sync": "bsp,"}, "compare: sync: 'bsp,' has an empty value"),
+        ({"strategy": "hybrid", "grid": "data=4;"}, "compare: grid: 'data=4;' has an empty value; give values joined by semicolons, as a;b"),
         ({"sync": "bsp,asp,bsp"}, "compare: sync: 'bsp,asp,bsp' names a value twice"),
         ({"sync": "bsp,asp", "lr": ",".join(str(1 + i) for i in range(40))}, "compare: the lists make 80 variants, more than 64"),
         ({"lr": "0.1,0.10"}, "compare: 'lr 0.1' and 'lr 0.10' are the same job; name each once"),

@@ -1,5 +1,8 @@
 """Hold a network cut into stages to the network in one piece: any schedule, grid, cut and number of microbatches gives one rank's training."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from mpidml.runtime.channel import Channel
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.staged import Staged
 from mpidml.sim.program import traces
 from mpidml.strategies.base import Run
 from tests.strategies.test_identities import NET, SMALL, serial
@@ -105,8 +109,12 @@ def test_a_net_file_with_embeddings_is_cut_wherever(comm, tmp_path):
 def test_stages_without_layers_hand_on(comm):
     layers = [0] * comm.size
     layers[comm.size // 2] = 3
-    _, values = run(comm, partition=by_hand(layers))
+    said, free = [], Staged.free
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Staged, "free", lambda self: (said.append(self.words()), free(self)))
+        _, values = run(comm, partition=by_hand(layers))
     assert np.array_equal(values, alone(comm)[1])
+    assert said[0].endswith(f" of 10 rows a batch; {comm.size} stage(s) of {','.join(map(str, layers))} layers" + ", those of 0 hand on" * (comm.size > 1))
 
 
 @pytest.mark.mpi
@@ -318,3 +326,36 @@ def test_rows_on_the_disk_flow_through_the_stages_as_those_in_memory_do(comm, tm
     summary, values = run(comm, memory=f"{2 + 2 * comm.size}M", **how)
     assert summary["disk_nbytes"] > 0 and np.array_equal(values, run(comm, **how)[1])
     assert [seconds > 0 for seconds in summary["read_seconds"]] == [rank == 0 for rank in range(comm.size)]
+
+
+LOOKS_ON = """
+import sys
+from mpidml import Job, train
+from mpidml.runtime.staged import Staged
+from mpidml.runtime.staged_step import Executor
+
+run = Executor.run
+
+def watched(self, *given):
+    before = set(sys.modules)
+    run(self, *given)
+    print(*(name for name in set(sys.modules) - before if not name.startswith("numpy.ma")))
+
+if sys.argv[1] == "broken":
+    Staged.find_products = lambda self, net: None
+Executor.run = watched
+train(Job(strategy="pipeline", hidden=(16,), batch=48, steps=1, microbatches=4, report=False), quiet=True, write=False)
+"""
+
+
+def loaded_in_the_first_step(how):
+    """Return the modules that the first program of a run in a new process imports."""
+    return subprocess.run([sys.executable, "-c", LOOKS_ON, how], capture_output=True, text=True, check=True, timeout=120).stdout.split()
+
+
+def test_nothing_is_loaded_in_the_first_step_as_if_that_were_what_its_stages_take():
+    assert loaded_in_the_first_step("") == []
+
+
+def test_the_check_catches_products_that_are_looked_for_in_the_first_step():
+    assert "scipy.linalg.blas" in loaded_in_the_first_step("broken")
