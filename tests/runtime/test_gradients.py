@@ -153,6 +153,25 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
             Gradients(dict.fromkeys(names, (3,)), comm=comm)
 
 
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("reduces", [False, True])
+@pytest.mark.parametrize("collective", ["auto", "ring", "mpi"])
+def test_a_rank_that_breaks_its_rounds_is_named_by_all_and_all_may_leave_at_once(comm, collective, reduces):
+    def leave(who):
+        with Gradients({"w": (300,), "b": (3,)}, "float64", collective, comm=comm, wait_limit=20) as total:
+            for k, _ in enumerate(total.over(range(5))):
+                if k == 2 and comm.rank in who and not reduces:
+                    break
+                total.ready("b")
+                total.reduce(1)
+                if k == 2 and comm.rank in who:
+                    break
+
+    leave(range(comm.size))
+    with pytest.raises(UserError, match="rank 1 has left its rounds, and others go on; let all leave in one round"):
+        leave([1])
+
+
 def test_alone_it_leaves_the_program_its_signals_and_exceptions(monkeypatch):
     monkeypatch.setattr(abort, "install", lambda comm: pytest.fail("a program of one process keeps its own ends"))
     with Gradients(SHAPES) as total:
