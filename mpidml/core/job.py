@@ -238,7 +238,8 @@ class Job:
         """Refuse the first of some flags that was given and decides nothing under `what`."""
         for name in names:
             if (value := getattr(self, name)) != getattr(Job, name):
-                raise UserError(f"--{name.replace('_', '-')} {value}: does nothing under {what}; leave it out")
+                flag = f"{'no-' * (value is False)}{name.replace('_', '-')}{'' if isinstance(value, bool) else f' {value}'}"
+                raise UserError(f"--{flag}: does nothing under {what}; leave it out")
 
     def checked(self) -> Job:
         """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""

@@ -141,7 +141,7 @@ class DataParallel(Serverless):
         collective = self._compressing(net)
         self.chosen = collective is None and self.collective.by_timing
         collective = collective or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = plugins.name_of(collective) if self.job.collective == Job.collective else self.job.collective
+        self.picked = plugins.name_of(collective) if self.chosen or self.job.collective == Job.collective else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
             self.compressed.look_at(self.gradient)
@@ -269,7 +269,7 @@ class DataParallel(Serverless):
     def words(self) -> str:
         """Say how the ranks work together."""
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        chosen = " (chosen by measurement)" if self.chosen else ""
+        chosen, alone = " (chosen by measurement)" * self.chosen, ("collective",) * (not self.ordered)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
@@ -277,7 +277,7 @@ class DataParallel(Serverless):
         if self.device_sums is not None:
             owner += "; weights and optimizer stay on the device" + f", {self.device_sums.way}" * (self.n_workers > 1 or self.compressed is not None)
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
-        return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
+        return f"{self.n_workers} worker(s); {what}; {owner}{thread}{self.asides(*alone, 'shares', 'check_replicas')}"
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""

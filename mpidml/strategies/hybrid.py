@@ -31,7 +31,7 @@ class Hybrid(Staged):
 
     ordered = False
     """Whether pushes count in the order in which they come, whatever the gap between replicas."""
-    idle: ClassVar[tuple[str, ...]] = tuple(name for name in IDLE if name not in ("sync", "staleness"))
+    idle: ClassVar[tuple[str, ...]] = tuple(name for name in IDLE if name not in ("sync", "staleness", "tune"))
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
