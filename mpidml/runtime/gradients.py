@@ -45,6 +45,8 @@ class Gradients:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: Any = "float32", collective: str = "auto", unused: str = "zero", comm: Any = None, wait_limit: float = 300.0
     ) -> None:
+        if comm is not None and not hasattr(comm, "Get_size") and not isinstance(comm, CountedComm):
+            raise UserError(f"gradients: comm = {comm!r} is no communicator; give one of mpi4py, or leave it out")
         if comm is None and world().size > 1:
             abort.install(world())
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
@@ -52,13 +54,14 @@ class Gradients:
         self.wait_limit, self.unused = wait_limit, unused
         if unused not in ("zero", "error"):
             raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
-        self.params = agree(self.comm, lambda: _layout(shapes))
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise UserError(f"gradients: {np.dtype(dtype)} is no type to take a mean in; give float32 or float64")
+        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, wait_limit))
         own = list(self.params.shapes.items())
-        for rank, other in enumerate(self.comm.allgather(own)):
+        how = f"{np.dtype(dtype)} by {collective}"
+        for rank, (other, otherwise) in enumerate(self.comm.allgather((own, how))):
             if other != own:
                 raise UserError(f"gradients: rank {rank} names {other[:4]}, rank {self.comm.rank} {own[:4]}; name the same, in one order, on every rank")
+            if otherwise != how:
+                raise UserError(f"gradients: rank {rank} sums {otherwise}, rank {self.comm.rank} {how}; give the same on every rank")
         self.collective = make_collective(collective, self.comm)
         if not self.collective.exact:
             raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
@@ -86,6 +89,8 @@ class Gradients:
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch | None]:
         """Yield this rank's batches, then None as long as others have any. All tensors are zero at the begin of a round."""
+        if not isinstance(batches, Iterable):
+            raise UserError(f"gradients: over({batches!r}): are no batches; give a list of them, or anything else that `for` takes")
         own = iter(batches)
         while True:
             self._open()
@@ -112,6 +117,8 @@ class Gradients:
     def reduce(self, n_samples: int) -> int:
         """Sum over all ranks, divide by the number of samples of all, and return that number."""
         self._open()
+        if not isinstance(n_samples, int | np.integer) or n_samples < 0:
+            raise UserError(f"gradients: reduce({n_samples!r}): is no number of samples; give how many this rank's gradient is of, a whole number from 0 up")
         missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
         self._sum_up(n_samples, len(missing))
         self._all_go_on()
@@ -187,7 +194,23 @@ class Gradients:
             self.close()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
-    if not shapes:
-        raise UserError("gradients: no tensor is named; give names and shapes, as {'w': (784, 10)}")
+def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, wait_limit: float) -> FlatParams:
+    """Return where the tensors lie; UserError names the first argument that cannot be."""
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise UserError(f"gradients: shapes = {shapes!r}: no tensor is named; give names and shapes, as {{'w': (784, 10)}}")
+    for name, shape in shapes.items():
+        if not isinstance(name, str):
+            raise UserError(f"gradients: a tensor is named {name!r}; give text, as 'w'")
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+            raise UserError(f"gradients: the shape of '{name}' is {shape!r}; give a tuple of whole numbers from 0 up, as (784, 10)")
+    try:
+        known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)
+    except TypeError:
+        known = False
+    if not known:
+        raise UserError(f"gradients: {dtype!r} is no type to take a mean in; give float32 or float64")
+    if not isinstance(collective, str):
+        raise UserError(f"gradients: collective = {collective!r} is no text; give for example 'ring'")
+    if isinstance(wait_limit, bool) or not isinstance(wait_limit, int | float) or not 0 < wait_limit < float("inf"):
+        raise UserError(f"gradients: wait_limit = {wait_limit!r} is no positive number of seconds; give for example 300")
     return FlatParams([(name, tuple(shape)) for name, shape in shapes.items()])
