@@ -15,6 +15,8 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Array, Rounds
 
 FOLDER = "mpidml.collectives"
+NUMBERS = "biufc"
+"""Kinds of types that have sums."""
 WORK_SECONDS = 10e-6
 """A test that takes longer has summed, and was no idle look."""
 QUICK_LOOKS = 16
@@ -259,7 +261,9 @@ def _compare_starts(collective: Collective, comm: Any) -> None:
 
 
 def check_alike(comm: Any, buffer: Array) -> None:
-    """Refuse a buffer that is not flat, or whose length or type differs between ranks: the same UserError on all of them (Collective on comm)."""
+    """Refuse a buffer that is not flat, holds no numbers, or whose length or type differs between ranks: the same UserError on all of them (Collective on comm)."""
+    if buffer.dtype.kind not in NUMBERS:
+        raise UserError(f"sum over ranks: {buffer.dtype} is no type of numbers; give for example float32")
     if comm.size == 1:
         return
     found: list[tuple[int, str, bool]] = comm.allgather((buffer.size, buffer.dtype.name, buffer.ndim == 1 and buffer.flags.c_contiguous))
