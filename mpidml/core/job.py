@@ -21,7 +21,7 @@ NO_END = 1 << 40
 OF_STAGES = ("grid", "mix", "schedule", "microbatches", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
 OF_STRATEGIES = (
-    *OF_STAGES, "sync", "staleness", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
+    *OF_STAGES, "sync", "staleness", "tune", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
     "averaging", "average_every", "progress_thread",
 )  # fmt: skip
 """Flags that do nothing under some strategy: a run that goes on by another one begins with their defaults."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpidml.collectives.base import Collective
 from mpidml.core.buffers import Buffer
+from mpidml.core.idle import OF_SERVERS
 from mpidml.core.job import Job
 from mpidml.core.partition import Shard
 from mpidml.core.placement import Placement
@@ -36,8 +37,6 @@ Recorder = Callable[[int, float, str, tuple[float, ...]], None]
 LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02
 """Between looks at a run; one that has met its target goes on for about as long."""
 REPEATS = "repeat: same layout, same bits"
-IDLE = ("sync", "staleness", "tune", "reads", "assign", "servers", "group", "optimize", "early_push", "budget", "order")
-"""Flags of the parameter server, which decide nothing here."""
 
 
 class Serverless:
@@ -59,7 +58,7 @@ class Serverless:
     whole: ClassVar[bool] = True
     same_bits = False
     """Whether this promises the same bits at any number of ranks also where nobody asks for it, by --deterministic."""
-    idle: ClassVar[tuple[str, ...]] = IDLE
+    idle: ClassVar[tuple[str, ...]] = OF_SERVERS
 
     def __init__(self, job: Job, comm: CountedComm, placement: Any = None) -> None:
         """Read what the job alone decides; UserError names what cannot be. `placement`: of workers that are not one on each rank."""

@@ -22,7 +22,8 @@ import numpy as np
 from mpidml.collectives.base import FOLDER, Collective, make_collective
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.job import OF_STAGES, Job
+from mpidml.core.idle import BESIDES
+from mpidml.core.job import Job
 from mpidml.core.partition import Shard
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
@@ -51,7 +52,7 @@ class Averaging(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         job.check_repeats({"--averaging elastic_async": job.averaging.startswith("elastic_async")})
         super().__init__(job, comm)
-        job.refuse(("bucket", "check_replicas", "compress", "progress_thread", "shares", "transport", *OF_STAGES), "--strategy averaging, which sums no gradients")
+        job.refuse(BESIDES["averaging"], "--strategy averaging, which sums no gradients")
         self.way, self.moving_rate = _way(job.averaging, comm.size)
         if self.way == "elastic_async":
             job.refuse(("collective",), "--averaging elastic_async, whose ranks meet in shared memory")

@@ -21,7 +21,8 @@ from mpidml.collectives.base import FOLDER, Collective, Done, Halves, Sum, make_
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.job import NCCL, OF_STAGES, Job
+from mpidml.core.idle import BESIDES
+from mpidml.core.job import NCCL, Job
 from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
@@ -58,7 +59,7 @@ class DataParallel(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         super().__init__(job, comm)
         job.check_repeats({"--shares measured": job.shares == "measured"})
-        job.refuse(("averaging", "average_every", *OF_STAGES), "--strategy data_parallel, whose ranks always hold the same weights")
+        job.refuse(BESIDES["data_parallel"], "--strategy data_parallel, whose ranks always hold the same weights")
         self.links, self.chain = make_chain(job.optimizer, job.rate).split()
         self.collective: Collective = plugins.make(FOLDER, self._collective())
         self._check_transport()
@@ -283,9 +284,7 @@ class DataParallel(Serverless):
         """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
         found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
-        if self.gpu_mpi[1]:
-            found["gpu_mpi"] = dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))
-        return found
+        return found | ({"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {})
 
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""
