@@ -75,6 +75,21 @@ def test_a_rank_that_has_left_is_named(job):
     assert re.search(r"rank 1 has not answered for \d+\.\d s: its program has come to its end; Barrier 3 of all ranks, called at .*\(go_on\)", head), head
 
 
+ROUNDS = """total = mpidml.Gradients({{"w": (1000,)}}, collective={collective!r})
+    abort._end.watchdog.judge.silent_seconds = 2
+    for k, _ in enumerate(total.over(range(5))):
+        total.reduce(1)
+        if k == 2 and comm.rank == 1:
+            {end}"""
+
+
+@pytest.mark.parametrize(("collective", "end"), [("mpi", "sys.exit(0)"), ("ring", "break"), ("shared", "break")])
+def test_a_rank_that_has_left_its_rounds_of_sums_is_named_long_before_the_limit(job, collective, end):
+    rounds = ROUNDS.format(collective=collective, end=end)
+    head, _ = told(run([job(rounds, rounds, first="import mpidml\n")]))
+    assert re.search(r"rank 1 has not answered for \d+\.\d s: its program has come to its end; a sum over ranks from .*, called at ", head), head
+
+
 def test_a_rank_that_is_stopped_is_missed_at_the_end_too(job):
     head, lines = told(run([job("os.kill(os.getpid(), signal.SIGSTOP)", "pass")]))
     assert "rank 1 has not answered for" in head and "the end of all ranks' programs" in head, head

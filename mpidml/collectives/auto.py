@@ -23,6 +23,8 @@ class Auto(Collective):
     by_timing: ClassVar[bool] = True
 
     def __init__(self, memory: bool = True) -> None:
+        if not isinstance(memory, bool):
+            raise ValueError(f"memory = {memory} is neither true nor false; give one of them")
         self.memory = memory
 
     def open(self, comm: Any) -> None:

@@ -15,6 +15,8 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Array, Rounds
 
 FOLDER = "mpidml.collectives"
+NUMBERS = "biufc"
+"""Kinds of types that have sums."""
 WORK_SECONDS = 10e-6
 """A test that takes longer has summed, and was no idle look."""
 QUICK_LOOKS = 16
@@ -41,7 +43,7 @@ class Sum:
     picked = ""
     """The algorithm, where one was chosen."""
     ranks: Sequence[int] = ()
-    """The job's numbers of these ranks, by which a report names them; none where they are all ranks, in their order."""
+    """The job's numbers of these ranks, by which a report names them, and one that has left is missed; none where they are all ranks, in their order."""
 
     def start(self) -> None:
         """Begin; returns at once. Every rank starts its sums in the same order."""
@@ -80,7 +82,7 @@ class Sum:
                     raise WaitTimeout(f"sum over ranks: waits for {self.waits_for()} for {waited:.1f} s; the limit is {limit_seconds:g} s (--wait-limit)")
                 if waited > SPIN_SECONDS:
                     if MAIN.now is around:
-                        MAIN.begin(Wait(lambda: f"a sum over ranks from {self.waits_for()}", began))
+                        MAIN.begin(Wait(lambda: f"a sum over ranks from {self.waits_for()}", began, late=self.missing))
                     time.sleep(nap)
                     nap = min(LONGEST_NAP_SECONDS, waited / 8)
                 now = time.perf_counter()
@@ -94,6 +96,11 @@ class Sum:
         """Say who is waited for."""
         late = [self.ranks[rank] if self.ranks else rank for rank in self.late()]
         return f"rank {', '.join(map(str, late))}" if late else "the others"
+
+    def missing(self) -> list[int]:
+        """Return the job's numbers of the ranks that are waited for: of all where those are not known, of none where nobody has given `ranks`."""
+        late = self.late()
+        return [self.ranks[rank] for rank in late] if late and self.ranks else list(self.ranks)
 
     def free(self) -> None:
         """Let requests and memory go; no sum may be under way."""
@@ -254,7 +261,9 @@ def _compare_starts(collective: Collective, comm: Any) -> None:
 
 
 def check_alike(comm: Any, buffer: Array) -> None:
-    """Refuse a buffer that is not flat, or whose length or type differs between ranks: the same UserError on all of them (Collective on comm)."""
+    """Refuse a buffer that is not flat, holds no numbers, or whose length or type differs between ranks: the same UserError on all of them (Collective on comm)."""
+    if buffer.dtype.kind not in NUMBERS:
+        raise UserError(f"sum over ranks: {buffer.dtype} is no type of numbers; give for example float32")
     if comm.size == 1:
         return
     found: list[tuple[int, str, bool]] = comm.allgather((buffer.size, buffer.dtype.name, buffer.ndim == 1 and buffer.flags.c_contiguous))

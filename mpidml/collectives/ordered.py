@@ -23,7 +23,7 @@ class Ordered(Collective):
     """
 
     def __init__(self, blocks: int = 16) -> None:
-        if not isinstance(blocks, int) or blocks < 1 or blocks & (blocks - 1):
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1 or blocks & (blocks - 1):
             raise UserError(f"ordered: {blocks} blocks are no power of two; give one, as 16")
         self.blocks = blocks
 

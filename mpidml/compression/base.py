@@ -5,8 +5,9 @@
 So what receivers have decoded, plus the residual, is all that was given, however coarse the code is. A codec is for one tensor at a time; a
 `Compressor` holds one over the named tensors of a flat vector, with a residual for each of them.
 
-Not a number, and infinity: `encode` raises FloatingPointError, for a code of few bits cannot carry them, and a residual would keep them forever. A negative zero
-arrives as zero. Of finite values nothing is lost but what each codec's file says.
+Not a number, and infinity: `encode` raises FloatingPointError, for a code of few bits cannot carry them, and a residual keeps them forever. A `Compressor` sends
+what decodes to no number in their place, so that a run that diverges goes on and says so, as without codes. A negative zero arrives as zero. Of finite values
+nothing is lost but what each codec's file says.
 """
 
 from __future__ import annotations
@@ -106,6 +107,10 @@ class Codec:
     def pack(self, backend: Any, x: Array, state: State, code: Array, noise: np.uint64) -> bool:
         """Do what `encode` says; tell whether all was finite."""
         raise NotImplementedError
+
+    def spoil(self, x: Array, code: Array) -> None:
+        """Make `code`, of an x that is not finite, one that decodes to NaN: bytes of ones are, where units or values are floats and no places are sent."""
+        code.fill(255)
 
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Compute out += what the code holds; the code is only read."""
@@ -227,19 +232,19 @@ class Compressor:
     def encode(self, x: Array, lo: int, hi: int, code: Array, step: int = 0) -> None:
         """Write x, (hi - lo,), the values of the range, into `code`; noise is drawn by (seed, tensor, step), and by sender where the codec wants it.
 
-        FloatingPointError names the tensor that is not finite.
+        A tensor that is not finite is sent as one that is NaN.
         """
         if not self.lo <= lo <= hi <= self.hi:
             raise ValueError(f"compression: {lo}:{hi} is to be encoded by a side that holds {self.lo}:{self.hi}; encode within that")
         index = (step,) if self.codec.same_noise else (step, self.sender)
-        for name, of_range, of_code, shape, as_it_is, state, noise in self.pieces(lo, hi):
+        for _, of_range, of_code, shape, as_it_is, state, noise in self.pieces(lo, hi):
             if as_it_is:
                 self.backend.copy(code[of_code], x[of_range].view(np.uint8))
                 continue
             try:
                 self.codec.encode(self.backend, x[of_range].reshape(shape), state, code[of_code], rng.key(self.seed, f"compression:{noise}", *index))
-            except FloatingPointError as error:
-                raise FloatingPointError(f"compression of '{name}' at step {step}: {error}") from None
+            except FloatingPointError:
+                self.codec.spoil(x[of_range], code[of_code])
 
     def decode(self, code: Array, lo: int, hi: int, out: Array) -> None:
         """Compute out = the values of the range."""

@@ -31,6 +31,9 @@ class SignMajority(Codec):
         """Take signs; `noise` decides for zeros."""
         return bool(backend.vote_encode(x.reshape(-1), noise, *self._fields(code, x)))
 
+    def spoil(self, x: Array, code: Array) -> None:
+        """Let votes be: no bit is NaN, and the sign of a sum of them is finite."""
+
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add the votes."""
         unit = backend.zeros(1, out.dtype)

@@ -63,6 +63,12 @@ class TopK(Codec):
         sample.partition(n - k)
         return float(sample[n - k])
 
+    def spoil(self, x: Array, code: Array) -> None:
+        """Send NaN to the first place."""
+        values, ids = self._fields(code, x)
+        values.fill(np.nan)
+        ids.fill(0)
+
     def decode_add(self, backend: Any, code: Array, out: Array) -> None:
         """Add the values at their places."""
         values, ids = self._fields(code, out)

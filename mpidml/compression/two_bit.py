@@ -16,20 +16,23 @@ import numpy as np
 from mpidml.compression.base import Codec, Shape, State, fields, packed, positive
 from mpidml.core.flat import Array
 
+BLOCK = 1 << 15
 LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class TwoBit(Codec):
-    """Send three values; a code is the units, then 2 bits a value. `threshold`: a number > 0, or adaptive, by `block` values, a multiple of 256."""
+    """Send three values; a code is the units, then 2 bits a value. `threshold`: a number > 0, or adaptive, by `block` values, a multiple of 256 (32,768)."""
 
-    def __init__(self, threshold: float | str = "adaptive", block: int = 1 << 15) -> None:
+    def __init__(self, threshold: float | str = "adaptive", block: int | None = None) -> None:
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if threshold != "adaptive" and not (number and 0 < float(threshold) < float("inf")):
             raise ValueError(f"threshold = {threshold} is neither a number > 0 nor 'adaptive'; give one of them")
         if number and not LEAST <= float(threshold) <= MOST:
             raise ValueError(f"threshold = {threshold} is out of the range of float32; give a number from {LEAST:.3g} to {MOST:.3g}")
         self.threshold = None if threshold == "adaptive" else float(threshold)
-        self.block = positive("block", block, 256)
+        if number and block is not None:
+            raise ValueError(f"block = {block} does nothing beside a threshold that is a number; leave it out")
+        self.block = positive("block", BLOCK if block is None else block, 256)
 
     def nbytes(self, shape: Shape, itemsize: int = 4) -> int:
         """Return 4 ceil(n / 16) + itemsize ceil(n / block); a fixed threshold is one unit."""

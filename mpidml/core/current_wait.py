@@ -22,12 +22,14 @@ class Wait(NamedTuple):
     """`what`, or what it returns, says who waits for whom, for what, `since` in seconds of the monotonic clock.
 
     `call`: a blocking call, which only a watcher can end; None for a wait that ends by itself at its limit. `limited`: whether it ever has to end.
+    `late()`: of a wait without a call the ranks of the job that it waits for now, as far as they are known.
     """
 
     what: str | Callable[[], str]
     since: float
     call: Call | None = None
     limited: bool = True
+    late: Callable[[], Sequence[int]] = tuple
 
 
 class CurrentWait:

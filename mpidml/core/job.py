@@ -21,7 +21,7 @@ NO_END = 1 << 40
 OF_STAGES = ("grid", "mix", "schedule", "microbatches", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
 OF_STRATEGIES = (
-    *OF_STAGES, "sync", "staleness", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
+    *OF_STAGES, "sync", "staleness", "tune", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
     "averaging", "average_every", "progress_thread",
 )  # fmt: skip
 """Flags that do nothing under some strategy: a run that goes on by another one begins with their defaults."""
@@ -238,7 +238,8 @@ class Job:
         """Refuse the first of some flags that was given and decides nothing under `what`."""
         for name in names:
             if (value := getattr(self, name)) != getattr(Job, name):
-                raise UserError(f"--{name.replace('_', '-')} {value}: does nothing under {what}; leave it out")
+                flag = f"{'no-' * (value is False)}{name.replace('_', '-')}{'' if isinstance(value, bool) else f' {value}'}"
+                raise UserError(f"--{flag}: does nothing under {what}; leave it out")
 
     def checked(self) -> Job:
         """Return this job with every value in its field's type, or raise UserError naming the first one that cannot be or would do nothing."""

@@ -12,7 +12,8 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import OF_STAGES, STAGED, Job, members
+from mpidml.core.idle import idle
+from mpidml.core.job import STAGED, Job, members
 
 LISTED = tuple(f.name for f in fields(Job) if "one" not in f.metadata["groups"])
 WITH_COMMAS = tuple(name for name in LISTED if name in members("commas"))
@@ -38,8 +39,8 @@ def several(value: Any, between: str = ",") -> list[Any] | None:
 def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     """Return the variants that `values` (field name -> value or list) mean, in the order of the lists.
 
-    Where several strategies are named, flags of stages are for those alone that cut a network into some, and the others have one variant for all of
-    their values. UserError for a list where none is taken, an empty one or one with a value twice, and for what `Job` itself refuses.
+    Where several strategies are named, a flag that decides nothing under some of them is for the others alone, and these have one variant for all of
+    its values. UserError for a list where none is taken, an empty one or one with a value twice, and for what `Job` itself refuses.
     """
     lists: dict[str, Sequence[Any]] = {}
     single: dict[str, Any] = {}
@@ -63,14 +64,17 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         lists[name] = found
     names = list(lists)
     variants = []
-    several_ways = "strategy" in lists and any(name in STAGED for name in lists["strategy"])
+    strategies, grouped = lists.get("strategy", ()), any(name.replace("-", "_") == "group" for name in values)
+    apart = {s: {n for n in idle(s, grouped) if any(n not in idle(other, grouped) for other in strategies)} for s in strategies}
     every: list[Any] = []
     for combination in product(*lists.values()):
-        chosen = _meant(dict(zip(names, combination, strict=True)), several_ways)
+        meant = dict(zip(names, combination, strict=True))
+        left_out = apart.get(meant.get("strategy", ""), ())
+        chosen = tuple((name, value) for name, value in meant.items() if name not in left_out)
         if chosen in every:
             continue
         every.append(chosen)
-        given = {n: v for n, v in single.items() if not (several_ways and n in OF_STAGES and dict(chosen)["strategy"] not in STAGED)}
+        given = {name: value for name, value in single.items() if name not in left_out}
         job = Job().with_values({**given, **dict(chosen)}, where).checked()
         words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in chosen]
         variants.append(Variant(", ".join(words) or job.policy(), job))
@@ -79,12 +83,6 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
     if len(variants) > MOST_VARIANTS:
         raise UserError(f"{where}: the lists make {len(variants)} variants, more than {MOST_VARIANTS}; shorten them")
     return variants
-
-
-def _meant(combination: Mapping[str, Any], several_ways: bool) -> tuple[tuple[str, Any], ...]:
-    """Return the names and values that make a variant."""
-    cut = not several_ways or combination["strategy"] in STAGED
-    return tuple((name, value) for name, value in combination.items() if cut or name not in OF_STAGES)
 
 
 def _text(value: Any) -> str:

@@ -73,7 +73,7 @@ class CodedStore(Store):
     `shares`: all workers read the same versions one after the other, none more than so many clocks behind another; then they share copies, and a code
     is made once. Memory, each as large as the shard: the sum of a clock, the room of the coder's residual, the copies, and one to spare; copies that are
     shared are two under bsp and s + 2 where reads are s clocks behind, others one for each worker. Cost of an answer whose code is not made yet: a
-    difference, an encoding and a decoding of the shard. FloatingPointError where values are no longer finite.
+    difference, an encoding and a decoding of the shard.
     """
 
     def __init__(

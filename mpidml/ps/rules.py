@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import OF_STAGES, Job
+from mpidml.core.idle import idle
+from mpidml.core.job import Job
 from mpidml.optim.base import make_chain
 from mpidml.sync.base import SyncPolicy
 
 
 def check_rules(job: Job, policy: SyncPolicy) -> None:
     """Refuse flags that contradict each other under the policy, and those of other strategies."""
-    others: tuple[str, ...] = ("bucket", "shares", "progress_thread", "check_replicas", "averaging", "average_every", *OF_STAGES)
-    if job.group == 1:
-        others = ("collective", *others)
-    job.refuse(others, "--strategy parameter_server, whose servers sum")
+    job.refuse(idle("parameter_server", grouped=job.group > 1), "--strategy parameter_server, whose servers sum")
     if job.deterministic and not policy.repeatable:
         raise UserError(f"--deterministic: {job.sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     job.check_repeats({"--assign dynamic": job.assign == "dynamic", "--target": job.target and not job.patience, "--seconds": job.seconds})

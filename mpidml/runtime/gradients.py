@@ -30,7 +30,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, world
 
 BUCKET_NBYTES = 1 << 20
-ACTIVE, SAMPLES, MISSING = range(3)
+ACTIVE, SAMPLES, MISSING, LEAVES = range(4)
 Batch = TypeVar("Batch")
 
 
@@ -39,12 +39,14 @@ class Gradients:
 
     `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
     "zero", or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
-    by `break` lets the others wait for it until `wait_limit`, in seconds.
+    by `sys.exit` ends them, too, 15 s later, and one that leaves `over` alone, by `break`, when it comes to the end of `with`. `wait_limit`: of each wait, in seconds.
     """
 
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: Any = "float32", collective: str = "auto", unused: str = "zero", comm: Any = None, wait_limit: float = 300.0
     ) -> None:
+        if comm is not None and not hasattr(comm, "Get_size") and not isinstance(comm, CountedComm):
+            raise UserError(f"gradients: comm = {comm!r} is no communicator; give one of mpi4py, or leave it out")
         if comm is None and world().size > 1:
             abort.install(world())
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
@@ -52,28 +54,31 @@ class Gradients:
         self.wait_limit, self.unused = wait_limit, unused
         if unused not in ("zero", "error"):
             raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
-        self.params = agree(self.comm, lambda: _layout(shapes))
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise UserError(f"gradients: {np.dtype(dtype)} is no type to take a mean in; give float32 or float64")
+        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, wait_limit))
         own = list(self.params.shapes.items())
-        for rank, other in enumerate(self.comm.allgather(own)):
+        how = f"{np.dtype(dtype)} by {collective}"
+        for rank, (other, otherwise) in enumerate(self.comm.allgather((own, how))):
             if other != own:
                 raise UserError(f"gradients: rank {rank} names {other[:4]}, rank {self.comm.rank} {own[:4]}; name the same, in one order, on every rank")
+            if otherwise != how:
+                raise UserError(f"gradients: rank {rank} sums {otherwise}, rank {self.comm.rank} {how}; give the same on every rank")
         self.collective = make_collective(collective, self.comm)
         if not self.collective.exact:
             raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
         self.limited = abort.limit_waits(wait_limit)
         self.flat = self.collective.allocate(self.params.size, dtype)
         self.views = self.params.views(self.flat)
-        self.counts = self.collective.allocate(3, np.float64)
+        self.counts = self.collective.allocate(4, np.float64)
         self.count_sum = self.collective.plan(self.counts)
         # From the last tensor to the first, as a backward pass makes them final.
         self.names = list(reversed(self.params.slices))
         parts = [(s.start, s.stop) for s in (self.params.slices[name] for name in self.names)]
         self.cuts = merge_parts(parts, max(1, BUCKET_NBYTES // self.flat.itemsize))
         self.sums = [self.collective.plan(self.flat[lo:hi]) for lo, hi in self.cuts]
+        for total in (*self.sums, self.count_sum):
+            total.ranks = self.comm.ranks
         self.is_ready: set[str] = set()
-        self.n_begun, self.owes, self.closed = 0, False, False
+        self.n_begun, self.owes, self.in_rounds, self.closed = 0, False, False, False
 
     def __getitem__(self, name: str) -> Array:
         """Return a tensor: to be filled, and after `reduce` the mean gradient."""
@@ -84,18 +89,20 @@ class Gradients:
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch | None]:
         """Yield this rank's batches, then None as long as others have any. All tensors are zero at the begin of a round."""
+        if not isinstance(batches, Iterable):
+            raise UserError(f"gradients: over({batches!r}): are no batches; give a list of them, or anything else that `for` takes")
         own = iter(batches)
         while True:
             self._open()
             if self.owes:
                 raise UserError("gradients: a round ended without reduce(); call it in each, with 0 samples where the batch is None")
             batch = next(own, None)
-            self.counts[:] = (batch is not None, 0.0, 0.0)
-            self._counted()
-            if not self.counts[ACTIVE]:
+            self._count(batch is not None)
+            self._all_go_on()
+            self.in_rounds = self.owes = bool(self.counts[ACTIVE])
+            if not self.in_rounds:
                 return
             self.flat[:] = 0
-            self.owes = True
             yield batch
 
     def ready(self, name: str) -> None:
@@ -110,13 +117,11 @@ class Gradients:
     def reduce(self, n_samples: int) -> int:
         """Sum over all ranks, divide by the number of samples of all, and return that number."""
         self._open()
+        if not isinstance(n_samples, int | np.integer) or n_samples < 0:
+            raise UserError(f"gradients: reduce({n_samples!r}): is no number of samples; give how many this rank's gradient is of, a whole number from 0 up")
         missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
-        self.counts[:] = (0.0, n_samples, len(missing))
-        while self.n_begun < len(self.cuts):
-            self._begin()
-        self._counted()
-        for total in self.sums:
-            total.wait(self.wait_limit)
+        self._sum_up(n_samples, len(missing))
+        self._all_go_on()
         if self.counts[MISSING]:
             found = {rank: names for rank, names in enumerate(self.comm.allgather(missing)) if names}
             rank, names = next(iter(found.items()))
@@ -141,16 +146,39 @@ class Gradients:
         self.sums[self.n_begun].start()
         self.n_begun += 1
 
-    def _counted(self) -> None:
+    def _sum_up(self, n_samples: int = 0, n_missing: int = 0, leaves: bool = False) -> None:
+        while self.n_begun < len(self.cuts):
+            self._begin()
+        self._count(False, n_samples, n_missing, leaves)
+        for total in self.sums:
+            total.wait(self.wait_limit)
+
+    def _count(self, active: bool = False, n_samples: int = 0, n_missing: int = 0, leaves: bool = False) -> None:
+        self.counts[:] = active, n_samples, n_missing, leaves
         self.count_sum.start()
         self.count_sum.wait(self.wait_limit)
 
+    def _all_go_on(self, leaves: bool = False) -> None:
+        """Refuse that some ranks have left the rounds in which others go on."""
+        if 0 < self.counts[LEAVES] < self.comm.size:
+            gone = [str(self.comm.ranks[rank]) for rank, left in enumerate(self.comm.allgather(leaves)) if left]
+            raise UserError(f"gradients: rank {', '.join(gone)} has left its rounds, and others go on; let all leave in one round, or give None until they have ended")
+
     def close(self) -> None:
-        """Free requests and communicators (Collective on comm). Arrays that were taken from here are gone with them: copy what is to stay."""
+        """Free requests and communicators (Collective on comm). Arrays that were taken from here are gone with them: copy what is to stay.
+
+        UserError on all ranks where some have left `over` and others go on.
+        """
         if self.closed:
             return
         self.closed, self.views = True, {}
         self.limited.close()
+        if self.in_rounds:  # meet those that go on where they wait: at the end of this round, or at the begin of the next
+            if self.owes:
+                self._sum_up(leaves=True)
+            else:
+                self._count(leaves=True)
+            self._all_go_on(leaves=True)
         for total in (*self.sums, self.count_sum):
             total.free()
         self.collective.free()
@@ -166,7 +194,23 @@ class Gradients:
             self.close()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]]) -> FlatParams:
-    if not shapes:
-        raise UserError("gradients: no tensor is named; give names and shapes, as {'w': (784, 10)}")
+def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, wait_limit: float) -> FlatParams:
+    """Return where the tensors lie; UserError names the first argument that cannot be."""
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise UserError(f"gradients: shapes = {shapes!r}: no tensor is named; give names and shapes, as {{'w': (784, 10)}}")
+    for name, shape in shapes.items():
+        if not isinstance(name, str):
+            raise UserError(f"gradients: a tensor is named {name!r}; give text, as 'w'")
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+            raise UserError(f"gradients: the shape of '{name}' is {shape!r}; give a tuple of whole numbers from 0 up, as (784, 10)")
+    try:
+        known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)
+    except TypeError:
+        known = False
+    if not known:
+        raise UserError(f"gradients: {dtype!r} is no type to take a mean in; give float32 or float64")
+    if not isinstance(collective, str):
+        raise UserError(f"gradients: collective = {collective!r} is no text; give for example 'ring'")
+    if isinstance(wait_limit, bool) or not isinstance(wait_limit, int | float) or not 0 < wait_limit < float("inf"):
+        raise UserError(f"gradients: wait_limit = {wait_limit!r} is no positive number of seconds; give for example 300")
     return FlatParams([(name, tuple(shape)) for name, shape in shapes.items()])

@@ -15,6 +15,7 @@ No clock, no process, no message: looks come in, a verdict goes out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from mpidml.core.current_wait import Wait
@@ -79,7 +80,11 @@ class Judge:
 
 
 def _concerns(wait: Wait, look: Look) -> bool:
-    """Whether a lost rank keeps a wait from its end. One that has left after it came does not; of waits without a call it is not known."""
+    """Whether a lost rank keeps a wait from its end. One that has left after it came does not; a wait without a call says whom it waits for, where it knows."""
+    if look.state == LEFT and wait.call is None:
+        with suppress(Exception):  # what it looks at changes under it, since another thread asks
+            return look.rank in wait.late()
+        return False
     if look.state == LEFT:
         return wait.call is not None and wait.limited and look.rank in wait.call.ranks and not look.arrived
     return wait.call is None or look.rank in wait.call.ranks

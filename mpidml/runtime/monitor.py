@@ -212,7 +212,10 @@ class Monitor:
         if self.n_pending:
             self._emit()
         self.flush()
-        if self.metrics and final.get(f"{self.of}_loss") is not None:
+        loss = final.get(f"{self.of}_loss")
+        if self.diverged_at is None and not math.isfinite(loss or 0.0):  # what workers compute with may be finite where codes hold back what is not
+            self.diverged_at = int(self.last[0])
+        if self.metrics and loss is not None:
             self.metrics[-1] = self.metrics[-1] | {f"final_{name}": value for name, value in final.items()}
             self._judge(self.metrics[-1])
         if self.progress is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpidml.collectives.base import Collective
 from mpidml.core.buffers import Buffer
+from mpidml.core.idle import OF_SERVERS
 from mpidml.core.job import Job
 from mpidml.core.partition import Shard
 from mpidml.core.placement import Placement
@@ -36,8 +37,6 @@ Recorder = Callable[[int, float, str, tuple[float, ...]], None]
 LOOK_SECONDS, TARGET_LOOK_SECONDS = 0.25, 0.02
 """Between looks at a run; one that has met its target goes on for about as long."""
 REPEATS = "repeat: same layout, same bits"
-IDLE = ("sync", "staleness", "reads", "assign", "servers", "group", "optimize", "early_push", "budget", "order")
-"""Flags of the parameter server, which decide nothing here."""
 
 
 class Serverless:
@@ -59,7 +58,7 @@ class Serverless:
     whole: ClassVar[bool] = True
     same_bits = False
     """Whether this promises the same bits at any number of ranks also where nobody asks for it, by --deterministic."""
-    idle: ClassVar[tuple[str, ...]] = IDLE
+    idle: ClassVar[tuple[str, ...]] = OF_SERVERS
 
     def __init__(self, job: Job, comm: CountedComm, placement: Any = None) -> None:
         """Read what the job alone decides; UserError names what cannot be. `placement`: of workers that are not one on each rank."""
@@ -152,6 +151,19 @@ class Serverless:
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of this strategy alone (Collective on comm)."""
         return {}
+
+    def asides(self, *alone: str) -> str:
+        """Say which flags that were given decide nothing on these ranks, `alone` those on one: no errors, as scripts run one command on any number of ranks."""
+        job, found = self.job, ""
+        named, _, between = job.collective.partition(":")
+        given = [f"--{name.replace('_', '-')} {getattr(job, name)}" for name in alone if getattr(job, name) != getattr(Job, name)]
+        if self.n_workers == 1 and given:
+            found = f"; on one rank {', '.join(given)} change{'s' * (len(given) == 1)} nothing"
+        elif self.n_blocks and job.transport == "mpi" and self.n_workers > 1:
+            found = "; blocks go by messages with --transport mpi as without"
+        elif named == "hierarchical" and between and self.comm.one_host:
+            found = f"; on one host nothing goes by {between.removeprefix('between=')}"
+        return found
 
     @property
     def n_keepers(self) -> int:

@@ -24,6 +24,7 @@ from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
 from mpidml.core.checking import check
 from mpidml.core.errors import UserError
 from mpidml.core.grid import GridPlacement, parse_grid
+from mpidml.core.idle import BESIDES
 from mpidml.core.job import Job
 from mpidml.core.lowering import late_reads, lower
 from mpidml.core.pace import paced
@@ -59,7 +60,6 @@ VOTING = "recursive_doubling"
 """Sums what rank 0 wants, two numbers."""
 EQUAL = "equal"
 """The --partition that takes all ranks for equally fast."""
-ELSEWHERE = ("bucket", "shares", "averaging", "average_every", "accumulate", "check_replicas", "progress_thread")
 
 
 class Staged(Serverless):
@@ -80,7 +80,7 @@ class Staged(Serverless):
         self.n_pipe, self.n_parts, self.at = self.grid.sizes["pipe"], self.grid.sizes["tensor"], self.grid.coords(comm.rank)
         tellers = tuple(self.grid.rank(data=d, pipe=self.n_pipe - 1) for d in range(self.grid.sizes["data"]))
         super().__init__(job, comm, GridPlacement(self.grid, tellers))
-        job.refuse(ELSEWHERE, f"--strategy {job.strategy}")
+        job.refuse(BESIDES[job.strategy], f"--strategy {job.strategy}")
         self.slowness = Slowness(Slowdown(job.slowdown, comm.size, job.seed) if job.slowdown else None, comm.rank)
         self.schedule: Schedule = plugins.make("mpidml.schedules", job.schedule)
         if not isinstance(self.schedule, Schedule) or self.schedule.n_chunks < 1:

@@ -211,6 +211,7 @@ class Stepper:
     def wait(self, total: Sum) -> None:
         """Wait for a sum; the last rank to come is the one that was waited for."""
         since = clock_now()
+        total.ranks = total.ranks or self.comm.ranks
         idle, last = total.wait(self.limit)
         self.wait_seconds += idle
         if last >= 0:

@@ -39,7 +39,7 @@ def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], C
         if over.comm.size > 1:
             found.append(takes_device_pointers(over.comm, kernels.gpu.cupy.cuda.Device().id))
         made = make_sums(over, kernels, nbytes, found[-1][0], chooses)
-        names.append(plugins.name_of(made.inner) if chooses else job.collective)
+        names.append(plugins.name_of(made.inner) if chooses or over.by_timing else job.collective)
         return made
 
     sums = NcclSums(collective.comm, kernels, lambda few: by_mpi(on(few))) if job.transport == NCCL else by_mpi(collective)

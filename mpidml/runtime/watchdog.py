@@ -40,7 +40,7 @@ class Watchdog:
         self.table: HostTable | None = None
         self.neighbours: Neighbours | None = None
         self.others: OtherHosts | None = None
-        self.has_left, self.has_missed, self.greeted = False, False, 0
+        self.left_at, self.has_missed, self.greeted = 0.0, False, 0
         self.main = threading.main_thread().ident
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
@@ -60,8 +60,8 @@ class Watchdog:
 
     def leaves(self) -> None:
         """Tell that this rank's program has come to its end."""
-        self.has_left, self.judge.grace_seconds = True, 3 * self.tick_seconds
-        self._publish(time.monotonic(), MAIN.now)
+        self.left_at, self.judge.grace_seconds = time.monotonic(), 3 * self.tick_seconds
+        self._publish(self.left_at, MAIN.now)
 
     def fails(self) -> None:
         """Tell that this rank ends the job, and says why."""
@@ -136,8 +136,8 @@ class Watchdog:
         if table is None:
             return
         at = site(self._frame())
-        if self.has_left:
-            table.publish(now, LEFT, now, "its program has come to its end")
+        if self.left_at:
+            table.publish(now, LEFT, self.left_at, "its program has come to its end")
         elif wait is None:
             table.publish(now, COMPUTES, now, f"computes at {at}")
         else:

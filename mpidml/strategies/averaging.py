@@ -22,7 +22,8 @@ import numpy as np
 from mpidml.collectives.base import FOLDER, Collective, make_collective
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.job import OF_STAGES, Job
+from mpidml.core.idle import BESIDES
+from mpidml.core.job import Job
 from mpidml.core.partition import Shard
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
@@ -51,7 +52,7 @@ class Averaging(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         job.check_repeats({"--averaging elastic_async": job.averaging.startswith("elastic_async")})
         super().__init__(job, comm)
-        job.refuse(("bucket", "check_replicas", "compress", "progress_thread", "shares", "transport", *OF_STAGES), "--strategy averaging, which sums no gradients")
+        job.refuse(BESIDES["averaging"], "--strategy averaging, which sums no gradients")
         self.way, self.moving_rate = _way(job.averaging, comm.size)
         if self.way == "elastic_async":
             job.refuse(("collective",), "--averaging elastic_async, whose ranks meet in shared memory")
@@ -59,6 +60,8 @@ class Averaging(Serverless):
                 raise UserError("--averaging elastic_async: the centre lies in memory that all ranks share, and they are on several hosts; use elastic")
             self.vote_every = job.average_every
         chosen: Collective = plugins.make(FOLDER, job.collective)
+        if isinstance(chosen, plugins.load(FOLDER, "ordered")) and ":" in job.collective:
+            raise UserError(f"--collective {job.collective}: blocks are of gradients, and --strategy averaging sums replicas; give --collective ordered")
         self.mixing = None if chosen.exact else chosen
         if self.mixing is not None and self.way != "mean":
             raise UserError(f"--averaging {job.averaging}: needs a sum over all ranks, which --collective {job.collective} does not make; leave one of them out")
@@ -100,7 +103,7 @@ class Averaging(Serverless):
     def _replicas(self, initial: np.ndarray[Any, Any]) -> Replicas:
         comm, job = self.comm, self.job
         sums: Any = self.collective.pick(initial.nbytes)
-        self.picked = plugins.name_of(sums) if job.collective == Job.collective else job.collective
+        self.picked = plugins.name_of(sums) if self.collective.by_timing else job.collective
         if self.mirror is not None:
             self.chosen = choose(job, self.kernels, self.collective, partial(make_collective, self.sums_by), initial.nbytes)
             sums, self.picked = self.chosen.sums, self.chosen.picked
@@ -159,7 +162,7 @@ class Averaging(Serverless):
 
     def words(self) -> str:
         """Say how the ranks work together."""
-        chosen = " (chosen by measurement)" if self.job.collective == "auto" else ""
+        chosen = " (chosen by measurement)" if self.collective.by_timing else ""
         how = {
             "mean": f"their mean by {self.picked}{chosen}" if self.mixing is None else f"the mean with neighbours by {self.picked}",
             "elastic": f"pulled to a centre by {self.moving_rate:g}, summed by {self.picked}{chosen}",
@@ -170,7 +173,8 @@ class Averaging(Serverless):
             direct = isinstance(self.chosen.sums, DirectSums) and self.mixing is None and self.way != "elastic_async"
             way = ", MPI is given them there" if direct else ", they go through the host to meet"
             there = "; replicas and optimizer stay on the device" + way * (self.n_workers > 1)
-        return f"{self.n_workers} replica(s); every {self.job.average_every} clocks {how}{there}"
+        never = f" (the end alone, in {self.n_clocks} clocks)" * (self.n_clocks < self.job.average_every)
+        return f"{self.n_workers} replica(s); every {self.job.average_every} clocks{never} {how}{there}{self.asides('collective')}"
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""

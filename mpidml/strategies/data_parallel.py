@@ -21,7 +21,8 @@ from mpidml.collectives.base import FOLDER, Collective, Done, Halves, Sum, make_
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.job import NCCL, OF_STAGES, Job
+from mpidml.core.idle import BESIDES
+from mpidml.core.job import NCCL, Job
 from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
@@ -58,7 +59,7 @@ class DataParallel(Serverless):
         """Read everything that the job alone decides; UserError names what cannot be."""
         super().__init__(job, comm)
         job.check_repeats({"--shares measured": job.shares == "measured"})
-        job.refuse(("averaging", "average_every", *OF_STAGES), "--strategy data_parallel, whose ranks always hold the same weights")
+        job.refuse(BESIDES["data_parallel"], "--strategy data_parallel, whose ranks always hold the same weights")
         self.links, self.chain = make_chain(job.optimizer, job.rate).split()
         self.collective: Collective = plugins.make(FOLDER, self._collective())
         self._check_transport()
@@ -141,7 +142,7 @@ class DataParallel(Serverless):
         collective = self._compressing(net)
         self.chosen = collective is None and self.collective.by_timing
         collective = collective or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
-        self.picked = plugins.name_of(collective) if self.job.collective == Job.collective else self.job.collective
+        self.picked = plugins.name_of(collective) if self.chosen or self.job.collective == Job.collective else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
             self.compressed.look_at(self.gradient)
@@ -269,7 +270,7 @@ class DataParallel(Serverless):
     def words(self) -> str:
         """Say how the ranks work together."""
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        chosen = " (chosen by measurement)" if self.chosen else ""
+        chosen, alone = " (chosen by measurement)" * self.chosen, ("collective",) * (not self.ordered)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
@@ -277,15 +278,13 @@ class DataParallel(Serverless):
         if self.device_sums is not None:
             owner += "; weights and optimizer stay on the device" + f", {self.device_sums.way}" * (self.n_workers > 1 or self.compressed is not None)
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
-        return f"{self.n_workers} worker(s); {what}; {owner}{thread}"
+        return f"{self.n_workers} worker(s); {what}; {owner}{thread}{self.asides(*alone, 'shares', 'check_replicas')}"
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
         found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
-        if self.gpu_mpi[1]:
-            found["gpu_mpi"] = dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))
-        return found
+        return found | ({"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {})
 
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mpidml.core.errors import UserError
+from mpidml.core.idle import OF_PUSHES, OF_SERVERS
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.optim.base import Chain, Transforms, make_chain
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.order import Wish
 from mpidml.runtime.ordered_waves import OrderedStepper
-from mpidml.runtime.serverless import IDLE, START, Recorder
+from mpidml.runtime.serverless import START, Recorder
 from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.staged import Staged
 from mpidml.runtime.waves import WaveStepper
@@ -31,7 +32,7 @@ class Hybrid(Staged):
 
     ordered = False
     """Whether pushes count in the order in which they come, whatever the gap between replicas."""
-    idle: ClassVar[tuple[str, ...]] = tuple(name for name in IDLE if name not in ("sync", "staleness"))
+    idle: ClassVar[tuple[str, ...]] = tuple(name for name in OF_SERVERS if name not in OF_PUSHES)
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""

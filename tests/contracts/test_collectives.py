@@ -207,6 +207,22 @@ def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("name", ALL)
+def test_what_has_no_sum_or_mean_is_refused_in_one_line(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    no_numbers, no_mean = ["O", "S3", "M8[s]"], ["i1", "i4", "i8", "u8", "?"]
+    for dtype in [*no_numbers, *(no_mean if name in MEANS else ())]:
+        with pytest.raises(UserError, match=r"is no type (of numbers|to take a mean in); give"):
+            collective.plan(np.zeros(5, dtype))
+    for dtype in ["f2", "?"] if name == "mpi" else []:
+        with pytest.raises(UserError, match=r"collective mpi: MPI has no sum of (float16|bool); use ring, or float32"):
+            collective.plan(np.zeros(5, dtype))
+    collective.free()
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("name", SUMS)
 def test_ranks_may_give_other_places_of_what_they_allocated(name, ranks):
     collective = opened(name, ranks)

@@ -289,6 +289,7 @@ def test_any_length_conserves(n, text):
         ("top_k:2", "is not a share in"), ("top_k:0", "is not a share in"), ("top_k:sampled=3", "neither true nor false"), ("one_bit:100", "multiple of 512"),
         ("int8:0", "whole number > 0"), ("qsgd:bits=3", "neither 2 nor 4"), ("low_rank:1.5", "whole number > 0"), ("random_k:ratio=x", "not a share"),
         ("bf16:3", "neither true nor false"), ("sign_majority:3", "takes 0 argument"), ("base", "there is no 'base'"),
+        ("two_bit:0.1:512", "block = 512 does nothing beside a threshold"),
         ("qsgd:4.0", "neither 2 nor 4"), ("two_bit:1e39", "out of the range of float32"), ("two_bit:1e-46", "out of the range of float32"),
     ],
 )  # fmt: skip

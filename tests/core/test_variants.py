@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mpidml.core import plugins
 from mpidml.core.errors import UserError
+from mpidml.core.idle import BESIDES, idle
 from mpidml.core.job import Job
 from mpidml.core.variants import alone, expand
 
@@ -71,6 +73,27 @@ def test_flags_of_stages_are_for_the_strategies_that_have_some():
     ]
     others = expand({"strategy": "data_parallel,averaging", "schedule": "gpipe"}, "compare")
     assert [v.job.schedule for v in others] == ["gpipe"] * 2, "which they refuse"
+
+
+def test_a_flag_goes_to_the_strategies_that_it_decides_something_under():
+    def told(**values):
+        return [(v.name, v.job) for v in expand(values, "compare")]
+
+    assert told(strategy="data_parallel,averaging", average_every="4", bucket="999") == [
+        ("data_parallel", Job(strategy="data_parallel", bucket=999)), ("averaging", Job(strategy="averaging", average_every=4)),
+    ]  # fmt: skip
+    assert told(strategy="parameter_server,data_parallel", sync="ssp:3,asp", tune=False, collective="ring") == [
+        ("parameter_server, ssp:3", Job(sync="ssp:3", tune=False)), ("parameter_server, asp", Job(sync="asp", tune=False)),
+        ("data_parallel", Job(strategy="data_parallel", collective="ring")),
+    ]  # fmt: skip
+    assert [job.collective for _, job in told(strategy="parameter_server,data_parallel", group=2, collective="ring")] == ["ring", "ring"]
+    assert [job.average_every for _, job in told(strategy="data_parallel,parameter_server", average_every=4)] == [4, 4], "which both refuse"
+    assert told(strategy="averaging", sync="asp")[0][1].sync == "asp", "which it refuses"
+
+
+def test_what_is_known_of_strategies_is_what_they_refuse():
+    assert set(BESIDES) == set(plugins.names("mpidml.strategies"))
+    assert all(hasattr(Job, name) for strategy in BESIDES for name in idle(strategy))
 
 
 def test_one_process_is_a_grid_of_one():

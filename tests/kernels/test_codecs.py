@@ -79,6 +79,9 @@ def test_fp16_is_numpys_and_keeps_every_half():
     between = (x[1:] + x[:-1]) / 2  # ties, which go to the even one
     codes, r = np.zeros(between.size, np.uint16), np.zeros_like(between)
     assert CPU.fp16_encode(between, r, codes) and np.array_equal(codes.view(np.float16), between.astype(np.float16))
+    odd, out = np.array([0x7C00, 0xFC00, 0x7E00, 0xFFFF], np.uint16), np.zeros(4, np.float32)
+    CPU.fp16_decode_add(odd, out)
+    assert np.array_equal(out, odd.view(np.float16).astype(np.float32), equal_nan=True)  # infinity and NaN, of which no finite value makes one
 
 
 @pytest.mark.bench

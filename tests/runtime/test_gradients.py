@@ -147,10 +147,48 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
     for changes, what in zip(wrong, ("does not sum over all ranks", "no type to take a mean in", "did you mean 'ring'"), strict=True):
         with pytest.raises(UserError, match=what):
             Gradients({"w": (3,)}, comm=comm, **changes)
+    wrong = [
+        ({"shapes": None}, "no tensor is named"), ({"shapes": [3]}, "no tensor is named"), ({"shapes": {"w": 3}}, "the shape of 'w' is 3; give a tuple"),
+        ({"shapes": {"w": (3, -1)}}, "whole numbers from 0 up"), ({"shapes": {"w": (2.0,)}}, "whole numbers"), ({"shapes": {5: (2,)}}, "is named 5; give text"),
+        ({"dtype": "floaty"}, "'floaty' is no type"), ({"dtype": None}, "None is no type"), ({"collective": 5}, "collective = 5 is no text"),
+        ({"wait_limit": 0}, "no positive number of seconds"), ({"wait_limit": "9"}, "no positive number"), ({"comm": 5}, "comm = 5 is no communicator"),
+        ({"unused": 5}, "neither 'zero' nor 'error'"),
+    ]  # fmt: skip
+    for changes, what in wrong:
+        with pytest.raises(UserError, match=what):
+            Gradients(**({"shapes": {"w": (3,)}, "comm": comm} | changes))
+    with Gradients({"w": (3,)}, comm=comm, wait_limit=20) as total:
+        for n in (-1, 0.5, 2.0, None, "3"):
+            with pytest.raises(UserError, match=r"reduce\(.*\): is no number of samples; give how many"):
+                total.reduce(n)
+        assert total.reduce(np.int64(2)) == 2 * comm.size
+        with pytest.raises(UserError, match=r"over\(7\): are no batches"):
+            next(total.over(7))
     if comm.size > 1:
+        with pytest.raises(UserError, match=r"rank 1 sums float32 by tree|rank 0 sums float32 by ring"):
+            Gradients({"w": (3,)}, "float32", "ring" if comm.rank == 0 else "tree", comm=comm)
         names = ("a", "b") if comm.rank else ("b", "a")
         with pytest.raises(UserError, match="in one order, on every rank"):
             Gradients(dict.fromkeys(names, (3,)), comm=comm)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("reduces", [False, True])
+@pytest.mark.parametrize("collective", ["auto", "ring", "mpi"])
+def test_a_rank_that_breaks_its_rounds_is_named_by_all_and_all_may_leave_at_once(comm, collective, reduces):
+    def leave(who):
+        with Gradients({"w": (300,), "b": (3,)}, "float64", collective, comm=comm, wait_limit=20) as total:
+            for k, _ in enumerate(total.over(range(5))):
+                if k == 2 and comm.rank in who and not reduces:
+                    break
+                total.ready("b")
+                total.reduce(1)
+                if k == 2 and comm.rank in who:
+                    break
+
+    leave(range(comm.size))
+    with pytest.raises(UserError, match="rank 1 has left its rounds, and others go on; let all leave in one round"):
+        leave([1])
 
 
 def test_alone_it_leaves_the_program_its_signals_and_exceptions(monkeypatch):

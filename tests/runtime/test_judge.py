@@ -10,12 +10,12 @@ LIMIT, SHORT, FOREVER = 60.0, 15.0, 10_000
 CALL = Call(7, 3, (0, 1, 2))
 
 
-def ended(judge_class, states, call=CALL, arrived=False, limited=True, gaps=(), begun_at=0, grace=0.0):
+def ended(judge_class, states, call=CALL, arrived=False, limited=True, gaps=(), begun_at=0, grace=0.0, late=()):
     """Let rank 0 wait from 0 on while ranks 1, 2 ... are in `states(now)`; return when, and by whom, the wait is ended (None: never).
 
     `gaps`: seconds after which this process itself stood still for 100.
     """
-    judge, wait, now = judge_class(LIMIT, SHORT), Wait("Barrier 3 of all ranks", begun_at, call, limited), 0.0
+    judge, wait, now = judge_class(LIMIT, SHORT), Wait("Barrier 3 of all ranks", begun_at, call, limited, lambda: late), 0.0
     judge.grace_seconds = grace
     while now < FOREVER:
         now += 100 if now in gaps else 1
@@ -51,6 +51,9 @@ def broken_laws(judge_class):
         "a host whose network was away for less than the limit goes on": of(lambda now: (SILENT if 10 < now % 100 < 60 else WORKS,)) is None,
         "who has left is not waited for": of(always(LEFT)) == (SHORT + 1, (1,)),
         "who has left after it came is": of(always(LEFT), arrived=True) == (LIMIT + 1, ()),
+        "a sum knows whom it waits for, and none that has left is waited for": of(always(WORKS, LEFT), call=None, late=[2]) == (SHORT + 1, (2,)),
+        "who has left after it gave its part of a sum is": of(always(WORKS, LEFT), call=None, late=[1]) is None,
+        "what cannot be told ends nothing": of(always(LEFT), call=None, late=None) is None,
         "who has left keeps nobody from the end": of(always(LEFT), limited=False) is None,
         "a wait that is young is let live": of(always(STOPPED), begun_at=100) == (100 + SHORT, (1,)),
     }
@@ -86,6 +89,20 @@ class Blind(Judge):
 
     def hear(self, now, wait, looks, every_seconds=1.0):
         return super().hear(now, wait, [look._replace(state=IDLE) for look in looks], every_seconds)
+
+
+class Deaf(Judge):
+    """It does not ask a wait whom it waits for."""
+
+    def hear(self, now, wait, looks, every_seconds=1.0):
+        return super().hear(now, wait and wait._replace(late=tuple), looks, every_seconds)
+
+
+class Suspicious(Judge):
+    """It takes all that have left for missing."""
+
+    def hear(self, now, wait, looks, every_seconds=1.0):
+        return super().hear(now, wait and wait._replace(late=lambda: range(3)), looks, every_seconds)
 
 
 class Unheard(Judge):
@@ -124,7 +141,7 @@ def test_a_hang_is_ended_and_slow_work_is_not():
     assert broken_laws(Judge) == set()
 
 
-@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Unheard, Forgetful, Rude, Unforgiving])
+@pytest.mark.parametrize("judge_class", [Never, Impatient, Hasty, Blind, Deaf, Suspicious, Unheard, Forgetful, Rude, Unforgiving])
 def test_the_laws_catch_a_judge_that_breaks_them(judge_class):
     assert broken_laws(judge_class)
 

@@ -386,6 +386,8 @@ def test_two_runs_have_the_same_bits_where_no_timing_decides(comm):
         ({"averaging": "elastic_async:1", "collective": "auto"}, "must be a number above 0 and below 1,"),
         ({"averaging": "elastic", "collective": "gossip"}, "needs a sum over all ranks"),
         ({"averaging": "elastic_async"}, "--collective ring: does nothing under --averaging elastic_async"),
+        ({"collective": "ordered:32"}, "--collective ordered:32: blocks are of gradients"),
+        ({"tune": False}, "--no-tune: does nothing under --strategy averaging"),
         ({"average_every": 0}, "--average-every 0: is below 1"),
         ({"strategy": "data_parallel"}, "--average-every 3: does nothing under --strategy data_parallel"),
         ({"strategy": "parameter_server", "collective": "auto"}, "--average-every 3: does nothing under --strategy parameter_server"),

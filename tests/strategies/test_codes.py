@@ -47,6 +47,14 @@ def coder_of(job):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["parameter_server", "data_parallel"])
+@pytest.mark.parametrize("codec", ["two_bit", "top_k:0.05", "fp16", "low_rank", "random_k:0.1", "sign_majority"])
+def test_a_run_that_diverges_goes_on_and_says_since_when_as_without_codes(comm, codec, strategy):
+    job = CODED.with_values({"compress": codec, "strategy": strategy, "hidden": (64,), "optimizer": "sgd", "lr": 1e200, "steps": 8}, "test")
+    assert trained(comm, job)[0]["diverged_at_clock"] is not None
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k:0.05", "sign_majority"])
 def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_last(comm, monkeypatch, codec):
     if comm.size == 1:

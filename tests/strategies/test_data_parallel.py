@@ -84,6 +84,29 @@ def prepared(comm, **changes):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["data_parallel", "averaging"])
+def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measured_is(comm, strategy):
+    def words(**changes):
+        found, _ = prepared(counted := CountedComm(comm), strategy=strategy, bucket=Job.bucket, **changes)
+        said = found.words()
+        found.free()
+        counted.free()
+        return said
+
+    alone, of_sums = comm.size == 1, strategy == "data_parallel"
+    assert ("; on one rank --collective ring changes nothing" in words(collective="ring")) == alone
+    assert ("on one host nothing goes by tree" in words(collective="hierarchical:between=tree")) == (not alone)
+    said = words(collective="auto:memory=false")
+    assert "(chosen by measurement)" in said and "auto" not in said.partition("(chosen")[0], said
+    if of_sums:
+        assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2)) == alone
+        assert ("with --transport mpi as without" in words(deterministic=True, transport="mpi")) == (not alone)
+        assert "--collective" not in words(collective="ordered:32")
+    else:
+        assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("name", ["shared", "ring", "rabenseifner", "tree"])
 def test_each_part_of_the_optimizer_has_one_owner(comm, name):
     counted = CountedComm(comm)
@@ -237,6 +260,13 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
     for changes, what in (({"collective": "ring"}, "--collective ring"), ({"bucket": 1000}, "--bucket 1000")):
         with pytest.raises(UserError, match=f"{what}: does nothing under --strategy parameter_server"):
             run(comm, SMALL, **changes)
+    with pytest.raises(UserError, match="--no-tune: does nothing under --strategy data_parallel"):
+        run(comm, tune=False)
+    with pytest.raises(UserError, match=r"--check-replicas 9: does nothing in a run of 8 clocks, .*; give at most 8"):
+        run(comm, check_replicas=9)
+    for collective, what in (("auto:memory=nope", "memory = nope is neither true nor false"), ("auto:5", "memory = 5 is"), ("ordered:true", "no power of two")):
+        with pytest.raises(UserError, match=what):
+            run(comm, collective=collective)
     with pytest.raises(UserError, match="did you mean 'ring'"):
         run(comm, collective="rong")
     with pytest.raises(UserError, match="does not sum over all ranks"):

@@ -19,7 +19,7 @@ f32, u16, u32, i32 = np.float32, np.uint16, np.uint32, np.int32
 def _from_fp16(half):
     """Return a half as float32: shifted into place; a subnormal one by a subtraction that leaves its leading zeros behind."""
     low = u32(u32(u32(half) & u32(0x7FFF)) << u32(13))
-    normal = u32(low + u32(0x38000000))
+    normal = u32(low + (u32(0x38000000) if low < u32(0x0F800000) else u32(0x70000000)))  # the larger: infinity and NaN
     subnormal = f32(u32(low + u32(0x38800000)).view(f32) - f32(2.0**-14)).view(u32)
     bits = subnormal if low < u32(0x00800000) else normal
     return u32(bits | u32(u32(u32(half) & u32(0x8000)) << u32(16))).view(f32)

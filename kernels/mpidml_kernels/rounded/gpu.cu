@@ -39,11 +39,12 @@ __device__ __forceinline__ unsigned fp16_of(real v)
     const unsigned subnormal = __float_as_uint(__uint_as_float(low) + 0.5f) - 0x3f000000u;  // the sum rounds where a subnormal half does
     return (low < 0x38800000u ? subnormal : normal) | (bits >> 16 & 0x8000u);
 }
-// Shifted into place; a subnormal half, which is a normal float32, by a subtraction that leaves its leading zeros behind.
+// Shifted into place, infinity and NaN further up; a subnormal half, which is a normal float32, by a subtraction that leaves its leading zeros behind.
 __device__ __forceinline__ real from_fp16(unsigned code)
 {
     const unsigned low = (code & 0x7fffu) << 13;
-    const float size = low < 0x00800000u ? __uint_as_float(low + 0x38800000u) - 0x1p-14f : __uint_as_float(low + 0x38000000u);
+    const unsigned up = low < 0x0f800000u ? 0x38000000u : 0x70000000u;
+    const float size = low < 0x00800000u ? __uint_as_float(low + 0x38800000u) - 0x1p-14f : __uint_as_float(low + up);
     return code & 0x8000u ? -size : size;
 }
 
