@@ -148,3 +148,11 @@ def test_after_a_gpu_has_had_no_room_the_same_command_works_again(strategy, when
     assert bool(result.out) == (when == "in its first step" and strategy != "pipeline")  # which looks for room before
     assert mpirun(2, argv, env=environment(gpus="2")).code == 0
     assert (tmp_path / "run/summary.json").exists()
+
+
+def test_a_score_in_mid_run_that_a_gpu_has_no_room_for_is_one_line_too(tmp_path):
+    argv = [*TRAIN[:5], "--hidden", "8", "--batch", "20", "--steps", "2", "--no-report", "--strategy", "data_parallel", "--out", tmp_path / "run"]
+    result = mpirun(2, argv, env=environment(gpus="2", fault=",room:40000"))
+    says = "mpidml: [rank 1/2] GPU 1: the rows that are scored, an array (64, 240) of float32 takes 0.1 MiB", "take --device cpu"
+    check_one_line(replace(result, out=""), says, launched=True)
+    assert result.out and not (tmp_path / "run/summary.json").exists()
