@@ -17,6 +17,10 @@ class WaitTimeout(RuntimeError):
     """A wait passed its limit; the text says who waits for whom, for what and since when. Exit code 1."""
 
 
+class DeviceFailed(RuntimeError):
+    """A GPU has failed while it computed; the text says which, in CUDA's words, and how to go on. Shown as one line of its rank, exit code 1, no traceback."""
+
+
 class Mismatch(RuntimeError):
     """Ranks are about to make different calls where all have to make the same; the text names both, with their places. Exit code 1."""
 

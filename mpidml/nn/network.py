@@ -214,7 +214,8 @@ class Network:
         if is_sparse:
             starts, columns, values = map(backend.here, x.arrays)
             x = Csr(starts, columns, values, x.n_features)
-        buffers = {-1: backend.zeros((size, 0 if is_sparse else self.n_features), self.dtype)}
+        with backend.naming("the rows that are scored"):
+            buffers = {-1: backend.zeros((size, 0 if is_sparse else self.n_features), self.dtype)}
         chain = []
         for i, (layer, source) in enumerate(zip(self.layers, self.sources, strict=True)):
             if layer.training_only:

@@ -1,6 +1,6 @@
 """End the whole job, soon and with one message, when one rank cannot go on.
 
-    exception on one rank    traceback once, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
+    exception on one rank    traceback once, of DeviceFailed one line, `[rank 3/8]` before it, with its place on a grid, if there is one; Abort(1)
     UserError on all ranks   one line from rank 0; every rank leaves through Finalize with code 2
     UserError on one rank    the same line from that rank after GRACE_SECONDS; Abort(2)
     SIGTERM, SIGINT, SIGUSR1 Terminated(143, 130 or 138), a SystemExit: `finally` blocks run; one line from rank 0, then the others are aborted
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from mpidml.core.current_wait import MAIN, Call, Wait
-from mpidml.core.errors import UserError, WaitTimeout
+from mpidml.core.errors import DeviceFailed, UserError, WaitTimeout
 from mpidml.runtime import launcher_daemon, segment_files, signals, start_limit
 from mpidml.runtime.host_table import N_SEATS, SEATS
 from mpidml.runtime.launch import world_from_environment
@@ -149,12 +149,14 @@ class _End:
         if self.code and self.comm.size > 1:
             self.abort(self.code)
         if self.comm.size == 1:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError | DeviceFailed):
                 _say(f"mpidml: {error}\n")
-                raise SystemExit(2)
+                raise SystemExit(2 if isinstance(error, UserError) else 1)
             _say(_text(kind, error, trace))
         elif isinstance(error, UserError):
             self.of_user_error(error)
+        elif isinstance(error, DeviceFailed):
+            self.now(f"mpidml: {self.where} {error}\n")
         else:
             others = self.watchdog.whereabouts() if isinstance(error, WaitTimeout) and self.watchdog is not None else ""
             self.now(f"{self.where} {kind.__name__}: {error}\n{others}{_text(kind, error, trace)}")

@@ -87,9 +87,7 @@ class Credited(Exchange):
             return self.n_freed[me] > k - SLOTS and all(self.credits[rank][k % SLOTS].Test() for rank in self.others)
 
         self.waiting.until(free, lambda: f"a slot for the gradient of wave {wave} of stage {self.held.number} in all replicas")
-        slot = self.slots[me, k % SLOTS]
-        slot[:HEADER_NBYTES].view(np.int64)[:] = wave, version
-        slot[HEADER_NBYTES:].view(self.held.gradient.dtype)[:] = self.held.gradient
+        self._write(self.slots[me, k % SLOTS], wave, version)
         for request, rank in zip(self.sends[k % SLOTS], self.others, strict=True):
             self.credits[rank][k % SLOTS].Start()
             request.Wait()  # of the time before: it has long gone

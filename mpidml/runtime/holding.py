@@ -4,7 +4,7 @@
                  | up  ^ down                               at the begin of steps, and where they pause or end
     device    weights, optimizer    gradient of all microbatches -> sum over replicas -> update        nothing of it comes to the host but what is summed there
 
-Replicas that push to servers push from the host, and their passes leave gradients there.
+Replicas that push to servers have their versions on the host, and read and gradient on the device (`read_there`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Holding:
     def __init__(self, strategy: Any) -> None:
         """Choose what sums on a device (Collective on the replicas of this rank's stages)."""
         self.strategy = strategy
-        self.kernels = None if strategy.pushes else strategy.net.device.kernels
-        self.mirror = Mirror(self.kernels) if self.kernels is not None else None
+        self.kernels = strategy.net.device.kernels
+        self.mirror = Mirror(self.kernels) if self.kernels is not None and not strategy.pushes else None
         self.chosen: Chosen | None = None
-        if self.kernels is not None and strategy.n_workers > 1 and not strategy.coded:
+        if self.mirror is not None and strategy.n_workers > 1 and not strategy.coded:
             longest = max(stage.n_summed for stage in strategy.all_stages[strategy.at["pipe"] :: strategy.n_pipe])
             on = partial(make_collective, strategy.summing)
             self.chosen = choose(strategy.job, self.kernels, strategy.between, on, longest * strategy.net.dtype.itemsize)
@@ -49,14 +49,15 @@ class Holding:
         if before is not None:
             before.see(stage.params)
             state = before.init(stage.n_params, net.dtype)
-            strategy.links[s], strategy.link_states[s] = before, state if self.mirror is None else self.mirror.state(state)
+            own = {name: self.kernels.here(array) for name, array in state.items()} if strategy.pushes and self.kernels is not None else state
+            strategy.links[s], strategy.link_states[s] = before, own if self.mirror is None else self.mirror.state(state)
             if not strategy.pushes:  # all replicas have the same, so it is saved with what the store has
                 here.add_state(state)
         gradient = self._gradient(stage, s)
         if s in strategy.sums:
             strategy.sums[s].ranks = strategy.replicas.ranks
-        own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
-        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.replayed.activations[s], strategy.m, job.recompute, own)
+        ends = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
+        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.replayed.activations[s], strategy.m, job.recompute, ends)
 
     def _gradient(self, stage: Stage, s: int) -> Any:
         """Return room for the gradient of a stage, and plan its sum, if it is summed."""

@@ -44,6 +44,8 @@ class OrderedUpdates(WaveUpdates):
     def begin(self, turns: Sequence[int], until: int = 0, pause_at: int = 0) -> None:  # type: ignore[override]
         """Start as `Order.begin` says."""
         self.open_now.clear()
+        for there in self.there.values():
+            there.begin()
         self.n_pushed = 0
         self.order.begin(turns, until, pause_at)
 
@@ -97,8 +99,7 @@ class OrderedUpdates(WaveUpdates):
         assert found is not None and found.wave == wave
         return True
 
-    def weights(self, held: Held, wave: int) -> Array:
-        """Return what a wave that is open reads of a stage, once it is there."""
+    def _read(self, held: Held, wave: int) -> Array:
         server = self.exchanges[held.number].server
 
         def there() -> bool:

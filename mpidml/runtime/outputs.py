@@ -56,7 +56,7 @@ class RunFolder:
     def prepare(cls, path: str | Path) -> RunFolder:
         """Check that a run can be written at `path`, without creating anything.
 
-        UserError where the folder holds a run already, is no folder, or cannot be created or written.
+        UserError where the folder holds a run already that came to its first row or goes on, is no folder, or cannot be created or written.
         """
         path = Path(path)
         try:
@@ -68,7 +68,7 @@ class RunFolder:
             with suppress(FileNotFoundError):
                 os.lstat(path)  # finds names that no file can have
             held = [name for name in _MARKS if (path / name).exists()]
-            if held:
+            if held and not cls(path)._only_began(held):
                 raise UserError(f"--out {path}: the folder holds another run ({', '.join(held)}); choose another --out or remove it")
             if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
                 raise UserError(f"--out {path}: {ancestor} lies on a read-only file system; choose another --out")
@@ -88,11 +88,26 @@ class RunFolder:
     def claim(self, config: str) -> None:
         """Create the folder and write `config` as its config.toml, which only one of several runs can do; FolderTaken on the others."""
         self.create()
+        if self._only_began(["config.toml"]):
+            self.lock()  # until the end of this run: nobody else comes to the next line
+            (self.path / "config.toml").unlink()
         try:
             with (self.path / "config.toml").open("x", encoding="utf-8") as file:
                 file.write(config)
         except FileExistsError:
             raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
+
+    def _only_began(self, held: list[str]) -> bool:
+        """Whether all that is `held` here is the claim of a run that ended before its first row, as one whose GPU had no room; UserError where one goes on.
+
+        Not where the file system has no locks: then nothing tells the two apart.
+        """
+        if held != ["config.toml"] or not (self.path / ".lock").exists() or not self._holds_job():
+            return False
+        probe = RunFolder(self.path)
+        told = probe.lock()
+        probe.leave()
+        return not told
 
     def clear(self) -> None:
         """Remove what a run has left here that ended before it had saved anything; leave alone what one has brought to its end, and what is no run's.
@@ -116,8 +131,10 @@ class RunFolder:
     def lock(self) -> str:
         """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does.
 
-        Return a line where the file system has no locks, else "".
+        Return a line where the file system has no locks, else "". A second call changes nothing.
         """
+        if self._lock is not None:
+            return ""
         file, told = (self.path / ".lock").open("w"), ""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mpidml.runtime import abort
+from mpidml.runtime import abort, device_fault
 from mpidml.runtime.comm import CountedComm, world
 from mpidml.runtime.threads import limit_threads
 
@@ -22,7 +22,8 @@ def given_or_all(comm: CountedComm | None) -> Iterator[CountedComm]:
     if ranks.size > 1:
         limit_threads()
     try:
-        yield ranks
+        with device_fault.told():
+            yield ranks
     except BaseException:
         if comm is None and ranks.size == 1:  # a program that goes on may fail many times; several ranks may not have failed together
             ranks.free()

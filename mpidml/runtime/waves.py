@@ -20,6 +20,7 @@ from mpidml.core.role import Array
 from mpidml.ps.waves import Push, StageServer
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
+from mpidml.runtime.read_there import ReadThere
 from mpidml.runtime.staged_training import GridStepper
 from mpidml.runtime.stepping import clock_now
 
@@ -63,12 +64,20 @@ class Exchange:
         k = (wave - self.first) % self.n
         for request, rank in zip(self.sends[k], self.others, strict=True):
             self.waiting.until(request.Test, lambda rank=rank: f"replica {rank} to take the gradient of wave {wave - self.n}")
-        slot = self.slots[self.comm.rank, k]
-        slot[:HEADER_NBYTES].view(np.int64)[:] = wave, version
-        slot[HEADER_NBYTES:].view(self.held.gradient.dtype)[:] = self.held.gradient
+        self._write(self.slots[self.comm.rank, k], wave, version)
         for request in self.sends[k]:
             request.Start()
         self._take(self.comm.rank)
+
+    def _write(self, slot: Array, wave: int, version: int) -> None:
+        """Leave the stage's gradient in a slot, which may be sent then: one that lies on a device is waited for."""
+        gradient = self.held.gradient
+        slot[:HEADER_NBYTES].view(np.int64)[:] = wave, version
+        room = slot[HEADER_NBYTES:].view(gradient.dtype)
+        if isinstance(gradient, np.ndarray):
+            room[:] = gradient
+        elif gradient.size:
+            gradient.get(out=room)
 
     def until(self, version: int) -> None:
         """Wait until a version is there."""
@@ -108,6 +117,8 @@ class WaveUpdates(Updates):
         super().__init__(strategy)
         self.waiting, self.pipeline, self.replica, self.bound = strategy.waiting, strategy.pipeline, strategy.at["data"], strategy.policy.bound
         self.exchanges = {s: self._exchange(held) for s, held in strategy.held.items()}
+        on = strategy.net.device.kernels
+        self.there = {s: ReadThere(on, strategy.n_flight, held.stage.n_params, held.stage.dtype) for s, held in strategy.held.items() if on is not None}
         self.tag = self.pipeline.new_tag()
         self.versions: dict[int, int] = {}  # of the waves in flight
         self.going: list[tuple[Any, Array]] = []
@@ -120,6 +131,8 @@ class WaveUpdates(Updates):
     def begin(self, wave: int) -> None:
         """Start where all is pushed and closed below `wave`."""
         self.versions.clear()
+        for there in self.there.values():
+            there.begin()
         for exchange in self.exchanges.values():
             exchange.begin(wave)
 
@@ -155,14 +168,18 @@ class WaveUpdates(Updates):
         self.waiting.until(may_start, lambda: f"the start of wave {wave}; {first.server.late()}")
         return version
 
-    def weights(self, held: Held, wave: int) -> Array:
-        """Return what a wave that is open reads of a stage, once it is there."""
+    def weights(self, held: Held, wave: int) -> Any:
+        """Return what a wave that is open reads of a stage, once it is there, where it is computed with."""
+        found = self._read(held, wave)
+        return self.there[held.number].bring(wave, found) if self.there else found
+
+    def _read(self, held: Held, wave: int) -> Array:
         exchange, version = self.exchanges[held.number], self.versions[wave]
         exchange.until(version)
         found: Array = exchange.server.read(version)
         return found
 
-    def version(self, held: Held, action: Action) -> Array:
+    def version(self, held: Held, action: Action) -> Any:
         """Return the weights that a microbatch reads: those of its wave."""
         wave = self.clock + action.item // self.strategy.n_items
         if self.open(wave):

@@ -14,6 +14,8 @@ from mpidml.schedules.base import Schedule, pairs
 class Pipedream(Schedule):
     """Items are minibatches of a whole run. Stage k of K reads weights K - 1 - k updates old, and keeps as many versions as minibatches in flight, K - k.
 
+    A save drains the pipeline: what follows it reads newer weights until all stages are busy again, in a run that goes on as in one that is resumed there.
+
     `vertical`: a minibatch reads on every stage the version that it read on the first one, K - 1 updates old.
     """
 

@@ -24,7 +24,7 @@ from mpidml.core import plugins
 from mpidml.core.job import AUTO, Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import abort, checkpoint, device, events, resume, run_files, scoring, slurm, sparse_rows, summary
+from mpidml.runtime import abort, checkpoint, device, device_fault, events, resume, run_files, scoring, slurm, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import beyond, compile_on, compiled
 from mpidml.runtime.comm import CountedComm
@@ -80,10 +80,11 @@ class Run:
         start: Start | None = None, held: ExitStack | None = None,
     ) -> None:  # fmt: skip
         """Find what can be wrong, read the data, make roles' state, and go to where an earlier run was saved; `held` is left when the run has ended."""
-        self.comm, self.quiet, self.brief, self.held = comm, quiet, brief, held or ExitStack()
+        self.comm, self.quiet, self.brief, self.held, self.path = comm, quiet, brief, held or ExitStack(), Path()
         self.leads = leads = comm.rank == 0
         self.job = job = agree(comm, lambda: job.checked() if arrays is None else on_arrays(job.checked()))
         self.held.enter_context(abort.limit_waits(job.wait_limit))
+        self.held.enter_context(device_fault.told(self._goes_on))
         if job.resume == AUTO:
             self.job = job = comm.bcast(agree(comm, lambda: resume.found(job) if leads else job))
         left = agree(comm, lambda: slurm.check(job, os.environ) if leads else None)
@@ -115,10 +116,7 @@ class Run:
         self.quotas: list[tuple[float, ...]] = []
         self.asked: Callable[[], int] = lambda: 0
         self.began = self.started = self.seconds = self.saving_seconds = self.saved_seconds = 0.0
-        self.position, self.before = Position(), dict[str, Any]()
-        self.paused_by = 0
-        if saved is None:  # a run that goes on looks at what it has allocated before it changes anything
-            told += agree(comm, lambda: run_files.claim(folder, job) if folder is not None else "")
+        self.position, self.before, self.paused_by = Position(), dict[str, Any](), 0
         self.strategy.prepare(self.net, data, self._record, self._look, self.trace, self._over if job.seconds else None)
         if start is not None:
             self.position = start.go_on(self.strategy)
@@ -128,16 +126,15 @@ class Run:
             resume.check(job, self.strategy, saved)
             self.position = agree(comm, lambda: resume.restore(self.strategy, saved))
             self.before = resume.measured(self.strategy, saved)
-            told += agree(comm, lambda: run_files.claim(folder, job, goes_on, metrics) if folder is not None else "")
-            if leads and goes_on:
-                checkpoint.drop_newer(saved)
             self.saved_seconds = float(saved.facts["seconds"])
             if self.monitor is not None:
                 self.monitor.restore(saved.facts["monitor"], metrics, same_target=job.target == saved.facts["job"]["target"])
             if self.looks is not None:
                 self.looks.restore(saved, self.position)
-        self.folder = folder
-        self.path = Path(comm.bcast(str(folder.path) if folder is not None else ""))
+        told += agree(comm, lambda: run_files.claim(folder, job, goes_on, metrics) if folder is not None else "")  # once all is allocated
+        if saved is not None and leads and goes_on:
+            checkpoint.drop_newer(saved)
+        self.folder, self.path = folder, Path(comm.bcast(str(folder.path) if folder is not None else ""))
         if leads and not quiet and not brief:
             summary.say(told + crowded + slurm.unused(os.environ, comm.size) + summary.opening(job, self.strategy, data, self.position))
 
@@ -209,12 +206,15 @@ class Run:
                     self.paused_by = number
                     return
 
+    def _goes_on(self) -> str:
+        return summary.interrupted(checkpoint.last(self.path) if self.path.name else None, self.path)
+
     def _interrupted(self) -> None:
         """Say from where the run can go on that a signal ends at once; the other ranks, whose end takes rank 0 along, wait for that."""
         if not self.leads:
             time.sleep(resume.TELL_SECONDS)
         else:
-            self._say(summary.interrupted(checkpoint.last(self.path), self.path))
+            self._say(self._goes_on())
 
     def _say(self, text: str) -> None:
         """Say something beside the progress line."""

@@ -138,6 +138,8 @@ def drift(ours, real, where="cupy"):
                 found += mismatches(value, getattr(real, name), at)
             elif not issubclass(getattr(real, name), value.__base__):
                 found.append(f"{at}: is no {value.__base__.__name__}")
+            elif getattr(real, name).__module__ != value.__module__:  # by which `runtime.device_fault` knows it
+                found.append(f"{at}: is of {getattr(real, name).__module__}, not of {value.__module__}")
         elif callable(value):
             found += mismatches(value, getattr(real, name), at)
     if isinstance(ours, type) and "__call__" in own:
@@ -220,6 +222,10 @@ def of_cuda(**names):
         ),
         (of_cuda(alloc_pinned_memory=lambda nbytes: 0), "cupy.cuda.alloc_pinned_memory: argument 0 is size, not nbytes"),
         (of_cuda(memory=types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (OSError,), {}))), "cupy.cuda.memory.OutOfMemoryError: is no OSError"),
+        (
+            of_cuda(memory=types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {"__module__": "elsewhere"}))),
+            "cupy.cuda.memory.OutOfMemoryError: is of cupy.cuda.memory, not of elsewhere",
+        ),
     ],
 )  # fmt: skip
 def test_the_check_catches_each_kind_of_drift(cupy, changes, says):

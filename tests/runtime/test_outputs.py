@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpidml.core.errors import UserError
+from mpidml.runtime import outputs
 from mpidml.runtime.outputs import RunFolder, default_out, plain, to_toml
+from tests.changed import changed
 
 
 def made(path: Path) -> RunFolder:
@@ -193,3 +195,44 @@ def test_the_default_folder_is_named_by_the_time_and_numbered_when_taken(tmp_pat
         names.append(path.name)
     assert names == ["20240203-040506", "20240203-040506-2", "20240203-040506-3"]
     assert default_out(now) == Path("runs/20240203-040506")
+
+
+def began(path: Path) -> None:
+    """Leave what a run leaves that ends before its first row."""
+    folder = made(path)
+    folder.claim("epochs = 1\n")
+    folder.lock()
+    folder.leave()
+
+
+def check_taken(module: Any, path: Path) -> None:
+    """Fail unless the next run takes the folder, alone, and one whose claim goes on, or came to a row, is left alone."""
+    began(path)
+    first, second = module.RunFolder.prepare(path), module.RunFolder.prepare(path)
+    assert (path / "config.toml").exists(), "looking changes nothing"
+    first.claim("epochs = 2\n")
+    first.lock()
+    second._only_began = lambda held: True  # it looked a moment before
+    for late in (lambda: second.claim("epochs = 3\n"), lambda: module.RunFolder.prepare(path)):
+        assert "another run is going on in this folder" in refusal(late)
+    assert (path / "config.toml").read_text() == "epochs = 2\n"
+    first.append_metrics({"clock": 0})
+    first.leave()
+    assert "holds another run (config.toml, metrics.jsonl)" in refusal(lambda: module.RunFolder.prepare(path))
+
+
+BROKEN = {
+    "what is no claim": ('if held != ["config.toml"] or', "if"),
+    "a run that goes on": ("told = probe.lock()", 'told = ""'),
+    "the lock": ("            self.lock()  # until", "            # until"),
+}
+
+
+def test_the_claim_of_a_run_that_came_to_no_row_is_taken_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_taken(outputs, tmp_path / "right")
+    for name, change in BROKEN.items():
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check_taken(changed(outputs, [change]), tmp_path / name)
+    began(tmp_path / "without locks")
+    monkeypatch.setattr(RunFolder, "lock", lambda self: "nothing keeps another run from it\n")
+    assert "holds another run (config.toml)" in refusal(lambda: RunFolder.prepare(tmp_path / "without locks"))

@@ -6,7 +6,8 @@
   finds what was there before. `streams("eager")` does all at once. Right code gives the same under both;
 - while a stream records, nothing is done: what would wait, copy from or to the host or call cuBLAS is refused. Memory can be taken, as in the mode in which
   CuPy records, though nothing keeps it for the recording;
-- after an error in the work of a stream its events are never `done`; who waits is told (NCCL: `nccl_double`).
+- after an error in the work of a stream its events are never `done`; who waits is told (NCCL: `nccl_double`);
+- after `dies_in` whatever is asked of the device fails, for good.
 
 Whoever tests passes this module where production code passes `cupy`; nothing imports it by itself.
 """
@@ -29,7 +30,7 @@ from tests.shim import nccl_double
 from tests.shim.compiled import Module
 
 __version__ = "14.2.0+double"
-OURS = ("streams", "threads", "room")
+OURS = ("streams", "threads", "room", "dies_in")
 """What is not CuPy's."""
 POISON = 0xFF
 TOTAL_NBYTES = 8 << 30
@@ -77,13 +78,19 @@ def room(nbytes: int) -> Iterator[None]:
 class CUDARuntimeError(RuntimeError):
     """What CUDA refuses."""
 
+    __module__ = "cupy_backends.cuda.api.runtime"
+
 
 class CUDADriverError(RuntimeError):
     """What its driver does."""
 
+    __module__ = "cupy_backends.cuda.api.driver"
+
 
 class OutOfMemoryError(MemoryError):
     """What CuPy raises in place of an array."""
+
+    __module__ = "cupy.cuda.memory"
 
 
 def _take(nbytes: int) -> None:
@@ -434,6 +441,31 @@ class RawModule:
 
     def get_function(self, name: str) -> RawKernel:
         return RawKernel(self._module.get_function(name))
+
+
+def dies_in(n: int) -> None:
+    """Let the device of this process fail in the n-th piece of work from now on: whoever waits is told, and whatever is asked of it after that fails at once."""
+    n_left, is_dead = n, False
+    give, work_off = Stream._give, Stream._work_off
+
+    def fail() -> None:
+        nonlocal is_dead
+        is_dead = True
+        raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+    def given(self: Stream, work: Callable[[], object]) -> None:
+        nonlocal n_left
+        if is_dead:
+            raise CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+        n_left -= 1
+        give(self, work if n_left else fail)
+
+    def worked_off(self: Stream, ticket: int) -> None:
+        if is_dead:
+            fail()
+        work_off(self, ticket)
+
+    Stream._give, Stream._work_off = given, worked_off  # type: ignore[method-assign]
 
 
 _taken = threading.local()

@@ -18,6 +18,8 @@ import numpy as np
 class NcclError(RuntimeError):
     """What NCCL refuses."""
 
+    __module__ = "cupy_backends.cuda.libs.nccl"
+
 
 NCCL_LIMIT_SECONDS = 60.0
 """After which a call that other ranks do not come to is an error here; the real one waits for ever."""

@@ -1,7 +1,7 @@
 """Be `import cupy` in a program that a test starts with this folder's parent on PYTHONPATH: the double, and what can be wrong with an installation.
 
-DOUBLE_FAULT names what is: missing, broken, nvrtc, context, volta, kepler, memory, room, launch, wrong, cublas, nccl;
-or it is a list, a fault for each rank, the last one for all others.
+DOUBLE_FAULT names what is: missing, broken, nvrtc, context, volta, kepler, memory, room (room:N, for no array of more than N bytes), launch, wrong, cublas,
+nccl, dies:N (in the piece of work of that number); or it is a list, a fault for each rank, the last one for all others.
 DOUBLE_CUDA: the version of CUDA that this is made for. `driver.cpp` stands in for the driver.
 """
 
@@ -21,7 +21,7 @@ def _raise(error):
 
 _rank = int(os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
 _faults = os.environ.get("DOUBLE_FAULT", "").split(",")
-_fault = _faults[min(_rank, len(_faults) - 1)]
+_fault, _, _number = _faults[min(_rank, len(_faults) - 1)].partition(":")
 _double._how["devices"] = 64
 cuda = _double.cuda
 cuda.Device.pci_bus_id = property(lambda self: f"0000:{self.id:02X}:00.0")  # of processes that see the same GPUs
@@ -45,7 +45,9 @@ match _fault:
     case "memory":
         _double._how["free"] = 1000
     case "room":
-        _double._how["free"] = 1 << 14  # enough for a trial
+        _double._how["free"] = int(_number or 1 << 14)  # enough for a trial
+    case "dies":
+        _double.dies_in(int(_number))
     case "nccl":
         cuda.nccl.available = False
     case "launch":
