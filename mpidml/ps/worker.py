@@ -5,7 +5,7 @@ read c+1   ?-------------------------!                             answered when
                                  |  compute c+1  =====
 
 Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, it is told of each
-compute that has ended, and the read follows the grant. A gate at the start may grant one step ahead, so that its read flies meanwhile; a gate at the
+compute that has ended, and the read follows the grant. A gate at the start may grant steps ahead, so that reads fly meanwhile; a gate at the
 push is asked before the gradient is sent.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from mpidml.core.clocks import ENDED
 from mpidml.core.role import GRANT, LOAD, NEXT, NOTHING, ROWS, After, Array, Compute, Effect, Effects, Message, Record, Send, Stop, Waiting, new
-from mpidml.ps.client import SERVERS_FIRST_SECONDS, Client
+from mpidml.ps.client import SERVERS_FIRST_SECONDS, UNUSED, Client
 from mpidml.ps.coordinator import LOAD_UNITS, PAUSE, WEIGHT_UNITS
 from mpidml.ps.task import Push, Task, Turn
 from mpidml.ps.ticket import Ticket
@@ -67,7 +67,7 @@ class Worker:
         self.computing = self.leaving = self.pauses = self.last = self.ended = False
         self.step = self.n_grants = 0
         self.next: tuple[int, float] | None = None  # block and weight of the next turn
-        self.ahead: Message | None = None  # the grant of the one after
+        self.ahead: dict[int, Message] = {} if coordinator >= 0 else UNUSED  # the grants of those after, by their numbers
         self.turn, self.staleness, self.granted_by = Turn(0, 0, 0), -1, -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
         self.coming, self.after = list[Ticket](), list[Ticket]()  # of the next turn, and of the one after where that is asked for before the next began
@@ -117,19 +117,20 @@ class Worker:
         if self.unsent is not None:
             self._close(now, effects, *self.unsent, counts=message.ends)
             self.unsent = None
-        if self.next is not None or message.counted != self.n_grants + 1:  # one is read for already, or this one has overtaken it
-            self.ahead = message
+        self.ahead[message.counted] = message
+        if self.next is not None or self.n_grants + 1 not in self.ahead:  # one is read for already, or this one has overtaken it
             return effects
-        self._accept(now, effects, message)
+        self._accept(now, effects)
         if not self.computing and not any(ticket.unanswered for ticket in self.coming):
             if self.granted_by >= 0 or not self.gated:
                 self.tally.wait(self.granted_by if self.granted_by >= 0 else self.coordinator, self.step, self.done_at, now)
             self._begin(now, effects)
         return effects
 
-    def _accept(self, now: float, effects: list[Effect], message: Message) -> None:
-        """Go to the clock of a grant and read for it, or know that there is no more."""
+    def _accept(self, now: float, effects: list[Effect]) -> None:
+        """Go to the clock of the next grant and read for it, or know that there is no more."""
         self.n_grants += 1
+        message = self.ahead.pop(self.n_grants)
         self.next = (message.lo, message.hi / WEIGHT_UNITS)
         self.staleness, self.granted_by = message.version, message.ticket
         self.leaving, self.pauses = message.lo < 0, message.lo == PAUSE
@@ -193,9 +194,8 @@ class Worker:
             effects.append(Compute(self.task.finish, (turn,), -1))
             return
         self.coming, self.after, self.next = self.after, [], None
-        if self.ahead is not None:
-            message, self.ahead = self.ahead, None
-            self._accept(now, effects, message)
+        if self.ahead and self.n_grants + 1 in self.ahead:
+            self._accept(now, effects)
         elif self.coordinator < 0:
             self.next = ((step + 1) * self.n_workers + self.index, 1.0)
             self.leaving = step + 1 == self.n_clocks

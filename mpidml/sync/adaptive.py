@@ -21,7 +21,10 @@ from mpidml.sync.base import Start, SyncPolicy, whole
 SMOOTHING = 0.5
 LOAD_STEP = 0.1
 MOST_LOAD = 0.95
-AHEAD = 2  # executions granted at once: the one that is computed and the next
+AHEAD = 3
+"""Executions granted at once: the one that is computed, the next, whose read flies meanwhile, and one whose grant has come when that begins.
+
+Beside a hog each answer of a rank takes as long as a fast worker's execution, and grant and read are two."""
 
 
 class Adaptive(SyncPolicy):
@@ -56,8 +59,7 @@ class Adaptive(SyncPolicy):
 class Epochs:
     """Let workers execute up to their quotas; a barrier opens when all have executed `minimum` times and none computes.
 
-    A worker is granted one execution ahead of the one that it computes, so that it need not wait for the grant, nor for its read. With `fair`
-    each worker's gradients of all
+    A worker is granted AHEAD executions at most, so that it need wait neither for a grant nor for a read. With `fair` each worker's gradients of all
     epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one.
     """
 

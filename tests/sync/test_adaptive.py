@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mpidml.sim import virtual
-from mpidml.sync.adaptive import LOAD_STEP, Adaptive, Epochs
+from mpidml.sync.adaptive import AHEAD, LOAD_STEP, Adaptive, Epochs
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from mpidml.sync.ssp import Ssp
@@ -37,12 +37,12 @@ def lasting(work, slowness, worker, now, step=0.05):
     return now - begun + work * slowness(worker, now)
 
 
-def run(policy, n_workers, slowness, n_clocks, dynamic=True, gate=None, seconds=1.0):
+def run(policy, n_workers, slowness, n_clocks, dynamic=True, gate=None, seconds=1.0, latency=1e-5):
     """Run the scenario; return it, its result, and the quotas that were set as (seconds, worker, quota)."""
     load = lambda worker, now: 1 - 1 / slowness(worker, now)
     scenario = Scenario(policy, n_workers, 1, n_clocks, dynamic=dynamic, gate=gate, load=load if policy.watches_seconds else None)
     first = scenario.worker_roles[0]
-    result = virtual.run(scenario.roles(), lambda role, step, now: lasting(seconds, slowness, role - first, now), 1e-5)
+    result = virtual.run(scenario.roles(), lambda role, step, now: lasting(seconds, slowness, role - first, now), latency)
     return scenario, result, [(now, int(v[0]), int(v[1])) for now, _, name, v in result.records if name == "quota"]
 
 
@@ -79,7 +79,7 @@ class Short(Epochs):
     """Lets the slowest off with fewer executions."""
 
     def starts(self, now):
-        self.owing = {w for w in self.owing if self.executed[w] < self.minimum - 2}
+        self.owing = {w for w in self.owing if self.executed[w] < self.minimum - AHEAD - 1}
         return super().starts(now)
 
 
@@ -92,8 +92,22 @@ class Unlimited(Epochs):
 @pytest.mark.parametrize("broken", [Short, Unlimited])
 def test_the_check_catches_a_gate_that(broken):
     with pytest.raises(AssertionError):
-        scenario, result, _ = run(Adaptive(3, 8), 3, hogged(4.0), 60, gate=broken(3, 3, 8, False, True))
-        check_epochs(scenario, result, 3, 8, 3)
+        scenario, result, _ = run(Adaptive(6, 16), 3, hogged(4.0), 60, gate=broken(3, 6, 16, False, True))
+        check_epochs(scenario, result, 6, 16, 3)
+
+
+def idle_inside_epochs(worker):
+    """Return the seconds that a worker waits between two executions of one epoch, where it takes a message nearly half an execution to be taken."""
+    scenario, result, _ = run(Adaptive(4, 32), 2, hogged(4.0, 1e9, 0.0), 120, latency=0.45)
+    ended = [(int(value[0]), now, value[3]) for now, role, name, value in result.records if name == "clock" and role == scenario.worker_roles[worker]]
+    return sum(now - seconds - before for (epoch, before, _), (same, now, seconds) in zip(ended, ended[1:], strict=False) if epoch == same)
+
+
+def test_nobody_waits_for_grant_and_read_of_a_rank_that_answers_late(monkeypatch):
+    """Beside a hog a rank that serves is given its core by turns: grant and read, one after the other, outlast an execution of a worker that nobody robs."""
+    assert idle_inside_epochs(1) < 1e-9
+    monkeypatch.setattr("mpidml.sync.adaptive.AHEAD", 2)
+    assert idle_inside_epochs(1) > 5
 
 
 def test_quotas_follow_a_hog_within_three_periods_and_rest_when_nothing_happens():
