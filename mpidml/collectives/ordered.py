@@ -11,6 +11,7 @@ from mpidml.core.block_tree import BlockTree
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, Move, Round, moved
 
+BLOCKS = 16
 ALIGN = 64
 """Elements at which parts begin: a kernel's last elements may be computed in another way than those before, so they are the same in every cut."""
 
@@ -22,10 +23,10 @@ class Ordered(Collective):
     (nodes of the rank + 1) (P - 1) / P of the buffer leaves each rank.
     """
 
-    def __init__(self, blocks: int = 16) -> None:
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1 or blocks & (blocks - 1):
-            raise UserError(f"ordered: {blocks} blocks are no power of two; give one, as 16")
-        self.blocks = blocks
+    def __init__(self, blocks: int | None = None) -> None:
+        if blocks is not None and (isinstance(blocks, bool) or not isinstance(blocks, int) or blocks < 1 or blocks & (blocks - 1)):
+            raise UserError(f"ordered: {blocks} blocks are no power of two; give one, as {BLOCKS}")
+        self.given, self.blocks = blocks is not None, blocks or BLOCKS
 
     def tree(self) -> BlockTree:
         """Return who computes which blocks; UserError for more ranks than blocks."""
@@ -34,8 +35,10 @@ class Ordered(Collective):
         return BlockTree(self.blocks, self.comm.size)
 
     def plan(self, buffer: Array) -> Sum:
-        """Prepare the sum of `buffer`, one block of each rank."""
+        """Prepare the sum of `buffer`, one block of each rank. UserError where a number of blocks was given."""
         check_alike(self.comm, buffer)
+        if self.given:
+            raise UserError(f"ordered:{self.blocks}: blocks are of a batch's samples, under --strategy data_parallel; what is summed here has none, so give ordered")
         size = self.comm.size
         tree = BlockTree(1 << (size - 1).bit_length(), 1 << (size - 1).bit_length())
         rows = np.zeros((tree.n_blocks, buffer.size), buffer.dtype)  # blocks that no rank has are zero

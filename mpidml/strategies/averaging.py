@@ -60,8 +60,6 @@ class Averaging(Serverless):
                 raise UserError("--averaging elastic_async: the centre lies in memory that all ranks share, and they are on several hosts; use elastic")
             self.vote_every = job.average_every
         chosen: Collective = plugins.make(FOLDER, job.collective)
-        if isinstance(chosen, plugins.load(FOLDER, "ordered")) and ":" in job.collective:
-            raise UserError(f"--collective {job.collective}: blocks are of gradients, and --strategy averaging sums replicas; give --collective ordered")
         self.mixing = None if chosen.exact else chosen
         if self.mixing is not None and self.way != "mean":
             raise UserError(f"--averaging {job.averaging}: needs a sum over all ranks, which --collective {job.collective} does not make; leave one of them out")

@@ -165,6 +165,8 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
         with pytest.raises(UserError, match=r"over\(7\): are no batches"):
             next(total.over(7))
     if comm.size > 1:
+        with pytest.raises(UserError, match="ordered:32: blocks are of a batch's samples"):
+            Gradients({"w": (3,)}, collective="ordered:32", comm=comm)
         with pytest.raises(UserError, match=r"rank 1 sums float32 by tree|rank 0 sums float32 by ring"):
             Gradients({"w": (3,)}, "float32", "ring" if comm.rank == 0 else "tree", comm=comm)
         names = ("a", "b") if comm.rank else ("b", "a")
