@@ -289,11 +289,11 @@ def measured(strategy: Any, saved: Checkpoint) -> dict[str, Any]:
 
 
 def metrics(folder: Path, n: int) -> list[dict[str, Any]]:
-    """Return the first `n` rows of a run's metrics.jsonl: those that its checkpoint knows of; the file comes with the first row, maybe after a checkpoint."""
+    """Return the first `n` rows of metrics.jsonl (null: NaN): those that its checkpoint knows of; the file comes with the first row, maybe after a checkpoint."""
     rows = []
     if (path := folder / "metrics.jsonl").exists():
         with path.open(encoding="utf-8") as file:
-            rows = [json.loads(line) for _, line in zip(range(n), file, strict=False)]
+            rows = [{k: np.nan if v is None else v for k, v in json.loads(line).items()} for _, line in zip(range(n), file, strict=False)]
     if len(rows) < n:
         raise UserError(f"--resume {folder}: metrics.jsonl has {len(rows)} rows, the checkpoint knows of {n}; restore the file, or start the run anew")
     return rows

@@ -183,6 +183,15 @@ def test_of_what_each_worker_has_had_for_itself_all_ranks_go_on_with_the_mean(co
 
 
 @pytest.mark.mpi
+def test_a_run_that_has_diverged_goes_on_and_says_since_when(comm, mpi_tmp_path):
+    """A loss that is no number is null in metrics.jsonl, and none again in what has read it."""
+    start(comm, mpi_tmp_path / "run", 14, lr=1e200, hidden=(8,))
+    found = go_on(comm, mpi_tmp_path / "run", target="loss:0.1")[0]
+    assert found["diverged_at_clock"] < 14 and found["clocks"] == STEPS and np.isnan(found["final_loss"])
+    assert comm.rank or len(clocks(mpi_tmp_path / "run")) == STEPS
+
+
+@pytest.mark.mpi
 def test_a_run_goes_on_in_another_folder_and_leaves_the_first_as_it_is(comm, mpi_tmp_path):
     start(comm, mpi_tmp_path / "a", 14)
     before = sorted(mpi_tmp_path.joinpath("a").rglob("*"))
