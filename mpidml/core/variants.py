@@ -64,12 +64,12 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         lists[name] = found
     names = list(lists)
     variants = []
-    strategies, grouped = lists.get("strategy", ()), any(name.replace("-", "_") == "group" for name in values)
-    apart = {s: {n for n in idle(s, grouped) if any(n not in idle(other, grouped) for other in strategies)} for s in strategies}
+    strategies = lists.get("strategy", ())
     every: list[Any] = []
     for combination in product(*lists.values()):
         meant = dict(zip(names, combination, strict=True))
-        left_out = apart.get(meant.get("strategy", ""), ())
+        grouped = str({**single, **meant}.get("group", Job.group)) != str(Job.group)
+        left_out = {n for n in idle(meant.get("strategy", ""), grouped) if any(n not in idle(other, grouped) for other in strategies)}
         chosen = tuple((name, value) for name, value in meant.items() if name not in left_out)
         if chosen in every:
             continue

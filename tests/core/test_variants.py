@@ -87,6 +87,10 @@ def test_a_flag_goes_to_the_strategies_that_it_decides_something_under():
         ("data_parallel", Job(strategy="data_parallel", collective="ring")),
     ]  # fmt: skip
     assert [job.collective for _, job in told(strategy="parameter_server,data_parallel", group=2, collective="ring")] == ["ring", "ring"]
+    assert told(strategy="parameter_server,data_parallel", group="2,1", collective="ring") == [
+        ("parameter_server, group 2", Job(group=2, collective="ring")), ("parameter_server, group 1", Job()),
+        ("data_parallel", Job(strategy="data_parallel", collective="ring")),
+    ], "servers' workers sum where they are groups"  # fmt: skip
     assert [job.average_every for _, job in told(strategy="data_parallel,parameter_server", average_every=4)] == [4, 4], "which both refuse"
     assert told(strategy="averaging", sync="asp")[0][1].sync == "asp", "which it refuses"
 
