@@ -112,6 +112,9 @@ def check_target(job: Job, data: Dataset) -> None:
     """Refuse a target that these data cannot show, and what a run on so many rows never comes to."""
     if job.check_replicas > (n := job.n_clocks(-(-len(data.x) // job.batch))):
         raise UserError(f"--check-replicas {job.check_replicas}: does nothing in a run of {n} clocks, compared at its end anyway; give at most {n}, or leave it out")
+    if job.averaging.startswith("elastic") and job.average_every > n:
+        why = f"in a run of {n} clocks the centre of --averaging {job.averaging}, which is what is saved, would stay as it began"
+        raise UserError(f"--average-every {job.average_every}: {why}; give at most {n}")
     target = parse_target(job.target, job.looks_at)
     if target is not None and not len(data.rows(job.looks_at)[0]):
         raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")

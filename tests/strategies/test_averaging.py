@@ -389,6 +389,7 @@ def test_two_runs_have_the_same_bits_where_no_timing_decides(comm):
         ({"collective": "ordered:32"}, "ordered:32: blocks are of a batch's samples"),
         ({"tune": False}, "--no-tune: does nothing under --strategy averaging"),
         ({"average_every": 0}, "--average-every 0: is below 1"),
+        ({"averaging": "elastic:0.2", "average_every": 9}, "--average-every 9: in a run of 8 clocks the centre of --averaging elastic:0.2"),
         ({"strategy": "data_parallel"}, "--average-every 3: does nothing under --strategy data_parallel"),
         ({"strategy": "parameter_server", "collective": "auto"}, "--average-every 3: does nothing under --strategy parameter_server"),
     ],
