@@ -201,7 +201,7 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, 
     for name, shape in shapes.items():
         if not isinstance(name, str):
             raise UserError(f"gradients: a tensor is named {name!r}; give text, as 'w'")
-        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in shape):
             raise UserError(f"gradients: the shape of '{name}' is {shape!r}; give a tuple of whole numbers from 0 up, as (784, 10)")
     try:
         known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)

@@ -152,7 +152,7 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
         ({"shapes": {"w": (3, -1)}}, "whole numbers from 0 up"), ({"shapes": {"w": (2.0,)}}, "whole numbers"), ({"shapes": {5: (2,)}}, "is named 5; give text"),
         ({"dtype": "floaty"}, "'floaty' is no type"), ({"dtype": None}, "None is no type"), ({"collective": 5}, "collective = 5 is no text"),
         ({"wait_limit": 0}, "no positive number of seconds"), ({"wait_limit": "9"}, "no positive number"), ({"comm": 5}, "comm = 5 is no communicator"),
-        ({"unused": 5}, "neither 'zero' nor 'error'"),
+        ({"unused": 5}, "neither 'zero' nor 'error'"), ({"shapes": {"w": (True,)}}, r"the shape of 'w' is \(True,\)"),
     ]  # fmt: skip
     for changes, what in wrong:
         with pytest.raises(UserError, match=what):
