@@ -6,6 +6,7 @@ All on virtual clocks: the load that a rank would read of its CPU is a function 
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def idle_inside_epochs(worker):
     """Return the seconds that a worker waits between two executions of one epoch, where it takes a message nearly half an execution to be taken."""
     scenario, result, _ = run(Adaptive(4, 32), 2, hogged(4.0, 1e9, 0.0), 120, latency=0.45)
     ended = [(int(value[0]), now, value[3]) for now, role, name, value in result.records if name == "clock" and role == scenario.worker_roles[worker]]
-    return sum(now - seconds - before for (epoch, before, _), (same, now, seconds) in zip(ended, ended[1:], strict=False) if epoch == same)
+    return sum(now - seconds - before for (epoch, before, _), (same, now, seconds) in pairwise(ended) if epoch == same)
 
 
 def test_nobody_waits_for_grant_and_read_of_a_rank_that_answers_late(monkeypatch):
