@@ -24,9 +24,9 @@ from mpidml.core.errors import UserError
 from mpidml.core.role import Array
 from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.outputs import sync
+from mpidml.runtime.outputs import CHECKPOINTS, sync
 
-FOLDER, MANIFEST, FORMAT = "checkpoints", "manifest.json", 2
+FOLDER, MANIFEST, FORMAT = CHECKPOINTS, "manifest.json", 2
 
 
 class Piece(NamedTuple):

@@ -27,6 +27,7 @@ from mpidml.runtime.events import Events
 
 Array = np.ndarray[Any, Any]
 _MARKS = ("summary.json", "compare.json", "config.toml", "metrics.jsonl", "model.safetensors")
+CHECKPOINTS = "checkpoints"
 
 
 def default_out(now: datetime, root: str | Path = "runs") -> Path:
@@ -40,7 +41,7 @@ def default_out(now: datetime, root: str | Path = "runs") -> Path:
 
 
 class FolderTaken(UserError):
-    """Another run claimed the folder after it was checked."""
+    """Another run claimed the folder after it was checked, or goes on in it."""
 
 
 class RunFolder:
@@ -56,7 +57,7 @@ class RunFolder:
     def prepare(cls, path: str | Path) -> RunFolder:
         """Check that a run can be written at `path`, without creating anything.
 
-        UserError where the folder holds a run already that came to its first row or goes on, is no folder, or cannot be created or written.
+        UserError where the folder holds a run already that came to its first row or checkpoint or goes on, is no folder, or cannot be created or written.
         """
         path = Path(path)
         try:
@@ -67,8 +68,8 @@ class RunFolder:
                 raise UserError(f"--out {path}: {ancestor} is not a folder; choose another --out")
             with suppress(FileNotFoundError):
                 os.lstat(path)  # finds names that no file can have
-            held = [name for name in _MARKS if (path / name).exists()]
-            if held and not cls(path)._only_began(held):
+            held = cls(path)._held()
+            if held and not cls(path)._only_began():
                 raise UserError(f"--out {path}: the folder holds another run ({', '.join(held)}); choose another --out or remove it")
             if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
                 raise UserError(f"--out {path}: {ancestor} lies on a read-only file system; choose another --out")
@@ -88,21 +89,25 @@ class RunFolder:
     def claim(self, config: str) -> None:
         """Create the folder and write `config` as its config.toml, which only one of several runs can do; FolderTaken on the others."""
         self.create()
-        if self._only_began(["config.toml"]):
-            self.lock()  # until the end of this run: nobody else comes to the next line
+        if self._only_began() and not self.lock() and self._held() == ["config.toml"]:  # still, now that nobody else is here
             (self.path / "config.toml").unlink()
         try:
             with (self.path / "config.toml").open("x", encoding="utf-8") as file:
                 file.write(config)
         except FileExistsError:
+            self.leave()
             raise FolderTaken(f"--out {self.path}: another run took this folder at the same moment; choose another --out") from None
 
-    def _only_began(self, held: list[str]) -> bool:
-        """Whether all that is `held` here is the claim of a run that ended before its first row, as one whose GPU had no room; UserError where one goes on.
+    def _held(self) -> list[str]:
+        """Name what a run has left here; of checkpoints those that are whole count."""
+        return [name for name in _MARKS if (self.path / name).exists()] + [CHECKPOINTS] * any((self.path / CHECKPOINTS).glob("[0-9]*"))
+
+    def _only_began(self) -> bool:
+        """Whether all that is here is the claim of a run that ended before its first row, as one whose GPU had no room; FolderTaken where one goes on.
 
         Not where the file system has no locks: then nothing tells the two apart.
         """
-        if held != ["config.toml"] or not (self.path / ".lock").exists() or not self._holds_job():
+        if self._held() != ["config.toml"] or not (self.path / ".lock").exists() or not self._holds_job():
             return False
         probe = RunFolder(self.path)
         told = probe.lock()
@@ -129,7 +134,7 @@ class RunFolder:
         return True
 
     def lock(self) -> str:
-        """Keep other runs from going on in this folder, until `close` or the end of this process; UserError where one does.
+        """Keep other runs from going on in this folder, until `close` or the end of this process; FolderTaken where one does.
 
         Return a line where the file system has no locks, else "". A second call changes nothing.
         """
@@ -140,7 +145,7 @@ class RunFolder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise UserError(f"--out {self.path}: another run is going on in this folder; wait for its end, or choose another --out") from None
+            raise FolderTaken(f"--out {self.path}: another run is going on in this folder; wait for its end, or choose another --out") from None
         except OSError as error:  # Lustre without -o flock: ENOSYS
             told = f"--out {self.path}: nothing keeps another run from this folder, whose file system has no locks ({_reason(error)})\n"
         self._lock = file

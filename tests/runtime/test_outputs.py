@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpidml.core.errors import UserError
-from mpidml.runtime import outputs
+from mpidml.core.job import Job
+from mpidml.runtime import outputs, run_files
 from mpidml.runtime.outputs import RunFolder, default_out, plain, to_toml
 from tests.changed import changed
 
@@ -202,37 +203,58 @@ def began(path: Path) -> None:
     folder = made(path)
     folder.claim("epochs = 1\n")
     folder.lock()
+    (path / "checkpoints/.000000000004.part").mkdir(parents=True)  # as it was killed while it wrote its first
     folder.leave()
 
 
 def check_taken(module: Any, path: Path) -> None:
-    """Fail unless the next run takes the folder, alone, and one whose claim goes on, or came to a row, is left alone."""
+    """Fail unless the next run takes the folder, alone, and one whose claim goes on, or came to a row or a checkpoint, is left alone."""
     began(path)
     first, second = module.RunFolder.prepare(path), module.RunFolder.prepare(path)
+    third = module.RunFolder(path)
     assert (path / "config.toml").exists(), "looking changes nothing"
     first.claim("epochs = 2\n")
     first.lock()
-    second._only_began = lambda held: True  # it looked a moment before
-    for late in (lambda: second.claim("epochs = 3\n"), lambda: module.RunFolder.prepare(path)):
+    third._only_began = lambda: True  # it looked a moment before
+    for late in (lambda: second.claim("epochs = 3\n"), lambda: third.claim("epochs = 4\n"), lambda: module.RunFolder.prepare(path)):
         assert "another run is going on in this folder" in refusal(late)
+    saves, reports = (lambda: (path / "checkpoints/000000000004").mkdir()), (lambda: first.append_metrics({"clock": 0}))
+    for comes, held in ((saves, "checkpoints"), (reports, "metrics.jsonl, checkpoints")):
+        comes()
+        first.leave()
+        assert f"holds another run (config.toml, {held})" in refusal(lambda: module.RunFolder.prepare(path))
+        for late in (second, third):  # which looked before
+            assert "another run took this folder" in refusal(lambda late=late: late.claim("epochs = 3\n"))  # type: ignore[misc]
     assert (path / "config.toml").read_text() == "epochs = 2\n"
-    first.append_metrics({"clock": 0})
-    first.leave()
-    assert "holds another run (config.toml, metrics.jsonl)" in refusal(lambda: module.RunFolder.prepare(path))
 
 
 BROKEN = {
-    "what is no claim": ('if held != ["config.toml"] or', "if"),
+    "what is no claim": ('if self._held() != ["config.toml"] or', "if"),
     "a run that goes on": ("told = probe.lock()", 'told = ""'),
-    "the lock": ("            self.lock()  # until", "            # until"),
+    "the lock": ("and not self.lock() and", "and"),
+    "what came since it looked": (' and self._held() == ["config.toml"]:', ":"),
+    "checkpoints": (' + [CHECKPOINTS] * any((self.path / CHECKPOINTS).glob("[0-9]*"))', ""),
+    "what is half written": ('glob("[0-9]*")', 'glob("*")'),
 }
 
 
 def test_the_claim_of_a_run_that_came_to_no_row_is_taken_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_taken(outputs, tmp_path / "right")
     for name, change in BROKEN.items():
-        with pytest.raises((AssertionError, pytest.fail.Exception)):
+        with pytest.raises((AssertionError, pytest.fail.Exception, UserError)):
             check_taken(changed(outputs, [change]), tmp_path / name)
     began(tmp_path / "without locks")
     monkeypatch.setattr(RunFolder, "lock", lambda self: "nothing keeps another run from it\n")
     assert "holds another run (config.toml)" in refusal(lambda: RunFolder.prepare(tmp_path / "without locks"))
+
+
+def test_of_two_runs_that_begin_at_once_the_second_takes_the_next_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_files, "default_out", lambda now: default_out(datetime(2024, 2, 3)))
+    first, second = (run_files.open_folder(Job(), False) for _ in range(2))
+    assert first.path == second.path
+    for folder in (first, second):
+        run_files.claim(folder, Job())
+    assert [str(folder.path) for folder in (first, second)] == ["runs/20240203-000000", "runs/20240203-000000-2"]
+    for late in (RunFolder(first.path), RunFolder(second.path)):
+        assert "another run is going on" in refusal(late.lock)
