@@ -12,6 +12,7 @@ from mpidml.core.checking import check
 from mpidml.core.errors import UserError
 from mpidml.core.lowering import lower
 from mpidml.core.pace import paced
+from mpidml.core.plan_request import asked
 from mpidml.core.program import read
 from mpidml.core.replay import Fault, Seconds, replay, units
 from mpidml.core.trace import KINDS
@@ -163,6 +164,11 @@ def test_what_is_no_number_of_ranks_is_refused_in_a_line(text):
     with pytest.raises(UserError, match=r"^--replicas .*: '.*' is no number of ranks from 1 up; give one for each stage, as 2,1$"):
         parse_replicas(text)
     assert parse_replicas(" 2, 1") == (2, 1)
+
+
+def test_a_plan_looks_at_no_turns_and_says_so():
+    with pytest.raises(UserError, match="--replicas 2,1: does nothing under plan, which looks at grids alone"):
+        asked({"replicas": "2,1"})
 
 
 @pytest.mark.parametrize(("name", "why"), [("interleaved", "has 2"), ("looped_bfs", "has 2"), ("pipedream", "weights under way"), ("two_bw", "weights under way")])
