@@ -23,6 +23,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.schedule_request import ScheduleRequest
+from mpidml.core.turns import agrees, lower_by_turns
 from mpidml.runtime import schedule_plot
 from mpidml.runtime.outputs import default_out
 from mpidml.runtime.progress import show
@@ -35,16 +36,16 @@ _FEW = 16  # stages whose numbers are told one by one
 def schedule(**values: Any) -> None:
     """Draw the schedule `name` on the terminal and to a PNG file, or list all without one; UserError for what cannot be. Starts no MPI.
 
-    `values`: name, stages, microbatches, costs, travel, out, as the flags of their names.
+    `values`: name, stages, microbatches, replicas, costs, travel, out, as the flags of their names.
     """
     asked = ScheduleRequest().with_values(values, "schedule")
     if not asked.name:
         say(listing())
         return
     made = _made(asked.name)
-    n_ranks = _ranks(asked, made.n_chunks)
+    n_ranks = _ranks(asked, made)
     seconds = asked.seconds(made.trains)
-    program = lowered(made, n_ranks, asked.microbatches, asked.name)
+    program = lower_by_turns(made, asked.turns, asked.microbatches) if asked.turns else lowered(made, n_ranks, asked.microbatches, asked.name)
     run = check(program, asked.name, seconds)
     path = _path(asked)
     say(text(asked, made, program, run, shutil.get_terminal_size((120, 24)).columns))
@@ -98,13 +99,16 @@ def _made(name: str) -> Schedule:
     return made
 
 
-def _ranks(asked: ScheduleRequest, n_chunks: int) -> int:
+def _ranks(asked: ScheduleRequest, made: Schedule) -> int:
     """Return how many ranks the stages are for; UserError where they are not level, or nothing travels that was given a time."""
+    n_chunks = made.n_chunks
+    if asked.turns:
+        agrees(made, asked.name, asked.replicas)
     if asked.stages % n_chunks:
         raise UserError(f"--stages {asked.stages}: {asked.name} has {n_chunks} stages a rank; give a multiple of {n_chunks}")
     n_ranks = asked.stages // n_chunks
     if asked.travel and n_ranks == 1:
-        raise UserError(f"--travel {asked.travel:g}: does nothing on one rank, where nothing is sent; give more stages, or leave it out")
+        raise UserError(f"--travel {asked.travel:g}: does nothing on one {'stage' if asked.turns else 'rank'}, where nothing is sent; give more stages, or leave it out")
     return n_ranks
 
 
@@ -125,7 +129,7 @@ def _name(asked: ScheduleRequest) -> str:
 
 
 def _size(asked: ScheduleRequest, program: Program) -> str:
-    on_ranks = f" on {_count(program.n_ranks, 'rank')}" * (program.n_ranks != asked.stages)
+    on_ranks = f" on {_count(program.n_ranks, 'rank')}" * (program.n_ranks != asked.stages) + f" ({asked.replicas})" * bool(asked.turns)
     return f"{_count(asked.stages, 'stage')}{on_ranks}, {_count(asked.microbatches, 'microbatch', 'es')}"
 
 
@@ -140,6 +144,8 @@ def _costs(asked: ScheduleRequest, made: Schedule) -> str:
 
 def _formula(asked: ScheduleRequest, made: Schedule, n_ranks: int) -> str:
     """Return what the formula of the schedule's source says, and its letters where they are written first in its docstring."""
+    if asked.turns:
+        return "; formulas are of one rank a stage"
     share = made.bubble(n_ranks, asked.microbatches)
     if share is None:
         return "; its source has no formula for this size"

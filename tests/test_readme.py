@@ -205,7 +205,7 @@ def test_servers_and_workers_learn_by_codes_and_on_virtual_clocks(tmp_path):
 
 def test_cut_networks_learn_on_every_grid_that_is_shown(tmp_path):
     lines = [shlex.split(line) for line in block("bash", "--grid data=2,pipe=2").strip().splitlines()]
-    assert [int(words[2]) for words in lines] == [3, 3, 4, 2, 4]
+    assert [int(words[2]) for words in lines] == [3, 3, 4, 3, 2, 4]
     (tmp_path / "net.toml").write_text(block("toml", "embedding"))
     for i, words in enumerate(lines):
         more = [word for word in quick(i) if word != "--no-report"]

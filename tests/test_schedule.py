@@ -117,6 +117,16 @@ def test_costs_of_each_stage_and_the_way_are_counted_and_formulas_say_what_they_
     assert "its source has no formula for this size" in told("interleaved --microbatches 3 --out a.png")
 
 
+def test_stages_on_unlike_numbers_of_ranks_are_drawn_by_turns(told):
+    lines = told("one_f_one_b --replicas 2,1 --costs 2:4,1:2 --microbatches 6 --out a.png").splitlines()
+    assert lines[0] == "one_f_one_b: 2 stages on 3 ranks (2,1), 6 microbatches; the stages' forwards and backwards take 2:4,1:2"
+    assert [re.findall(r"F\d|B\d", line) for line in lines if line.startswith("rank ")] == [
+        ["F0", "F2", "B0", "F4", "B2", "B4"], ["F1", "F3", "B1", "F5", "B3", "B5"], [f"{op}{m}" for m in range(6) for op in "FB"],
+    ]  # fmt: skip
+    assert any(re.fullmatch(r"bubble +[\d.]+% of the ranks' time; formulas are of one rank a stage", line) for line in lines)
+    assert "activations  of 2, 1 microbatches at once (stages 0 to 1)" in lines
+
+
 def test_a_wide_drawing_is_cut_to_the_terminal_and_says_so(told, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     lines = told("one_f_one_b --stages 4 --microbatches 40 --out a.png").splitlines()
@@ -152,6 +162,13 @@ def test_a_schedule_of_ones_own_is_drawn_and_a_wrong_one_is_shown_with_what_it_l
         (f"gpipe --microbatches {MOST}", f"--microbatches {MOST}: times 4 stages are too many to draw; give at most {MOST // 4}, or fewer stages"),
         ("--stages 5", "--stages 5: does nothing without the name of a schedule; give one, as one_f_one_b, or leave it out"),
         ("--out a.png", "--out a.png: does nothing without the name of a schedule"),
+        ("gpipe --replicas 2,0", "--replicas 2,0: '0' is no number of ranks from 1 up; give one for each stage, as 2,1"),
+        ("gpipe --replicas 2,1 --stages 3", "--stages 3: --replicas 2,1 are of 2; leave one of them out"),
+        ("gpipe --replicas 3,1 --microbatches 2", "--microbatches 2: are fewer than the 3 ranks that take turns; give 3 or more"),
+        ("interleaved --replicas 2,1", "--replicas 2,1: takes schedules of one stage a rank, --schedule interleaved has 2; give one such as one_f_one_b"),
+        ("pipedream --replicas 2,1", "--replicas 2,1: takes schedules that end a batch by a flush, --schedule pipedream changes weights under way; give one"),
+        ("gpipe --replicas 3 --travel 1", "--travel 1: does nothing on one stage"),
+        ("--replicas 2,1", "--replicas 2,1: does nothing without the name of a schedule; give one"),
         ("interleaved --stages 5", "--stages 5: interleaved has 2 stages a rank; give a multiple of 2"),
         ("interleaved:0", "'interleaved:0': chunks = 0 is not a whole number from 1 up; give the number of stages of a rank"),
         ("two_bw:2", "two_bw:2: every = 2 is below the 4 ranks, and more than two versions would be read; give 4 or more"),
@@ -173,7 +190,7 @@ def test_a_schedule_of_ones_own_is_drawn_and_a_wrong_one_is_shown_with_what_it_l
         ("gpipe --out folder.png", "--out folder.png: is a folder; give the path of a file"),
         ("none.py", "none.py: there is no such file; give the path of a plug-in file"),
         ("other.py", "other.py: holds no schedule; derive its class from mpidml.schedules.base.Schedule"),
-        ("gpipe --cost 1,2", "schedule: there is no option '--cost'; known: --costs, --microbatches, --out, --stages, --travel; did you mean '--costs'?"),
+        ("gpipe --cost 1,2", "schedule: there is no option '--cost'; known: --costs, --microbatches, --out, --replicas, --stages, --travel; did you mean '--costs'?"),
         ("gpipe naive", "schedule: there is no option 'naive'; known: "),
     ],
 )

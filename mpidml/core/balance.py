@@ -91,7 +91,12 @@ def balanced(
 
 
 def planned(
-    profiles: Sequence[Profile], n_ranks: int, bytes_per_second: float, memory_nbytes: float | None = None, optimizer_factor: float = 0.0
+    profiles: Sequence[Profile],
+    n_ranks: int,
+    bytes_per_second: float,
+    memory_nbytes: float | None = None,
+    optimizer_factor: float = 0.0,
+    every: int = 1,
 ) -> Plan:
     """Return the fastest cut into any number of stages, on any number of ranks each, that takes all ranks: PipeDream's planner.
 
@@ -101,12 +106,14 @@ def planned(
     likewise a link's 2 x activation counts what goes forward and what comes back. Then
     A(j, R) = min over i, r of max(A(i, R - r), 2 activation(i) / bandwidth, T(i + 1, j, r)).
 
+    With a flush they sum once for the `every` microbatches of a batch, if these are more than r.
+
     One stage on all ranks is data parallelism, one rank for each stage a straight pipeline. Among equally fast ones the fewest stages, then, stage by
     stage from the first, the earliest end and the most replicas. `bytes_per_second` 0: nothing that travels takes time. With `memory_nbytes`
     each rank fits: what `balanced` counts, for ceil(ranks from its stage on / replicas) microbatches in flight, each with its own version of the
     parameters (weight stashing). Costs O(layers^2 ranks^2), in whole arrays. UserError where nothing fits, or the numbers are none.
     """
-    chain = _chain(profiles, n_ranks, bytes_per_second)
+    chain = _chain(profiles, n_ranks, bytes_per_second)._replace(every=every)
 
     def nbytes(left: int, replicas: int) -> Array:
         n_in_flight = -(-left // replicas)
@@ -155,12 +162,13 @@ class _Chain(NamedTuple):
     parameters: Array
     link: Array
     bytes_per_second: float
+    every: int = 1
 
     def sync(self, replicas: int) -> Array:
-        """Return the seconds per microbatch of the sum over replicas, 4 (r - 1) / r^2 x bytes / bandwidth: one division, one rounding."""
+        """Return the seconds per microbatch of the sum over replicas, 4 (r - 1) / r^2 x bytes / bandwidth, or less often: one division, one rounding."""
         if not self.bytes_per_second:
             return np.zeros_like(self.parameters)
-        seconds: Array = 4 * (replicas - 1) * self.parameters / (replicas * replicas * self.bytes_per_second)
+        seconds: Array = 4 * (replicas - 1) * self.parameters / (replicas * max(replicas, self.every) * self.bytes_per_second)
         return seconds
 
     def nbytes(self, n_in_flight: int, n_versions: int, optimizer_factor: float) -> Array:

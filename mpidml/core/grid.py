@@ -41,6 +41,18 @@ class ProcessGrid:
         at = self.coords(rank)
         return [self.rank(**{**at, axis: i}) for i in range(self.sizes[axis])]
 
+    def ranks(self, stage: int) -> list[int]:
+        """Return the ranks at a place of the pipe."""
+        return [self.rank(data=d, pipe=stage, tensor=t) for d in range(self.sizes["data"]) for t in range(self.sizes["tensor"])]
+
+    def turn(self, rank: int) -> tuple[int, int]:
+        """Return which turn a rank takes of how many at its stage: the only one."""
+        return 0, 1
+
+    def ways(self, a: Mapping[str, int], b: Mapping[str, int]) -> list[tuple[int, int]]:
+        """Return from which rank to which microbatch after microbatch goes, over and over, between two places that differ on the pipe."""
+        return [(self.rank(**a), self.rank(**b))]
+
     def name(self, rank: int) -> str:
         """Name a rank by its coordinates on the axes that have more than one rank."""
         return " ".join(f"{axis} {i}" for axis, i in self.coords(rank).items() if self.sizes[axis] > 1) or "alone"

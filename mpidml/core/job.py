@@ -18,7 +18,7 @@ NO_END = 1 << 40
 """Clocks of a run that ends at a time."""
 
 
-OF_STAGES = ("grid", "mix", "schedule", "microbatches", "partition", "recompute")
+OF_STAGES = ("grid", "mix", "schedule", "microbatches", "replicas", "partition", "recompute")
 """Flags of the strategies that cut a network into stages."""
 OF_STRATEGIES = (
     *OF_STAGES, "sync", "staleness", "tune", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
@@ -145,7 +145,8 @@ class Job:
     grid: str = flag("", "pipeline, tensor, hybrid: ranks along named axes, as data=2,pipe=2,tensor=1 (default: all along pipe, or tensor)", groups="commas")
     mix: str = flag("", "pipeline, tensor, hybrid: layers cut over the ranks of --grid data=4, while others share out the batch, as embedding=tensor", groups="commas")
     schedule: str = flag("one_f_one_b", "pipeline, tensor, hybrid: in which order stages compute microbatches", plugins="mpidml.schedules")
-    microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage)")
+    microbatches: int = flag(0, "pipeline, tensor, hybrid: parts of a batch that flow through the stages (0: 4 for each stage, with --replicas for each rank)")
+    replicas: str = flag("", "pipeline: ranks of each stage, which take its microbatches by turns, as 2,1 (auto: by what is measured; default: one)", groups="commas")
     partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and ranks' speeds; equal: by costs alone)", groups="commas")
     recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")

@@ -30,13 +30,13 @@ def part_weights(grid: ProcessGrid, speeds: Sequence[float]) -> tuple[float, ...
 
 
 def stage_speeds(grid: ProcessGrid, speeds: Sequence[float], weights: Sequence[float], n_stages: int) -> list[float]:
-    """Return the speed of each stage: of the rank that ends last, each with its part of the widths, in the slowest of its replicas."""
-    data, pipe, tensor = grid.sizes.values()
+    """Return the speed of each stage: of the rank that ends last, each with its part of the widths, in the slowest of its replicas; of those by turns, all."""
+    pipe, tensor = grid.sizes["pipe"], grid.sizes["tensor"]
     shares = [weight * tensor / sum(weights) for weight in weights]
     found = []
     for s in range(n_stages):
-        ranks = [(grid.rank(data=d, pipe=s % pipe, tensor=t), shares[t]) for d, t in product(range(data), range(tensor))]
-        found.append(1 / max(share / speeds[rank] for rank, share in ranks))
+        ranks = [(rank, shares[grid.coords(rank)["tensor"]]) for rank in grid.ranks(s % pipe)]
+        found.append(grid.turn(ranks[0][0])[1] / max(share / speeds[rank] for rank, share in ranks))
     return found
 
 

@@ -67,6 +67,7 @@ def asked(values: Mapping[str, Any], where: str = "plan") -> tuple[PlanRequest, 
     request = PlanRequest().with_values({name: value for name, value in given.items() if name in NAMES}, where)
     job = Job().with_values({name: value for name, value in given.items() if name not in NAMES}, where).checked()
     job.refuse(DECIDED, "plan, which says what it should be")
+    job.refuse(("replicas",), "plan, which looks at grids alone")
     if job.device not in (Job.device, "cpu"):
         raise UserError(f"--device {job.device}: a plan prices what CPUs compute; leave it out")
     if job.resume:

@@ -10,24 +10,40 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mpidml.core.action import Action, parse
+from mpidml.core.balance import route
 
 
 class Program(NamedTuple):
-    """`lists[r]`: the actions of rank r. `trains`: whether every microbatch has a backward pass."""
+    """`lists[r]`: the actions of rank r. `trains`: whether every microbatch has a backward pass.
+
+    `edges`: where ranks take the microbatches of a stage by turns (`core.turns`), the first rank of each stage, and the number of ranks.
+    """
 
     lists: tuple[tuple[Action, ...], ...]
     n_stages: int
     n_items: int
     trains: bool = True
+    edges: tuple[int, ...] = ()
 
     @property
     def n_ranks(self) -> int:
         """Count the ranks."""
         return len(self.lists)
 
-    def rank_of(self, stage: int) -> int:
-        """Return where a stage lives."""
-        return stage % len(self.lists)
+    @property
+    def n_chunks(self) -> int:
+        """Count the stages of a rank."""
+        return max(1, self.n_stages // self.n_ranks)
+
+    def rank_of(self, stage: int, item: int = 0) -> int:
+        """Return where a stage lives, or that of its ranks whose turn a microbatch is."""
+        if not self.edges:
+            return stage % len(self.lists)
+        return self.edges[stage] + route(item, self.edges[stage + 1] - self.edges[stage])
+
+    def ranks_of(self, stage: int) -> range:
+        """Return all ranks of a stage."""
+        return range(first := stage % len(self.lists), first + 1) if not self.edges else range(self.edges[stage], self.edges[stage + 1])
 
     def is_last(self, stage: int) -> bool:
         """Tell whether the loss is computed there."""
@@ -55,12 +71,12 @@ class Program(NamedTuple):
         return "\n".join([*lines, *([f"... {self.n_ranks - high} ranks"] * (high < self.n_ranks))])
 
 
-def program(lists: Iterable[Iterable[Action]], n_stages: int, n_items: int, trains: bool = True) -> Program:
+def program(lists: Iterable[Iterable[Action]], n_stages: int, n_items: int, trains: bool = True, edges: Sequence[int] = ()) -> Program:
     """Make a program of any iterables."""
-    return Program(tuple(tuple(actions) for actions in lists), n_stages, n_items, trains)
+    return Program(tuple(tuple(actions) for actions in lists), n_stages, n_items, trains, tuple(edges))
 
 
-def read(text: str, n_stages: int, n_items: int, trains: bool = True) -> Program:
+def read(text: str, n_stages: int, n_items: int, trains: bool = True, edges: Sequence[int] = ()) -> Program:
     """Return the program that `Program.text` printed."""
     lines: Sequence[str] = [line.partition(":")[2] for line in text.strip().splitlines()]
-    return program(([parse(word) for word in line.split()] for line in lines), n_stages, n_items, trains)
+    return program(([parse(word) for word in line.split()] for line in lines), n_stages, n_items, trains, edges)

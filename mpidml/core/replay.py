@@ -6,12 +6,14 @@ Cost: O(actions).
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mpidml.core.action import BACKWARD, COMPUTE, MOVES, Action
 from mpidml.core.program import Program
+from mpidml.core.stage_record import StageRecord
 
 
 class Seconds(NamedTuple):
@@ -63,32 +65,6 @@ class Fault(Exception):
         self.rank, self.position, self.at = rank, position, tuple(at)
 
 
-class _Stage:
-    """What a stage has done: microbatches whose forward, input gradient, weight gradient is done, received, sent."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, set[int]] = defaultdict(set)
-        self.kept: set[int] = set()
-        self.most_kept = 0
-        self.summed_at = 0.0
-        self.last_forward = self.last_input = self.last_back = -1
-        self.is_changed = self.is_summed = True  # since the last gradient was added: by an update, by a sum
-        self.n_updates = self.n_back = 0
-        self.reads: dict[int, int] = {}  # of each item of the program, the version
-        self.most_versions = 1
-
-    def note_update(self) -> None:
-        """Count the versions from the oldest that is still to be read, by the first microbatch that is not back, to the newest."""
-        self.n_updates, self.is_changed = self.n_updates + 1, True
-        oldest = self.reads.get(self.n_back, self.n_updates)
-        self.most_versions = max(self.most_versions, self.n_updates - oldest + 1)
-
-    def note_gradient(self, item: int) -> None:
-        self.kept.discard(item)
-        self.last_back, self.n_back = item, self.n_back + 1
-        self.is_changed = self.is_summed = False
-
-
 def replay(program: Program, seconds: Seconds | None = None) -> Replay:
     """Replay `program`; Fault names the first action that lacks what it needs, or that waits for ever."""
     return _Machine(program, seconds or Seconds(units)).run()
@@ -97,21 +73,22 @@ def replay(program: Program, seconds: Seconds | None = None) -> Replay:
 class _Machine:
     def __init__(self, program: Program, seconds: Seconds) -> None:
         self.program, self.seconds = program, seconds
-        self.stages = [_Stage() for _ in range(program.n_stages)]
+        self.stages = {(s, rank): StageRecord() for s in range(program.n_stages) for rank in program.ranks_of(s)}
         self.at = [0] * program.n_ranks
         self.now = [0.0] * program.n_ranks
         self.arrives: dict[Action, float] = {}
         self.events: list[Event] = []
         self.at_barrier: dict[int, float] = {}
+        self.at_sum: dict[int, dict[int, float]] = defaultdict(dict)  # of a stage, which of its ranks have come, and when
         self.has_sums = any(action.op == "G" for actions in program.lists for action in actions)
-        for actions in program.lists:
+        for rank, actions in enumerate(program.lists):
             for s, op, item, version in actions:
-                if op == "V" and 0 <= s < program.n_stages:
-                    self.stages[s].reads[item] = version
+                if op == "V" and (s, rank) in self.stages:
+                    self.stages[s, rank].reads[item] = version
 
     def run(self) -> Replay:
         lists = self.program.lists
-        ready, sleeping = deque(range(len(lists))), dict[Action, int]()
+        ready, sleeping, unsummed = deque(range(len(lists))), dict[Action, int](), defaultdict[int, list[int]](list)
         while ready:
             rank = ready.popleft()
             while self.at[rank] < len(lists[rank]):
@@ -128,18 +105,23 @@ class _Machine:
                 if action.op in ("RF", "RB") and action not in self.arrives:
                     sleeping[action] = rank
                     break
+                if action.op == "U" and self.stages[action.stage, rank].summed_at == math.inf:
+                    unsummed[action.stage].append(rank)
+                    break
                 start, end = self._do(rank, action)
                 self.events.append(Event(rank, action, start, end))
                 self.now[rank] = end
                 self.at[rank] += 1
                 if (arrival := _arrival(action)) is not None and arrival in sleeping:
                     ready.append(sleeping.pop(arrival))
+                if action.op == "G" and not self.at_sum[action.stage]:
+                    ready.extend(unsummed.pop(action.stage, ()))
         if any(position < len(lists[rank]) for rank, position in enumerate(self.at)):
             self._stuck()
         self._complete()
-        return Replay(
-            max(self.now, default=0.0), self.events, [stage.most_kept for stage in self.stages], [stage.most_versions for stage in self.stages]
-        )
+        every = [[self.stages[s, rank] for rank in self.program.ranks_of(s)] for s in range(self.program.n_stages)]
+        kept, versions = [max(stage.most_kept for stage in of) for of in every], [max(stage.most_versions for stage in of) for of in every]
+        return Replay(max(self.now, default=0.0), self.events, kept, versions)
 
     def _open(self) -> None:
         at = max(self.at_barrier.values())
@@ -170,8 +152,11 @@ class _Machine:
             other = next(r for r in range(self.program.n_ranks) if r not in self.at_barrier)
             rest = self.program.lists[other][self.at[other] :]
             return str(action), other, any(each.op == "X" for each in rest)
+        if action.op == "U":
+            sums, other = Action(action.stage, "G"), next(r for r in self.program.ranks_of(action.stage) if r not in self.at_sum[action.stage])
+            return str(sums), other, sums in self.program.lists[other][self.at[other] :]
         stage = action.stage + (1 if action.op == "RB" else -1)
-        sends, other = Action(stage, "SB" if action.op == "RB" else "SF", action.item), self.program.rank_of(stage)
+        sends, other = Action(stage, "SB" if action.op == "RB" else "SF", action.item), self.program.rank_of(stage, action.item)
         return str(sends), other, sends in self.program.lists[other][self.at[other] :]
 
     def _refuse(self, rank: int, why: str) -> None:
@@ -182,12 +167,14 @@ class _Machine:
         s, op, item, _ = action
         if not 0 <= s < self.program.n_stages:
             return f"there is no stage {s}"
-        if self.program.rank_of(s) != rank:
+        if rank not in (ranks := self.program.ranks_of(s)):
             return f"stage {s} lives on rank {self.program.rank_of(s)}, not here"
         if op in COMPUTE or op in MOVES or op == "V":
             if not 0 <= item < self.program.n_items:
                 return f"there is no microbatch {item}"
-            if item in self.stages[s].done[op]:
+            if len(ranks) > 1 and (turn := self.program.rank_of(s, item)) != rank:
+                return f"microbatch {item} is the turn of rank {turn}, not of this one"
+            if item in self.stages[s, rank].done[op]:
                 return "is done a second time"
         if (op in ("RF", "SB") and not s) or (op in ("SF", "RB") and self.program.is_last(s)):
             return f"there is no stage {'before' if s == 0 and op in ('RF', 'SB') else 'after'} it"
@@ -195,7 +182,7 @@ class _Machine:
 
     def _do(self, rank: int, action: Action) -> tuple[float, float]:
         s, op, item, _ = action
-        stage, now = self.stages[s], self.now[rank]
+        stage, now = self.stages[s, rank], self.now[rank]
         start = now
         if lack := self._lacks(rank, action):
             self._refuse(rank, lack)
@@ -215,7 +202,13 @@ class _Machine:
             if op != "I":
                 stage.note_gradient(item)
         elif op == "G":
-            stage.summed_at, stage.is_summed = now + self.seconds.of(action), True
+            stage.summed_at, stage.is_summed = math.inf, True
+            came, ranks = self.at_sum[s], self.program.ranks_of(s)
+            came[rank] = now
+            if len(came) == len(ranks):  # who comes last lets all go on
+                for each in ranks:
+                    self.stages[s, each].summed_at = max(came.values()) + self.seconds.of(action)
+                came.clear()
         elif op == "U":
             start = max(now, stage.summed_at)
             stage.note_update()
@@ -225,12 +218,12 @@ class _Machine:
     def _lacks(self, rank: int, action: Action) -> str:
         """Return what an action needs and has not; "" where nothing."""
         s, op, item, version = action
-        stage, program = self.stages[s], self.program
+        stage, program = self.stages[s, rank], self.program
         done = stage.done
         if op == "F":
             if stage.reads and item not in done["V"]:
                 return f"which version of the weights it reads is not said, {s}V{item} comes first"
-            if s and not (item in done["RF"] or (program.rank_of(s - 1) == rank and item in self.stages[s - 1].done["F"])):
+            if s and not (item in done["RF"] or (program.rank_of(s - 1, item) == rank and item in self.stages[s - 1, rank].done["F"])):
                 return f"its input is not here, {s - 1}F{item} or {s}RF{item} comes first"
         elif op in BACKWARD:
             if item not in done["F"]:
@@ -238,8 +231,9 @@ class _Machine:
             if item in done["B"] or item in done["I"]:
                 return "its backward is done a second time"
             if not program.is_last(s) and item not in done["RB"]:
-                after = self.stages[s + 1].done
-                if program.rank_of(s + 1) != rank or not (item in after["B"] or item in after["I"]):
+                other = program.rank_of(s + 1, item)
+                after = self.stages[s + 1, other].done
+                if other != rank or not (item in after["B"] or item in after["I"]):
                     return f"its output's gradient is not here, {s + 1}B{item} or {s}RB{item} comes first"
         elif op == "W":
             if item not in done["I"]:
@@ -254,7 +248,7 @@ class _Machine:
             return "there is no gradient to sum since the last sum"
         elif op == "U" and stage.is_changed:
             return "there is no gradient since the last update"
-        elif op == "U" and self.has_sums and not stage.is_summed:
+        elif op == "U" and (self.has_sums or len(program.ranks_of(s)) > 1) and not stage.is_summed:
             return f"the gradient is not summed over the replicas, {s}G comes first"
         if op == "F" and item < stage.last_forward:
             return f"what a stage sends arrives in the order of microbatches, and {s}F{stage.last_forward} was there before"
@@ -266,14 +260,14 @@ class _Machine:
 
     def _complete(self) -> None:
         """Refuse a program in which something is never done, once all that it lists is."""
-        most = max(stage.n_updates for stage in self.stages)
-        for s, stage in enumerate(self.stages):
-            rank, done = self.program.rank_of(s), stage.done
-            end = len(self.program.lists[rank])
-            for item in range(self.program.n_items):
+        program = self.program
+        most = max(stage.n_updates for stage in self.stages.values())
+        for (s, rank), stage in self.stages.items():
+            done, end = stage.done, len(program.lists[rank])
+            for item in range(rank - program.rank_of(s), program.n_items, len(program.ranks_of(s))):
                 if item not in done["F"]:
                     raise Fault(rank, end, f"{s}F{item} is never done", self.at)
-                if self.program.trains and item not in done["B"] and not (item in done["I"] and item in done["W"]):
+                if program.trains and item not in done["B"] and not (item in done["I"] and item in done["W"]):
                     raise Fault(rank, end, f"{s}{'W' if item in done['I'] else 'B'}{item} is never done", self.at)
             if not stage.is_changed:
                 last = f"{s}{'W' if done['W'] else 'B'}{stage.last_back}"
@@ -281,7 +275,7 @@ class _Machine:
             if stage.n_updates < most:
                 raise Fault(rank, end, f"{s}U is done {stage.n_updates} times, and {most} times on another stage", self.at)
             for sent, taken, to in (("SF", "RF", s + 1), ("SB", "RB", s - 1)):
-                if lost := [item for item in done[sent] if not 0 <= to < len(self.stages) or item not in self.stages[to].done[taken]]:
+                if lost := [i for i in done[sent] if not 0 <= to < program.n_stages or i not in self.stages[to, program.rank_of(to, i)].done[taken]]:
                     raise Fault(rank, end, f"what {s}{sent}{lost[0]} sends is never received", self.at)
 
 

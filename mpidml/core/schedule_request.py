@@ -12,6 +12,7 @@ from mpidml.core.action import Action
 from mpidml.core.errors import UserError
 from mpidml.core.job import flag, parsed
 from mpidml.core.replay import Seconds
+from mpidml.core.turns import parse_replicas
 
 MOST = 200_000  # forwards: beyond, a drawing takes minutes and is not read
 
@@ -23,6 +24,7 @@ class ScheduleRequest:
     name: str = flag("", "the schedule, as one_f_one_b, interleaved:2 or ./mine.py (default: list those that there are)")
     stages: int = flag(4, "how many stages the model is cut into; where a schedule has several a rank, a multiple of them")
     microbatches: int = flag(8, "how many microbatches a batch is cut into, or, where the weights change under way, how many there are in all")
+    replicas: str = flag("", "ranks of each stage, which take its microbatches by turns, as 2,1 (default: one each); they say how many stages there are")
     costs: str = flag("", "units that a forward and a backward take, as 1,2; of each stage, as 1:2,1:2,2:4,1:2 (default: 1,2; forwards alone: 1)")
     travel: float = flag(0.0, "units that what a stage sends to another rank is under way")
     out: str = flag("", "file of the picture, .png (default: below runs/, by date and time)")
@@ -33,17 +35,28 @@ class ScheduleRequest:
         if not found.name:
             for name in (f.name for f in fields(found) if getattr(found, f.name) != f.default):
                 raise UserError(f"--{name} {values[name]}: does nothing without the name of a schedule; give one, as one_f_one_b, or leave it out")
+        if found.replicas:
+            if "stages" in values and found.stages != len(found.turns):
+                raise UserError(f"--stages {found.stages}: --replicas {found.replicas} are of {len(found.turns)}; leave one of them out")
+            found = replace(found, stages=len(found.turns))
         for name in ("stages", "microbatches"):
             if getattr(found, name) < 1:
                 raise UserError(f"--{name} {getattr(found, name)}: is below 1; give a whole number from 1 up")
         if found.stages * found.microbatches > MOST:
             most = max(1, MOST // found.stages)
             raise UserError(f"--microbatches {found.microbatches}: times {found.stages} stages are too many to draw; give at most {most}, or fewer stages")
+        if found.microbatches < (most := max(found.turns, default=1)):
+            raise UserError(f"--microbatches {found.microbatches}: are fewer than the {most} ranks that take turns; give {most} or more")
         if not (math.isfinite(found.travel) and found.travel >= 0):
             raise UserError(f"--travel {found.travel}: is not a number from 0 up; give one")
         if found.out and not found.out.endswith(".png"):
             raise UserError(f"--out {found.out}: is of no known ending; give one that ends in .png, as schedule.png")
         return found
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Return how many ranks each stage is on, nothing where none take turns."""
+        return parse_replicas(self.replicas) if self.replicas else ()
 
     def pairs(self, trains: bool) -> list[tuple[float, float]]:
         """Return of each stage what its forward and its backward cost; UserError where `costs` cannot be read, or is for another number of stages."""

@@ -96,5 +96,5 @@ def alone(job: Job) -> Job:
     plain |= {"budget": "0", "order": "fifo", "progress_thread": "auto"}
     plain |= {"compress": ""} if job.transport == "auto" else {}  # nothing is sent inside a host
     if job.strategy in STAGED:
-        plain |= {"grid": "data=1", "partition": Job.partition}
+        plain |= {"grid": "data=1", "partition": Job.partition, "replicas": ""}
     return job.with_values(plain, "one process")

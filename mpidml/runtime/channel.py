@@ -29,7 +29,10 @@ LONGEST_SLEEP_SECONDS = 5e-3
 
 
 class Line(NamedTuple):
-    """What is to be carried: rows of `width` values from rank `source` to rank `target`, at most `m` a microbatch, `n_slots` of them at once."""
+    """What is to be carried: rows of `width` values from rank `source` to rank `target`, at most `m` a microbatch, `n_slots` of them at once.
+
+    One in `every` microbatches goes this way, as where stages take turns.
+    """
 
     source: int
     target: int
@@ -37,6 +40,11 @@ class Line(NamedTuple):
     width: int
     n_slots: int
     name: str
+    every: int = 1
+
+    def slot(self, item: int) -> int:
+        """Return the slot of a microbatch."""
+        return item // self.every % self.n_slots
 
 
 class Waiting:
@@ -158,15 +166,15 @@ class Channel:
 
     def claim(self, item: int) -> None:
         """Wait until nobody needs what the slot of `item` held before."""
-        slot = item % self.line.n_slots
+        slot = self.line.slot(item)
         if (request := self.busy[slot]) is not None:
-            n = self.line.n_slots
+            n = self.line.n_slots * self.line.every
             self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}", self.shared)
             self.busy[slot] = None
 
     def send(self, item: int, rows: int) -> int:
         """Send the first `rows` of the slot; return the bytes that travel."""
-        slot = item % self.line.n_slots
+        slot = self.line.slot(item)
         if self.shared:
             self.comm.fence()
             self.coming[slot].Start()  # the word that it is free again
@@ -187,11 +195,11 @@ class Channel:
 
     def expect(self, item: int) -> None:
         """Be ready for an item whose slot nobody needs any more."""
-        self.coming[item % self.line.n_slots].Start()
+        self.coming[self.line.slot(item)].Start()
 
     def take(self, item: int) -> float:
         """Wait until an item is here; return the seconds."""
-        request = self.coming[item % self.line.n_slots]
+        request = self.coming[self.line.slot(item)]
         waited = self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}", self.shared)
         if self.shared:
             self.comm.fence()
@@ -201,7 +209,7 @@ class Channel:
         """Let the source write to the slot again."""
         if self.shared:
             self.comm.fence()
-            request = self.freeing[item % self.line.n_slots]
+            request = self.freeing[self.line.slot(item)]
             request.Wait()  # of the time before: it has long gone
             request.Start()
             self.waiting.ring(self.other)

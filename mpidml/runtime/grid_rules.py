@@ -5,11 +5,30 @@ from __future__ import annotations
 from mpidml.collectives.base import FOLDER
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
-from mpidml.core.grid import ProcessGrid
-from mpidml.core.job import Job
+from mpidml.core.grid import ProcessGrid, parse_grid
+from mpidml.core.job import AUTO, Job
+from mpidml.core.turns import TurnGrid, parse_replicas
 from mpidml.nn import models
 from mpidml.nn.split import mix
 from mpidml.runtime.net import net_text
+
+
+def laid(job: Job, n_ranks: int, axis: str) -> ProcessGrid:
+    """Return where the ranks of a job lie, all along `axis` unless it says otherwise; those of --replicas auto at first along one stage. UserError where they cannot."""
+    if not job.replicas:
+        return parse_grid(job.grid or f"{axis}={n_ranks}", n_ranks)
+    where = f"--replicas {job.replicas}"
+    if job.strategy != "pipeline":
+        raise UserError(f"{where}: is for stages of --strategy pipeline, and --strategy {job.strategy} was given; leave one of them out")
+    job.refuse(("grid", "mix", "compress"), f"{where}, which lays stages on ranks by itself")
+    if job.replicas == AUTO:
+        job.refuse(("partition",), f"{where}, which cuts the layers, too")
+        job.check_repeats({where: True})
+        return TurnGrid((n_ranks,))
+    replicas = parse_replicas(job.replicas)
+    if sum(replicas) != n_ranks:
+        raise UserError(f"{where}: are {sum(replicas)} ranks, and {n_ranks} were started; start {sum(replicas)}, or give numbers that add up to {n_ranks}")
+    return TurnGrid(replicas)
 
 
 def summing(job: Job) -> str:

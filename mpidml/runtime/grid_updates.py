@@ -100,7 +100,7 @@ class Updates:
     def _squares(self) -> float:
         """Return the sum of squares of the whole gradient (Collective on the ranks of a replica): what several parts have counts once."""
         strategy, own = self.strategy, 0.0
-        for number, held in strategy.held.items():
+        for number, held in strategy.held.items() if not strategy.turn[0] else ():  # who takes another turn has the same
             own += float(held.kernels.sum_of_squares(held.gradient)) if held.gradient.size else 0.0
             if strategy.line.rank:
                 own -= sum(float(held.kernels.sum_of_squares(held.gradient[part])) for part in self.shared[number])

@@ -30,7 +30,7 @@ class Holding:
         self.kernels = strategy.net.device.kernels
         self.mirror = Mirror(self.kernels) if self.kernels is not None and not strategy.pushes else None
         self.chosen: Chosen | None = None
-        if self.mirror is not None and strategy.n_workers > 1 and not strategy.coded:
+        if self.mirror is not None and strategy.replicas.size > 1 and not strategy.coded:
             longest = max(stage.n_summed for stage in strategy.all_stages[strategy.at["pipe"] :: strategy.n_pipe])
             on = partial(make_collective, strategy.summing)
             self.chosen = choose(strategy.job, self.kernels, strategy.between, on, longest * strategy.net.dtype.itemsize)
@@ -56,8 +56,8 @@ class Holding:
         gradient = self._gradient(stage, s)
         if s in strategy.sums:
             strategy.sums[s].ranks = strategy.replicas.ranks
-        ends = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
-        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.replayed.activations[s], strategy.m, job.recompute, ends)
+        own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
+        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.replayed.activations[s], strategy.m, job.recompute, own, strategy.turn)
 
     def _gradient(self, stage: Stage, s: int) -> Any:
         """Return room for the gradient of a stage, and plan its sum, if it is summed."""
@@ -75,8 +75,8 @@ class Holding:
             coded.step = strategy.step
             coded.open(strategy.replicas)
             strategy.sums[s] = coded.plan(coded.look_at(gradient))
-        elif strategy.n_workers > 1 and not strategy.pushes:
-            strategy.sums[s] = sums.plan(gradient[: stage.n_summed]) if stage.n_summed else Done()
+        elif strategy.sums_up and not strategy.pushes:
+            strategy.sums[s] = sums.plan(gradient[: stage.n_summed]) if stage.n_summed and strategy.replicas.size > 1 else Done()
         return gradient
 
     def words(self) -> str:

@@ -82,7 +82,7 @@ def _colour(op: str, chunk: int, n_chunks: int) -> tuple[float, float, float]:
 
 
 def _bars(axes: Axes, program: Program, run: Replay) -> None:
-    n, n_chunks = program.n_ranks, program.n_stages // program.n_ranks
+    n, n_chunks = program.n_ranks, program.n_chunks
     for rank in range(n):
         axes.broken_barh([(0, run.seconds)], (rank - _HEIGHT / 2, _HEIGHT), facecolors=FAINT, linewidth=0)
     spans: dict[tuple[int, str, int], list[tuple[float, float]]] = defaultdict(list)
@@ -105,7 +105,7 @@ def _numbers(axes: Axes, program: Program, run: Replay, row_points: float) -> No
     for event in _computes(run):
         of[event.action.op, event.action.stage].append(event)
     size = min(8.0, 0.7 * row_points)
-    n_chunks = program.n_stages // program.n_ranks
+    n_chunks = program.n_chunks
     need = _LETTER * size / 8 * len(str(program.n_items - 1))
     if size < _LEAST_SIZE or sum(map(len, of.values())) > _MOST_NUMBERS:
         return
@@ -137,7 +137,7 @@ def _legend(figure: Figure, program: Program, run: Replay) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    n, n_chunks = program.n_ranks, program.n_stages // program.n_ranks
+    n, n_chunks = program.n_ranks, program.n_chunks
     found = {event.action.op for event in run.events}
     handles: list[Any] = []
     for op in (op for op in COMPUTE if op in found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 from mpidml.core.pace import stage_speeds
@@ -36,7 +35,7 @@ def told(strategy: Any) -> dict[str, Any]:
         return {}
     grid, found = strategy.grid, []
     for s, (cut, stage) in enumerate(zip(strategy.plan.stages, strategy.all_stages, strict=True)):
-        ranks = [grid.rank(data=d, pipe=s % strategy.n_pipe, tensor=t) for d, t in product(range(grid.sizes["data"]), range(grid.sizes["tensor"]))]
+        ranks = grid.ranks(s % strategy.n_pipe)
         found.append(
             {
                 "stage": s,
@@ -48,7 +47,7 @@ def told(strategy: Any) -> dict[str, Any]:
                 "wait_share": sum(every[rank][1][1] for rank in ranks) / len(ranks),
             }
         )
-    seconds = [of["seconds"] for of in found]
+    seconds = [of["seconds"] and of["seconds"] / grid.turn(of["ranks"][0])[1] for of in found]
     words = ""
     if len(found) > 1 and None not in seconds:
         speeds = stage_speeds(grid, strategy.speeds, strategy.part_weights, len(found))

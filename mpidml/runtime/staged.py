@@ -20,23 +20,23 @@ from mpidml_kernels import split
 
 from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
 from mpidml.core import plugins
-from mpidml.core.balance import Plan, Profile, balanced, by_hand, priced
+from mpidml.core.balance import Profile
 from mpidml.core.checking import check
 from mpidml.core.errors import UserError
-from mpidml.core.grid import GridPlacement, parse_grid
+from mpidml.core.grid import GridPlacement
 from mpidml.core.idle import BESIDES
 from mpidml.core.job import Job
 from mpidml.core.lowering import late_reads, lower
-from mpidml.core.pace import paced
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
+from mpidml.core.turns import TurnGrid, agrees, lower_by_turns
 from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
-from mpidml.nn.stage import Stage, n_cuts
+from mpidml.nn.stage import Stage
 from mpidml.optim.base import Chain, Transforms, make_chain
 from mpidml.runtime import abort, grid_rules, stage_report
 from mpidml.runtime.arithmetic import compiled
@@ -47,10 +47,10 @@ from mpidml.runtime.compressed_sum import Compressed, check_on_grid
 from mpidml.runtime.held import Held
 from mpidml.runtime.holding import Holding
 from mpidml.runtime.line import PaperLine, TensorLine, sums_there
-from mpidml.runtime.profiling import counted, of_all
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.stage_channels import between
+from mpidml.runtime.stage_plan import EQUAL, stages
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.schedules.base import Schedule
 
@@ -58,8 +58,6 @@ PER_STAGE = 4
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
 VOTING = "recursive_doubling"
 """Sums what rank 0 wants, two numbers."""
-EQUAL = "equal"
-"""The --partition that takes all ranks for equally fast."""
 
 
 class Staged(Serverless):
@@ -73,13 +71,14 @@ class Staged(Serverless):
     pipeline: Any
     replicas: Any
     line: Any
+    profiles: list[Profile]
+    speeds: list[float]
+    part_weights: tuple[float, ...]
 
     def __init__(self, job: Job, comm: CountedComm) -> None:
         """Read everything that the job alone decides; UserError names what cannot be."""
-        self.grid = parse_grid(job.grid or f"{self.default_axis}={comm.size}", comm.size)
-        self.n_pipe, self.n_parts, self.at = self.grid.sizes["pipe"], self.grid.sizes["tensor"], self.grid.coords(comm.rank)
-        tellers = tuple(self.grid.rank(data=d, pipe=self.n_pipe - 1) for d in range(self.grid.sizes["data"]))
-        super().__init__(job, comm, GridPlacement(self.grid, tellers))
+        self.comm = comm
+        super().__init__(job, comm, self.lie(grid_rules.laid(job, comm.size, self.default_axis)))
         job.refuse(BESIDES[job.strategy], f"--strategy {job.strategy}")
         self.slowness = Slowness(Slowdown(job.slowdown, comm.size, job.seed) if job.slowdown else None, comm.rank)
         self.schedule: Schedule = plugins.make("mpidml.schedules", job.schedule)
@@ -87,6 +86,8 @@ class Staged(Serverless):
             raise UserError(f"--schedule {job.schedule}: is no Schedule with n_chunks of 1 or more; derive it from mpidml.schedules.base.Schedule")
         if not self.schedule.trains:
             raise UserError(f"--schedule {job.schedule}: has no backward passes, nothing would be learnt; use one_f_one_b")
+        if job.replicas:
+            agrees(self.schedule, job.schedule, job.replicas)
         try:
             self.every = self.schedule.update_every(self.n_pipe)
         except ValueError as error:
@@ -96,9 +97,11 @@ class Staged(Serverless):
         self.n_stages = self.n_pipe * self.schedule.n_chunks
         if self.n_stages == 1 and job.partition not in (Job.partition, EQUAL):
             raise UserError(f"--partition {job.partition}: --grid {self.grid} has one stage, so there is nothing to cut; give auto, or a grid with pipe=2 or more")
-        self.same_bits = not self.every and self.n_parts == 1  # whatever the cut
-        most = max(1, job.batch // self.n_workers)
-        self.n_items = self.every or job.microbatches or min(most, PER_STAGE * self.n_stages if self.n_stages > 1 else 1)
+        self.same_bits = not self.every and self.n_parts == 1 and not job.replicas  # whatever the cut
+        most, n_each = max(1, job.batch // self.n_workers), comm.size if job.replicas else self.n_stages
+        self.n_items = self.every or job.microbatches or min(most, PER_STAGE * n_each if n_each > 1 else 1)
+        if job.replicas and self.n_items < (turns := max(self.grid.replicas)):
+            raise UserError(f"--replicas {job.replicas}: {turns} ranks take turns at {self.n_items} microbatch(es); give --microbatches {turns} or more, or fewer ranks")
         if self.n_items > most:
             raise UserError(f"--microbatches {self.n_items}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
         if job.recompute and any(action.op == "W" for action in self.program().lists[0]):
@@ -112,9 +115,26 @@ class Staged(Serverless):
             check_on_grid(job, self.grid)
         self.cut_layers = grid_rules.cut_layers(job, self.grid)
 
+    def lie(self, grid: Any) -> GridPlacement:
+        """Take this rank's place on a grid, and in programs; return which ranks tell of a replica."""
+        rank = self.comm.rank
+        self.grid, self.n_pipe, self.n_parts = grid, grid.sizes["pipe"], grid.sizes["tensor"]
+        self.at, self.turn = grid.coords(rank), grid.turn(rank)
+        self.place = rank if isinstance(grid, TurnGrid) else self.at["pipe"]
+        self.placement = GridPlacement(grid, tuple(grid.rank(data=d, pipe=self.n_pipe - 1) for d in range(grid.sizes["data"])))
+        self.tells = rank in self.placement.worker_ranks
+        return self.placement
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether stages have replicas whose gradients are summed."""
+        return self.n_workers > 1 or bool(self.job.replicas)
+
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
-        return lower(self.schedule, self.n_pipe, self.n_items * n_clocks, sums=self.n_workers > 1)
+        if self.job.replicas:
+            return lower_by_turns(self.schedule, self.grid.replicas, self.n_items * n_clocks)
+        return lower(self.schedule, self.n_pipe, self.n_items * n_clocks, sums=self.sums_up)
 
     def checked(self, n_clocks: int) -> tuple[Program, Replay]:
         """Return the program of so many clocks with the replay that proves it; UserError shows what in it cannot be done."""
@@ -132,18 +152,18 @@ class Staged(Serverless):
         if self.n_parts > 1 or self.cut_layers:  # before the clock runs
             compiled(self.job, comm, True, (split,))
         self.find_products(net)
-        abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         share = -(-min(self.job.batch, len(self.data.x)) // self.n_workers)
         self.m = -(-share // self.n_items)
-        self.plan = self._plan()
+        self.plan = stages(self)
+        abort.call(self.grid.name(comm.rank) if comm.size > 1 else "")
         self.waiting = Waiting(self.job.wait_limit)
         self.collective.open(comm)
         data, pipe, tensor = self.at.values()
         of_all = bool(self.cut_layers)  # ranks that share out a batch hold parts of one network
         self.pipeline = comm.split(0 if of_all else data)
         self.replicas = comm.split(pipe * self.n_parts + tensor)
-        self.line = comm.split(0 if of_all else data * self.n_pipe + pipe)
-        self.between = make_collective(self.summing if self.n_workers > 1 else VOTING, self.replicas)
+        self.line = comm.split(0 if of_all else comm.rank if self.job.replicas else data * self.n_pipe + pipe)
+        self.between = make_collective(self.summing if self.replicas.size > 1 else VOTING, self.replicas)
         self.across = make_collective(self.summing if self.n_parts > 1 else VOTING, self.line)
         self.parts = TensorLine(self.across, () if of_all else self.part_weights, self.waiting, self.slowness, self.line.ranks)
         ends = [0, *(stage.hi for stage in self.plan.stages)]
@@ -183,23 +203,6 @@ class Staged(Serverless):
         """Return all stages, as the rank of `line` that it is given for has them."""
         parts = mixed(self.net, line, self.cut_layers) if self.cut_layers else parts_of(self.net, line) if self.n_parts > 1 else None
         return [Stage(self.net, lo, hi, s == 0, s == self.n_stages - 1, parts) for s, (lo, hi) in enumerate(pairwise(ends))]
-
-    def _plan(self) -> Plan:
-        """Cut the layers into stages: by hand, or by costs and the speeds of ranks, or where bits are to repeat by what is computed (Collective on comm)."""
-        job, n_layers = self.job, n_cuts(self.net)
-        self.profiles, self.speeds, self.part_weights = list[Profile](), [1.0] * self.comm.size, (1.0,) * self.n_parts
-        if self.n_pipe * self.n_parts * self.n_stages > 1:
-            measures = not job.deterministic
-            slow = Slowness(self.slowness.slowdown, self.comm.rank)
-            self.profiles, self.speeds = of_all(self.comm, self.net, self.m, slow) if measures else (counted(self.net, self.m), self.speeds)
-        if self.profiles and job.partition == Job.partition:
-            plan, self.part_weights = paced(self.profiles, self.grid, self.speeds, self.n_stages)
-            return plan
-        if self.n_stages == 1:
-            return Plan((by_hand(str(n_layers), n_layers, 1)), 0.0, "stage", 0, "")
-        if job.partition == EQUAL:
-            return balanced(self.profiles, self.n_stages, 0.0)
-        return priced(self.profiles, by_hand(job.partition, n_layers, self.n_stages), 0.0)
 
     def n_versions(self, s: int) -> int:
         """Return how many versions of its weights a stage keeps."""

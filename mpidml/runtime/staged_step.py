@@ -171,6 +171,8 @@ def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Arr
         own.expect(len(sizes), trains=False)
         own.stage.bring(own.weights(), own.scored)
     for block, rows in enumerate(sizes):
+        if not held[0].has(block):
+            continue
         for own in held:
             edges, w = own.edges(block, rows), own.weights()
             assert edges.x is not None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 from mpidml.collectives.base import Sum
@@ -69,8 +69,12 @@ class Flow:
         def fill(number: int, rows: Array) -> None:
             rows[...] = x[number * block : number * block + len(rows)]
 
-        found = []
-        for number, outs in outputs(list(self.strategy.held.values()), sizes, fill):
+        found, all_held = list[list[tuple[float, int]]](), list(self.strategy.held.values())
+        blocks: Iterable[tuple[int, list[Array]]] = outputs(all_held, sizes, fill)
+        if all_held[-1].stage.is_last and all_held[-1].n_turns > 1:  # each has the outputs of its own turns
+            every = self.strategy.replicas.allgather([(number, [each.copy() for each in outs]) for number, outs in blocks])
+            blocks = sorted(chain.from_iterable(every), key=lambda block: block[0])
+        for number, outs in blocks:
             if not sizes[number]:
                 continue
             at = slice(number * block, number * block + sizes[number])
@@ -166,7 +170,9 @@ class GridStepper(Stepper):
         scales = [self._weight(clock) / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]
         self.step_began = began
         executor = self.executor
-        executor.run(self.programs[n], strategy.at["pipe"], sizes, fill, lambda item: scales[item // strategy.n_items], first)
+        executor.run(self.programs[n], strategy.place, sizes, fill, lambda item: scales[item // strategy.n_items], first)
+        if self.losses:  # the other turns have theirs
+            self._told(0, sum(strategy.waiting.gather(strategy.replicas, sum(self.losses), "the loss of a batch")))
         self.compute_seconds, self.serve_seconds = sum(executor.compute_seconds.values()) + self.score_seconds, executor.update_seconds
         self.wait_seconds = strategy.waiting.seconds
         self.clock += n
@@ -179,21 +185,24 @@ class GridStepper(Stepper):
         return [part for size in sizes for part in _parts(size, strategy.n_items)]
 
     def _lost(self, item: int, loss: float) -> None:
-        """Tell of a clock once all its microbatches are back: on the rank of the last stage."""
+        """Tell of a clock once all its microbatches are back: on the rank of the last stage, and on those that take turns, later."""
+        self.losses.append(loss)
+        if len(self.losses) == self.strategy.n_items:
+            self._told(item // self.strategy.n_items, sum(self.losses))
+
+    def _told(self, i: int, loss: float) -> None:
+        """Tell of the clock number i of the program, whose losses add up to `loss`."""
         strategy, task = self.strategy, self.task
+        self.losses = []
         if not strategy.tells:  # another part of the last stage does
             return
-        self.losses.append(loss)
-        if len(self.losses) < strategy.n_items:
-            return
-        i = item // strategy.n_items
         now = clock_now()
         seconds = now - self.step_began
         staleness = self._staleness(self.clock + i)
-        row = (self.clock + i, staleness, True, seconds, sum(self.losses) * task.loss_factor, len(self.shares[i]), *self.measured)
+        row = (self.clock + i, staleness, True, seconds, loss * task.loss_factor, len(self.shares[i]), *self.measured)
         self._tell(now, row)
         self.part.tally.read(staleness)
-        self.losses, self.measured, self.step_began = [], task.not_scored, now
+        self.measured, self.step_began = task.not_scored, now
 
     def _tell(self, now: float, row: tuple[Any, ...]) -> None:
         """Report a clock."""

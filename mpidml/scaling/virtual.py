@@ -152,6 +152,8 @@ class Virtual:
         """Let the planner price a point."""
         if strategy.every:
             raise UserError(f"--schedule {job.schedule}: ends no batch by a flush, and the planner counts seconds of a batch; it is measured only")
+        if job.replicas:
+            raise UserError(f"--replicas {job.replicas}: the planner prices grids alone; it is measured only")
         sizes = strategy.grid.sizes
         of = Candidate(sizes["data"], sizes["pipe"], sizes["tensor"], job.schedule if sizes["pipe"] > 1 else "", strategy.n_items, job.recompute)
         data_parallel.check("data_parallel", job.collective, False)

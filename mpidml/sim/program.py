@@ -20,4 +20,4 @@ def traces(program: Program, run: Replay) -> list[dict[str, Array]]:
 def _peer(program: Program, action: Action) -> int:
     if action.op not in MOVES:
         return -1
-    return program.rank_of(action.stage + (1 if action.op in ("SF", "RB") else -1))
+    return program.rank_of(action.stage + (1 if action.op in ("SF", "RB") else -1), action.item)

@@ -99,7 +99,7 @@ def test_an_unknown_key_names_the_nearest():
             "data test_data labels test_labels label task categories unseen missing view validate memory scratch hidden class_weights "
             "epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
         ),
-        ("commas", "label hidden class_weights grid mix partition"),
+        ("commas", "label hidden class_weights grid mix replicas partition"),
     ],
 )
 def test_fields_say_themselves_in_which_groups_they_are(group, names):

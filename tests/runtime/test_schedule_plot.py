@@ -7,6 +7,7 @@ import pytest
 from mpidml.core import plugins
 from mpidml.core.lowering import lower
 from mpidml.core.replay import replay
+from mpidml.core.turns import lower_by_turns
 from mpidml.runtime.schedule_plot import draw, page
 
 
@@ -35,6 +36,12 @@ def test_every_compute_is_a_bar_with_the_number_of_its_microbatch(name):
     texts = sorted((round(text.get_position()[1]), text.get_position()[0], text.get_text()) for text in figure.axes[0].texts)
     assert texts == sorted((event.rank, (event.start + event.end) / 2, str(event.action.item)) for event in computes)
     assert figure.axes[0].get_title(loc="left") == "a finding"
+
+
+def test_stages_whose_ranks_take_turns_have_a_row_a_rank():
+    program = lower_by_turns(plugins.make("mpidml.schedules", "one_f_one_b"), (2, 1), 4)
+    figure = page(program, replay(program), "a headline", "a finding", "details")
+    assert len(bars(figure)) == 3 + 2 * 2 * 4 and len(figure.axes[0].get_yticks()) == 3 and not any("stages" in text for text in legend(figure))
 
 
 @pytest.mark.parametrize(("name", "n_ranks", "n"), [("interleaved:4", 4, 8), ("gpipe", 16, 64), ("naive", 1, 1), ("zero_bubble", 8, 24), ("three_step", 3, 9)])

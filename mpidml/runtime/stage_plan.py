@@ -1,0 +1,44 @@
+"""Cut the layers of a network into stages: by hand, by what they cost here and how fast each rank is, or where bits are to repeat by what is computed.
+
+    --partition 2,1      --partition auto: profiles, speeds -> cut          --replicas auto: profiles, link -> cut, and on how many ranks each stage is
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpidml.core.balance import Plan, balanced, by_hand, planned, priced
+from mpidml.core.job import AUTO, Job
+from mpidml.core.pace import paced, stage_speeds
+from mpidml.core.turns import TurnGrid
+from mpidml.nn.stage import n_cuts
+from mpidml.runtime.info import pingpong
+from mpidml.runtime.profiling import counted, of_all
+from mpidml.runtime.slowness import Slowness
+
+EQUAL = "equal"
+"""The --partition that takes all ranks for equally fast."""
+
+
+def stages(strategy: Any) -> Plan:
+    """Return the stages of a `strategy` that is cut, which is told the profiles, speeds and weights of parts that they follow (Collective on its comm)."""
+    job, comm, net, grid, n_layers = strategy.job, strategy.comm, strategy.net, strategy.grid, n_cuts(strategy.net)
+    strategy.profiles, strategy.speeds, strategy.part_weights = [], [1.0] * comm.size, (1.0,) * strategy.n_parts
+    if strategy.n_pipe * strategy.n_parts * strategy.n_stages > 1 or job.replicas == AUTO:
+        slow = Slowness(strategy.slowness.slowdown, comm.rank)
+        found = of_all(comm, net, strategy.m, slow) if not job.deterministic else (counted(net, strategy.m), strategy.speeds)
+        strategy.profiles, strategy.speeds = found
+    if job.replicas == AUTO:
+        rate = comm.bcast(pingpong(comm.mpi, comm.size - 1)[1] if comm.size > 1 else 0.0)
+        plan = planned(strategy.profiles, comm.size, rate, every=strategy.n_items)
+        strategy.lie(TurnGrid([stage.replicas for stage in plan.stages]))
+        strategy.n_stages = len(plan.stages)
+        return plan
+    if strategy.profiles and job.partition == Job.partition:
+        plan, strategy.part_weights = paced(strategy.profiles, grid, strategy.speeds, strategy.n_stages)
+        return plan
+    if strategy.n_stages == 1:
+        return Plan((by_hand(str(n_layers), n_layers, 1)), 0.0, "stage", 0, "")
+    if job.partition == EQUAL:
+        return balanced(strategy.profiles, strategy.n_stages, 0.0, speeds=stage_speeds(grid, [1.0] * comm.size, strategy.part_weights, strategy.n_stages))
+    return priced(strategy.profiles, by_hand(job.partition, n_layers, strategy.n_stages), 0.0)
