@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def check_taken(module: Any, path: Path) -> None:
         first.leave()
         assert f"holds another run (config.toml, {held})" in refusal(lambda: module.RunFolder.prepare(path))
         for late in (second, third):  # which looked before
-            assert "another run took this folder" in refusal(lambda late=late: late.claim("epochs = 3\n"))  # type: ignore[misc]
+            assert "another run took this folder" in refusal(partial(late.claim, "epochs = 3\n"))
     assert (path / "config.toml").read_text() == "epochs = 2\n"
 
 
