@@ -162,7 +162,7 @@ class Asker:
         if self.client.tickets:
             return NOTHING
         self.seconds.append(time.perf_counter() - self.asked_at)
-        return (Compute(lambda report: time.sleep(self.pause_seconds), (), 0),)
+        return (Compute(lambda turn, report: time.sleep(self.pause_seconds), None, 0),)
 
     def done(self, now: float, result: Any) -> Effects:
         """Ask again, or leave."""

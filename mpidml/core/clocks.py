@@ -44,24 +44,6 @@ class Clocks:
         self.completed[worker] = new
         if new > self.highest:
             self.highest = new
-        return self._move(old, new)
-
-    def end(self, worker: int) -> bool:
-        """Take `worker` out for good: nobody waits for it any more. Return whether `reached` moved; with the last worker it is ENDED.
-
-        Where not all are needed it counts no longer, so those that are left must suffice.
-        """
-        self.active -= 1
-        if not self.active:
-            self.reached = ENDED
-            return True
-        if not self.everyone:
-            return False
-        old = self.completed[worker]
-        self.completed[worker] = ENDED
-        return self._move(old, ENDED)
-
-    def _move(self, old: int, new: int) -> bool:
         behind = self.behind
         left = behind[old] - 1
         if left:
@@ -74,12 +56,26 @@ class Clocks:
         self.ahead += 1
         if self.ahead < self.needed:
             return False
-        moved = False
         while self.ahead >= self.needed:
             # Clocks move by one, so the next occupied count is near unless the slowest worker just ended.
             self.reached = self.reached + 1 if self.reached + 1 in behind else min(c for c in behind if c > self.reached)
             self.ahead -= behind[self.reached]
-            moved = True
+        return True
+
+    def end(self, worker: int) -> bool:
+        """Take `worker` out for good: nobody waits for it any more. Return whether `reached` moved; with the last worker it is ENDED.
+
+        Where not all are needed it counts no longer, so those that are left must suffice.
+        """
+        self.active -= 1
+        if not self.active:
+            self.reached = ENDED
+            return True
+        if not self.everyone:
+            return False
+        highest = self.highest
+        moved = Clocks.tick(self, worker, to=ENDED)
+        self.highest = highest
         return moved
 
     def start(self, now: float) -> None:

@@ -1,7 +1,7 @@
 """Say what servers and workers do as state machines without I/O: a message comes in, effects go out.
 
                  start(now) ->                        Send(target, message)
-    message ->   handle(now, source, message) ->      Compute(function, arguments, clock)   at most one at a time
+    message ->   handle(now, source, message) ->      Compute(function, turn, clock)        at most one at a time
     result  ->   done(now, result) ->                 Record(name, value)
     part    ->   part(now, lo, hi) ->                 After(seconds)
     time    ->   timer(now) ->                        Stop()
@@ -105,10 +105,10 @@ class Send(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Call `function(*arguments)`; its return value comes back through `done`. `clock` names the step for cost models, -1 what follows the last."""
+    """Call `function(turn, report)`; its return value comes back through `done`. `clock` names the step for cost models, -1 what follows the last."""
 
     function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    turn: Any
     clock: int
 
 

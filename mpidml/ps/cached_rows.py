@@ -44,11 +44,10 @@ class CachingClient(Client):
         block: tuple[int, int] | None = None,
         clock: int | None = None,
         at_least: int = 0,
-        rides: bool = False,
     ) -> tuple[Ticket, list[Effect]]:
         """Ask as any client does, listed rows only where the cache does not hold them."""
         if rows is None or out is None or not self.cache_rows:
-            return super().pull(now, table, out, rows=rows, block=block, clock=clock, at_least=at_least, rides=rides)
+            return super().pull(now, table, out, rows=rows, block=block, clock=clock, at_least=at_least)
         oldest = max(self.policy.oldest_readable(self.clock if clock is None else clock), at_least, 0)
         hit = self._cache(table).find(rows, oldest)
         found, missing = np.flatnonzero(hit), np.flatnonzero(~hit)

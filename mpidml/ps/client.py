@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +20,8 @@ from mpidml.core.role import CLOCK, END, LAST, PULL, PUSH, Array, Effect, Lease,
 from mpidml.ps.own_writes import OwnWrites, Write, add_to
 from mpidml.ps.routing import Routing, mask
 from mpidml.ps.table import TableSpec
-from mpidml.ps.ticket import Ticket, change
+from mpidml.ps.ticket import Copy, Ticket, change
 from mpidml.sync.base import SyncPolicy
-
-
-class Copy(NamedTuple):
-    """What a shard last answered to one question: its values, the clock they show, how many own messages they contain."""
-
-    values: Array
-    version: int
-    counted: int
-
 
 Key = tuple[int, int, int]
 MOST_WRITES = 256
@@ -48,13 +39,13 @@ class Client:
 
     prompt = True  # the end of a clock is told at once
     __slots__ = (  # one of 100,000 workers of a simulation is small
-        "asked", "awaited", "batch", "clock", "copies", "drain_seconds", "leaving", "left_at", "n_asked", "n_blocking", "next_ticket", "own", "policy",
-        "riding", "routing", "sent", "tables", "tickets", "untaken"
+        "ahead", "asked", "awaited", "batch", "clock", "copies", "drain_seconds", "leaving", "left_at", "n_asked", "n_blocking", "next_ticket", "own", "policy",
+        "riding", "routing", "sent", "tables", "tickets", "told", "untaken"
     )  # fmt: skip
 
     def __init__(self, tables: Sequence[TableSpec] | Routing, policy: SyncPolicy, by_clock: bool) -> None:
         self.routing = tables if isinstance(tables, Routing) else Routing(tables)
-        self.tables, self.policy = self.routing.tables, policy
+        self.tables, self.policy, self.ahead = self.routing.tables, policy, policy.asks_ahead
         self.clock = 0
         self.batch = -1  # number of the global batch that the next pushes are a share of
         self.tickets: dict[int, Ticket] = {}
@@ -69,6 +60,7 @@ class Client:
         self.awaited: dict[Key, list[Ticket]] = {} if holds else UNUSED
         self.n_asked = self.n_blocking = self.next_ticket = 0
         self.riding = -1
+        self.told = 0  # shards that know by a push of the end of this clock, a bit for each
         self.leaving: set[int] = NOBODY
         self.left_at = self.drain_seconds = 0.0  # `drain_seconds`: from the last write until all of it was sent
 
@@ -81,13 +73,11 @@ class Client:
         block: tuple[int, int] | None = None,
         clock: int | None = None,
         at_least: int = 0,
-        rides: bool = False,
     ) -> tuple[Ticket, list[Effect]]:
         """Ask for all rows, a `block` (lo, hi) or the listed `rows` (int64) as of `clock` (default: the own one).
 
         `out` (rows x width, contiguous) takes the values; None for a table that is read in place. `at_least` demands a version; ENDED is what
-        all workers together will have written, for a worker that has sent its `last`. `rides`: this read, of all rows as of the policy's `asks_ahead`
-        clocks after this one, is asked by the messages that end this one.
+        all workers together will have written, for a worker that has sent its `last`.
         """
         spec = self.tables[table]
         clock = self.clock if clock is None else clock
@@ -102,12 +92,6 @@ class Client:
         if self.own and out is not None:
             self.untaken[number] = ticket
         effects: list[Effect] = []
-        if rides:
-            self.riding = number
-            if self.own:
-                for role in pieces:
-                    self.asked[role] += 1
-            return ticket, effects
         held = spec.reads != "fresh" and rows is None and at_least < ENDED
         for role, piece in pieces.items():
             if held:
@@ -127,6 +111,20 @@ class Client:
         if not pieces:
             del self.tickets[number]
         return ticket, effects
+
+    def ride(self, now: float, table: int, out: Array | None) -> Ticket:
+        """Ask for all rows as of the policy's `asks_ahead` clocks after this one, by the messages that end this one."""
+        self.next_ticket = self.riding = number = self.next_ticket + 1
+        routing, clock = self.routing, self.clock + self.ahead
+        into = None if out is None else out.reshape(-1, self.tables[table].width)
+        ticket = Ticket(number, table, clock, self.policy.oldest_readable(clock), into, now, routing.whole[table], routing.masks[table])
+        self.tickets[number] = ticket
+        if self.own:
+            for role in ticket.pieces:
+                self.asked[role] += 1
+            if into is not None:
+                self.untaken[number] = ticket
+        return ticket
 
     def push(
         self, table: int, delta: Lease, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0
@@ -148,6 +146,8 @@ class Client:
             else:
                 lease = Lease(delta.array.reshape(-1, width)[place].ravel())
             number = self.sent[role] = self.sent[role] + 1
+            if ends:
+                self.told |= 1 << role
             effects.append(new(Send, (role, new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends, self.batch)))))
             if self.own and role in self.own:
                 self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))
@@ -164,10 +164,10 @@ class Client:
         if self.untaken:
             self.untaken.pop(ticket.number, None)
 
-    def tick(self, now: float, told: int = 0) -> list[Effect]:
-        """End the clock: tell each shard, except those (a bit for each role) that a push has `told` already."""
-        clock, riding = self.clock, self.riding
-        self.clock, self.riding = clock + 1, -1
+    def tick(self, now: float) -> list[Effect]:
+        """End the clock: tell each shard, except those that a push has told already."""
+        clock, riding, told = self.clock, self.riding, self.told
+        self.clock, self.riding, self.told = clock + 1, -1, 0
         effects = self._learn(now) if self.own else []
         if told != self.routing.everyone:
             effects += [self._numbered(role, Message(CLOCK, clock, riding)) for role in self.routing.shard_of if not told >> role & 1]
@@ -216,7 +216,8 @@ class Client:
         """Take a ROWS message: fill its ticket; where copies are held, refresh the copy and the tickets that wait for it."""
         ticket = self.tickets.get(message.ticket)
         if message.data is None and ticket is not None and not self.own:  # read in place
-            self._fill(ticket, source, None, message.version, message.counted)
+            if ticket.answer(source, message.version):
+                del self.tickets[message.ticket]
             return
         values: Array | None = None
         if message.data is not None:
@@ -288,10 +289,7 @@ class Client:
             own = self.own.get(source)
             if own is not None and own.writes:
                 change(ticket, piece, lambda out, region: own.overlay(out, region, version, count))
-        if version < ticket.version or ticket.version < 0:
-            ticket.version = version
-        ticket.unanswered &= ~(1 << source)
-        if not ticket.unanswered:
+        if ticket.answer(source, version):
             del self.tickets[ticket.number]
 
     def _land(self, out: Array, values: Array) -> None:

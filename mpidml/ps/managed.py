@@ -98,7 +98,7 @@ class ManagedClient(CachingClient):
         super()._overlay_hits(role, out, rows, versions, counts)
         self.backlogs[self.routing.shard_of[role][0]].overlay(out, Region(-1, -1, rows))
 
-    def tick(self, now: float, told: int = 0) -> list[Effect]:
+    def tick(self, now: float) -> list[Effect]:
         """End the clock; the shards are told when all of it is sent."""
         self.untold.append((Message(CLOCK, self.clock, self.riding), self.clock + 1))
         self.clock, self.riding = self.clock + 1, -1

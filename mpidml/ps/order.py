@@ -146,7 +146,8 @@ class OrderedServer:
 
     def advance(self, now: float) -> tuple[list[Place], list[int]]:
         """Take what is due and here; return its places, and of which replicas the oldest gradient is needed no more, once for each."""
-        taken, freed = list[Place](), list[int]()
+        taken: list[Place] = []
+        freed: list[int] = []
         while self._copied() and self.order and self.here[self.order[0].replica]:
             place = self.order.popleft()
             taken.append(place)

@@ -46,6 +46,7 @@ class Shard(Passive):
     ) -> None:
         self.name, self.policy, self.store, self.allocate = name, policy, store, allocate
         self.repeat, self.tuned, self.in_place, self.eager = repeat, tuned, in_place, eager
+        self.answers = store is not None and not in_place  # with values
         self.by_clock = repeat or policy.commit == "clock"
         self.ahead = policy.asks_ahead
         self.clocks = policy.clocks(workers)
@@ -102,15 +103,17 @@ class Shard(Passive):
         return (self._rows(source, message, wanted),)
 
     def _rows(self, source: int, message: Message, wanted: int, ticket: int | None = None, freed_by: int = -1) -> Send:
+        _, clock, number, _, _, lo, hi, rows, data, _, batch = message
         version = wanted if self.repeat else self.clocks.reached
         if version == ENDED:
             version = self.clocks.highest  # everybody has written all he had to
-        if self.by_updates and ticket is None:
-            self.read_at[source, message.clock] = self.n_ended
-        data, batch = (None, -1) if self.store is None or self.in_place else self._values(source, message, version)
-        number = message.ticket if ticket is None else ticket
-        reply = new(Message, (ROWS, freed_by, number, self.counted[source], version, message.lo, message.hi, message.rows, data, False, batch))
-        return new(Send, (source, reply))
+        if ticket is not None:
+            number = ticket
+        elif self.by_updates:
+            self.read_at[source, clock] = self.n_ended
+        if self.answers:
+            data, batch = self._values(source, message, version)
+        return new(Send, (source, new(Message, (ROWS, freed_by, number, self.counted[source], version, lo, hi, rows, data, False, batch))))
 
     def _values(self, source: int, message: Message, version: int) -> tuple[Lease | None, int]:
         """Return the payload of an answer and its `batch` (see `Message`)."""
@@ -143,10 +146,12 @@ class Shard(Passive):
         if message.ticket < 0:
             return self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
         question = new(Message, (PULL, clock + self.ahead, message.ticket, 0, 0, -1, -1, None, None, False, -1))
-        # What nothing could answer before is parked first, and answered with the others if this is the last one.
-        first = self._pull(now, source, question) if self.ahead == 1 else NOTHING
-        moved = self._moved(source) if self.clocks.tick(source, now, clock + 1) else NOTHING
-        return [*first, *moved] if self.ahead == 1 else [*moved, *self._pull(now, source, question)]
+        if self.ahead == 1:  # what nothing could answer before is parked first, and answered with the others if this is the last one
+            first = self._pull(now, source, question)
+            return [*first, *self._moved(source)] if self.clocks.tick(source, now, clock + 1) else first
+        if self.clocks.tick(source, now, clock + 1):
+            return [*self._moved(source), *self._pull(now, source, question)]
+        return self._pull(now, source, question)
 
     def _last(self, source: int) -> Effects:
         """Wait for this worker no more."""

@@ -22,6 +22,14 @@ class Piece(NamedTuple):
     place: Any
 
 
+class Copy(NamedTuple):
+    """What a shard last answered to one question: its values, the clock they show, how many own messages they contain."""
+
+    values: Array
+    version: int
+    counted: int
+
+
 class Ticket:
     """A read that was asked for: `done` once no shard is `unanswered`; then `version` is the oldest clock that any part of it shows.
 
@@ -36,6 +44,13 @@ class Ticket:
         self.number, self.table, self.clock, self.oldest, self.out, self.since = number, table, clock, oldest, out, since
         self.pieces, self.unanswered = pieces, unanswered
         self.version = -1
+
+    def answer(self, role: int, version: int) -> bool:
+        """Count the answer of `role`, which shows clock `version`; return whether it was the last."""
+        if version < self.version or self.version < 0:
+            self.version = version
+        self.unanswered &= ~(1 << role)
+        return not self.unanswered
 
     def lacks(self) -> list[int]:
         """List the roles that have not answered."""

@@ -4,9 +4,8 @@ compute c  =====part=====part====|  done: push the rest, clock     The read of c
 read c+1   ?-------------------------!                             answered when the policy allows; so it flies meanwhile.
                                  |  compute c+1  =====
 
-Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, it is told of each
-compute that has ended, and the read follows the grant. A gate at the start may grant steps ahead, so that reads fly meanwhile; a gate at the
-push is asked before the gradient is sent.
+Who grants: nobody (n_clocks of its own share), or the coordinator, asked beforehand with the read; where the policy has a gate, it is told of each compute that has
+ended, and the read follows the grant. A gate at the start may grant steps ahead, so that reads fly meanwhile; a gate at the push is asked before the gradient is sent.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from mpidml.ps.ticket import Ticket
 from mpidml.ps.waits import Tally
 
 LOAD_STEP = 0.05
+NO_TICKETS: Sequence[Ticket] = ()
 
 
 class Worker:
     """Run `task` over the tables of `client`, for `n_clocks` clocks as number `index` of `n_workers`, or as the role `coordinator` grants.
 
-    `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `tally` counts for whom (a
-    worker that ended its clock late, a server that answered late) it stood idle; many workers may add to one. `seen()`, where tables are read in
-    place, is the clock that all of them show: at the time of a compute it may be a later one than when the read was allowed.
+    `traced` records how long each read took; `load(now)` is the share of CPU that other processes take. `tally` counts for whom (a worker that ended its clock late, a
+    server that answered late) it stood idle; many workers may add to one. `seen()`, where tables are read in place, is the clock that all of them show: later, perhaps.
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
         "admitted", "after", "ahead", "answered_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
         "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "pauses", "result", "rides", "seen",
-        "staleness", "step", "steps_in_clock", "tally", "task", "told", "traced", "turn", "unsent", "watch_at", "watch_seconds"
+        "staleness", "step", "steps_in_clock", "tally", "task", "traced", "turn", "unsent", "watch_at", "watch_seconds"
     )  # fmt: skip
 
     def __init__(
@@ -70,10 +69,8 @@ class Worker:
         self.ahead: dict[int, Message] = {} if coordinator >= 0 else UNUSED  # the grants of those after, by their numbers
         self.turn, self.staleness, self.granted_by = Turn(0, 0, 0), -1, -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
-        self.coming, self.after = list[Ticket](), list[Ticket]()  # of the next turn, and of the one after where that is asked for before the next began
-        self.told = 0  # shards that know of the end of this clock, a bit for each
-        self.load_told = 0.0
-        self.answered_at = self.begun_at = self.done_at = 0.0
+        self.coming = self.after = NO_TICKETS  # of the next turn, and of the one after where that is asked for before the next began
+        self.load_told = self.answered_at = self.begun_at = self.done_at = 0.0
         self.tally = Tally() if tally is None else tally
         self.result: Any = None
 
@@ -100,10 +97,8 @@ class Worker:
         for ticket in self.coming:
             if ticket.unanswered:
                 return NOTHING
-        if self.ended:
-            return NOTHING
         self.answered_at = now
-        if self.computing or self.next is None:
+        if self.computing or self.next is None or self.ended:
             return NOTHING
         culprit = message.clock if message.clock >= 0 else self.granted_by if self.granted_by >= 0 else source
         self.tally.wait(culprit, self.step, self.done_at, now)
@@ -146,14 +141,22 @@ class Worker:
             self.load_told = self.load(now)
         return Send(self.coordinator, Message(NEXT, clock, lo=round(self.load_told * LOAD_UNITS)))
 
-    def _ask(self, now: float, effects: list[Effect], clock: int, step: int, at_least: int = 0, rides: bool = False) -> list[Ticket]:
+    def _ask(self, now: float, effects: list[Effect], clock: int, step: int, at_least: int = 0) -> Sequence[Ticket]:
         """Ask for what `step`, or what follows the last one, reads as of `clock`."""
         tickets = []
         for table, out, rows in self.task.last_reads(step) if at_least else self.task.reads(step):
-            ticket, asked = self.client.pull(now, table, out, rows, None, clock, at_least, rides and rows is None)
+            ticket, asked = self.client.pull(now, table, out, rows, None, clock, at_least)
             tickets.append(ticket)
             effects += asked
         return tickets
+
+    def _ask_by_push(self, now: float, effects: list[Effect], step: int) -> Sequence[Ticket]:
+        """Ask for what `step` reads by the push that ends this clock; for listed rows at once, and so from now on."""
+        reads = self.task.reads(step)
+        if len(reads) == 1 and reads[0][2] is None:
+            return (self.client.ride(now, reads[0][0], reads[0][1]),)
+        self.rides = 0
+        return self._ask(now, effects, self.client.clock + self.client.ahead, step)
 
     def _begin_if_ready(self, now: float, effects: list[Effect]) -> None:
         if self.next is not None:
@@ -175,25 +178,26 @@ class Worker:
             self.coming = self._ask(now, effects, self.client.clock, self.step, ENDED)
             self._begin_if_ready(now, effects)
             return
-        step, clock, client = self.step, self.client.clock, self.client
-        versions, staleness, granted = tuple[int, ...](), self.staleness, self.staleness
+        step, client = self.step, self.client
+        clock = oldest = client.clock
+        versions: tuple[int, ...] = ()
         for ticket in self.coming:
             version = ticket.version
             versions += (version,)
-            if granted < 0 and clock - version > staleness:
-                staleness = clock - version
+            if version < oldest:
+                oldest = version
             if client.untaken:
                 client.take(ticket)
         block, weight = self.next  # type: ignore[misc]
         client.batch = block // self.n_workers
-        self.turn = turn = new(Turn, (step, clock, block, weight, versions, staleness if staleness > 0 else 0))
-        self.computing, self.begun_at, self.told = True, now, 0
+        self.turn = turn = new(Turn, (step, clock, block, weight, versions, self.staleness if self.staleness >= 0 else clock - oldest))
+        self.computing, self.begun_at = True, now
         if self.traced:
             effects.append(Record("pull", (clock, since := self.coming[0].since if self.coming else now, max(self.answered_at - since, 0.0))))
         if self.last:
-            effects.append(Compute(self.task.finish, (turn,), -1))
+            effects.append(Compute(self.task.finish, turn, -1))
             return
-        self.coming, self.after, self.next = self.after, [], None
+        self.coming, self.after, self.next = self.after, NO_TICKETS, None
         if self.ahead and self.n_grants + 1 in self.ahead:
             self._accept(now, effects)
         elif self.coordinator < 0:
@@ -201,16 +205,17 @@ class Worker:
             self.leaving = step + 1 == self.n_clocks
         elif not self.gated:
             effects.append(self._ask_turn(now, clock))
-        if self.early and not self.leaving and not self.coming:
-            self.coming = self._ask(now, effects, clock + 1, step + 1, rides=self.rides == 1)
-        effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, (turn,), step)))
+        if self.early and not self.coming and not self.leaving:
+            self.coming = self._ask_by_push(now, effects, step + 1) if self.rides == 1 else self._ask(now, effects, clock + 1, step + 1)
+        effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, turn, step)))
 
     def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
         """Compute from the values that are there now: perhaps newer than when the read was allowed, and all there are where nobody else writes."""
         if turn.staleness and (self.staleness < 0 or self.n_workers == 1):
             missed = turn.clock - self.seen() if self.n_workers > 1 else 0  # type: ignore[misc]
             if missed < turn.staleness:
-                self.turn = turn = new(Turn, (*turn[:-1], missed if missed > 0 else 0))
+                step, clock, block, weight, versions, _ = turn
+                self.turn = turn = new(Turn, (step, clock, block, weight, versions, missed if missed > 0 else 0))
         return self.task.compute(turn, report)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
@@ -221,8 +226,7 @@ class Worker:
         spec = self.client.tables[0]
         effects: list[Effect] = []
         for role, shard in enumerate(spec.shards, spec.first_role):
-            if shard.lo * spec.width >= lo and not self.told >> role & 1:
-                self.told |= 1 << role
+            if shard.lo * spec.width >= lo and not self.client.told >> role & 1:
                 piece = delta.part(shard.lo * spec.width, shard.hi * spec.width)
                 effects += self.client.push(0, piece, block=(shard.lo, shard.hi), ends=True, version=self.turn.versions[0])
         return effects
@@ -238,12 +242,11 @@ class Worker:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
         effects: list[Effect] = []
-        if self.rides == 2 and not self.told and self.step + 2 < self.n_clocks and self.coming and self.coming[0].pieces is self.client.routing.whole[0]:
-            self.after = self._ask(now, effects, self.client.clock + 2, self.step + 2, rides=True)
+        if self.rides == 2 and self.step + 2 < self.n_clocks and not self.client.told:
+            self.after = self._ask_by_push(now, effects, self.step + 2)
         self._close(now, effects, *result)
-        if self.gated:
-            if not self.leaving:
-                effects.append(self._ask_turn(now, self.client.clock))
+        if self.gated and not self.leaving:
+            effects.append(self._ask_turn(now, self.client.clock))
         elif not self.early and not self.leaving:
             self.coming = self._ask(now, effects, self.client.clock, self.step)
         self._begin_if_ready(now, effects)
@@ -260,14 +263,11 @@ class Worker:
                 n_left -= 1
                 # The last push of a clock to a table ends the clock there.
                 ends = not self.steps_in_clock and (not n_left or table not in [push.table for push in pushes[-n_left:]])
-                effects += (sent := client.push(table, delta, rows, None, ends, clock - staleness))
-                if ends:
-                    for target, _ in sent:
-                        self.told |= 1 << target
+                effects += client.push(table, delta, rows, None, ends, clock - staleness)
         effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1
         if counts and not self.steps_in_clock:
-            effects += client.tick(now, self.told)
+            effects += client.tick(now)
 
     def timer(self, now: float) -> Effects:
         """Send what the client has kept back, and tell the coordinator when the load has changed since it was told."""

@@ -157,7 +157,7 @@ class Driver:
     def _compute(self, me: int, compute: Compute) -> None:
         self.computing, self.polls_seconds, MAIN.now = me, 0.0, None
         start = self.polled_at = clock_now()
-        result = compute.function(*compute.arguments, self._report if self.many else None)
+        result = compute.function(compute.turn, self._report if self.many else None)
         now = clock_now()
         self.computing = -1
         self.compute_seconds += now - start - self.polls_seconds

@@ -66,13 +66,13 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     parts = rounds_of(best, n, plan.nbytes)
     owned = max(of.hi - of.lo for of in parts) / max(plan.nbytes, 1)
     after = seconds + cost.apply * owned
-    draws = [cost.seconds(plan.seed, w) for w in range(n)]
+    drawn = cost.seconds(plan.seed, n).of
     found = Simulated(done_by=[0] * n, staleness={0: 0})
     busy, waits, last = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
     now, clock = 0.0, 0
     every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
-        computes = np.array([draw.of(clock) for draw in draws])
+        computes = np.array([drawn(w, clock) for w in range(n)])
         if plan.slowdown is not None:
             computes *= 1 + np.array([plan.slowdown.extra(w, clock) for w in range(n)])
         slowest = int(computes.argmax())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.clocks import ENDED
-from mpidml.core.cost import ComputeSeconds, CostModel
+from mpidml.core.cost import CostModel
 from mpidml.core.partition import shards
 from mpidml.core.role import PUSH, ROWS, Lease, Message, Role
 from mpidml.core.slowdown import Slowdown
@@ -142,7 +142,7 @@ def _lease(n: int) -> Lease:
 def simulate(plan: Plan) -> Simulated:
     """Run `plan` to its end with payloads of sizes alone.
 
-    Cost: 11 to 30 us a worker and clock by the machine, more where caches hold less of them (100 to 10,000 workers). Raises WaitTimeout where the policy lets nobody go on.
+    Cost: 11 to 30 us a worker and clock by the machine, more where its caches hold less (100 to 10,000 workers). Raises WaitTimeout where the policy lets nobody go on.
     """
     n, policy = plan.n_workers, plan.policy
     n_elements, pushed, answer = (max((of or plan.nbytes) // 8 // plan.n_shards, 1) for of in (plan.nbytes, plan.pushed, plan.answer))
@@ -173,16 +173,14 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     every = n if plan.seconds else max(n, -(-n * plan.n_clocks // MOST_ROWS))
     since, stale = 0, 0
 
-    histogram, done_by = found.staleness, array("q", [0]) * n
+    done_by = array("q", [0]) * n
 
     def record(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
         nonlocal since, stale
         if name == "clock":
-            staleness = int(value[1])
-            histogram[staleness] = histogram[staleness] + 1 if staleness in histogram else 1
             if value[2]:
                 done_by[role - n_servers] += 1
-                since, stale = since + 1, stale + staleness
+                since, stale = since + 1, stale + int(value[1])
                 if since == every:
                     found.n_done += since
                     found.rows.append((now, found.n_done, stale / since))
@@ -207,6 +205,9 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
         found.rows.append((found.seconds, found.n_done, stale / since))
     alike = plan.n_shards // n_servers
     found.n_messages, found.nbytes = result.n_messages * alike, result.nbytes * alike if moves else 0
+    for told in {worker.tally for worker in roles[n_servers : n_servers + n] if isinstance(worker, Worker)}:
+        for staleness, times in told.staleness.items():
+            found.staleness[staleness] = found.staleness.get(staleness, 0) + times
     found.busy_seconds = result.compute_seconds[n_servers : n_servers + n]
     return found
 
@@ -216,20 +217,15 @@ def _compute(plan: Plan, n_servers: int, n_taken: int) -> Callable[[int, int, fl
     cost, slowdown = plan.cost, plan.slowdown
     if (measured := plan.measured) is not None:
         return lambda role, step, now: measured[role - n_servers][step % len(measured[role - n_servers])] if step >= 0 else 0.0
-    draws: list[ComputeSeconds] = [cost.seconds(plan.seed, w) for w in range(plan.n_workers)]
-    constant = cost.mean_seconds if len(cost.compute) == 1 and not cost.jitter and slowdown is None else None
     beside = cost.apply + n_taken * plan.n_workers * cost.message if plan.colocated else 0.0
-
-    def seconds(role: int, step: int, now: float) -> float:
-        if step < 0:
-            return 0.0  # the use of the final values
-        if constant is not None:
-            return constant + beside
-        worker = role - n_servers
-        drawn = draws[worker].of(step)
-        return drawn + beside if slowdown is None else drawn * (1 + slowdown.extra(worker, step)) + beside
-
-    return seconds
+    # What uses the final values, in a step numbered -1, takes no time.
+    if len(cost.compute) == 1 and not cost.jitter and slowdown is None:
+        constant = cost.mean_seconds + beside
+        return lambda role, step, now: constant if step >= 0 else 0.0
+    drawn = cost.seconds(plan.seed, plan.n_workers).of
+    if slowdown is None:
+        return lambda role, step, now: drawn(role - n_servers, step) + beside if step >= 0 else 0.0
+    return lambda role, step, now: drawn(role - n_servers, step) * (1 + slowdown.extra(role - n_servers, step)) + beside if step >= 0 else 0.0
 
 
 class _Network:

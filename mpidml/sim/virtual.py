@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import gc
 import heapq
+import math
 from array import array
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import NOTHING, After, Compute, Lease, Message, Passive, Record, Role, Send, Stop
 
 Recorder = Callable[[float, int, str, tuple[float, ...]], None]
-
+Event = tuple[float, int, int, int, Any]
+"""When, its number, for whom, from whom or of what kind, what."""
 
 DONE, PART, TIMER, STARTS = -1, -2, -3, -4
 LATER = 1 << 60
@@ -52,10 +56,10 @@ def run(
     keep their order (as on MPI), else they may overtake each other. parts(role, step): ranges reported as final, spread evenly over the compute;
     `reports` false: computes report none. `record` takes what roles note as (seconds, role, name, value); without it the result lists all.
     Raises WaitTimeout when nothing can happen any more although roles have not stopped: it lists who waits for whom.
-    Cost: O(1) a message of constant delay, whose times never decrease, so a queue orders them; O(log n) for the rest, on a heap.
+    Cost: O(1) a message of constant delay, whose times never decrease, so a queue orders them; O(log n) for the rest, on a heap of what comes next.
     At one time messages come first, in the order in which they were sent, then the ends of what roles have begun, in that order.
     """
-    heap: list[tuple[float, int, int, int, Any]] = []
+    heap: list[Event] = []
     queue: deque[tuple[float, int, int, Any]] = deque()
     records: list[tuple[float, int, str, tuple[float, ...]]] = []
     busy_seconds = array("d", [0.0]) * len(roles)
@@ -73,17 +77,25 @@ def run(
     number = 0
     handle = [role.handle for role in roles]
     places = [getattr(type(role), "landing", None) is not Passive.landing for role in roles]
+    far: list[Event] = []  # what is after the horizon, in any order: a small heap is taken from much faster than one of all computes
+    horizon = math.inf if reports else 0.0
+    due = math.inf  # when the first on the heap is
     try:
         while True:
-            if queue and (not heap or queue[0][0] <= heap[0][0]):
+            if queue and queue[0][0] <= due:
                 now, me, source, what = popleft()
             elif heap:
                 now, _, me, source, what = heappop(heap)  # numbers differ, so comparing two entries never looks beyond them
+                if not heap and far:
+                    horizon = _come_near(far, heap)
+                due = heap[0][0] if heap else math.inf
             else:
                 break
             if source >= 0:
                 n_messages += 1
-                effects = handle[me](now, source, what if what[8] is None or not places[me] else _landed(roles[me], source, what))
+                if what[8] is not None and places[me]:
+                    what = _landed(roles[me], source, what)
+                effects = handle[me](now, source, what)
             elif source == DONE:
                 effects = roles[me].done(now, what)
             elif source == PART:
@@ -93,6 +105,7 @@ def run(
             else:
                 effects = roles[me].timer(now) if running[me] else NOTHING
             for effect in effects:
+                event: Event
                 if type(effect) is Send:
                     target, message = effect
                     data = message[8]
@@ -110,28 +123,42 @@ def run(
                     if in_order:
                         pair = (me, target)
                         at = last_arrival[pair] = max(at, last_arrival.get(pair, 0.0))
-                    heappush(heap, (at, number, target, me, message))
+                    event = (at, number, target, me, message)
                 elif type(effect) is Record:
                     note(now, me, effect[0], effect[1])
+                    continue
                 elif type(effect) is Compute:
-                    function, arguments, step = effect
+                    function, turn, step = effect
                     seconds = compute_seconds(me, step, now)
                     busy_seconds[me] += seconds
+                    at = now + seconds
                     if reports:
                         found: list[tuple[int, int]] = []
-                        result = function(*arguments, lambda lo, hi, found=found: found.append((lo, hi)))
+                        result = function(turn, lambda lo, hi, found=found: found.append((lo, hi)))
                         for i, piece in enumerate(ranges := [r for r in found if r[0] < r[1]] or parts(me, step)):
                             number += 1
                             heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), LATER + number, me, PART, piece))
+                        due = heap[0][0] if heap else due
                     else:
-                        result = function(*arguments, None)
+                        result = function(turn, None)
                     number += 1
-                    heappush(heap, (now + seconds, LATER + number, me, DONE, result))
+                    event = (at, LATER + number, me, DONE, result)
                 elif type(effect) is After:
                     number += 1
-                    heappush(heap, (now + effect[0], LATER + number, me, TIMER, None))
-                elif type(effect) is Stop:
+                    at = now + effect[0]
+                    event = (at, LATER + number, me, TIMER, None)
+                else:
+                    assert type(effect) is Stop
                     running[me] = False
+                    continue
+                if at > horizon:
+                    if heap:
+                        far.append(event)
+                        continue
+                    horizon = at
+                heappush(heap, event)
+                if at < due:
+                    due = at
     finally:
         if collects:
             gc.enable()
@@ -139,6 +166,16 @@ def run(
         waits = [w.text for me in left for w in roles[me].waiting(now)]
         raise WaitTimeout(f"virtual clocks: {len(left)} role(s) wait for ever at {now:.3f} s: " + "; ".join(waits[:5]))
     return Result(now, n_messages, nbytes, records, list(busy_seconds))
+
+
+def _come_near(far: list[Event], heap: list[Event]) -> float:
+    """Move the first third of `far` to the empty `heap`, and all that is at the same time; return that time. Cost: O(1) an event, `far` is mostly sorted."""
+    far.sort()
+    last = far[min(max(len(far) // 3, 64), len(far) - 1)][0]
+    n = bisect_right(far, last, key=itemgetter(0))
+    heap.extend(far[:n])  # sorted is a heap
+    del far[:n]
+    return last
 
 
 def _landed(role: Role, source: int, message: Message) -> Message:

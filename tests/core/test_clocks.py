@@ -40,8 +40,9 @@ def test_reached_is_the_minimum_over_the_workers_that_have_not_ended(events):
 class EndsByOne(Clocks):
     """Takes for granted that the next clock is occupied."""
 
-    def _move(self, old, new):
-        moved = super()._move(old, new)
+    def end(self, worker):
+        old = self.completed[worker]
+        moved = super().end(worker)
         if moved:
             self.reached = old + 1
         return moved

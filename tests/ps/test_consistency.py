@@ -256,7 +256,7 @@ def test_the_checker_catches_a_shard_that_takes_a_riding_question_wrongly(shard_
 class NeverTicks(Client):
     __slots__ = ()
 
-    def tick(self, now, told=()):
+    def tick(self, now):
         self.clock += 1
         return []
 

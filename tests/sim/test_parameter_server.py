@@ -38,7 +38,7 @@ def test_equal_workers_without_latency_take_one_compute_a_clock(policy, n, dynam
 def test_bsp_takes_the_longest_of_each_clock():
     cost = CostModel((1.0,), 1.0, latency=0.0)
     found = simulate(Plan(Bsp(), 6, 50, cost, seed=4))
-    drawn = np.array([[cost.seconds(4, w).of(s) for s in range(50)] for w in range(6)])
+    drawn = np.array([[cost.seconds(4, 6).of(w, s) for s in range(50)] for w in range(6)])
     assert found.seconds == pytest.approx(drawn.max(axis=0).sum(), rel=1e-12)
     assert found.busy_seconds == pytest.approx(drawn.sum(axis=1).tolist())
     assert simulate(Plan(Asp(), 6, 50, cost, seed=4)).seconds == pytest.approx(drawn.sum(axis=1).max(), rel=1e-12)
