@@ -69,10 +69,14 @@ class Compressed(Collective):
     def open(self, comm: Any) -> None:
         """Make room for what this rank's codes leave, and compile what makes them on a device."""
         super().open(comm)
+        self.compile()
+        self.up = self._coder(None)
+
+    def compile(self) -> None:
+        """Compile what makes and reads codes on a device."""
         if self.backend.gpu is not None:
             self.backend.load(*CODES)
             self.backend.fetch(self.dtype.str[1:])
-        self.up = self._coder(None)
 
     def _coder(self, held: tuple[int, int] | None) -> Compressor:
         with self.backend.naming("what codes leave"):

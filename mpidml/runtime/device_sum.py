@@ -33,6 +33,9 @@ class DeviceSums(Collective):
     When a sum's `test` is true, or its `wait` has ended, the stream that was current when it was planned may use the buffer; the host has to wait for it.
     """
 
+    lands = True
+    """Whether this rank needs what is summed in its buffers; else what goes through the host need not come back."""
+
     def __init__(self, comm: Any, kernels: Any) -> None:
         self.comm, self.kernels, self.cupy = comm, kernels, kernels.gpu.cupy
         self.done: Callable[[Any], bool] = kernels.gpu.done
@@ -157,7 +160,8 @@ class _Part:
         self.phase = COMING
 
     def go_up(self, copies: Any) -> None:
-        self.device.set(self.host, stream=copies)
+        if self.of.sums.lands:
+            self.device.set(self.host, stream=copies)
         self.phase = QUEUED
         self.of.n_left -= 1
         if not self.of.n_left:

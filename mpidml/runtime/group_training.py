@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.role import Array
+from mpidml.optim.base import State
 from mpidml.ps.task import Push, Turn
 from mpidml.runtime import scoring
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
@@ -25,12 +26,10 @@ class GroupTraining(Training):
     def __init__(self, strategy: Any, worker: int) -> None:
         """Allocate, and prepare the sums (Collective on the group)."""
         self.group: Group = strategy.group
+        self.handed: list[Array] = strategy.views  # where members read the parameters
         super().__init__(strategy, worker)
-        if self.flats:
-            self.flats = self.group.flats(self.net.n_params, self.net.dtype)
-        collective = self.group.collective
-        self.total, self.loss = collective.allocate(self.net.n_params, self.net.dtype), collective.allocate(1, np.float64)
-        self.sums = [collective.plan(self.total), collective.plan(self.loss)]
+        self.total, self.loss = self._total(), self.group.collective.allocate(1, np.float64)
+        self.sums = [self.group.plan(self.total), self.group.collective.plan(self.loss)]
         self.block, self.slot, self.fresh = 0, 0, False
         self.report: Report | None = None
 
@@ -48,7 +47,7 @@ class GroupTraining(Training):
     def help(self, word: Word, idle: Callable[[], None]) -> None:
         """Do a member's part of what the leader's word asks for."""
         strategy, self.slot, self.block = self.strategy, word.slot, word.block
-        w = self.flats[word.slot] if self.flats else strategy.views[word.slot]
+        w = self.handed[word.slot]
         if word.follows:
             self.group.take(w, idle)
         if word.kind == SCORE:
@@ -93,8 +92,28 @@ class GroupTraining(Training):
             self.report(0, 0)
 
     def _say(self, kind: int, scale: float = 0.0, of: int = 0) -> None:
+        if self.fresh:
+            self._hand()
         follows, self.fresh = self.fresh and self.group.sends, False
-        self.group.say(Word(kind, self.block, scale, self.slot, of, follows), self.flats[self.slot] if follows else None)
+        self.group.say(Word(kind, self.block, scale, self.slot, of, follows), self.handed[self.slot] if follows else None)
+
+    def _flats(self) -> list[Array]:
+        self.handed = self.group.flats(self.net.n_params, self.net.dtype)
+        return self.handed
+
+    def _state(self) -> State | None:
+        return super()._state() if self.group.leads else None
+
+    def _total(self) -> Any:
+        """Return the place of this rank's gradient, which is summed."""
+        return self.group.collective.allocate(self.net.n_params, self.net.dtype)
+
+    def _hand(self) -> None:
+        """Let `handed` have what was read into this step's slot: it is the same memory."""
+
+    def _leave(self, g: Array) -> None:
+        """Leave the sum in `g`."""
+        g[:] = self.total
 
     def _parameters(self, turn: Turn) -> Array:
         self.slot, self.fresh = turn.step % 2 if self.flats else turn.versions[0] % self.strategy.copies, True
@@ -118,14 +137,14 @@ class GroupTraining(Training):
         if group.leads:
             self._say(TURN, scale)
         if not rows.size:
-            self.total[:] = 0
+            self.total.fill(0)
         self.loss[0] = super()._sum_up(rows, batch, w, self.total, scale, report) if rows.size else 0.0
         for each in self.sums:
             each.start()
         for each in self.sums:
             group.until(each.test, lambda each=each: group.late(each.late()), self._idle)  # type: ignore[misc]
         if group.leads:
-            g[:] = self.total
+            self._leave(g)
         return float(self.loss[0])
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER, Collective, make_collective
+from mpidml.collectives.base import FOLDER, Collective, Done, Sum, make_collective
 from mpidml.core import plugins
 from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import UserError, WaitTimeout
@@ -24,6 +25,8 @@ from mpidml.core.job import Job
 from mpidml.core.role import Array
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.driver import NAP_SECONDS, SPIN_SECONDS
+from mpidml.runtime.summed_there import choose
+from mpidml.runtime.training_there import stays
 from mpidml.runtime.wire import pieces
 
 TURN, SCORE, STOP = 1, 2, 3
@@ -96,7 +99,13 @@ class Group:
         self.one_host = _one_host(strategy.comm, self.ranks)
         self.shares = self.one_host and job.transport == "auto"
         self.sends = not strategy.in_place and not self.shares
-        self.collective: Collective = make_collective(collective_name(job, self.one_host), comm)
+        name = collective_name(job, self.one_host)
+        self.collective: Collective = make_collective(name, comm)
+        self.there: Any = None
+        if stays(strategy):
+            net = strategy.net
+            on, nbytes = partial(make_collective, name), net.n_params * net.dtype.itemsize
+            self.there = choose(job, net.device.kernels, self.collective, on, nbytes, lands=self.leads).sums
         self.tag, self.score_tag = comm.new_tag(), comm.new_tag()
         self.word = np.zeros(len(Word._fields))
         self.sending: list[Any] = []
@@ -116,6 +125,13 @@ class Group:
     def flats(self, n: int, dtype: Any) -> list[Array]:
         """Return two arrays for the parameters, one for the whole group where it shares memory (Collective on the group)."""
         return [self.comm.shared(n, dtype) if self.shares else np.zeros(n, dtype) for _ in range(2)]
+
+    def plan(self, gradient: Any) -> Sum:
+        """Prepare the sum of a gradient, for the leader (Collective on the group)."""
+        if self.there is not None and self.comm.size == 1:
+            return Done()  # it is where it is needed
+        sums: Collective = self.collective if self.there is None else self.there
+        return sums.plan(gradient)
 
     def part(self, n: int) -> tuple[int, int]:
         """Return which of n samples are computed here."""
@@ -172,5 +188,7 @@ class Group:
         with self.comm.blocked("the last word to members"):
             for request in self.sending:
                 request.Wait()
+        if self.there is not None:
+            self.there.free()
         self.collective.free()
         self.comm.free()

@@ -26,10 +26,10 @@ class Chosen(NamedTuple):
         return {"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {}
 
 
-def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int) -> Chosen:
+def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int, lands: bool = True) -> Chosen:
     """Choose for sums of about `nbytes` (Collective on the ranks of `collective`, which is open).
 
-    `on(comm)` makes the same collective over fewer ranks, as NCCL needs it between hosts.
+    `on(comm)` makes the same collective over fewer ranks, as NCCL needs it between hosts. `lands`: whether this rank needs what is summed.
     """
     names = [NCCL if job.transport == NCCL else ""]
     found = [(False, "")]
@@ -43,4 +43,5 @@ def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], C
         return made
 
     sums = NcclSums(collective.comm, kernels, lambda few: by_mpi(on(few))) if job.transport == NCCL else by_mpi(collective)
+    sums.lands = lands
     return Chosen(sums, names[-1], found[-1])

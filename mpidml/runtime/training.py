@@ -37,14 +37,13 @@ class Training:
         self.strategy, self.worker = strategy, worker
         self.net = net = strategy.net if net is None else net
         self.job, self.data, self.sampler = strategy.job, strategy.data, strategy.sampler
-        self.flats = [] if strategy.in_place else [np.zeros(net.n_params, net.dtype) for _ in range(2)]
+        self.flats = [] if strategy.in_place else self._flats()
         self.gradients: list[tuple[Buffer, Array, Lease]] = []
         for _ in range(strategy.n_gradients):
             self._add_gradient()
         self.running: Lease | None = None
         self.stay(net.backend)
-        chain = strategy.worker_chain or strategy.before
-        self.state = chain.init(net.n_params, net.dtype) if chain is not None else None
+        self.state = self._state()
         self.slowdown = strategy.slowdown
         self.loss_factor = scoring.loss_factor(net, self.data.targets)
         self.not_scored = (0.0,) * (N_MEASURED + scoring.n_of_heads(net))
@@ -54,6 +53,15 @@ class Training:
         self.shown: Array | None = None  # what is scored, where that is not what this worker computes with
         self.salt_epoch, self.scored_epoch = -1, 0
         self.salt = np.uint64(0)
+
+    def _flats(self) -> list[Array]:
+        """Return two arrays into which parameters are read."""
+        return [np.zeros(self.net.n_params, self.net.dtype) for _ in range(2)]
+
+    def _state(self) -> State | None:
+        """Return the arrays of this worker's links or optimizer; None where it has none."""
+        chain = self.strategy.worker_chain or self.strategy.before
+        return chain.init(self.net.n_params, self.net.dtype) if chain is not None else None
 
     def stay(self, kernels: Any) -> Training:
         """Let the gradients of the parts of a block add up where `kernels` compute; return this."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from mpidml.core.role import Array, Lease
 from mpidml.optim.base import State
 from mpidml.ps.on_device import OnDevice
@@ -42,10 +44,14 @@ class TrainingThere(Training):
         kernels = strategy.net.device.kernels
         values = self.flats[0] if self.flats else strategy.views[0]
         self.there = OnDevice(kernels, strategy.worker_chain, values, self.state or {}, "a worker's")
-        if strategy.codes is not None:  # reads come as codes, to what they change
-            with kernels.naming("what a worker reads"):
-                self.flats = [self.there.values, kernels.zeros(values.size, values.dtype)]
+        if strategy.codes is not None:
+            self.flats = self._flats_there(kernels)
         self.stay(kernels)
+
+    def _flats_there(self, kernels: Any) -> list[Any]:
+        """Return two arrays of the device: reads come as codes, to what they change."""
+        with kernels.naming("what a worker reads"):
+            return [self.there.values, kernels.zeros(self.there.values.size, self.there.values.dtype)]
 
     def kept(self) -> State:
         """Bring what is kept to the host, and return it."""
@@ -67,7 +73,7 @@ class TrainingThere(Training):
 
     def _weights(self, w: Array) -> Any:
         """Return what was read where it is computed with."""
-        if self.strategy.codes is not None:
+        if not isinstance(w, np.ndarray):
             return w
         self.there.put(w)
         return self.there.values

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective, Done, Halves, Sum, make_collective
+from mpidml.collectives.hierarchical import Hierarchical
 from mpidml.compression.base import make_codec
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
@@ -31,9 +32,9 @@ from mpidml.optim.base import State, make_chain
 from mpidml.ps.store import Store
 from mpidml.ps.task import Turn
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
+from mpidml.runtime.coded_hosts import CodedHosts
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
-from mpidml.runtime.device_sum import DeviceSums
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
@@ -100,7 +101,7 @@ class DataParallel(Serverless):
             if job.collective not in (Job.collective, "hierarchical"):
                 raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
         self.compressed: Compressed | None = None
-        self.hosts: Collective | None = None
+        self.sums: Any = None  # what sums in place of `collective`: in codes, or on a device
 
     def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
         """Cut, allocate, and fill the first weights; return what steps (Collective on comm)."""
@@ -139,9 +140,9 @@ class DataParallel(Serverless):
 
     def _by_buckets(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient; return the task that fills it, the slices, and their sums."""
-        collective = self._compressing(net)
-        self.chosen = collective is None and self.collective.by_timing
-        collective = collective or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
+        self.sums = coded = self._coded(net, net.backend)
+        self.chosen = coded is None and self.collective.by_timing
+        collective = coded or self.collective.pick(min(self.job.bucket, net.n_params * net.dtype.itemsize))
         self.picked = plugins.name_of(collective) if self.chosen or self.job.collective == Job.collective else self.job.collective
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
@@ -161,23 +162,20 @@ class DataParallel(Serverless):
         job, comm = self.job, self.comm
         self.memory = job.transport == "auto" and (comm.size == 1 or max(comm.allgather(comm.host.size)) > 1)
         self.mirror: Mirror | None = None
-        self.device_sums: DeviceSums | Compressed | None = None
         self.gpu_mpi = False, ""
-        by_hosts = job.compress and self.memory and not comm.one_host  # one rank of each encodes what its host has summed
-        host = self.ordered or by_hosts or job.progress_thread == "on"
-        return net.device.kernels is not None and not host
+        return net.device.kernels is not None and not self.ordered and job.progress_thread != "on"
 
     def _on_device(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of slices of one gradient that lies on the device, as `_by_buckets` does for one of the host."""
         comm, kernels, n = self.comm, net.device.kernels, net.n_params
-        coded = self._coded(net, kernels) if self.job.compress and not self.memory else None
+        coded = self._coded(net, kernels)
         on, nbytes = partial(make_collective, self._collective()), min(self.job.bucket, n * net.dtype.itemsize)
-        found = Chosen(coded, "") if coded is not None else choose(self.job, kernels, self.collective, on, nbytes)
-        self.chosen, (self.device_sums, self.picked, self.gpu_mpi) = self.collective.by_timing, found
+        found = Chosen(coded, "", getattr(coded, "gpu_mpi", self.gpu_mpi)) if coded is not None else choose(self.job, kernels, self.collective, on, nbytes)
+        self.chosen, (self.sums, self.picked, self.gpu_mpi) = self.collective.by_timing, found
         with kernels.naming("the gradient"):
             self.gradient = self.total = kernels.zeros(n, net.dtype)
-        if coded is not None:
-            coded.look_at(self.gradient)
+        if self.compressed is not None:
+            self.compressed.look_at(self.gradient)
         self.weights, self.mirror = np.zeros(n, net.dtype), Mirror(kernels)
         self.there = self.mirror.array("the weights", self.weights)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
@@ -187,27 +185,21 @@ class DataParallel(Serverless):
 
         return OfMirror(self, comm.rank).stay(kernels), cuts, [Halves(total(own := self.gradient[lo:hi]), Done(), 0, hi - lo, own, False) for lo, hi in cuts]
 
-    def _compressing(self, net: Network) -> Collective | None:
-        """Return what sums in codes: over all ranks, or where several share a host over one of each; None where all do, and nothing is sent."""
-        if not self.job.compress or (self.memory and self.comm.one_host):
+    def _coded(self, net: Network, kernels: Any) -> Any:
+        """Return what sums in codes that `kernels` make: over all ranks, or where several share a host over one of each; None where nothing is sent."""
+        job = self.job
+        if not job.compress or (self.memory and self.comm.one_host):
             return None
-        coded = self._coded(net, net.backend)
-        if not self.memory:
-            return coded
-        hosts: Any = plugins.make(FOLDER, "hierarchical")
-        hosts.open(self.comm, coded)
-        self.hosts = hosts
-        if hosts.outer is None:  # another rank of this host encodes
-            self.compressed = None
-        return self.hosts
-
-    def _coded(self, net: Network, kernels: Any) -> Compressed:
-        """Return what sums in codes that `kernels` make: opened, unless it is for the ranks that stand for their hosts."""
-        self.compressed = coded = Compressed(self.job.compress, net.params, net.dtype, kernels, self.job.seed)
+        self.compressed = coded = Compressed(job.compress, net.params, net.dtype, kernels, job.seed)
         self.step = coded.step
         if not self.memory:
             coded.open(self.comm)
-        return coded
+            return coded
+        hosts: Any = Hierarchical() if kernels.gpu is None else CodedHosts(job, kernels, min(job.bucket, net.n_params * net.dtype.itemsize))
+        hosts.open(self.comm, coded)
+        if hosts.outer is None:  # another rank of this host encodes
+            self.compressed = None
+        return hosts
 
     def _by_blocks(self, net: Network) -> tuple[Training, Sequence[tuple[int, int]], list[Halves]]:
         """Allocate for sums of blocks, as `_by_buckets` does for sums of slices; there is one sum, at the end of the pass."""
@@ -275,8 +267,8 @@ class DataParallel(Serverless):
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
             what = f"{off}; {what}" if self.memory and self.comm.one_host else f"codes {self.job.compress}, buckets from {self.job.bucket / 1e6:g} MB"
-        if self.device_sums is not None:
-            owner += "; weights and optimizer stay on the device" + f", {self.device_sums.way}" * (self.n_workers > 1 or self.compressed is not None)
+        if self.mirror is not None:
+            owner += "; weights and optimizer stay on the device" + f", {self.sums.way}" * (self.n_workers > 1 or self.compressed is not None)
         thread = "; a progress thread on each rank" if self.progress.n_tests is not None else ""
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}{self.asides(*alone, 'shares', 'check_replicas')}"
 
@@ -292,8 +284,6 @@ class DataParallel(Serverless):
         for bucket in self.driver.buckets:
             bucket.halves.reduce.free()
             bucket.halves.gather.free()
-        if self.device_sums is not None:
-            self.device_sums.free()
+        if self.sums is not None:
+            self.sums.free()
         self.collective.free()
-        if self.hosts is not None:
-            self.hosts.free()

@@ -41,6 +41,7 @@ from mpidml.runtime.bell import Bell
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.driver import LOOK_SECONDS, Driver
+from mpidml.runtime.group_there import GroupThere
 from mpidml.runtime.group_training import GroupTraining, LeaderDriver, Member
 from mpidml.runtime.groups import check_groups, make_group
 from mpidml.runtime.memory import make_window
@@ -151,8 +152,7 @@ class ParameterServer(Served):
         parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         servers = self.placement.server_ranks
         own = [worker for worker, rank in enumerate(self.placement.worker_ranks) if comm.hosts(rank)]
-        there = net.device.kernels if not self.placement.groups else None
-        self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock, there) if job.compress else None
+        self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock, net.device.kernels) if job.compress else None
         cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN, self.codes.starts if self.codes else ())
         self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.specs, n_values = [self.spec], flat.n_params
@@ -175,6 +175,7 @@ class ParameterServer(Served):
         self.table: Array | None = comm.shared(n_all, net.dtype).reshape(self.copies, -1) if self.in_place else None
         self.views = list(self.table) if self.table is not None else []
         self.shown: Array | None = comm.shared(len(cut), np.int64) if self.in_place and not self.by_clock else None
+        of_group = GroupThere if stays(self) else GroupTraining
         initial = net.init(job.seed)
         for number, rank in enumerate(self.rank_of):
             if comm.hosts(rank) and number < self.worker_roles.start:
@@ -186,12 +187,12 @@ class ParameterServer(Served):
                 self.stores[number] = make(versions, shard.lo, spec.width, net.backend, self.server_chain, there)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
                 alone = TrainingThere if stays(self) else Training
-                program = SparseTraining if self.first is not None else GroupTraining if self.group is not None else alone
+                program = SparseTraining if self.first is not None else of_group if self.group is not None else alone
                 self.tasks[number] = program(self, number - self.worker_roles.start)
         self.member: GroupTraining | None = None
         if self.group is not None and not self.group.leads:
             self.n_gradients = 0  # a member has one, that its group sums
-            self.member = GroupTraining(self, self.group.worker)
+            self.member = of_group(self, self.group.worker)
         self.load = Occupancy() if self.policy.watches_seconds else None
 
     def extent(self, number: int) -> tuple[int, int]:

@@ -40,15 +40,15 @@ def device() -> Device:
     return _placed[-1] if _placed else Device("cuda", "the double", mpidml_kernels.cuda(cupy_double))
 
 
-def over_the_double(patched: pytest.MonkeyPatch) -> dict[str, int]:
-    """Return the bytes that arrays of the double bring down ("get") and up ("set") from now on, as long as `patched` holds."""
+def over_the_double(patched: pytest.MonkeyPatch, more_than: int = 0) -> dict[str, int]:
+    """Return the bytes that arrays of the double, of `more_than` so many elements, bring down ("get") and up ("set") from now on, as long as `patched` holds."""
     moved = {"get": 0, "set": 0}
 
     def count(name: str) -> None:
         real = getattr(cupy_double.ndarray, name)
 
         def call(self: Any, *given: Any, **named: Any) -> Any:
-            moved[name] += self.nbytes
+            moved[name] += self.nbytes if self.size > more_than else 0
             return real(self, *given, **named)
 
         patched.setattr(cupy_double.ndarray, name, call)

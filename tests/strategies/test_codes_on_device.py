@@ -8,7 +8,7 @@ from mpidml.ps import coded, codes
 from mpidml.ps.coded import CodedClient
 from mpidml.ps.coded_there import CodedStoreThere
 from mpidml.ps.codes import Codes
-from mpidml.runtime import training_there
+from mpidml.runtime import group_there, groups, training_there
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.resume import resumed
 from mpidml.strategies import parameter_server
@@ -39,6 +39,16 @@ WAYS = {
     "looks": {**CODED, "steps": 0, "epochs": 3, "batch": 400, "validate": 0.2},
     "patience": {**CODED, "steps": 0, "epochs": 4, "batch": 400, "validate": 0.2, "patience": 1, "optimizer": "adam", "lr": 0.1},
     "groups": {**CODED, "group": 2},
+    "groups, whole tensors, in parts": {**CODED, "compress": "low_rank", "group": 2, "accumulate": 2, "servers": "1"},
+    "groups, votes": {**CODED, "compress": "sign_majority", "group": 2},
+    "groups, codes of what clip makes": {**CODED, "group": 2, "optimizer": "clip:0.5+momentum:0.9", "servers": "1"},
+    "groups, looks": {**CODED, "group": 2, "steps": 0, "epochs": 3, "batch": 400, "validate": 0.2},
+    "groups, clip": {**ALONE, "group": 2, "optimizer": "clip:0.5+momentum:0.9"},
+    "groups, clip, by messages": {**ALONE, "group": 2, "transport": "mpi", "optimizer": "clip:0.5+momentum:0.9", "collective": "ring"},
+    "groups between hosts": {**CODED, "group": 2, "transport": "auto", "ranks_per_host": 1, "accumulate": 2},
+    "groups between hosts, clip": {**ALONE, "group": 2, "optimizer": "clip:0.5+momentum:0.9", "ranks_per_host": 1},
+    "groups, workers": {**ALONE, "group": 2, "optimizer": "clip:0.5+adam", "lr": 0.01, "optimize": "workers"},
+    "groups, lars of workers": {**ALONE, "group": 2, "optimizer": "lars:0.02", "optimize": "workers", "sync": "ssp:1", "assign": "static", "deterministic": True},
 }
 
 
@@ -175,6 +185,48 @@ def test_codes_alone_cross_each_way(comm, monkeypatch, codec, sync):
     else:
         assert down == answer
         assert up == n_workers * code
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("what", ["codes", "clip"])
+def test_of_a_group_gradients_cross_to_be_summed_and_what_is_made_of_the_sum(comm, monkeypatch, what):
+    """On a member the parameters go up; on the leader, which reads them by codes, they go down for the members instead."""
+    if comm.size < 3:
+        return  # a server, and a group of two
+    how = {"servers": "1", "group": comm.size - 1, "dropout": 0.0}
+    job = JOB.with_values({**(WAYS["int8"] if what == "codes" else WAYS["clip"]), **how}, "test")
+    more, less = (crossed(comm, monkeypatch, job, n) for n in (8, 3))
+    if comm.rank == 0:
+        return  # the server has been counted, or makes its update in the host's memory
+    net, coder = coder_of(JOB.with_values(WAYS["int8"], "test"))
+    values, code = net.n_params * 8, coder.nbytes(0, net.n_params)
+    down, up = (more - less) / 5
+    leads, last = comm.rank == 1, comm.rank == comm.size - 1
+    edges = [-(-JOB.batch * r // (comm.size - 1)) for r in (comm.rank - 1, comm.rank)]
+    rows = (edges[1] - edges[0]) * (net.n_features * 8 + 8)
+    assert not last or edges[1] == JOB.batch
+    pushed, read = (code + values, code) if what == "codes" else (values, values)
+    assert down == values + leads * pushed
+    assert up == rows + (values + read if leads else values)
+
+
+OF_GROUPS = {
+    "what members compute with": (group_there, "read.get(out=self.handed[self.slot])", "pass", "groups"),
+    "that the leader has the sum": (groups, "lands=self.leads", "lands=False", "groups, clip"),
+    "where the leader makes something of the sum": (group_there, "        return self.there.gradient\n", "        return self.there.gradient.copy()\n", "groups, clip"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", OF_GROUPS)
+def test_what_is_left_out_of_a_group_is_seen(comm, monkeypatch, name):
+    if comm.size == 1:
+        return  # there is no group
+    module, old, new, way = OF_GROUPS[name]
+    broken = changed(module, [(old, new)])
+    monkeypatch.setattr(parameter_server, *(("make_group", broken.make_group) if module is groups else ("GroupThere", broken.GroupThere)))
+    (_, w), (_, v) = both(comm, monkeypatch, "lazy", **WAYS[way])
+    assert not np.abs(w - v).max() <= 1e-9
 
 
 def held(comm, monkeypatch, job):

@@ -156,6 +156,8 @@ SAVED = {
         "strategy": "parameter_server", "sync": "ssp:2", "deterministic": True, "assign": "static", "compress": "two_bit", "transport": "mpi"
     },
     "parameter_server, optimizing workers": {"strategy": "parameter_server", "sync": "bsp", "optimize": "workers"},
+    "parameter_server, groups, in codes": {"strategy": "parameter_server", "sync": "bsp", "compress": "two_bit", "transport": "mpi", "group": 2},
+    "parameter_server, groups, optimizing workers": {"strategy": "parameter_server", "sync": "bsp", "optimize": "workers", "group": 2},
 }
 
 
@@ -163,6 +165,8 @@ SAVED = {
 @pytest.mark.parametrize("way", SAVED)
 def test_a_run_goes_on_from_there_here_and_from_here_there(comm, monkeypatch, way, mpi_tmp_path):
     """What is saved has all that the device has made, and what the device goes on with all that was saved."""
+    if "group" in SAVED[way] and comm.size == 1:
+        return  # there is no group
     job = JOB.with_values({**SAVED[way], "optimizer": "adam", "lr": 0.01}, "test")
     _, expected = trained(comm, job)
     for k, starts_there in enumerate((True, False)):
