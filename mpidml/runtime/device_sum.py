@@ -219,17 +219,23 @@ class DirectSums(DeviceSums):
 
 
 class DirectSum(RoundSum):
-    """The rounds of one buffer: MPI reads it once `ready` has come and, from the second round on, once what the round before has added is there."""
+    """The rounds of one buffer: MPI reads it once `ready` has come and, from the second round on, once what the round before has added is there.
 
-    def __init__(self, sums: DirectSums, buffer: Any, rounds: Any) -> None:
+    `largest`: of each element the larger is taken, in place of the sum.
+    """
+
+    def __init__(self, sums: DirectSums, buffer: Any, rounds: Any, largest: bool = False) -> None:
         cuda = sums.cupy.cuda
-        self.sums, self.compute = sums, cuda.get_current_stream()
+        self.sums, self.compute, self.largest = sums, cuda.get_current_stream(), largest
         self.ready, self.added = (cuda.Event(disable_timing=True) for _ in range(2))
         self.begins = False
         super().__init__(sums.comm, rounds, buffer, self._join, sums.kernels.zeros, self._is_added, self._scale)
 
     def _join(self, target: Any, source: Any, out: Any) -> None:
-        self._launch(self.sums.kernels.add, target, source)
+        if self.largest:
+            self._launch(self.sums.kernels.maximum, target, source, out)
+        else:
+            self._launch(self.sums.kernels.add, target, source)
 
     def _scale(self, array: Any, factor: float) -> None:
         self._launch(self.sums.kernels.scale, array, factor)
