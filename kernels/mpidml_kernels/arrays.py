@@ -1,6 +1,6 @@
 """Say what layers and passes need of arrays besides kernels, of NumPy's and of a device's, so that neither they nor whoever feeds them names an array module.
 
-    zeros(shape, dtype)    copy(out, a)    xor(a, b, out)    take_columns(a, at, out)    sign(a, out)    address(a)        where arithmetic runs
+    zeros(shape, dtype)    copy(out, a)    xor(a, b, out)    maximum(a, b, out)    take_columns(a, at, out)    sign(a, out)    address(a)        where arithmetic runs
     here(a)    put(there, a)     from the host to where arithmetic runs                            host(a): back, which waits for the device
     naming(what)                 a context: what is allocated within is `what`, if a device has no room for it
 
@@ -35,7 +35,7 @@ def of_numpy() -> Functions:
         return int(a.__array_interface__["data"][0])
 
     found: Functions = {"zeros": np.zeros, "copy": np.copyto, "xor": np.bitwise_xor, "take_columns": take_columns, "here": np.asarray, "put": put, "host": np.asarray}
-    return found | {"naming": naming, "sign": np.sign, "address": address}
+    return found | {"naming": naming, "sign": np.sign, "maximum": np.maximum, "address": address}
 
 
 def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[str], Any]) -> Functions:
@@ -52,6 +52,9 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[
 
     def xor(a: Any, b: Any, out: Any) -> None:
         cupy.bitwise_xor(a, b, out=out)
+
+    def maximum(a: Any, b: Any, out: Any) -> None:
+        cupy.maximum(a, b, out=out)
 
     def take_columns(a: Any, at: Any, out: Any) -> None:
         cupy.take(a, at, 1, out)
@@ -71,4 +74,4 @@ def of_cupy(cupy: Any, allocating: Callable[[str, int], Any], naming: Callable[[
         return found
 
     found = {"zeros": zeros, "copy": cupy.copyto, "xor": xor, "take_columns": take_columns, "here": here, "put": put, "host": host}
-    return found | {"naming": naming, "sign": sign, "address": address}
+    return found | {"naming": naming, "sign": sign, "maximum": maximum, "address": address}

@@ -13,12 +13,17 @@ PIECE_NBYTES = 1 << 19
 """A longer move travels in pieces of this size, so that what has come is added while the rest is on its way."""
 
 
+def times(a: Array, factor: float) -> None:
+    """Compute a *= factor."""
+    a *= a.dtype.type(factor)
+
+
 class Carry:
     """The rounds of one rank on `buffer`, over and over: `start`, then `test` until it is true.
 
     In a round whose sends overlap its receives, what comes is added when the sends have left; elsewhere as it comes, piece by piece.
-    `joins`: what is done instead of adding, as np.maximum, where rounds have no weights. Of a buffer that is no host's, `empty` allocates memory as it
-    is, and `settled()` says whether all that was joined is there.
+    `joins`: what is done instead of adding, as np.maximum, where rounds have no weights; `scales`: how those that have are scaled. Of a buffer that is no
+    host's, `empty` allocates memory as it is, and `settled()` says whether all that was joined and scaled is there.
     """
 
     def __init__(
@@ -29,10 +34,11 @@ class Carry:
         joins: Callable[..., Any] = np.add,
         empty: Callable[..., Array] = np.empty,
         settled: Callable[[], bool] = lambda: True,
+        scales: Callable[[Any, float], None] = times,
     ) -> None:
         self.buffer, self.settled = buffer, settled
         self.n_rounds, self.nbytes = len(rounds), moved(rounds) * buffer.itemsize
-        self.rounds = [_Posted(comm, each, buffer, tag, joins, empty) for tag in [comm.new_tag()] for each in rounds]
+        self.rounds = [_Posted(comm, each, buffer, tag, joins, scales, empty) for tag in [comm.new_tag()] for each in rounds]
         self.at, self.taken = self.n_rounds, False
 
     def start(self) -> None:
@@ -68,8 +74,10 @@ class Carry:
 class _Posted:
     """One round with its requests; `scratch` holds what is to be added."""
 
-    def __init__(self, comm: Any, each: Round, buffer: Array, tag: int, joins: Callable[..., Any], empty: Callable[..., Array]) -> None:
-        self.weights, self.buffer, self.joins = each.weights, buffer, joins
+    def __init__(
+        self, comm: Any, each: Round, buffer: Array, tag: int, joins: Callable[..., Any], scales: Callable[[Any, float], None], empty: Callable[..., Array]
+    ) -> None:
+        self.weights, self.buffer, self.joins, self.scales = each.weights, buffer, joins, scales
         sends, receives = ([piece for move in moves for piece in _pieces(move, buffer.itemsize)] for moves in (each.sends, each.receives))
         overlaps = any(a.lo < b.hi and b.lo < a.hi for a in sends for b in receives)
         self.deferred = bool(each.weights) or overlaps
@@ -115,10 +123,10 @@ class _Posted:
 
     def _add_all(self) -> None:
         if self.weights:
-            self.buffer *= self.buffer.dtype.type(self.weights[0])
+            self.scales(self.buffer, self.weights[0])
         for _, source, target, weight, _ in self.receives:
             if self.weights:
-                source *= self.buffer.dtype.type(weight)
+                self.scales(source, weight)
             self.joins(target, source, out=target)
 
     def late(self) -> list[int]:

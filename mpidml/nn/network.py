@@ -229,7 +229,8 @@ class Network:
             n = min(block, len(x) - lo)
             rows: Any = x[lo : lo + block] if is_sparse else buffers[-1][:n]
             if not is_sparse:
-                backend.put(rows, x[lo : lo + block])
+                found = x[lo : lo + block]
+                (backend.put if isinstance(found, np.ndarray) else backend.copy)(rows, found)  # products may be made where they are wanted
             for layer, parameters, kept, source, out in chain:
                 a = Pass(buffers[source][:n] if source >= 0 else rows, out[:n], tuple(buffer[:n] for buffer in kept), parameters)
                 for function, arguments in layer.forward(backend, a):

@@ -195,13 +195,6 @@ class OnDevice(Given):
         """Make what `go_back_to_input` has left."""
         self._go_back(self.to_weights, [])
 
-    @property
-    def delta(self) -> Array:
-        """The gradient of the first layer's output, as its backward leaves it: a copy, made when it is asked for."""
-        there: Any = self.step.delta
-        found: Array = there.get()
-        return found
-
     def _go_back(self, part: Range, more: Pairs) -> None:
         self._back(part)
         self._end(more)

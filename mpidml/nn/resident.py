@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Resident(Given):
-    """One pass over m rows with flat weights `w` and gradient `g` of the device; the face of `Step` as far as `run`. The caller fills what is `Given`."""
+    """One pass over m rows with flat weights `w` and gradient `g` of the device; the face of `Step` as far as `run`. The caller fills what is `Given`.
+
+    `delta`: the gradient of the first layer's output, on the device, as its backward leaves it.
+    """
 
     def __init__(self, net: Network, m: int, memory: Memory, w: Any, g: Any) -> None:
         kernels = net.device.kernels
@@ -34,6 +37,7 @@ class Resident(Given):
         super().__init__(Inputs(net, m, pinned))
         buffers = Buffers(net, m, there)
         self.step = Step(net, buffers, w, g)
+        self.delta = self.step.delta
         self.sums, self.losses = kernels.zeros(len(net.heads), np.float64), self.gpu.pinned(len(net.heads), np.float64)
         self.came = [(buffers.x, self.x), *([(buffers.ids, self.ids), (buffers.salt, self.salt)] if net.random else [])]
         self.came += [(at.read, of.read) for at, of in zip(buffers.answers, self.answers, strict=True)]
@@ -56,6 +60,11 @@ class Resident(Given):
             if group.lo < group.hi or group is self.step.backward[-1]:
                 self.back.append((Recorded(self.gpu, partial(call, tuple(thunks))), group.lo, group.hi))
                 thunks = []
+
+    def rows_there(self) -> Any:
+        """Return the rows on the device for a caller that fills them there: from now on none come from the host."""
+        self.came = [(there, here) for there, here in self.came if here is not self.x]
+        return self.step.x
 
     def run(self, scale: float, progress: Progress | None = None) -> float:
         """Return the sum of the losses and leave in `g` the gradient of that sum times `scale`; the pass has ended then.

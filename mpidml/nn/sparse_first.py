@@ -64,7 +64,7 @@ class Behind(Layer):
 
 
 class Products:
-    """The products of sparse rows with rows of the first weight (n_columns, width), computed for the slices that are asked for."""
+    """The products of sparse rows with rows of the first weight (n_columns, width), computed by `backend`, where all of these lie, for the slices that are asked for."""
 
     def __init__(self, backend: Any, x: Csr, weight: Array) -> None:
         self.backend, self.x, self.weight = backend, x, weight
@@ -74,6 +74,6 @@ class Products:
 
     def __getitem__(self, rows: slice) -> Array:
         part = self.x[rows]
-        out = np.empty((len(part), self.weight.shape[1]), self.weight.dtype)
+        out: Array = self.backend.zeros((len(part), self.weight.shape[1]), self.weight.dtype)
         self.backend.csr_matmul(*part.arrays, self.weight, out)
         return out

@@ -33,7 +33,7 @@ class Store:
         self.n_whole = self.most_besides = 0
         self.besides: Array | None = None  # how many updates each row has seen besides the whole ones
         self._optimizer: State = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
-        self.device = OnDevice(kernels, chain, self.versions[0], self._optimizer) if chain and kernels is not None else None
+        self.device = OnDevice(kernels, chain, self.versions[0], self._optimizer, in_rows=width > 1) if chain and kernels is not None else None
 
     @property
     def optimizer(self) -> State:
@@ -169,16 +169,18 @@ class Store:
             return
         rows = np.concatenate([np.arange(d.lo, d.hi) if d.rows is None else d.rows for d in deltas])
         where, inverse = np.unique(rows - self.lo, return_inverse=True)
+        given, step = np.concatenate([self._data(d).reshape(-1, self.width) for d in deltas]), self._next_step(where)
+        if self.device is not None:
+            self.device.update_rows(values, where, inverse.astype(np.int64), given, step, tuning)
+            return
         data = np.zeros((where.size, self.width), values.dtype)
-        self.backend.add_rows(data, inverse.astype(np.int64), np.concatenate([self._data(d).reshape(-1, self.width) for d in deltas]))
-        optimizer = self.optimizer
-        touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in optimizer.items()}
+        self.backend.add_rows(data, inverse.astype(np.int64), given)
+        touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in self._optimizer.items()}
         part = values[where].ravel()
-        self.chain.apply(self.backend, part, part, data.ravel(), touched, self._next_step(where), tuning.rate, tuning.memory)
+        self.chain.apply(self.backend, part, part, data.ravel(), touched, step, tuning.rate, tuning.memory)
         values[where] = part.reshape(-1, self.width)
         for name, array in touched.items():
-            optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
-        self._changed()
+            self._optimizer[name].reshape(-1, self.width)[where] = array.reshape(-1, self.width)
 
     def _next_step(self, where: slice | Array) -> int:
         """Count one more update of some rows; return its step."""

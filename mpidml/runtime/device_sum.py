@@ -11,7 +11,6 @@ asks, under the limits of every other wait for a sum. All sums of one `StagedSum
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from mpidml.collectives.base import Collective, RoundSum, Sum, check_alike, make_collective
 from mpidml.core.rounds import Array
+from mpidml.runtime.page_locks import PageLocks
 
 STAGING_NBYTES = 1 << 22
 """Of a slot: long enough for the bandwidth of a bus, short enough that a bucket is several parts, which overlap."""
@@ -55,17 +55,15 @@ class DeviceSums(Collective):
 class StagedSums(DeviceSums):
     """Each buffer goes down in parts of `nbytes`, is summed by `inner`, which is open, in a slot, and comes up again: once each way, whatever the ranks.
 
-    Slots are of the memory that `inner` sums fastest in, page-locked; `pageable` says why not, where the system refuses: copies then make the host wait.
+    Slots are of the memory that `inner` sums fastest in, page-locked; where the system refuses that, copies make the host wait.
     """
-
-    pageable = ""
 
     def __init__(self, inner: Collective, kernels: Any, nbytes: int = STAGING_NBYTES) -> None:
         super().__init__(inner.comm, kernels)
         self.inner, self.nbytes = inner, nbytes
         self.copies = self.cupy.cuda.Stream(non_blocking=True)
         self.slots: dict[str, list[Array]] = {}
-        self.unlocks: list[weakref.finalize[Any, StagedSums]] = []
+        self.locks = PageLocks(self.cupy)
         self.sums: dict[tuple[int, int, str], Sum] = {}
         self.holder: list[_Part | None] = [None] * N_SLOTS
         self.line: deque[_Part] = deque()
@@ -74,8 +72,8 @@ class StagedSums(DeviceSums):
     @property
     def way(self) -> str:
         """Say how gradients go."""
-        slow = f", in memory that the system does not lock ({self.pageable}): each copy makes the host wait"
-        return "gradients go through the host" + slow * bool(self.pageable)
+        slow = f", in memory that the system does not lock ({self.locks.refused}): each copy makes the host wait"
+        return "gradients go through the host" + slow * bool(self.locks.refused)
 
     def plan(self, buffer: Any) -> Sum:
         """Prepare the sum of `buffer` (Collective on comm)."""
@@ -89,7 +87,7 @@ class StagedSums(DeviceSums):
         if name not in self.slots:
             length = self.length(dtype)
             memory = self.inner.allocate(N_SLOTS * length, dtype)
-            self._lock(memory)
+            self.locks.lock(memory)
             self.slots[name] = [memory[i * length : (i + 1) * length] for i in range(N_SLOTS)]
         key = slot, n, name
         if key not in self.sums:
@@ -99,16 +97,6 @@ class StagedSums(DeviceSums):
     def length(self, dtype: Any) -> int:
         """Return how many elements a part has at most."""
         return max(1, self.nbytes // int(np.dtype(dtype).itemsize))
-
-    def _lock(self, memory: Array) -> None:
-        runtime = self.cupy.cuda.runtime
-        try:
-            runtime.hostRegister(memory.ctypes.data, memory.nbytes, 0)
-            unlock = weakref.finalize(self, runtime.hostUnregister, memory.ctypes.data)  # a run that fails frees nothing, and its memory is given out again
-            unlock.atexit = False
-            self.unlocks.append(unlock)
-        except runtime.CUDARuntimeError as error:
-            self.pageable = str(error)
 
     def move(self) -> None:
         """Bring every part as far as it comes without waiting, each step in the order in which the parts were queued."""
@@ -138,9 +126,7 @@ class StagedSums(DeviceSums):
         """Let the sums in the slots go, and unlock these; `inner` is whoever's opened it (Collective on comm)."""
         for total in self.sums.values():
             total.free()
-        for unlock in self.unlocks:
-            unlock()
-        self.unlocks.clear()
+        self.locks.free()
         self.sums.clear()
         self.slots.clear()
 
@@ -237,18 +223,31 @@ class DirectSums(DeviceSums):
 
 
 class DirectSum(RoundSum):
-    """The rounds of one buffer: MPI reads it once `ready` has come and, from the second round on, once what the round before has added is there."""
+    """The rounds of one buffer: MPI reads it once `ready` has come and, from the second round on, once what the round before has added is there.
 
-    def __init__(self, sums: DirectSums, buffer: Any, rounds: Any) -> None:
+    `largest`: of each element the larger is taken, in place of the sum.
+    """
+
+    def __init__(self, sums: DirectSums, buffer: Any, rounds: Any, largest: bool = False) -> None:
         cuda = sums.cupy.cuda
-        self.sums, self.compute = sums, cuda.get_current_stream()
+        self.sums, self.compute, self.largest = sums, cuda.get_current_stream(), largest
         self.ready, self.added = (cuda.Event(disable_timing=True) for _ in range(2))
         self.begins = False
-        super().__init__(sums.comm, rounds, buffer, self._join, sums.kernels.zeros, self._is_added)
+        super().__init__(sums.comm, rounds, buffer, self._join, sums.kernels.zeros, self._is_added, self._scale)
 
     def _join(self, target: Any, source: Any, out: Any) -> None:
+        if self.largest:
+            self._launch(self.sums.kernels.maximum, target, source, out)
+        else:
+            self._launch(self.sums.kernels.add, target, source)
+
+    def _scale(self, array: Any, factor: float) -> None:
+        self._launch(self.sums.kernels.scale, array, factor)
+
+    def _launch(self, kernel: Callable[..., None], *given: Any) -> None:
+        """Launch behind what else came: terms are scaled before they are added, in the stream that adds."""
         with self.sums.adds:
-            self.sums.kernels.add(target, source)
+            kernel(*given)
         self.added.record(self.sums.adds)
 
     def _is_added(self) -> bool:

@@ -18,7 +18,7 @@ from mpidml.core.errors import UserError
 from mpidml.core.partition import weighted_cut
 from mpidml.core.rounds import Array, Round
 from mpidml.runtime.channel import Waiting
-from mpidml.runtime.device_sum import DeviceSums
+from mpidml.runtime.device_sum import DeviceSums, DirectSum, DirectSums
 from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.summed_there import choose
 
@@ -58,12 +58,14 @@ class TensorLine:
     def most(self, buffer: Array) -> Callable[[], None]:
         """Return the call that leaves each element's largest value over the ranks in `buffer`, by recursive doubling (Collective, as `sum`)."""
         check_alike(self.comm, buffer)
-        part = RecursiveDoubling().rounds(self.rank, self.size, buffer.size)
-        return self._call(RoundSum(self.comm, part.reduce, buffer, np.maximum))
+        return self._call(self._rounds(RecursiveDoubling().rounds(self.rank, self.size, buffer.size).reduce, buffer, largest=True))
 
     def carry(self, rounds: Sequence[Round], buffer: Array) -> Callable[[], None]:
         """Return the call that carries out this rank's `rounds` on `buffer`, 1-D and contiguous (Collective, as `sum`)."""
-        return self._call(RoundSum(self.comm, rounds, buffer))
+        return self._call(self._rounds(rounds, buffer))
+
+    def _rounds(self, rounds: Sequence[Round], buffer: Array, largest: bool = False) -> Sum:
+        return RoundSum(self.comm, rounds, buffer, np.maximum if largest else np.add)
 
     def _call(self, total: Sum) -> Callable[[], None]:
         self._planned.append(total)
@@ -89,11 +91,20 @@ class TensorLine:
 
 
 class DeviceLine(TensorLine):
-    """A line whose buffers lie on a device, summed there by `sums`; to count and to limit, the `line` of the host."""
+    """A line whose buffers lie on a device, summed there by `sums`; to count and to limit, the `line` of the host.
 
-    def __init__(self, line: TensorLine, sums: DeviceSums) -> None:
+    `takes_pointers`: MPI carries out rounds between devices, and finds largest values; else sums alone can be asked for.
+    """
+
+    def __init__(self, line: TensorLine, sums: DeviceSums, takes_pointers: bool) -> None:
         super().__init__(sums, line.weights, line.waiting, line.slow, line.ranks)
-        self.sums = sums
+        self.sums, self.takes_pointers = sums, takes_pointers
+        doubling = RecursiveDoubling()
+        doubling.open(self.comm)
+        self.direct = DirectSums(doubling, sums.kernels)
+
+    def _rounds(self, rounds: Sequence[Round], buffer: Any, largest: bool = False) -> Sum:
+        return DirectSum(self.direct, buffer, rounds, largest)
 
     def free(self) -> None:
         """Let all sums go; none may be under way."""
@@ -106,8 +117,8 @@ def sums_there(strategy: Any, kernels: Any) -> DeviceLine | None:
     if strategy.line.size == 1:
         return None
     widest = max(strategy.net.widths) * strategy.m * strategy.net.dtype.itemsize
-    found: Any = choose(strategy.job, kernels, strategy.across, partial(make_collective, strategy.summing), widest).sums
-    return DeviceLine(strategy.parts, found)
+    found: Any = choose(strategy.job, kernels, strategy.across, partial(make_collective, strategy.summing), widest)
+    return DeviceLine(strategy.parts, found.sums, found.gpu_mpi[0])
 
 
 class PaperLine:

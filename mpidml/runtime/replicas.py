@@ -7,7 +7,7 @@
 
 Without gradients in between all four are linear maps that never take the replicas (and the centre) further apart, gossip for its W, the elastic ones as
 long as a (n + 1) <= 2, or a <= 1 where one rank at a time meets the centre: they are 1 - a L, L being the Laplacian of a star with so many leaves.
-Replicas may lie on a device: what sums then sums what lies there, and the rest is kernels; a centre that ranks of a host share stays the host's.
+Replicas may lie on a device: what sums then sums what lies there, and the rest is kernels; a centre that ranks of a host share comes there to be stepped.
 Sources: Zhang, Choromanska and LeCun 2015 (elastic averaging); Lian et al. 2017 (gossip); Stich 2019 (local SGD).
 """
 
@@ -17,12 +17,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from mpidml.collectives.base import Collective, Done, Sum
 from mpidml.core.role import Array
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.lock import HostLock
+from mpidml.runtime.page_locks import PageLocks
 
 MOST_NOTED = 1000
 """Distances that are kept; of more every other one goes."""
@@ -88,7 +87,7 @@ class Gossiping(Replicas):
 
     def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, mixing: Collective) -> None:
         super().__init__(comm, sums, initial, scratch, backend)
-        self.mix = mixing.plan(self.replica)
+        self.mix = mixing.plan(self.replica) if comm.size > 1 else Done()
 
     def exchange(self, clock: int) -> None:
         """Take the weighted mean with the neighbours."""
@@ -131,17 +130,15 @@ class Elastic(Replicas):
 class ElasticAsync(Elastic):
     """Elastic replicas whose centre lies in memory of the host, so that no rank waits for another's steps; `shown` is the centre when last gathered.
 
-    `host`: the backend of the host, which steps the centre. A replica of a device comes down to meet it, and goes up again.
+    To a replica of a device it goes up, is stepped there, and comes down again, within the lock.
     """
 
-    def __init__(
-        self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, moving_rate: float, host: Any
-    ) -> None:
+    def __init__(self, comm: CountedComm, sums: Collective, initial: Array, scratch: Any, backend: Any, moving_rate: float) -> None:
         super().__init__(comm, sums, initial, scratch, backend, moving_rate)
-        self.comm, self.lock, self.shown, self.host = comm, HostLock(comm), initial.copy(), host
-        self.met, self.apart = self.replica, scratch
-        if backend.gpu is not None:
-            self.met, self.apart = (backend.gpu.pinned(initial.size, initial.dtype) for _ in range(2))
+        self.comm, self.lock, self.shown = comm, HostLock(comm), initial.copy()
+        self.pages = None if backend.gpu is None else PageLocks(backend.gpu.cupy)
+        if self.pages is not None:
+            self.pages.lock(self.weights)
 
     def _centre(self, comm: CountedComm, initial: Array) -> Array:
         centre = comm.shared(initial.size, initial.dtype)
@@ -152,16 +149,17 @@ class ElasticAsync(Elastic):
 
     def exchange(self, clock: int) -> None:
         """Let replica and centre take their steps while no other rank does."""
-        if self.met is not self.replica:
-            self.replica.get(out=self.met)
+        backend, centre = self.backend, self.weights if self.pages is None else self.total
         with self.lock:
             self.comm.fence()
-            np.subtract(self.met, self.weights, out=self.apart)
-            self.host.descend_in_place(self.weights, self.apart, -self.moving_rate)
+            if self.pages is not None:
+                backend.put(centre, self.weights)
+            backend.descend(self.replica, self.scratch, centre, 1.0)
+            backend.descend_in_place(centre, self.scratch, -self.moving_rate)
+            if self.pages is not None:
+                centre.get(out=self.weights)
             self.comm.fence()
-        self.host.descend_in_place(self.met, self.apart, self.moving_rate)
-        if self.met is not self.replica:
-            self.backend.put(self.replica, self.met)
+        backend.descend_in_place(self.replica, self.scratch, self.moving_rate)
 
     def gather(self, clock: int) -> None:
         """Copy the centre as it is now."""
@@ -172,6 +170,8 @@ class ElasticAsync(Elastic):
     def free(self) -> None:
         """Let requests and the lock go."""
         super().free()
+        if self.pages is not None:
+            self.pages.free()
         self.lock.free()
 
 

@@ -3,7 +3,8 @@
     samples of clock c  ->  features that occur, each once  ->  read: their rows of the first weight, and the rest of the parameters
                                                                 write: gradients of those rows, and of the rest
 
-Where rows are scored, at the first clock of an epoch and at the end, the weights of the features that occur in them are read as well.
+Where rows are scored, at the first clock of an epoch and at the end, the weights of the features that occur in them are read as well. Where networks compute on
+a device, the rows of a step and of the first weight go up, and gradients come down, as they are pushed: products, passes and links are the device's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mpidml.nn.sparse_first import Products
 from mpidml.ps.task import Push, Read, Turn
 from mpidml.runtime import scoring
 from mpidml.runtime.training import Training
+from mpidml.runtime.training_there import TrainingThere
 
 
 class Numbered(NamedTuple):
@@ -57,7 +59,9 @@ class SparseTraining(Training):
         self.shares: dict[str, Numbered] = {}
         self.slots: list[Pulled | None] = [None, None]
         self.slot: Pulled
-        self.g_rows: Array
+        self.x: Csr  # the samples of the step, their rows of the first weight, and the gradient of these, where `kernels` compute
+        self.weight: Any
+        self.g_rows: Any
 
     def reads(self, step: int) -> Sequence[Read]:
         """Read all but the first weight, and of that the rows of the features that occur in the step's samples, or in those that it scores."""
@@ -96,32 +100,58 @@ class SparseTraining(Training):
         assert slot is not None
         self.slot = slot
         if slot.learnt is not None:
-            self.g_rows = np.zeros((len(slot.learnt.features), self.strategy.first.width), self.net.dtype)
+            with self.kernels.naming("a step's rows of the first weight"):
+                self.x, self.weight = self._here(slot.learnt.x), self.kernels.here(slot.weight())
+                self.g_rows = self.kernels.zeros(self.weight.shape, self.net.dtype)
         return super()._parameters(turn)
 
+    def _here(self, x: Csr) -> Csr:
+        starts, columns, values = map(self.kernels.here, x.arrays)
+        return Csr(starts, columns, values, x.n_features)
+
     def _fill(self, step: Any, own: Array, at: int) -> None:
-        assert self.slot.learnt is not None
-        self.net.backend.csr_matmul(*self.slot.learnt.x[at : at + own.size].arrays, self.slot.weight(), step.x)
+        self.kernels.csr_matmul(*self.x[at : at + own.size].arrays, self.weight, self._rows_of(step))
+
+    def _rows_of(self, step: Any) -> Any:
+        return step.x
 
     def _use(self, step: Any, own: Array, at: int) -> None:
-        assert self.slot.learnt is not None
-        self.net.backend.csr_matmul_backward(*self.slot.learnt.x[at : at + own.size].arrays, step.delta, self.g_rows)
+        self.kernels.csr_matmul_backward(*self.x[at : at + own.size].arrays, step.delta, self.g_rows)
 
-    def _optimize(self, g: Array, w: Array, turn: Turn) -> None:
+    def _optimize(self, g: Any, w: Any, turn: Turn) -> None:
         """Run the links that need the whole gradient: it is zero where no feature occurs."""
-        together = np.concatenate([g, self.g_rows.ravel()])
-        weights = np.concatenate([w, self.slot.weight().ravel()])
-        self.strategy.before.transform(self.net.backend, together, self.state, weights, turn.step + 1)
-        g[:], self.g_rows[:] = together[: g.size], together[g.size :].reshape(self.g_rows.shape)
+        kernels, n = self.kernels, g.size
+        together, weights = (kernels.zeros(n + self.g_rows.size, self.net.dtype) for _ in range(2))
+        for flat, first, rows in ((together, g, self.g_rows), (weights, w, self.weight)):
+            kernels.copy(flat[:n], first)
+            kernels.copy(flat[n:], rows.reshape(-1))
+        self.strategy.before.transform(kernels, together, self.state, weights, turn.step + 1)
+        kernels.copy(g, together[:n])
+        kernels.copy(self.g_rows, together[n:].reshape(self.g_rows.shape))
 
     def _pushes(self, lease: Lease) -> Sequence[Push]:
         assert self.slot.learnt is not None
         features = self.slot.learnt.features
-        return [Push(0, lease), *([Push(1, Lease(self.g_rows.ravel()), features)] if features.size else [])]
+        return [Push(0, lease), *([Push(1, Lease(self.kernels.host(self.g_rows).ravel()), features)] if features.size else [])]
 
     def _score(self, w: Array, of: str, x: Any, y: Array) -> scoring.Scores:
         """Score with the rows that were read, or with `w` where it holds all parameters."""
         if w.size == self.strategy.net.n_params:
             return scoring.score(self.strategy.net, w, x, y, self.data.targets)
-        products = Products(self.net.backend, self.slot.scored[of].x, self.slot.weight(of))
+        products = Products(self.kernels, self._here(self.slot.scored[of].x), self.kernels.here(self.slot.weight(of)))
         return scoring.score(self.net, w, products, y, self.data.targets)
+
+
+class SparseThere(TrainingThere, SparseTraining):
+    """A worker's part where networks compute on a device. Cost of a step beside the pass's own: what it reads up, and what it pushes down, once each."""
+
+    def _rows_of(self, step: Any) -> Any:
+        return step.rows_there()
+
+    def _optimize(self, g: Any, w: Any, turn: Turn) -> None:
+        SparseTraining._optimize(self, self.there.gradient, self.there.values, turn)
+
+    def _pushes(self, lease: Lease) -> Sequence[Push]:
+        there: Any = self.there.gradient
+        there.get(out=lease.array)
+        return super()._pushes(lease)

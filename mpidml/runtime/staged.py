@@ -169,7 +169,7 @@ class Staged(Serverless):
         ends = [0, *(stage.hi for stage in self.plan.stages)]
         every = [self._stages(ends, PaperLine(self.parts, rank)) for rank in range(self.n_parts)]
         self.there = None if net.device.kernels is None else sums_there(self, net.device.kernels)
-        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels.gpu, self.there))
+        every[tensor] = self._stages(ends, self.parts if net.device.kernels is None else LineOnDevice(self.parts, net.device.kernels, self.there))
         self.all_stages = every[tensor]
         self.held, self.sums, self.codes = dict[int, Held](), dict[int, Sum](), dict[int, Compressed]()
         self.coded = bool(self.job.compress) and (self.job.transport == "mpi" or not all(comm.allgather(self.replicas.one_host)))

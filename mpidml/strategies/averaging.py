@@ -8,7 +8,7 @@
 
 A gradient is the sum over the own share times n / batch, so every sample of a batch counts alike, and with the mean after each clock plain SGD or momentum
 takes the steps of one rank. What is looked at and saved is the mean of all replicas, or the centre. On a device replica, gradient, optimizer and mean stay
-there, and come to the host where steps pause or end; a centre that the ranks of a host share is in its memory.
+there, and come to the host where steps pause or end; a centre that the ranks of a host share is in its memory, and goes to a device to be stepped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mpidml.core.partition import Shard
 from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.device_sum import DirectSums, StagedSums
+from mpidml.runtime.device_sum import DirectSums, StagedSums, make_sums
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
 from mpidml.runtime.serverless import Recorder, Serverless
@@ -70,7 +70,7 @@ class Averaging(Serverless):
         self.chain = make_chain(job.optimizer, job.rate)
         self.weight = float(self.n_workers)
         self.chosen: Chosen | None = None
-        self.through: StagedSums | None = None  # what takes replicas of a device to their neighbours
+        self.mixed_there: StagedSums | DirectSums | None = None  # what takes replicas of a device to their neighbours
 
     def build(self, record: Recorder, look: Callable[[float], None]) -> Stepper:
         """Allocate, and fill the first replicas; return what steps (Collective on comm)."""
@@ -108,14 +108,14 @@ class Averaging(Serverless):
         given = (comm, sums, initial, self.gradient, self.kernels)
         if self.mixing is not None:
             self.mixing.open(comm)
-            if self.mirror is not None:
-                self.through = StagedSums(self.mixing, self.kernels)
-            return Gossiping(*given, self.through or self.mixing)
+            if self.chosen is not None:
+                self.mixed_there = make_sums(self.mixing, self.kernels, initial.nbytes, takes_pointers=self.chosen.gpu_mpi[0], chooses=False)
+            return Gossiping(*given, self.mixed_there or self.mixing)
         if self.way == "mean":
             return Replicas(*given)
         if self.way == "elastic":
             return Elastic(*given, self.moving_rate)
-        return ElasticAsync(*given, self.moving_rate, self.net.backend)
+        return ElasticAsync(*given, self.moving_rate)
 
     def refresh(self) -> None:
         """Let the device know what was changed on the host, too (Collective on comm)."""
@@ -168,8 +168,9 @@ class Averaging(Serverless):
         }[self.way]
         there = ""
         if self.chosen is not None:
-            direct = isinstance(self.chosen.sums, DirectSums) and self.mixing is None and self.way != "elastic_async"
+            direct = isinstance(self.mixed_there or self.chosen.sums, DirectSums)
             way = ", MPI is given them there" if direct else ", they go through the host to meet"
+            way = ", where the centre comes to meet them" if self.way == "elastic_async" else way
             there = "; replicas and optimizer stay on the device" + way * (self.n_workers > 1)
         never = f" (the end alone, in {self.n_clocks} clocks)" * (self.n_clocks < self.job.average_every)
         return f"{self.n_workers} replica(s); every {self.job.average_every} clocks{never} {how}{there}{self.asides('collective')}"
@@ -177,7 +178,7 @@ class Averaging(Serverless):
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
         self.replicas.free()
-        for sums in filter(None, (self.chosen and self.chosen.sums, self.through)):
+        for sums in filter(None, (self.chosen and self.chosen.sums, self.mixed_there)):
             sums.free()
         self.collective.free()
         if self.mixing is not None:

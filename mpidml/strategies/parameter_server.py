@@ -47,7 +47,7 @@ from mpidml.runtime.groups import check_groups, make_group
 from mpidml.runtime.memory import make_window
 from mpidml.runtime.occupancy import Occupancy
 from mpidml.runtime.served import Served
-from mpidml.runtime.sparse_training import SparseTraining
+from mpidml.runtime.sparse_training import SparseThere, SparseTraining
 from mpidml.runtime.training import Training
 from mpidml.runtime.training_there import TrainingThere, stays
 from mpidml.sync.base import SyncPolicy, make_policy
@@ -182,12 +182,11 @@ class ParameterServer(Served):
                 (spec, shard), (lo, hi) = self.shards[number], self.extent(number)
                 versions = [self.views[v][lo:hi] if self.views else np.empty(hi - lo, net.dtype) for v in range(self.copies)]
                 versions[0][:] = initial[lo:hi]
-                there = net.device.kernels if spec is self.spec else None  # rows of a large table are few at a time
                 make: Callable[..., Store] = self.codes.store if self.codes else Store
-                self.stores[number] = make(versions, shard.lo, spec.width, net.backend, self.server_chain, there)
+                self.stores[number] = make(versions, shard.lo, spec.width, net.backend, self.server_chain, net.device.kernels)
             elif comm.hosts(rank) and number < self.worker_roles.stop:
-                alone = TrainingThere if stays(self) else Training
-                program = SparseTraining if self.first is not None else of_group if self.group is not None else alone
+                alone, sparse = (TrainingThere if stays(self) else Training), (SparseTraining if net.device.kernels is None else SparseThere)
+                program = sparse if self.first is not None else of_group if self.group is not None else alone
                 self.tasks[number] = program(self, number - self.worker_roles.start)
         self.member: GroupTraining | None = None
         if self.group is not None and not self.group.leads:

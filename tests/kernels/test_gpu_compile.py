@@ -21,6 +21,7 @@ MOST_REGISTERS = 40
 MORE_REGISTERS = {"binary_xent": 48, "weighted_xent": 48, "huber": 48}  # float64 and its logarithms
 MORE_REGISTERS |= {
     "layer_norm_backward": 48,
+    "put_rows": 48,
     "embed": 48,
     "add_runs": 48,
     "csr_matmul_backward": 48,

@@ -46,6 +46,7 @@ def case(name, m, dtype=np.float32):
         "layer_norm": (x, gain, bias, 0.1, np.full((m, 2), np.nan, dtype), out),
         "layer_norm_backward": (d, x, stats, gain, np.full(N, np.nan, dtype), np.full(N, np.nan, dtype)),
         "take": (table, ids, out),
+        "put_rows": (random.standard_normal((m + 3, N)).astype(dtype), random.permutation(m + 3)[:m], d),
         "add_rows": (table, ids, d),
         "embed": (*embedding, table, np.full_like(wide, np.nan)),
         "embed_backward": (wide, *embedding, np.full_like(table, np.nan)),
@@ -87,7 +88,7 @@ def test_few_blocks_go_over_all_rows(name, dtype, monkeypatch):
 
 
 @types
-@pytest.mark.parametrize("name", ["add_rows", "embed_backward", "embed_part_backward", "take", "csr_take"])
+@pytest.mark.parametrize("name", ["add_rows", "embed_backward", "embed_part_backward", "take", "put_rows", "csr_take"])
 def test_rows_add_up_to_the_bits_of_the_reference(name, dtype):
     given = case(name, 600, dtype)
     result, after = run(REFERENCE, name, given)
@@ -130,6 +131,8 @@ MUTANTS = [
     ("norm", "layer_norm_backward", "along = block_sum(along, scratch) / (real)n;", "along /= (real)n;", "differs"),
     ("norm", "layer_norm_backward", "own_gain = dgain + blockIdx.x * n", "own_gain = dgain", "race on dgain"),
     ("rows", "take", "table[ids[i] * n + j]", "table[i * n + j]", "out-of-bounds"),
+    ("rows", "put_rows", "table[ids[i] * n + j] = rows", "table[i * n + j] = rows", "differs"),
+    ("rows", "put_rows", "= rows[i * n + j]", "= rows[ids[i] * n + j]", ASTRAY + "|differs"),
     ("rows", "embed", "table[row * n + within - c * n]", "table[row * n + within]", "out-of-bounds"),
     ("rows", "embed", "c = within < 0 ? 0 : within / n", "c = within / n", None),  # not broken: no row is read there
     ("rows", "embed_part", "row >= 0 && row < n_rows ? table", "true ? table", ASTRAY),

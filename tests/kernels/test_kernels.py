@@ -459,6 +459,9 @@ def test_rows_are_gathered_and_repeated_rows_accumulate_in_order(backend, dtype)
     out = np.empty((5, 5), dtype)
     backend.take(table, ids, out)
     assert np.array_equal(out, table[ids])
+    put = table.copy()
+    backend.put_rows(put, np.array([5, 1]), out[:2])
+    assert np.array_equal(put, table[[0, 0, 2, 3, 4, 4]])
     delta, expected, got = array((5, 5), dtype, "large", 3), table.copy(), table.copy()
     for i, row in enumerate(ids):
         expected[row] += delta[i]

@@ -359,12 +359,14 @@ def test_steps_of_a_slot_share_the_device_s_memory():
     assert there.bind(M, w, g, slot=1).step.w is not one.step.w
 
 
-def test_the_gradient_of_the_first_output_can_be_had(how):
+def test_rows_that_are_filled_there_are_computed_with_and_the_gradient_of_the_first_output_can_be_had(how):
     here, there = pair("mlp", "float64")
-    found = []
-    for net in (here, there):
-        step = net.bind(M, net.init(1), np.empty(net.n_params))
+    kernels, (x, *_), found = there.device.kernels, rows_of(here, 1), []
+    for net, backend in ((here, here.backend), (there, kernels)):
+        step = net.bind(M, backend.here(net.init(1)), backend.zeros(net.n_params, net.dtype))
         fill(step, rows_of(net, 1), np.arange(M), 3)
-        step.run(1.0)
-        found.append(step.delta.copy())
-    assert near(found[1], found[0], "float64") and ALONE == (None,) * 4
+        if net is there:
+            step.x[...] = np.nan  # what nobody brings
+            backend.put(step.rows_there(), x[:M])
+        found += [step.run(1.0), backend.host(step.delta).copy()]
+    assert near(found[2], found[0], "float64") and near(found[3], found[1], "float64") and ALONE == (None,) * 4

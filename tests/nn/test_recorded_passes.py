@@ -105,10 +105,10 @@ def test_in_the_long_run_a_pass_is_given_to_the_device_as_a_whole(how):
 @pytest.mark.parametrize("n", [4, 0])
 def test_a_sum_over_ranks_is_not_begun_in_a_recording(n, sums_there):
     """It would be one more than the others', or, of nothing, one that no graph has."""
-    gpu = pair("mlp", "float64")[1].device.kernels.gpu
-    buffer, sums = gpu.cupy.zeros(n, "f8"), []
-    own = types.SimpleNamespace(rank=0, size=1, edges=None, sum=lambda array: lambda: sums.append(array.size))
-    line = LineOnDevice(own, gpu, own if sums_there else None)
+    kernels = pair("mlp", "float64")[1].device.kernels
+    gpu, buffer, sums = kernels.gpu, kernels.zeros(n, "f8"), []
+    own = types.SimpleNamespace(rank=0, size=1, edges=None, takes_pointers=False, sum=lambda array: lambda: sums.append(array.size))
+    line = LineOnDevice(own, kernels, own if sums_there else None)
     launch = recorded.Recorded(gpu, line.sum(buffer))
     for calls in (1, 2, 3):
         launch()

@@ -15,7 +15,9 @@ from tests.shim import cupy_double as cupy
 
 pytestmark = [pytest.mark.mpi, pytest.mark.openmpi]
 NAMES = ["ring", "rabenseifner", "recursive_doubling", "mpi", "shared", "hierarchical"]
-BY_ROUNDS = ["ring", "rabenseifner", "recursive_doubling", "tree"]
+MIXING = ["gossip", "gossip:exponential"]
+"""Weighted rounds: terms are scaled, too."""
+BY_ROUNDS = ["ring", "rabenseifner", "recursive_doubling", "tree", *MIXING]
 PART = 64
 """Elements of float64 in a slot."""
 LENGTHS = [1000, 130, 64, 1, 0]
@@ -46,6 +48,8 @@ DIRECT_MUTANTS = {
     "ready": ([("            if not self.sums.done(self.ready):\n                return False\n", "")], 2),
     "added": ([("return self.sums.done(self.added)", "return True")], 2),
 }
+SCALING = [("self._launch(self.sums.kernels.scale, array, factor)", "self.sums.kernels.scale(array, factor)")]
+MIXING_MUTANTS = DIRECT_MUTANTS | {"scaled by the stream that computes": (SCALING, 3)}  # of two ranks, whose weights are 1/2, the bits are those of a sum that is halved
 
 
 def module(changes=()):
@@ -117,7 +121,7 @@ def expected(inner, ranks, length=10**9, lengths=LENGTHS):
     return [[on_host(inner, ranks, step, n, length) for n in lengths] for step in range(N_STEPS)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MIXING])
 def test_through_the_host_the_sum_has_the_bits_of_the_plain_one(name, ranks, cupys):
     from mpidml.runtime.device_sum import StagedSums
 
@@ -190,10 +194,11 @@ def test_each_wait_of_a_staged_sum_is_needed(name, ranks):
     inner.free()
 
 
-def test_each_wait_of_a_direct_sum_is_needed(ranks):
-    inner = make_collective("ring", ranks)
+@pytest.mark.parametrize(("name", "mutants"), [("ring", DIRECT_MUTANTS), ("gossip", MIXING_MUTANTS)])
+def test_each_wait_of_a_direct_sum_is_needed(name, mutants, ranks):
+    inner = make_collective(name, ranks)
     assert not caught(direct(module(), inner), ranks, 1000)
-    for which, (changes, least) in DIRECT_MUTANTS.items():
+    for which, (changes, least) in mutants.items():
         assert caught(direct(module(changes), inner), ranks, 1000) or ranks.size < least, which
     inner.free()
 

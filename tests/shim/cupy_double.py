@@ -396,6 +396,12 @@ def bitwise_xor(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
     return out
 
 
+def maximum(a: ndarray, b: ndarray, /, out: ndarray) -> ndarray:
+    _check_device(a, b, out)
+    get_current_stream()._give(lambda: np.maximum(a._memory, b._memory, out=out._memory))
+    return out
+
+
 def sign(x: ndarray, /, out: ndarray) -> ndarray:
     _check_device(x, out)
     get_current_stream()._give(lambda: np.sign(x._memory, out=out._memory))

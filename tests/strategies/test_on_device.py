@@ -5,21 +5,24 @@ import textwrap
 
 import numpy as np
 import pytest
-from mpidml_kernels import CODES
+from mpidml_kernels import CODES, backend
 
 from mpidml.core.job import Job
+from mpidml.nn.resident import Resident
 from mpidml.nn.split import line_on_device
 from mpidml.nn.split.line_on_device import LineOnDevice
-from mpidml.optim.base import Chain
+from mpidml.optim.base import Chain, Transforms
 from mpidml.ps.on_device import OnDevice
 from mpidml.runtime import net as nets
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.sparse_training import SparseThere, SparseTraining
 from mpidml.runtime.stepping import Stepper
+from mpidml.runtime.training import Training
 from mpidml.strategies import base
 from tests.nn.test_on_device import TOLERANCE
 from tests.shim import cupy_double
-from tests.shim.devices import PLACES, device, placed
+from tests.shim.devices import PLACES, device, over_the_double, placed
 from tests.strategies import test_sparse as sparse
 from tests.strategies.test_identities import NET
 from tests.training import trained
@@ -109,17 +112,95 @@ def test_kernels_of_codes_are_compiled_before_the_clock_runs(comm, monkeypatch):
     assert compiled[0] >= {family.__name__.rpartition(".")[2] for family in CODES}
 
 
+SPARSE = {
+    "softmax": {},
+    "mlp": {"model": "mlp", "hidden": (9, 7), "sync": "bsp", "optimizer": "adagrad", "lr": 0.1},
+    "scored each epoch": {"model": "mlp", "hidden": (9,), "activation": "gelu", "dropout": 0.3, "validate": 0.2, "epochs": 3, "steps": 0},
+    "in parts, with links": {"model": "mlp", "hidden": (9,), "accumulate": 3, "optimizer": "clip:0.05+adam", "lr": 0.05, "transport": "mpi"},
+    "stale": {"sync": "ssp:2", "deterministic": True, "assign": "static", "optimizer": "momentum", "lr": 0.1},
+}
+
+
+def refused(*given):
+    raise AssertionError("it is computed on the host")
+
+
 @pytest.mark.mpi
-def test_behind_a_first_product_of_sparse_rows_the_rest_runs_on_the_device(comm, monkeypatch):
-    ways = [
-        {"model": "mlp", "hidden": (9, 7), "sync": "bsp"},
-        {"model": "mlp", "hidden": (9,), "activation": "gelu", "dropout": 0.3, "validate": 0.2, "epochs": 3, "steps": 0},
-    ]
-    expected = [sparse.run(comm, **way) for way in ways]
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", SPARSE)
+def test_products_of_sparse_rows_their_updates_and_links_are_made_there(comm, monkeypatch, way, place):
+    expected, by = sparse.run(comm, **SPARSE[way]), set()
+    apply, transform = Chain.apply, Transforms.transform
+    monkeypatch.setattr(Chain, "apply", lambda self, backend, *given: by.add(backend.name) or apply(self, backend, *given))
+    monkeypatch.setattr(Transforms, "transform", lambda self, backend, *given: by.add(backend.name) or transform(self, backend, *given))
     on_device(monkeypatch)
-    with cupy_double.streams("lazy"), cupy_double.threads("forward", checked=False):
-        for way, plain in zip(ways, expected, strict=True):
-            sparse.assert_same(sparse.run(comm, **way), plain)
+    host = backend("numpy")
+    for name in ("csr_matmul", "csr_matmul_backward", "add_rows"):
+        monkeypatch.setattr(host, name, refused)
+    with placed(place):
+        sparse.assert_same(sparse.run(comm, **SPARSE[way]), expected)
+    assert set().union(*comm.allgather(by)) == {"cuda"}
+
+
+def over_the_bus(comm, monkeypatch, n_steps):
+    """Return what a run of sparse rows brings down and up on all ranks, and of each worker's steps the features, rows and stored values."""
+    steps, pushes, asarray, up = [], SparseThere._pushes, cupy_double.asarray, [0]
+
+    def pushed(self, lease):
+        steps.append((self.slot.learnt.features, len(self.slot.learnt.x), self.slot.learnt.x.n_stored))
+        return pushes(self, lease)
+
+    def counted(a, dtype=None):
+        up[0] += a.nbytes * isinstance(a, np.ndarray)
+        return asarray(a, dtype)
+
+    with monkeypatch.context() as patched, placed("lazy"):
+        on_device(patched)
+        patched.setattr(SparseThere, "_pushes", pushed)
+        patched.setattr(cupy_double, "asarray", counted)
+        moved = over_the_double(patched)
+        sparse.run(comm, steps=n_steps)
+    return np.sum(comm.allgather((moved["get"], moved["set"] + up[0])), axis=0), comm.allgather(steps)
+
+
+def law_of_rows(steps, width, n_rest):
+    """Return what a clock moves: of a worker what it reads and its rows up, what it pushes and a loss down; of servers what is sent up, what changes down."""
+    touched = np.unique(np.concatenate([features for features, *_ in steps])).size
+    down = up = 8 * n_rest
+    for features, m, n_stored in steps:
+        down += 8 * (n_rest + features.size * width + 1)
+        up += 8 * (n_rest + features.size * width + m + m + 1) + 12 * n_stored
+        up += 8 * features.size * (width + 1)
+    return down + 8 * touched * width, up + 8 * touched
+
+
+@pytest.mark.mpi
+def test_a_clock_of_sparse_rows_moves_what_is_read_and_what_is_sent_and_nothing_else(comm, monkeypatch):
+    (more, steps), (less, _) = (over_the_bus(comm, monkeypatch, n) for n in (4, 3))  # within an epoch
+    law = law_of_rows([of[3] for of in steps], sparse.N_CLASSES, sparse.N_CLASSES)
+    assert tuple(more - less) == law
+    monkeypatch.setattr(Training, "_rows", lambda self, block, rows=Training._rows: (self.kernels.host(self.there.values), rows(self, block))[1])  # once more down
+    assert tuple(over_the_bus(comm, monkeypatch, 4)[0] - over_the_bus(comm, monkeypatch, 3)[0]) != law
+
+
+LEFT_OUT_OF_ROWS = {
+    "the product": (SparseTraining, "_fill", lambda self, step, own, at: self._rows_of(step)),
+    "rows that none bring": (Resident, "rows_there", lambda self: self.step.x),
+    "the gradient of the first weight": (SparseTraining, "_use", lambda self, step, own, at: None),
+    "the gradient of the rest": (SparseThere, "_pushes", SparseTraining._pushes),
+    "the links": (SparseThere, "_optimize", lambda self, g, w, turn: None),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", LEFT_OUT_OF_ROWS)
+def test_what_of_sparse_rows_is_left_out_is_seen(comm, monkeypatch, name):
+    expected = sparse.run(comm, **SPARSE["in parts, with links"])
+    on_device(monkeypatch)
+    monkeypatch.setattr(*LEFT_OUT_OF_ROWS[name])
+    with placed("lazy"), np.errstate(all="ignore"):
+        found = sparse.run(comm, **SPARSE["in parts, with links"])
+    assert not np.allclose(found[1], expected[1], rtol=1e-6, atol=1e-9)
 
 
 MUTANTS = {

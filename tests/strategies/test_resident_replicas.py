@@ -108,7 +108,7 @@ def over_the_bus(comm, name, nbytes, takes_pointers):
     """Return the law: rows and labels up, sums of losses down; of a meeting each element of the replica once each way, and of its distance a number."""
     rows = len(range(*(JOB.batch * r // comm.size for r in (comm.rank, comm.rank + 1))))
     down, up = 6 * 8, 6 * rows * (240 * 8 + 8)
-    travels = name == "elastic_async" or name == "gossip" or (comm.size > 1 and not takes_pointers)
+    travels = name == "elastic_async" or (comm.size > 1 and not takes_pointers)
     distance = 0 if name in ("gossip", "elastic_async") else 8
     return [down + 2 * (nbytes * travels + distance), up + 2 * nbytes * travels]
 
@@ -162,12 +162,48 @@ def test_a_run_goes_on_with_what_the_host_has_read(comm, name, monkeypatch, mpi_
     assert not np.allclose(values, expected, atol=1e-6)
 
 
-def test_a_replica_that_does_not_go_up_again_is_noticed(comm, monkeypatch):
+class Watched:
+    """A lock that compares, before it is let go, the centre in the host's memory with what the device has made of it."""
+
+    def __init__(self, of, right):
+        self.of, self.lock, self.right = of, of.lock, right
+
+    def __enter__(self):
+        self.lock.__enter__()
+
+    def __exit__(self, *error):
+        here = self.of.weights.copy()
+        self.right.append(np.array_equal(here, self.of.backend.host(self.of.total)))
+        self.lock.__exit__(*error)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_when_the_lock_is_let_go_the_centre_has_made_its_step(comm, waits, monkeypatch):
+    of = changed(replicas, [] if waits else [("centre.get(out=self.weights)", "centre.get(out=self.weights, blocking=False)")])
+    right, exchange = [], of.ElasticAsync.exchange
+
+    def watched(self, clock):
+        lock, self.lock = self.lock, Watched(self, right)
+        exchange(self, clock)
+        self.lock = lock
+
+    with on_device(monkeypatch) as patched:
+        patched.setattr(of.ElasticAsync, "exchange", watched)
+        patched.setattr(averaging, "ElasticAsync", of.ElasticAsync)
+        trained(comm, JOB.with_values({**MEETINGS["elastic_async"], "average_every": 1}, "test"))
+    assert len(right) == JOB.steps and set(right) == {waits}
+
+
+CENTRES = {"up": "backend.put(centre, self.weights)", "down": "centre.get(out=self.weights)"}
+
+
+@pytest.mark.parametrize("what", CENTRES)
+def test_a_centre_that_does_not_come_up_or_down_is_noticed(comm, what, monkeypatch):
     job = JOB.with_values({**MEETINGS["elastic_async"], "average_every": 1}, "test")
     if comm.size > 1:
         return  # no two runs are the same
     _, expected = trained(comm, job)
-    broken = changed(replicas, [("            self.backend.put(self.replica, self.met)\n", "            pass\n")])
+    broken = changed(replicas, [(CENTRES[what], "pass")])
     with on_device(monkeypatch) as patched:
         patched.setattr(averaging, "ElasticAsync", broken.ElasticAsync)
         _, values = trained(comm, job)
@@ -175,15 +211,16 @@ def test_a_replica_that_does_not_go_up_again_is_noticed(comm, monkeypatch):
 
 
 @pytest.mark.parametrize("takes_pointers", [False, True])
-@pytest.mark.parametrize("name", ["mean", "gossip"])
+@pytest.mark.parametrize("name", ["mean", "gossip", "elastic_async"])
 def test_the_heading_says_what_stays_there_and_how_replicas_meet(comm, name, takes_pointers, monkeypatch):
     said, free = [], Averaging.free
     monkeypatch.setattr(Averaging, "free", lambda self: (said.append(self.words()), free(self)))
     job = JOB.with_values(MEETINGS[name], "test")
     with on_device(monkeypatch, takes_pointers):
         trained(comm, job)
-    way = ", MPI is given them there" if takes_pointers and name == "mean" else ", they go through the host to meet"
-    way = way if comm.size > 1 else f"; on one rank --collective {job.collective} changes nothing"
+    way = ", MPI is given them there" if takes_pointers else ", they go through the host to meet"
+    way, alone = (", where the centre comes to meet them", "") if name == "elastic_async" else (way, f"; on one rank --collective {job.collective} changes nothing")
+    way = way if comm.size > 1 else alone
     assert said[0].endswith("; replicas and optimizer stay on the device" + way)
     trained(comm, job)
     assert "device" not in said[1]

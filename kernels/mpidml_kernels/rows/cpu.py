@@ -19,6 +19,14 @@ def take(table, ids, out):
 
 
 @kernel("void(T[:,::1], i8[::1], R2)")
+def put_rows(table, ids, rows):
+    for i in range(rows.shape[0]):
+        target, source = table[np.uint64(ids[i])], rows[i]
+        for j in range(target.size):
+            target[j] = source[j]
+
+
+@kernel("void(T[:,::1], i8[::1], R2)")
 def add_rows(table, ids, delta):
     for i in range(delta.shape[0]):
         target, source = table[np.uint64(ids[i])], delta[i]

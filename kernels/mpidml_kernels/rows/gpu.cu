@@ -9,6 +9,11 @@ extern "C" __global__ void take(const real* __restrict__ table, const long long*
     FOR_EACH_OF_ROWS(i, j, m, n) out[i * n + j] = table[ids[i] * n + j];
 }
 
+extern "C" __global__ void put_rows(real* __restrict__ table, const long long* __restrict__ ids, const real* __restrict__ rows, long long m, long long n)
+{
+    FOR_EACH_OF_ROWS(i, j, m, n) table[ids[i] * n + j] = rows[i * n + j];
+}
+
 #define ROW_OF(i, c) (starts[c] + (Index)x[(i) * n_features + columns[c]] - first)
 
 // `table` has rows first to first + n_rows of the whole; the rows of others give 0.

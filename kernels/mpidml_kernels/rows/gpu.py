@@ -13,6 +13,12 @@ def take(gpu: Gpu, table: Any, ids: Any, out: Any) -> None:
         gpu.launch("rows", "take", tiles(*out.shape), (COLUMNS, ROWS), table, ids, out, *out.shape)
 
 
+def put_rows(gpu: Gpu, table: Any, ids: Any, rows: Any) -> None:
+    """Compute table[ids[i]] = rows[i]; no index comes twice."""
+    if rows.size:
+        gpu.launch("rows", "put_rows", tiles(*rows.shape), (COLUMNS, ROWS), table, ids, rows, *rows.shape)
+
+
 def embed(gpu: Gpu, x: Any, passed: Any, columns: Any, starts: Any, table: Any, out: Any) -> None:
     """Compute out[i] = x[i, passed], then for each c the row starts[c] + x[i, columns[c]] of `table`."""
     embed_of(gpu, x, passed, columns, starts, 0, table, out)

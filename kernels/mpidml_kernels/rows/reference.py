@@ -1,4 +1,4 @@
-"""Say what the row kernels mean. table: (rows, n); ids: int64 (m,) in [0, rows), not checked here; out, delta: (m, n)."""
+"""Say what the row kernels mean. table: (rows, n); ids: int64 (m,) in [0, rows), not checked here; out, rows, delta: (m, n)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ Array = np.ndarray[Any, Any]
 def take(table: Array, ids: Array, out: Array) -> None:
     """Compute out[i] = table[ids[i]]."""
     out[...] = table[ids]
+
+
+def put_rows(table: Array, ids: Array, rows: Array) -> None:
+    """Compute table[ids[i]] = rows[i]; no index comes twice."""
+    table[ids] = rows
 
 
 def add_rows(table: Array, ids: Array, delta: Array) -> None:
