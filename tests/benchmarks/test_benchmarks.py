@@ -13,7 +13,7 @@ from tests.ranks import ROOT, need, python
 MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
 
-RUNS = ["training_step", "parameter_server", "consistency", "quality", "plan", "start_up"]
+RUNS = ["training_step", "parameter_server", "consistency", "simulation", "quality", "plan", "start_up"]
 ON_A_LINK = ["overlap", "compression_link"]
 ON_A_GPU = ["gpu_kernels", "gpu_step", "gpu_allreduce"]
 PIPELINES = ["pipeline", "pipeline_bubble", "tensor"]
