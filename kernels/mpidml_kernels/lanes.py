@@ -1,7 +1,7 @@
-"""Look at 32 neighbouring values at once: what these functions do in a few vectors, loops over single values are compiled to several times as many for.
+"""Look at several neighbouring values at once: loops over single values, that do what these functions do, are compiled to two to four times as many instructions.
 
-Called from compiled code, with an array of float32 or float64 and a bound of its type; that the array reaches so far is not checked. Each is written for vectors of 32, of
-whatever width a CPU's are, and is the same to the bit on all of them but for the order in which a sum is taken.
+Called from compiled code, with an array of float32 or float64 and a bound of its type; that the array reaches so far is not checked. All is written for vectors of a fixed
+number of values, whatever the width of a CPU's, and is the same to the bit on every CPU but for the order in which a sum is taken.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -15,39 +15,30 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
-N, GROUP = 32, 64
+N, FEW, GROUP = 32, 8, 64  # FEW: so that what a loop keeps from one round to the next stays in registers
 intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
 u1, i8, i32, i64 = (ir.IntType(width) for width in (1, 8, 32, 64))
 
 
-def _all(element, value):
+def _all(element, n, value):
     """Return a constant vector."""
-    return ir.Constant(ir.VectorType(element, N), [value] * N)
+    return ir.Constant(ir.VectorType(element, n), [value] * n)
 
 
-def _spread(builder, value):
+def _spread(builder, n, value):
     """Return a vector of one value that is not constant."""
-    empty = ir.Constant(ir.VectorType(value.type, N), ir.Undefined)
-    return builder.shuffle_vector(builder.insert_element(empty, value, i32(0)), empty, _all(i32, 0))
+    empty = ir.Constant(ir.VectorType(value.type, n), ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(empty, value, i32(0)), empty, _all(i32, n, 0))
 
 
-def _take(context, builder, array_type, array, at):
-    """Return the values at `at` as a vector, and their magnitudes."""
+def _take(context, builder, array_type, array, at, n):
+    """Return the n values at `at` as a vector, and their magnitudes."""
     real = array_type.dtype
-    vector = ir.VectorType(context.get_value_type(real), N)
+    vector = ir.VectorType(context.get_value_type(real), n)
     place = builder.gep(context.make_array(array_type)(context, builder, array).data, [at])
     values = builder.load(builder.bitcast(place, vector.as_pointer()), align=real.bitwidth // 8)
-    fabs = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), f"llvm.fabs.v{N}f{real.bitwidth}")
+    fabs = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), f"llvm.fabs.v{n}f{real.bitwidth}")
     return values, builder.call(fabs, [values])
-
-
-def _count_of_codes(builder, packed):
-    """Return how many codes of 2 bits have their low bit set, in a vector of bytes."""
-    words, count = builder.bitcast(packed, ir.VectorType(i64, N // 8)), i64(0)
-    ones = builder.module.declare_intrinsic("llvm.ctpop", [i64])
-    for j in range(N // 8):
-        count = builder.add(count, builder.call(ones, [builder.and_(builder.extract_element(words, i32(j)), i64(0x5555555555555555))]))
-    return count
 
 
 @intrinsic
@@ -56,8 +47,8 @@ def reaching(typing, xs, at, bound):
 
     def generate(context, builder, signature, arguments):
         array, at, bound = arguments
-        _, sizes = _take(context, builder, signature.args[0], array, at)
-        return builder.bitcast(builder.fcmp_unordered(">=", sizes, _spread(builder, bound)), ir.IntType(N))
+        _, sizes = _take(context, builder, signature.args[0], array, at, N)
+        return builder.bitcast(builder.fcmp_unordered(">=", sizes, _spread(builder, N, bound)), ir.IntType(N))
 
     return types.uint32(xs, types.intp, xs.dtype), generate
 
@@ -74,35 +65,44 @@ def lowest(typing, bits):
 
 
 @intrinsic
-def pack_three(typing, xs, at, bound, codes):
-    """Write codes[at : at + 32] of a group of 256 values, those in xs at `at`, `at` + 64, + 128 and + 192: 2 bits each, 1 where above bound, 3 where below -bound.
+def pack_three(typing, xs, bound, codes):
+    """Write the codes, 2 bits each, of all whole groups of 256 values: 1 where above bound, 3 where below -bound.
 
-    Returns the sum of the magnitudes above the bound, in the type of xs, and their number.
+    Byte i of a group's 64 has its values i, i + 64, i + 128 and i + 192. Returns the sum of the magnitudes above the bound, in the type of xs, and their number.
     """
 
     def generate(context, builder, signature, arguments):
-        array, at, bound, codes = arguments
+        array, bound, codes = arguments
         real, whole = context.get_value_type(xs.dtype), ir.IntType(xs.dtype.bitwidth)
-        bound, words = _spread(builder, bound), ir.VectorType(whole, N)
-        total: Any = None
-        packed: Any = None
-        for k in (3, 2, 1, 0):
-            values, sizes = _take(context, builder, signature.args[0], array, builder.add(at, at.type(k * GROUP)))
-            above = builder.fcmp_ordered(">", sizes, bound)
-            size = builder.select(above, sizes, _all(real, 0.0))
-            high = builder.lshr(builder.bitcast(values, words), _all(whole, xs.dtype.bitwidth - 2))  # the sign, and a bit that is overwritten
-            code = builder.and_(builder.sext(above, words), builder.or_(high, _all(whole, 1)))
-            total = size if total is None else builder.fadd(total, size)
-            packed = code if packed is None else builder.or_(builder.shl(packed, _all(whole, 2)), code)
-        packed = builder.trunc(packed, ir.VectorType(i8, N))
-        place = builder.gep(context.make_array(signature.args[3])(context, builder, codes).data, [at])
-        builder.store(packed, builder.bitcast(place, packed.type.as_pointer()), align=1)
-        add_up = ir.FunctionType(real, [real, total.type])
-        add_up = cgutils.get_or_insert_function(builder.module, add_up, f"llvm.vector.reduce.fadd.v{N}f{xs.dtype.bitwidth}")
-        total = builder.call(add_up, [real(-0.0), total], fastmath=("reassoc",))
-        return context.make_tuple(builder, signature.return_type, [total, _count_of_codes(builder, packed)])
+        bound, words, none = _spread(builder, FEW, bound), ir.VectorType(whole, FEW), _all(real, FEW, 0.0)
+        total, count = cgutils.alloca_once_value(builder, none), cgutils.alloca_once_value(builder, i64(0))
+        size = builder.extract_value(context.make_array(signature.args[0])(context, builder, array).shape, 0)
+        with cgutils.for_range(builder, builder.mul(builder.udiv(size, size.type(4 * GROUP)), size.type(GROUP // FEW))) as loop:
+            byte = builder.mul(loop.index, size.type(FEW))
+            within = builder.and_(byte, size.type(GROUP - 1))
+            at = builder.add(builder.mul(builder.sub(byte, within), size.type(4)), within)
+            packed: Any = None
+            for k in (3, 2, 1, 0):
+                values, sizes = _take(context, builder, signature.args[0], array, builder.add(at, at.type(k * GROUP)), FEW)
+                above = builder.fcmp_ordered(">", sizes, bound)
+                high = builder.lshr(
+                    builder.bitcast(values, words), _all(whole, FEW, xs.dtype.bitwidth - 2)
+                )  # the sign, and a bit that is overwritten
+                code = builder.and_(builder.sext(above, words), builder.or_(high, _all(whole, FEW, 1)))
+                packed = code if packed is None else builder.or_(builder.shl(packed, _all(whole, FEW, 2)), code)
+                builder.store(builder.fadd(builder.load(total), builder.select(above, sizes, none)), total)
+            packed = builder.trunc(packed, ir.VectorType(i8, FEW))
+            place = builder.gep(context.make_array(signature.args[2])(context, builder, codes).data, [byte])
+            builder.store(packed, builder.bitcast(place, packed.type.as_pointer()), align=1)
+            ones = builder.module.declare_intrinsic("llvm.ctpop", [i64])
+            sent = builder.call(ones, [builder.and_(builder.bitcast(packed, i64), i64(0x5555555555555555))])  # either code has its low bit set
+            builder.store(builder.add(builder.load(count), sent), count)
+        add_up = ir.FunctionType(real, [real, none.type])
+        add_up = cgutils.get_or_insert_function(builder.module, add_up, f"llvm.vector.reduce.fadd.v{FEW}f{xs.dtype.bitwidth}")
+        added = builder.call(add_up, [real(-0.0), builder.load(total)], fastmath=("reassoc",))
+        return context.make_tuple(builder, signature.return_type, [added, builder.load(count)])
 
-    return types.Tuple((xs.dtype, types.int64))(xs, types.intp, xs.dtype, codes), generate
+    return types.Tuple((xs.dtype, types.int64))(xs, xs.dtype, codes), generate
 
 
 @intrinsic

@@ -88,14 +88,27 @@ def _pack_signs(v, codes):
         cs[i % cs.size] |= u8(_bit(vs[i], zero, u32(i // cs.size)))
 
 
+@njit(error_model="numpy")
+def _fetch(x, r, at, n_lines):
+    """Ask for so many cache lines of both arrays from `at` on; return where the next ones begin."""
+    for _ in range(n_lines):
+        fetch(x, at)
+        fetch(r, at)
+        at += 64 // r.itemsize
+    return at
+
+
 @kernel("b1(R1, T[::1], i8, T[::1], u1[::1])", EXACT)
 def one_bit_encode(x, r, block, units, codes):
+    """Ask for the next block while this one, which the first of the caches holds, is packed."""
     zero, check = r.dtype.type(0), r.dtype.type(0)
+    n_lines = min(block * r.itemsize // 64, 64)
     for b in range(units.size):
         rs = r[b * block : (b + 1) * block]
         unit = _add_and_measure(rs, x[b * block : (b + 1) * block]) / r.dtype.type(rs.size)
         units[b] = unit
         check += unit - unit  # NaN as soon as one is not finite
+        _fetch(x, r, (b + 1) * block, n_lines)
         _pack_signs(rs, codes[b * block // 8 : (b * block + rs.size + 7) // 8])
         for i in range(rs.size):
             v = rs[i]
@@ -166,16 +179,6 @@ def two_bit_encode(x, r, threshold, codes):
 
 
 @njit(error_model="numpy")
-def _fetch(x, r, at):
-    """Ask for 4 cache lines of both arrays from `at` on; return where the next ones begin."""
-    for _ in range(4):
-        fetch(x, at)
-        fetch(r, at)
-        at += 64 // r.itemsize
-    return at
-
-
-@njit(error_model="numpy")
 def _pack_tail(rs, t, cs):
     """Pack what exceeds t of fewer than 256 values; return the sum of its magnitudes, in float64, and how many they are."""
     total, n_above = 0.0, 0
@@ -202,18 +205,16 @@ def adaptive_encode(x, r, block, units, codes):
             total += np.float64(_add_and_measure(vs[at : at + 1024], xs[at : at + 1024]))
         t = r.dtype.type(0.7 * total / vs.size)
         total, n_above = _pack_tail(vs[whole:], t, packed[whole // 4 :])
-        for at in range(0, whole, 256):
-            ahead = _fetch(x, r, ahead)
-            rs, cs = vs[at : at + 256], packed[at // 4 : at // 4 + 64]
-            first, n_first = pack_three(rs, 0, t, cs)
-            second, n_second = pack_three(rs, 32, t, cs)
-            total += np.float64(first + second)
-            n_above += n_first + n_second
+        for at in range(0, whole, 1024):
+            ahead = _fetch(x, r, ahead, 16)
+            sent, n_sent = pack_three(vs[at : min(at + 1024, whole)], t, packed[at // 4 :])
+            total += np.float64(sent)
+            n_above += n_sent
         unit = r.dtype.type(total / max(n_above, 1)) + (t - t)  # NaN if one is not finite
         units[b] = unit
         check += unit - unit
         for at in range(0, vs.size, 256):
-            ahead = _fetch(x, r, ahead)
+            ahead = _fetch(x, r, ahead, 4)
             rs = vs[at : at + 256]
             for i in range(rs.size):
                 v = rs[i]
