@@ -148,20 +148,21 @@ def test_two_bit_is_bit_equal_and_decodes_to_what_the_residual_lacks(fill, dtype
 
 @types
 @fills
-def test_adaptive_codes_send_what_exceeds_a_share_of_the_mean_as_its_own_mean(fill, dtype):
+@pytest.mark.parametrize("block", [256, 1280])
+def test_adaptive_codes_send_what_exceeds_a_share_of_the_mean_as_its_own_mean(fill, dtype, block):
     for n in SIZES:
         x, r = vector(n, dtype, fill), vector(n, dtype, fill, 1)
-        codes, units = np.full(-(-n // 4), 255, np.uint8), np.zeros(-(-n // 256), dtype)
-        expected, reference = call(REFERENCE, "adaptive_encode", x, r, 256, units, codes)
-        got, (_, left, units, codes) = call(CPU, "adaptive_encode", x, r, 256, units, codes)
+        codes, units = np.full(-(-n // 4), 255, np.uint8), np.zeros(-(-n // block), dtype)
+        expected, reference = call(REFERENCE, "adaptive_encode", x, r, block, units, codes)
+        got, (_, left, units, codes) = call(CPU, "adaptive_encode", x, r, block, units, codes)
         assert got == expected and same(codes, reference[3])
         np.testing.assert_allclose(units, reference[2], rtol=30 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).smallest_subnormal)
-        _, (*_, out) = alike("codes_decode_add", codes, units, 256, 2, np.zeros(n, dtype))
+        _, (*_, out) = alike("codes_decode_add", codes, units, block, 2, np.zeros(n, dtype))
         v = x + r
         assert same(v - out, left)  # what is not sent, to the bit
         for i, unit in enumerate(units):
-            part = np.abs(v[i * 256 : i * 256 + 256]).astype(np.float64)
-            sent = out[i * 256 : i * 256 + 256] != 0
+            part = np.abs(v[i * block : (i + 1) * block]).astype(np.float64)
+            sent = out[i * block : (i + 1) * block] != 0
             assert sent.sum() == (part > dtype(0.7 * part.mean())).sum() or unit == 0
             if sent.any():
                 assert unit == pytest.approx(part[sent].mean(), rel=1e-6)

@@ -13,6 +13,7 @@ from numba import njit
 
 from mpidml_kernels.bits import draw, magnitude, number
 from mpidml_kernels.jit import EXACT, kernel
+from mpidml_kernels.lanes import fetch, pack_three
 
 u8, u32, u64, i32 = np.uint8, np.uint32, np.uint64, np.int32
 SUM = {"reassoc", "nsz"}
@@ -87,14 +88,27 @@ def _pack_signs(v, codes):
         cs[i % cs.size] |= u8(_bit(vs[i], zero, u32(i // cs.size)))
 
 
+@njit(error_model="numpy")
+def _fetch(x, r, at, n_lines):
+    """Ask for so many cache lines of both arrays from `at` on; return where the next ones begin."""
+    for _ in range(n_lines):
+        fetch(x, at)
+        fetch(r, at)
+        at += 64 // r.itemsize
+    return at
+
+
 @kernel("b1(R1, T[::1], i8, T[::1], u1[::1])", EXACT)
 def one_bit_encode(x, r, block, units, codes):
+    """Ask for the next block while this one, which the first of the caches holds, is packed."""
     zero, check = r.dtype.type(0), r.dtype.type(0)
+    n_lines = min(block * r.itemsize // 64, 64)
     for b in range(units.size):
         rs = r[b * block : (b + 1) * block]
         unit = _add_and_measure(rs, x[b * block : (b + 1) * block]) / r.dtype.type(rs.size)
         units[b] = unit
         check += unit - unit  # NaN as soon as one is not finite
+        _fetch(x, r, (b + 1) * block, n_lines)
         _pack_signs(rs, codes[b * block // 8 : (b * block + rs.size + 7) // 8])
         for i in range(rs.size):
             v = rs[i]
@@ -164,59 +178,47 @@ def two_bit_encode(x, r, threshold, codes):
     return total
 
 
-@njit(error_model="numpy", fastmath=SUM)
-def _sum_above(rs, t):
-    """Return the sum of the magnitudes above t; of a group, so that the type of rs is wide enough."""
-    total, zero = rs.dtype.type(0), rs.dtype.type(0)
+@njit(error_model="numpy")
+def _pack_tail(rs, t, cs):
+    """Pack what exceeds t of fewer than 256 values; return the sum of its magnitudes, in float64, and how many they are."""
+    total, n_above = 0.0, 0
+    cs[:] = 0
     for i in range(rs.size):
         size = abs(rs[i])
-        total += size if size > t else zero
-    return total
-
-
-@njit(error_model="numpy", fastmath=SUM)
-def _n_above(rs, t):
-    """Return how many magnitudes are above t, in the type of rs: a loop of its own vectorises."""
-    n, one, zero = rs.dtype.type(0), rs.dtype.type(1), rs.dtype.type(0)
-    for i in range(rs.size):
-        n += one if abs(rs[i]) > t else zero
-    return n
-
-
-@njit(error_model="numpy")
-def _sign(v, t, place):
-    return u32(u32(1) << place) if v > t else (u32(u32(3) << place) if v < -t else u32(0))
+        if size > t:
+            cs[i % cs.size] |= u8(u32(u32(1) if rs[i] > t else u32(3)) << u32(2 * (i // cs.size)))
+            total += np.float64(size)
+            n_above += 1
+    return total, n_above
 
 
 @kernel("b1(R1, T[::1], i8, T[::1], u1[::1])", EXACT)
 def adaptive_encode(x, r, block, units, codes):
+    """Meanwhile, as a block is looked at three times and comes from memory once, ask for half of the next one."""
     zero, check = r.dtype.type(0), r.dtype.type(0)
     for b in range(units.size):
         vs, xs = r[b * block : (b + 1) * block], x[b * block : (b + 1) * block]
         packed = codes[b * block // 4 : (b * block + vs.size + 3) // 4]
-        whole = vs.size // 256 * 256
-        total = np.float64(_add_and_measure(vs[whole:], xs[whole:]))
-        for at in range(0, whole, 256):
-            total += np.float64(_add_and_measure(vs[at : at + 256], xs[at : at + 256]))
+        whole, ahead = vs.size // 256 * 256, (b + 1) * block
+        total = 0.0
+        for at in range(0, vs.size, 1024):  # the type is wide enough for a sum of so few
+            total += np.float64(_add_and_measure(vs[at : at + 1024], xs[at : at + 1024]))
         t = r.dtype.type(0.7 * total / vs.size)
-        total, n_above = np.float64(_sum_above(vs[whole:], t)), np.float64(_n_above(vs[whole:], t))
-        for at in range(0, whole, 256):
-            rs, cs = vs[at : at + 256], packed[at // 4 : at // 4 + 64]
-            total += np.float64(_sum_above(rs, t))
-            n_above += np.float64(_n_above(rs, t))
-            for i in range(cs.size):
-                low = _sign(rs[i], t, u32(0)) | _sign(rs[i + 64], t, u32(2))
-                cs[i] = u8(low | _sign(rs[i + 128], t, u32(4)) | _sign(rs[i + 192], t, u32(6)))
-        rs, cs = vs[whole:], packed[whole // 4 :]
-        cs[:] = 0
-        for i in range(rs.size):
-            cs[i % cs.size] |= u8(_sign(rs[i], t, u32(2 * (i // cs.size))))
-        unit = r.dtype.type(total / max(n_above, 1.0)) + (t - t)  # NaN if one is not finite
+        total, n_above = _pack_tail(vs[whole:], t, packed[whole // 4 :])
+        for at in range(0, whole, 1024):
+            ahead = _fetch(x, r, ahead, 16)
+            sent, n_sent = pack_three(vs[at : min(at + 1024, whole)], t, packed[at // 4 :])
+            total += np.float64(sent)
+            n_above += n_sent
+        unit = r.dtype.type(total / max(n_above, 1)) + (t - t)  # NaN if one is not finite
         units[b] = unit
         check += unit - unit
-        for i in range(vs.size):
-            v = vs[i]
-            vs[i] = v - (unit if v > t else (-unit if v < -t else zero))
+        for at in range(0, vs.size, 256):
+            ahead = _fetch(x, r, ahead, 4)
+            rs = vs[at : at + 256]
+            for i in range(rs.size):
+                v = rs[i]
+                rs[i] = v - (np.copysign(unit, v) if abs(v) > t else zero)
     return check == zero
 
 

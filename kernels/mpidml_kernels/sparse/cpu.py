@@ -10,9 +10,10 @@ from numba import njit
 
 from mpidml_kernels.bits import draw, magnitude, number
 from mpidml_kernels.jit import EXACT, kernel
+from mpidml_kernels.lanes import N, lowest, reaching
 
 u32, u64, i64 = np.uint32, np.uint64, np.int64
-RUN, BLOCK = 16, 1024
+BLOCK = 1024
 
 
 @kernel("f8(R1, R1, i8, i8[::1])", EXACT)
@@ -40,17 +41,17 @@ def kth_magnitude(x, r, k, counts):
 
 
 @njit(error_model="numpy")
-def _any_reaches(rs, t):
-    """Tell whether a magnitude reaches t or is NaN."""
-    hit = u32(0)
-    for i in range(rs.size):
-        hit = u32(hit | (u32(0) if abs(rs[i]) < t else u32(1)))
-    return hit != u32(0)
+def _reaching(block, start, t):
+    """Return what `reaching` does of the fewer than 32 values from `start` on."""
+    bits = u32(0)
+    for i in range(start, block.size):
+        bits = u32(bits | ((u32(0) if abs(block[i]) < t else u32(1)) << u32(i - start)))
+    return bits
 
 
 @kernel("i8(R1, T[::1], f8, i8, T[::1], u4[::1])", EXACT)
 def select(x, r, threshold, n_equal, values, ids):
-    """Add up a block that the cache holds; test runs of it at once; look at single values only in a run with a hit."""
+    """Add up a block that the cache holds; compare 32 of its values at once; look at single ones only where there is a hit."""
     t, zero = r.dtype.type(threshold), r.dtype.type(0)
     greatest = r.dtype.type(np.finfo(r.dtype).max)
     n, finite = 0, True
@@ -58,19 +59,19 @@ def select(x, r, threshold, n_equal, values, ids):
         block, xs = r[first : first + BLOCK], x[first : first + BLOCK]
         for i in range(block.size):
             block[i] += xs[i]
-        for start in range(0, block.size, RUN):
-            rs = block[start : start + RUN]
-            if _any_reaches(rs, t):
-                for i in range(rs.size):
-                    v = rs[i]
-                    size = abs(v)
-                    if not size < t:
-                        finite = finite and size <= greatest
-                        n_equal -= size == t
-                        if n < values.size and (size != t or n_equal >= 0):
-                            values[n], ids[n] = v, first + start + i
-                            rs[i] = zero
-                            n += 1
+        for start in range(0, block.size, N):
+            hits = reaching(block, start, t) if start + N <= block.size else _reaching(block, start, t)
+            while hits != u32(0):
+                i = start + lowest(hits)
+                hits = u32(hits & u32(hits - u32(1)))
+                v = block[i]
+                size = abs(v)
+                finite = finite and size <= greatest
+                n_equal -= size == t
+                if n < values.size and (size != t or n_equal >= 0):
+                    values[n], ids[n] = v, first + i
+                    block[i] = zero
+                    n += 1
     values[n:] = zero
     ids[n:] = 0
     return n if finite else -1
