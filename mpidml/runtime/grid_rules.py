@@ -55,6 +55,13 @@ def cut_layers(job: Job, grid: ProcessGrid) -> frozenset[int]:
     return mix.cut_layers(job.mix, [*plan.layers, *(layer for head in plan.heads for layer in head.layers)])
 
 
+def asides(job: Job, grid: ProcessGrid, pushes: bool) -> str:
+    """Say which flags that were given decide nothing on this grid, whose replicas push to servers or not: no errors, as scripts run one command on grids of any shape."""
+    sums = not pushes and (job.replicas or grid.sizes["data"] > 1 or grid.sizes["tensor"] > 1)
+    summed = f"; --collective {job.collective} changes nothing, no ranks sum" * (job.collective != Job.collective and not sums)
+    return summed + "; --no-tune changes nothing, no gradient is stale" * (not job.tune and not pushes)
+
+
 def told(cut: frozenset[int]) -> str:
     """Say which layers are cut."""
     return f"layer{'s' * (len(cut) > 1)} {', '.join(str(i + 1) for i in sorted(cut))} in parts over all ranks"

@@ -263,7 +263,7 @@ class Staged(Serverless):
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
         mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""
         there = self.holding.words()
-        return f"grid {self.grid}, schedule {self.job.schedule}, {cuts}{mix}{codes}{there}"
+        return f"grid {self.grid}, schedule {self.job.schedule}, {cuts}{mix}{codes}{there}{grid_rules.asides(self.job, self.grid, self.pushes)}"
 
     @property
     def n_keepers(self) -> int:
