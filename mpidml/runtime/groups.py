@@ -102,10 +102,11 @@ class Group:
         name = collective_name(job, self.one_host)
         self.collective: Collective = make_collective(name, comm)
         self.there: Any = None
+        self.gpu_mpi = False, ""
         if stays(strategy):
             net = strategy.net
             on, nbytes = partial(make_collective, name), net.n_params * net.dtype.itemsize
-            self.there = choose(job, net.device.kernels, self.collective, on, nbytes, lands=self.leads).sums
+            self.there, _, self.gpu_mpi = choose(job, net.device.kernels, self.collective, on, nbytes, lands=self.leads)
         self.tag, self.score_tag = comm.new_tag(), comm.new_tag()
         self.word = np.zeros(len(Word._fields))
         self.sending: list[Any] = []

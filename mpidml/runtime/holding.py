@@ -86,10 +86,6 @@ class Holding:
         way = self.chosen.sums.way if self.chosen is not None else Compressed.way if self.strategy.coded else ""
         return "; weights and optimizer stay on the device" + f", {way}" * bool(way)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the summary says of MPI and device pointers, where that was asked."""
-        return {} if self.chosen is None else self.chosen.told()
-
     def free(self) -> None:
         """Let go of what sums on a device; its sums are freed (Collective on the replicas)."""
         if self.chosen is not None:

@@ -93,12 +93,12 @@ class TensorLine:
 class DeviceLine(TensorLine):
     """A line whose buffers lie on a device, summed there by `sums`; to count and to limit, the `line` of the host.
 
-    `takes_pointers`: MPI carries out rounds between devices, and finds largest values; else sums alone can be asked for.
+    `takes_pointers`: MPI carries out rounds between devices, and finds largest values; else sums alone can be asked for. `why` that is known, for the summary.
     """
 
-    def __init__(self, line: TensorLine, sums: DeviceSums, takes_pointers: bool) -> None:
+    def __init__(self, line: TensorLine, sums: DeviceSums, takes_pointers: bool, why: str = "") -> None:
         super().__init__(sums, line.weights, line.waiting, line.slow, line.ranks)
-        self.sums, self.takes_pointers = sums, takes_pointers
+        self.sums, self.takes_pointers, self.gpu_mpi = sums, takes_pointers, (takes_pointers, why)
         doubling = RecursiveDoubling()
         doubling.open(self.comm)
         self.direct = DirectSums(doubling, sums.kernels)
@@ -118,7 +118,7 @@ def sums_there(strategy: Any, kernels: Any) -> DeviceLine | None:
         return None
     widest = max(strategy.net.widths) * strategy.m * strategy.net.dtype.itemsize
     found: Any = choose(strategy.job, kernels, strategy.across, partial(make_collective, strategy.summing), widest)
-    return DeviceLine(strategy.parts, found.sums, found.gpu_mpi[0])
+    return DeviceLine(strategy.parts, found.sums, *found.gpu_mpi)
 
 
 class PaperLine:

@@ -18,6 +18,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.groups import Group, bytes_in_groups
 from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.summary import AGREES
+from mpidml.runtime.summed_there import verdict
 from mpidml.runtime.training import Training
 
 
@@ -78,7 +79,9 @@ class Served:
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of groups (Collective on comm)."""
-        return bytes_in_groups(self.comm, self.group) if self.placement.groups else {}
+        if not self.placement.groups:
+            return {}
+        return bytes_in_groups(self.comm, self.group) | verdict(self.comm, *([] if self.group is None else [self.group.gpu_mpi]))
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -52,6 +52,7 @@ from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.stage_channels import between
 from mpidml.runtime.stage_plan import EQUAL, stages
 from mpidml.runtime.staged_training import GridStepper, StageTraining
+from mpidml.runtime.summed_there import verdict
 from mpidml.schedules.base import Schedule
 
 PER_STAGE = 4
@@ -241,7 +242,8 @@ class Staged(Serverless):
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of the stages (Collective on comm)."""
         late = {"staleness_bound": self.oldest} if self.every and not self.pushes else {}
-        return stage_report.told(self) | (late | self.holding.told() if self.comm.rank == 0 else {})
+        asked = [of.gpu_mpi for of in (self.holding.chosen, self.there) if of is not None]
+        return stage_report.told(self) | (late if self.comm.rank == 0 else {}) | verdict(self.comm, *asked)
 
     @cached_property
     def oldest(self) -> int:

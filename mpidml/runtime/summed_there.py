@@ -21,9 +21,12 @@ class Chosen(NamedTuple):
     picked: str
     gpu_mpi: tuple[bool, str] = (False, "")
 
-    def told(self) -> dict[str, Any]:
-        """Return what the summary says of MPI and device pointers, where that was asked."""
-        return {"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {}
+
+def verdict(comm: Any, *found: tuple[bool, str]) -> dict[str, Any]:
+    """Return on rank 0 what the summary says of MPI and device pointers, whichever ranks have `found` it; a no before a yes (Collective on comm)."""
+    asked = [each for each in found if each[1]]
+    of = min((each for own in comm.gather(asked) or [] for each in own), default=None)
+    return {"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), of, strict=True))} if of is not None else {}
 
 
 def choose(job: Job, kernels: Any, collective: Collective, on: Callable[[Any], Collective], nbytes: int, lands: bool = True) -> Chosen:

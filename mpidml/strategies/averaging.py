@@ -33,7 +33,7 @@ from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.replicas import Elastic, ElasticAsync, Gossiping, Replicas, distances, most_moving_rate
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Stepper, clock_now
-from mpidml.runtime.summed_there import Chosen, choose
+from mpidml.runtime.summed_there import Chosen, choose, verdict
 from mpidml.runtime.training import Training
 from mpidml.sync.base import Tuning
 
@@ -150,13 +150,13 @@ class Averaging(Serverless):
         No policy decided when they met.
         """
         self.replicas.measure(self.driver.clock)
-        squares = self.comm.gather(self.replicas.squares)
+        squares, said = self.comm.gather(self.replicas.squares), verdict(self.comm, *([] if self.chosen is None else [self.chosen.gpu_mpi]))
         if squares is None:
             return {}
         found = distances(squares)
         met = f"{self.job.averaging} every {self.job.average_every}"
         told = {"sync": met, "staleness_bound": None, "consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
-        return told | (self.chosen.told() if self.chosen is not None else {})
+        return told | said
 
     def words(self) -> str:
         """Say how the ranks work together."""

@@ -40,7 +40,7 @@ from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
-from mpidml.runtime.summed_there import Chosen, choose
+from mpidml.runtime.summed_there import Chosen, choose, verdict
 from mpidml.runtime.training import Training
 
 ORDERED = "ordered"
@@ -276,7 +276,7 @@ class DataParallel(Serverless):
         """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
         found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
-        return found | ({"gpu_mpi": dict(zip(("takes_device_pointers", "reason"), self.gpu_mpi, strict=True))} if self.gpu_mpi[1] else {})
+        return found | verdict(self.comm, self.gpu_mpi)
 
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""
