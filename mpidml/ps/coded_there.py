@@ -60,8 +60,8 @@ class CodedStoreThere(CodedStore):
         self._next_version()
         self._keep(old)
 
-    def _update(self, old: Array, new: Array, total: Any, where: slice, step: int, tuning: Tuning) -> None:
-        assert total is self.total and where == slice(0, total.size), "codes are of all elements of a store"
+    def _update(self, old: Array, new: Array, total: Any, where: slice, step: int, tuning: Tuning, more: Sequence[Array] = ()) -> None:
+        assert total is self.total and where == slice(0, total.size) and not more, "codes are of all elements of a store"
         self._device.step(step, tuning)
         self._keep(self._device.values)
 

@@ -9,6 +9,7 @@ Of an update of some rows of a table only these go up, and come down.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from mpidml.sync.base import Tuning
 
 
 class OnDevice:
-    """The device's side of a store: `values` (n,), the newest, and the arrays of `chain`, its optimizer, by `kernels` (`mpidml_kernels.cuda`).
+    """The device's side of a store: `values` (n,), the newest, and the arrays of `chain`, its optimizer, by `kernels` (`mpidml_kernels.cuda`); without one it adds.
 
-    Cost of an update: n values up, n down, and the optimizer's pass at the speed of the device's memory; of rows of a table those that were sent up, and
+    Cost of an update: n values of each gradient up, n down, and the optimizer's pass at the speed of the device's memory; of rows of a table those that were sent up, and
     those that change down. It waits for the device.
     """
 
@@ -64,10 +65,14 @@ class OnDevice:
             optimizer[name][...] = self.kernels.host(there)
         self.is_ahead = False
 
-    def update(self, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
-        """Update elements `where` by the gradient `total`, and leave the values in `new`; both are the host's, and may be used again then."""
+    def update(self, new: Array, gradients: Sequence[Array], where: slice, step: int, tuning: Tuning) -> None:
+        """Update elements `where` by the sum of `gradients`, in their order, and leave the values in `new`; all are the host's, and may be used again then."""
         values, gradient = self.values[where], self.gradient[where]
-        self.kernels.put(gradient, total)
+        self.kernels.put(gradient, gradients[0])
+        for term in gradients[1:]:
+            there = self.kernels.gpu.scratch("one of several gradients", term.size, term.dtype.str[1:])[: term.size]
+            self.kernels.put(there, term)
+            self.kernels.add(gradient, there)
         self._step(values, gradient, where, step, tuning)
         values.get(out=new)
 
@@ -107,6 +112,8 @@ class OnDevice:
         self._apply(values, gradient, {name: there[where] for name, there in self.optimizer.items()}, step, tuning)
 
     def _apply(self, values: Any, gradient: Any, own: State, step: int, tuning: Tuning) -> None:
-        assert self.chain is not None
-        self.chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
+        if self.chain is None:
+            self.kernels.add(values, gradient)
+        else:
+            self.chain.apply(self.kernels, values, values, gradient, own, step, tuning.rate, tuning.memory)
         self.is_ahead = True

@@ -33,7 +33,8 @@ class Store:
         self.n_whole = self.most_besides = 0
         self.besides: Array | None = None  # how many updates each row has seen besides the whole ones
         self._optimizer: State = chain.init(self.versions[0].size, self.versions[0].dtype) if chain else {}
-        self.device = OnDevice(kernels, chain, self.versions[0], self._optimizer, in_rows=width > 1) if chain and kernels is not None else None
+        there = kernels is not None and (chain is not None or width == 1)  # rows of tables that are only added to stay where messages are
+        self.device = OnDevice(kernels, chain, self.versions[0], self._optimizer, in_rows=width > 1) if there else None
 
     @property
     def optimizer(self) -> State:
@@ -109,19 +110,25 @@ class Store:
         """Make one update of the sum of `deltas`, in their order, and end their leases. It is the next version where versions are kept."""
         old, new = self._next_version()
         total: Array | None = None
+        more: list[Array] = []  # whose sum the device makes
         partial: list[Message] = []
         for delta in deltas:
             if delta.rows is not None or (delta.lo >= 0 and (delta.hi - delta.lo) * self.width < old.size):
                 partial.append(delta)
             elif total is None:
                 total = self._data(delta)
+            elif self.device is not None:
+                more.append(self._data(delta))
             else:
                 self.backend.add(total, self._data(delta))
         if total is not None:
             if partial:
+                for data in more:
+                    self.backend.add(total, data)
+                more = []
                 self._add_rows(total.reshape(-1, self.width), partial)
             self.n_whole += 1
-            self._update(old, new, total, slice(0, new.size), self.n_whole + self.most_besides, tuning)
+            self._update(old, new, total, slice(0, new.size), self.n_whole + self.most_besides, tuning, more)
         else:
             if new is not old:
                 np.copyto(new, old)
@@ -131,11 +138,14 @@ class Store:
             if delta.data is not None:
                 delta.data.release()
 
-    def _update(self, old: Array, new: Array, total: Array, where: slice, step: int, tuning: Tuning) -> None:
-        """Update elements `where`, which are `old` and become `new`."""
+    def _update(self, old: Array, new: Array, total: Array, where: slice, step: int, tuning: Tuning, more: Sequence[Array] = ()) -> None:
+        """Update elements `where`, which are `old` and become `new`, by the sum of `total`, which may be overwritten, and `more`."""
         if self.device is not None:
-            self.device.update(new, total, where, step, tuning)
-        elif self.chain is not None:
+            self.device.update(new, (total, *more), where, step, tuning)
+            return
+        for data in more:
+            self.backend.add(total, data)
+        if self.chain is not None:
             own = {name: array[where] for name, array in self._optimizer.items()}
             self.chain.apply(self.backend, old, new, total, own, step, tuning.rate, tuning.memory)
         elif new is old:
@@ -152,20 +162,20 @@ class Store:
                 values[delta.lo - self.lo : delta.hi - self.lo] += data
 
     def _update_rows(self, values: Array, deltas: Sequence[Message], tuning: Tuning) -> None:
-        if self.chain is None:
-            self._add_rows(values, deltas)
-            return
         # An optimizer sees each touched row once, with the summed gradient; rows not touched keep their state (lazy updates).
         blocks: dict[tuple[int, int], list[Array]] = {}
         for delta in deltas:
             blocks.setdefault((delta.lo, delta.hi), []).append(self._data(delta))
-        if all(delta.rows is None for delta in deltas) and all(a[1] <= b[0] for a, b in pairwise(sorted(blocks))):
+        apart = all(delta.rows is None for delta in deltas) and all(a[1] <= b[0] for a, b in pairwise(sorted(blocks)))
+        if self.chain is None and not (apart and self.device is not None):
+            self._add_rows(values, deltas)
+            self._changed()
+            return
+        if apart:
             for (lo, hi), (total, *others) in blocks.items():
-                for data in others:
-                    self.backend.add(total, data)
                 block = slice(lo - self.lo, hi - self.lo)
                 part, elements = values[block].reshape(-1), slice(block.start * self.width, block.stop * self.width)
-                self._update(part, part, total, elements, self._next_step(block), tuning)
+                self._update(part, part, total, elements, self._next_step(block) if self.chain is not None else 0, tuning, others)
             return
         rows = np.concatenate([np.arange(d.lo, d.hi) if d.rows is None else d.rows for d in deltas])
         where, inverse = np.unique(rows - self.lo, return_inverse=True)
@@ -177,6 +187,7 @@ class Store:
         self.backend.add_rows(data, inverse.astype(np.int64), given)
         touched = {name: array.reshape(-1, self.width)[where].ravel() for name, array in self._optimizer.items()}
         part = values[where].ravel()
+        assert self.chain is not None
         self.chain.apply(self.backend, part, part, data.ravel(), touched, step, tuning.rate, tuning.memory)
         values[where] = part.reshape(-1, self.width)
         for name, array in touched.items():

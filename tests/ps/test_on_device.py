@@ -14,6 +14,7 @@ from mpidml.ps import on_device, store
 from mpidml.ps.store import Store
 from mpidml.runtime.bands import Bands
 from tests.changed import changed
+from tests.ps import test_store
 from tests.ps.test_store import BACKENDS, BLOCK, CHAIN, LO, PIECES, RATE, REPEATS, UPDATES, WHOLE, WIDTH, N, check_updates, in_pieces, message
 from tests.shim import cupy_double
 from tests.shim.devices import PLACES, device, over_the_double, placed
@@ -34,7 +35,23 @@ def there(cls=Store):
 def test_an_update_there_is_the_one_by_hand(place, n_versions, updates):
     with placed(place):
         check_updates(there(), updates, CHAIN, n_versions)
-        check_updates(there(), updates, None, n_versions)  # which adds, and that the host does
+        check_updates(there(), updates, None, n_versions)  # which adds rows, and that the host does
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("n_versions", [1, 2])
+def test_changes_that_workers_make_are_added_there_and_leave_the_state_of_the_host(place, n_versions, monkeypatch):
+    monkeypatch.setattr(test_store, "WIDTH", 1)
+    updates = [[WHOLE, WHOLE], [], [BLOCK], [BLOCK, (LO, LO + 1), BLOCK], [REPEATS, REPEATS, BLOCK], [WHOLE], [REPEATS, WHOLE, BLOCK], [(LO, LO + 2), (LO + 1, LO + 4)], [WHOLE]]
+    with placed(place):
+        check_updates(there(), updates, None, n_versions)
+        mine, plain = (cls([np.ones(N)], LO, 1, NUMPY) for cls in (there(), Store))
+        assert mine.device is not None
+        for store_of in (mine, plain):
+            store_of.apply([message(PUSH, WHOLE, Lease(np.arange(6.0))), message(PUSH, WHOLE, Lease(np.ones(6)))])
+            store_of.apply([message(PUSH, BLOCK, Lease(np.ones(3)))])
+        assert mine.state(0).keys() == plain.state(0).keys()
+        assert (mine.at(mine.latest) == plain.at(plain.latest)).all()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -92,6 +109,17 @@ def test_an_update_is_its_gradient_up_and_its_values_down_and_the_optimizer_come
         assert moved["get"][4:] == [N * WIDTH] * 2  # once, for nothing has changed since
 
 
+def test_gradients_of_several_workers_go_up_each_once_and_are_added_there_to_the_bits_of_the_host(monkeypatch):
+    draws = np.random.default_rng(3).standard_normal((3, N * WIDTH))
+    with placed("lazy"):
+        mine, plain = (cls([np.ones(N * WIDTH)], LO, WIDTH, NUMPY, make_chain("sgd", RATE)) for cls in (there(), Store))
+        plain.apply([message(PUSH, WHOLE, Lease(given.copy())) for given in draws])
+        moved = over_the_double(monkeypatch)
+        mine.apply([message(PUSH, WHOLE, Lease(given)) for given in draws.copy()])
+        assert moved == {"set": 8 * 3 * N * WIDTH, "get": 8 * N * WIDTH}
+        assert (mine.at(mine.latest) == plain.at(plain.latest)).all()
+
+
 def test_of_an_update_of_rows_those_that_were_sent_go_up_and_those_that_change_come_down_each_once(monkeypatch):
     with placed("lazy"):
         mine = there()([np.ones(N * WIDTH)], LO, WIDTH, NUMPY, make_chain("adam", RATE))
@@ -115,9 +143,11 @@ def test_what_is_put_through_bands_is_gone_on_from():
 
 BROKEN = {
     "the wait for the values": ("values.get(out=new)", "values.get(out=new, blocking=False)"),
-    "the gradient": ("self.kernels.put(gradient, total)", "pass"),
+    "the gradient": ("self.kernels.put(gradient, gradients[0])", "pass"),
+    "the gradients of others": ("            self.kernels.add(gradient, there)\n", ""),
+    "where others' lie": ("            self.kernels.put(there, term)\n", ""),
     "that the optimizer is ahead": ("self.is_ahead = True", "pass"),
-    "which elements": ("self.values[where], self.gradient[where]", "self.values[: total.size], self.gradient[: total.size]"),
+    "which elements": ("self.values[where], self.gradient[where]", "self.values[: gradients[0].size], self.gradient[: gradients[0].size]"),
 }
 
 
@@ -134,4 +164,4 @@ BROKEN_ROWS = {
 def test_the_laws_catch_what_is_left_out(name, monkeypatch):
     monkeypatch.setattr(store, "OnDevice", changed(on_device, [(BROKEN | BROKEN_ROWS)[name]]).OnDevice)
     with placed("lazy"), pytest.raises(AssertionError):
-        check_updates(there(), [[WHOLE], [BLOCK]] if name in BROKEN else [[WHOLE], [REPEATS], [REPEATS], [WHOLE]], CHAIN, 1)
+        check_updates(there(), [[WHOLE], [BLOCK], [WHOLE, WHOLE]] if name in BROKEN else [[WHOLE], [REPEATS], [REPEATS], [WHOLE]], CHAIN, 1)

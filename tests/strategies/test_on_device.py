@@ -166,7 +166,7 @@ def over_the_bus(comm, monkeypatch, n_steps):
 def law_of_rows(steps, width, n_rest):
     """Return what a clock moves: of a worker what it reads and its rows up, what it pushes and a loss down; of servers what is sent up, what changes down."""
     touched = np.unique(np.concatenate([features for features, *_ in steps])).size
-    down = up = 8 * n_rest
+    down, up = 8 * n_rest, 8 * n_rest * len(steps)
     for features, m, n_stored in steps:
         down += 8 * (n_rest + features.size * width + 1)
         up += 8 * (n_rest + features.size * width + m + m + 1) + 12 * n_stored
