@@ -42,7 +42,8 @@ def test_an_update_there_is_the_one_by_hand(place, n_versions, updates):
 @pytest.mark.parametrize("n_versions", [1, 2])
 def test_changes_that_workers_make_are_added_there_and_leave_the_state_of_the_host(place, n_versions, monkeypatch):
     monkeypatch.setattr(test_store, "WIDTH", 1)
-    updates = [[WHOLE, WHOLE], [], [BLOCK], [BLOCK, (LO, LO + 1), BLOCK], [REPEATS, REPEATS, BLOCK], [WHOLE], [REPEATS, WHOLE, BLOCK], [(LO, LO + 2), (LO + 1, LO + 4)], [WHOLE]]
+    updates = [[WHOLE, WHOLE], [], [BLOCK], [BLOCK, (LO, LO + 1), BLOCK], [REPEATS, REPEATS, BLOCK], [WHOLE]]
+    updates += [[REPEATS, WHOLE, BLOCK], [(LO, LO + 2), (LO + 1, LO + 4)], [WHOLE]]
     with placed(place):
         check_updates(there(), updates, None, n_versions)
         mine, plain = (cls([np.ones(N)], LO, 1, NUMPY) for cls in (there(), Store))
