@@ -33,9 +33,9 @@ class Worker:
     """
 
     __slots__ = (  # one of 100,000 workers of a simulation is small
-        "admitted", "after", "ahead", "answered_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated",
-        "granted_by", "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "pauses", "result", "rides", "seen",
-        "staleness", "step", "steps_in_clock", "tally", "task", "traced", "turn", "unsent", "watch_at", "watch_seconds"
+        "admitted", "after", "ahead", "answered_at", "begun_at", "client", "coming", "computing", "coordinator", "done_at", "early", "ended", "gated", "granted_by",
+        "index", "last", "leaving", "load", "load_told", "n_clocks", "n_grants", "n_workers", "next", "pauses", "result", "rides", "seen", "staleness", "step",
+        "steps_in_clock", "tally", "task", "traced", "turn", "unsent", "watch_at", "watch_seconds"
     )  # fmt: skip
 
     def __init__(
@@ -232,7 +232,7 @@ class Worker:
         return effects
 
     def done(self, now: float, result: Any) -> Effects:
-        """Push what is not pushed yet, end the clock, and begin the next one if its read has come."""
+        """Push what is not pushed yet, which asks for what is read early and whole, end the clock, and begin the next one if its read has come."""
         self.computing, self.done_at = False, now
         self.tally.read(self.turn.staleness)
         if self.last:
@@ -242,7 +242,7 @@ class Worker:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
         effects: list[Effect] = []
-        if self.rides == 2 and self.step + 2 < self.n_clocks and not self.client.told:
+        if self.rides == 2 and (coming := self.coming) and coming[0].pieces is self.client.routing.whole[0] and self.step + 2 < self.n_clocks and not self.client.told:
             self.after = self._ask_by_push(now, effects, self.step + 2)
         self._close(now, effects, *result)
         if self.gated and not self.leaving:

@@ -241,8 +241,7 @@ class ParameterServer(Served):
                 tally=None if before is None else before.tally,
             )
             worker.step = turns[task.worker]
-            if not (self.in_place or self.comm.size > 1):
-                worker.early, worker.rides = False, 0  # where nobody answers meanwhile, a copy read early would only be stale
+            worker.early &= self.in_place or self.comm.size > 1  # where nobody answers meanwhile, a copy read early would only be stale
         if self.coordinated and self.comm.hosts(0):
             dynamic = self.job.assign == "dynamic"
             gate = self.policy.gate(self.n_workers, not dynamic) if self.policy.gate_at else None
