@@ -74,34 +74,33 @@ class CostModel:
             raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; correct the file") from None
 
 
-BLOCK = 64
-MOST_BLOCKS = 4
+STEPS, WORKERS, MOST_BLOCKS = 32, 64, 4
 
 
 class ComputeSeconds:
-    """The seconds of workers' computes, in any order, mostly upwards; drawn in blocks of as many steps as workers, so that a call costs little.
+    """The seconds of workers' computes, in any order, mostly upwards; drawn in blocks of 32 steps of 64 workers, so that a call costs little.
 
-    What workers ask for at about the same time, their seconds of one step, lies side by side. Memory: up to 4 blocks of 32 KiB for 64 workers.
+    What workers ask for at about the same time, their seconds of one step, lies side by side. Memory: up to 4 blocks of 16 KiB for 64 workers, the last ones drawn.
     """
 
     __slots__ = ("blocks", "cost", "seed")
 
     def __init__(self, cost: CostModel, seed: int, n_workers: int) -> None:
         self.cost, self.seed = cost, seed
-        self.blocks: list[dict[int, array[float]]] = [{} for _ in range(-(-n_workers // BLOCK))]
+        self.blocks: list[dict[int, array[float]]] = [{} for _ in range(-(-n_workers // WORKERS))]
 
     def of(self, worker: int, step: int) -> float:
         """Return the seconds of a step of a worker."""
-        block = self.blocks[worker // BLOCK].get(step // BLOCK)
+        block = self.blocks[worker // WORKERS].get(step // STEPS)
         if block is None:
-            block = self._draw(worker // BLOCK, step // BLOCK)
-        return block[step % BLOCK * BLOCK + worker % BLOCK]
+            block = self._draw(worker // WORKERS, step // STEPS)
+        return block[step % STEPS * WORKERS + worker % WORKERS]
 
     def _draw(self, group: int, number: int) -> array[float]:
         cost, stream = self.cost, rng.stream(self.seed, "compute", group, number)
-        drawn = stream.choice(cost.compute, BLOCK * BLOCK) if len(cost.compute) > 1 else np.full(BLOCK * BLOCK, cost.compute[0])
+        drawn = stream.choice(cost.compute, STEPS * WORKERS) if len(cost.compute) > 1 else np.full(STEPS * WORKERS, cost.compute[0])
         if cost.jitter:
-            drawn = drawn * (1 - cost.jitter + cost.jitter * stream.exponential(1.0, BLOCK * BLOCK))
+            drawn = drawn * (1 - cost.jitter + cost.jitter * stream.exponential(1.0, STEPS * WORKERS))
         blocks = self.blocks[group]
         if len(blocks) == MOST_BLOCKS:
             del blocks[next(iter(blocks))]

@@ -7,25 +7,25 @@ import json
 import numpy as np
 import pytest
 
-from mpidml.core.cost import BLOCK, MOST_BLOCKS, CostModel
+from mpidml.core.cost import MOST_BLOCKS, STEPS, WORKERS, CostModel
 from mpidml.core.errors import UserError
 
 
 def test_draws_are_a_function_of_seed_worker_and_step():
     cost = CostModel((1.0, 2.0, 5.0), jitter=0.5)
     forwards, backwards, more = cost.seconds(3, 8), cost.seconds(3, 8), cost.seconds(3, 1000)
-    steps = list(range((MOST_BLOCKS + 2) * BLOCK))
+    steps = list(range((MOST_BLOCKS + 2) * STEPS))
     drawn = [forwards.of(7, s) for s in steps]
     assert drawn == [backwards.of(7, s) for s in reversed(steps)][::-1] == [forwards.of(7, s) for s in steps] == [more.of(7, s) for s in steps]
-    assert len({tuple(more.of(w, s) for s in range(20)) for w in (0, 7, 8, BLOCK + 7, 999)}) == 5
-    assert len({tuple(drawn[lo : lo + BLOCK]) for lo in range(0, len(drawn), BLOCK)}) == MOST_BLOCKS + 2
+    assert len({tuple(more.of(w, s) for s in range(20)) for w in (0, 7, 8, WORKERS + 7, 999)}) == 5
+    assert len({tuple(drawn[lo : lo + STEPS]) for lo in range(0, len(drawn), STEPS)}) == MOST_BLOCKS + 2
     assert len(forwards.blocks[0]) == MOST_BLOCKS, "memory does not grow with the steps"
 
 
 @pytest.mark.parametrize("cost", [CostModel((2.0,)), CostModel((2.0,), 1.0), CostModel((1.0, 3.0), 0.3)])
 def test_the_mean_is_that_of_the_measured_seconds_and_jitter_spreads_them(cost):
     seconds = cost.seconds(0, 20)
-    drawn = np.array([seconds.of(w, s) for w in range(20) for s in range(BLOCK)])
+    drawn = np.array([seconds.of(w, s) for w in range(20) for s in range(2 * STEPS)])
     assert cost.mean_seconds == 2.0
     assert drawn.mean() == pytest.approx(2.0, rel=0.06)
     if len(cost.compute) == 1:
