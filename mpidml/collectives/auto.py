@@ -10,14 +10,15 @@ from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array
 
 SIZES_NBYTES = (1 << 12, 1 << 16, 1 << 20)
-N_TIMES = 5
+N_TIMES, WARM_NBYTES = 5, 1 << 19
+"""At least so many sums, of small buffers as many as sum up that many bytes: the first ones are slow, not by the same factor."""
 
 
 class Auto(Collective):
     """A buffer is summed by what was fastest at the measured size that is nearest (by ratio); `picked` of its sum says which.
 
     Opening costs some tens of ms. On one host buffers lie in shared memory, unless `memory` is false. `seconds[name, nbytes]`: what was measured,
-    the best of 5 of the slowest rank, alike on every rank.
+    the best of 5 to 128 of the slowest rank, alike on every rank.
     """
 
     by_timing: ClassVar[bool] = True
@@ -38,7 +39,7 @@ class Auto(Collective):
         for nbytes in SIZES_NBYTES:
             buffer = self.allocate(nbytes // 4, "f4")
             for name, collective in self.known.items():
-                self.seconds[name, nbytes] = _measured(comm, collective.plan(buffer))
+                self.seconds[name, nbytes] = _measured(comm, collective.plan(buffer), max(N_TIMES, WARM_NBYTES // nbytes))
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros, in shared memory where ranks share a host."""
@@ -72,9 +73,9 @@ class Auto(Collective):
             collective.free()
 
 
-def _measured(comm: Any, total: Sum) -> float:
+def _measured(comm: Any, total: Sum, n_times: int) -> float:
     best = float("inf")
-    for _ in range(N_TIMES):
+    for _ in range(n_times):
         comm.Barrier()
         start = time.perf_counter()
         total.start()

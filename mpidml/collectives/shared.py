@@ -102,7 +102,7 @@ class SmallSum(Sum):
     def __init__(self, comm: Any, segments: Segments, buffer: Array) -> None:
         self.buffer, self.is_under_way, self.n_started = buffer, False, 0
         views, _ = segments.adopt(segments.allocate(2 * buffer.size, buffer.dtype))
-        self.laid = [[view[at : at + buffer.size] for view in views] for at in (0, buffer.size)]
+        self.laid = [tuple(view[at : at + buffer.size] for view in views) for at in (0, buffer.size)]
         self.given = memoryview(cast(Any, buffer.view(np.uint8)))  # to copy by these takes a third of what it takes by arrays
         self.own = [memoryview(cast(Any, place[comm.rank].view(np.uint8))) for place in self.laid]
         self.counters = segments.counters()
@@ -119,10 +119,10 @@ class SmallSum(Sum):
     def test(self) -> bool:
         """Add up once all have arrived."""
         if self.is_under_way and self.counters.all_reached(ARRIVED, self.n_started):
-            first, second, *others = self.laid[self.n_started & 1]
-            np.add(first, second, self.buffer)
-            for other in others:
-                np.add(self.buffer, other, self.buffer)
+            laid, total = self.laid[self.n_started & 1], self.buffer
+            np.add(laid[0], laid[1], total)
+            for other in laid[2:]:
+                np.add(total, other, total)
             self.is_under_way = False
         return not self.is_under_way
 
