@@ -101,7 +101,7 @@ class SmallSum(Sum):
 
     def __init__(self, comm: Any, segments: Segments, buffer: Array) -> None:
         self.buffer, self.is_under_way, self.n_started = buffer, False, 0
-        views, _ = segments.adopt(segments.allocate(2 * buffer.size, buffer.dtype))
+        views, _ = segments.adopt(segments.room(2 * buffer.size, buffer.dtype))
         self.laid = [tuple(view[at : at + buffer.size] for view in views) for at in (0, buffer.size)]
         self.given = memoryview(cast(Any, buffer.view(np.uint8)))  # to copy by these takes a third of what it takes by arrays
         self.own = [memoryview(cast(Any, place[comm.rank].view(np.uint8))) for place in self.laid]

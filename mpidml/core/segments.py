@@ -14,7 +14,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 LINE_NBYTES = 64
 N_COUNTERS = 8
-LINES_AT_ONCE = 64
+LINES_AT_ONCE, ROOM_NBYTES = 64, 1 << 18
 BLOCK_NBYTES = 1 << 17
 """What is summed at a time stays in the cache until it is written back."""
 
@@ -26,6 +26,7 @@ class Segments:
         self.comm = comm
         self.regions: list[tuple[Array, int, int]] = []  # window, bytes from one rank's segment to the next, bytes of a segment
         self.lines: list[list[memoryview]] = []
+        self.free: Array = np.empty(0, np.uint8)  # of the last window for small things
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros, the segment of this rank."""
@@ -35,6 +36,15 @@ class Segments:
         self.regions.append((window, stride, nbytes))
         segment: Array = window[self.comm.rank * stride :][:nbytes].view(dtype)
         return segment
+
+    def room(self, n: int, dtype: Any) -> Array:
+        """Return n elements of this rank's segment of a window that many small things share, as MPI has some thousand windows at most."""
+        nbytes = n * np.dtype(dtype).itemsize
+        if self.free.size < nbytes:
+            self.free = self.allocate(max(ROOM_NBYTES, nbytes), np.uint8)
+        found: Array = self.free[:nbytes].view(dtype)
+        self.free = self.free[-(-nbytes // LINE_NBYTES) * LINE_NBYTES :]
+        return found
 
     def adopt(self, buffer: Array) -> tuple[list[Array], bool]:
         """Return what every rank has in place of `buffer`, seen by all, and whether that is the buffer itself.

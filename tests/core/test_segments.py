@@ -117,3 +117,19 @@ def test_the_play_catches(broken):
             return True
 
     assert any(caught(seed) for seed in range(150))
+
+
+def test_many_small_sums_share_a_window_and_no_two_a_place():
+    windows = {}
+    ranks = [Memory(rank, 2, windows) for rank in range(2)]
+    buffers = [[np.full(5 + k, 10.0 * k + rank, np.float32) for k in range(40)] for rank in range(2)]
+    made = []
+    for comm, own in zip(ranks, buffers, strict=True):
+        segments = Segments(comm)
+        made.append([SmallSum(comm, segments, buffer) for buffer in own])
+    assert len(windows) == 2, "one of places, one of counters"
+    for own in made:
+        for total in own:
+            total.start()
+    assert all(total.test() for own in made for total in own)
+    assert all((buffer == 20.0 * k + 1).all() for own in buffers for k, buffer in enumerate(own))
