@@ -1,7 +1,9 @@
-"""Let all ranks of one host come together without a message: each counts in shared memory how often it has come, and rings who sleeps.
+"""Let all ranks of one host come together without a message: each counts in shared memory how often it has come, and the last one rings who sleeps.
 
     rank 0   came 3 times |...... asleep ......| goes on        who comes last finds all others there, rings them and goes on; a barrier of MPI takes
     rank 1   came 3 times ---------------------> rings, goes on  rounds of messages, in each of which everybody has to be awake
+
+Of two that come last at once at least one finds all there, since each looks after its own count is seen. Who finds somebody missing rings nobody.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class Meeting:
         self.fence()
         self.came[self.me] = self.times
         self.fence()
-        for _, rank in self.others:
-            self.ring(rank)
+        if self.all_here():
+            for _, rank in self.others:
+                self.ring(rank)
 
     def late(self) -> list[int]:
         """Return the numbers of those that have not come as often as this rank."""

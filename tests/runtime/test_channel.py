@@ -1,6 +1,8 @@
 """Carry arrays between two ranks that sleep while they wait: what is sent arrives, in order, whether a ring is heard or lost."""
 
 import time
+from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,3 +108,57 @@ def test_ranks_of_a_host_meet_and_nobody_goes_on_before_the_last_has_come(comm, 
 def test_a_meeting_that_waits_for_one_alone_would_be_seen(comm, monkeypatch):
     early, _ = met(comm, monkeypatch, lambda self: len(self.late()) < len(self.others) or comm.size == 2)
     assert any(comm.allgather(early))
+
+
+class Together:
+    """A host of `size` ranks in one process, as a meeting sees it."""
+
+    def __init__(self, size):
+        self.size, self.came = size, np.zeros(size * 8, np.int64)
+
+    def of(self, rank):
+        seen = SimpleNamespace(rank=rank, size=self.size, allgather=lambda own: list(range(self.size)), shared=lambda n, dtype: self.came)
+        rung = []
+        return Meeting(seen, rank, rung.append, lambda: None), rung
+
+
+class RingsAtOnce(Meeting):
+    """Broken: rings the others though somebody is missing."""
+
+    def all_here(self):
+        return True
+
+
+class RingsNobody(Meeting):
+    """Broken: lets all sleep."""
+
+    def all_here(self):
+        return False
+
+
+def rung_well(size, made=Meeting):
+    """Let all come three times in every order; return whether each time the last alone has rung, all others once."""
+    well = True
+    for order in permutations(range(size)):
+        host = Together(size)
+        meetings = [host.of(rank) for rank in range(size)]
+        for meeting, _ in meetings:
+            meeting.__class__ = made
+        for _ in range(3):
+            for rank in order:
+                meetings[rank][0].come()
+            said = [sorted(rung) for _, rung in meetings]
+            well = well and said == [[other for other in range(size) if other != rank] if rank == order[-1] else [] for rank in range(size)]
+            for _, rung in meetings:
+                rung.clear()
+    return well
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_who_comes_last_rings_each_of_the_others_once_and_nobody_else_rings(size):
+    assert rung_well(size)
+
+
+@pytest.mark.parametrize("broken", [RingsAtOnce, RingsNobody])
+def test_the_check_catches_a_meeting_that_rings_too_often_or_never(broken):
+    assert not rung_well(3, broken)
