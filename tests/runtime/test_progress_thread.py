@@ -31,7 +31,7 @@ class NeverTests(ProgressThread):
     """Broken: looks, and moves nothing."""
 
     def _turn(self):
-        pass
+        self.n_tests += len(self.sums)
 
 
 class DropsAnEnd(ProgressThread):
@@ -42,15 +42,26 @@ class DropsAnEnd(ProgressThread):
         self.sums.clear()
 
 
-def summed_meanwhile(comm, progress, name, per_host=0, most_naps=MOST_NAPS):
-    """Begin a sum, and sleep until the thread has ended it; tell on every rank whether all had it before any main thread called MPI again."""
+def summed_meanwhile(comm, progress, name, per_host=0, most_naps=MOST_NAPS, apart=False):
+    """Begin a sum, and sleep until the thread has ended it; tell on every rank whether all had it before any main thread called MPI again.
+
+    `apart`: the others begin when rank 0's thread has tested, in vain.
+    """
     counted = CountedComm(comm, per_host)
     collective: Collective = make_collective(name, counted)
     buffer = collective.allocate(300_000, np.float64)
     total = collective.plan(buffer)
     buffer[:] = np.arange(buffer.size) + comm.rank
-    comm.Barrier()
+    if not apart or comm.rank:
+        comm.Barrier()
     progress.start(total)
+    if apart and not comm.rank:
+        for _ in range(MOST_NAPS):
+            with progress.lock:
+                if progress.n_tests:
+                    break
+            time.sleep(1e-3)
+        comm.Barrier()
     for _ in range(most_naps):
         if not progress.sums:
             break
@@ -82,7 +93,8 @@ def test_a_sum_ends_while_all_main_threads_sleep(comm, name, per_host):
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("broken", [NeverTests, DropsAnEnd])
 def test_the_check_catches_a_thread_that_does_not_test_to_the_end(comm, broken):
-    assert not summed_meanwhile(comm, broken(), "ring", most_naps=FEW_NAPS)
+    assert summed_meanwhile(comm, ProgressThread(), "ring", apart=True)
+    assert not summed_meanwhile(comm, broken(), "ring", most_naps=FEW_NAPS, apart=True)
 
 
 def exchanged(comm, progress, name):
