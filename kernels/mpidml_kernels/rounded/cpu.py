@@ -9,20 +9,11 @@ import numpy as np
 from numba import njit
 
 from mpidml_kernels.bits import magnitude, number
+from mpidml_kernels.halves import from_half, to_half
 from mpidml_kernels.jit import EXACT, kernel
 from mpidml_kernels.rounded.reference import LARGEST_BF16, LARGEST_FP16
 
 f32, u16, u32, i32 = np.float32, np.uint16, np.uint32, np.int32
-
-
-@njit(error_model="numpy")
-def _from_fp16(half):
-    """Return a half as float32: shifted into place; a subnormal one by a subtraction that leaves its leading zeros behind."""
-    low = u32(u32(u32(half) & u32(0x7FFF)) << u32(13))
-    normal = u32(low + (u32(0x38000000) if low < u32(0x0F800000) else u32(0x70000000)))  # the larger: infinity and NaN
-    subnormal = f32(u32(low + u32(0x38800000)).view(f32) - f32(2.0**-14)).view(u32)
-    bits = subnormal if low < u32(0x00800000) else normal
-    return u32(bits | u32(u32(u32(half) & u32(0x8000)) << u32(16))).view(f32)
 
 
 @njit(error_model="numpy")
@@ -35,14 +26,6 @@ def _clipped(v, limit):
 @njit(error_model="numpy")
 def _bf16(bits):
     return u32(u32(bits + u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1))) >> u32(16))
-
-
-@njit(error_model="numpy")
-def _fp16(bits):
-    low = u32(bits & u32(0x7FFFFFFF))
-    normal = u32(u32(u32(low + u32(0xFFF) + u32(u32(low >> u32(13)) & u32(1))) >> u32(13)) - u32(0x1C000))
-    subnormal = u32(f32(low.view(f32) + f32(0.5)).view(u32) - u32(0x3F000000))  # the sum rounds where a subnormal half does
-    return u32((subnormal if low < u32(0x38800000) else normal) | u32(u32(bits >> u32(16)) & u32(0x8000)))
 
 
 @kernel("b1(R1, u2[::1])", EXACT)
@@ -79,7 +62,7 @@ def fp16_round(x, codes):
     for i in range(codes.size):
         v = x[i]
         bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
-        codes[i] = u16(_fp16(_clipped(v, limit)))
+        codes[i] = u16(to_half(_clipped(v, limit)))
     return bad == u32(0)
 
 
@@ -89,16 +72,16 @@ def fp16_encode(x, r, codes):
     for i in range(codes.size):
         v = x[i] + r[i]
         bad = u32(bad | (u32(0) if abs(v) <= greatest else u32(1)))
-        code = _fp16(_clipped(v, limit))
+        code = to_half(_clipped(v, limit))
         codes[i] = u16(code)
-        r[i] = v - _from_fp16(code)
+        r[i] = v - from_half(code)
     return bad == u32(0)
 
 
 @kernel("void(Array(u2,1,'C',True), T[::1])", EXACT)
 def fp16_decode_add(codes, out):
     for i in range(out.size):
-        out[i] += _from_fp16(codes[i])
+        out[i] += from_half(u32(codes[i]))
 
 
 @kernel("b1(R1, i8, T[::1], i1[::1])", EXACT)
