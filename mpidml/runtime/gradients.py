@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mpidml.collectives.base import make_collective
-from mpidml.core.errors import UserError, nearest
+from mpidml.collectives.base import Sum, make_collective
+from mpidml.core.errors import UserError, WaitTimeout, nearest
 from mpidml.core.flat import FlatParams
 from mpidml.core.partition import merge_parts
 from mpidml.core.role import Array
@@ -151,12 +151,19 @@ class Gradients:
             self._begin()
         self._count(False, n_samples, n_missing, leaves)
         for total in self.sums:
-            total.wait(self.wait_limit)
+            self._wait(total)
 
     def _count(self, active: bool = False, n_samples: int = 0, n_missing: int = 0, leaves: bool = False) -> None:
         self.counts[:] = active, n_samples, n_missing, leaves
         self.count_sum.start()
-        self.count_sum.wait(self.wait_limit)
+        self._wait(self.count_sum)
+
+    def _wait(self, total: Sum) -> None:
+        """Wait for a sum; who waits too long is told of this class's argument, there is no command line."""
+        try:
+            total.wait(self.wait_limit)
+        except WaitTimeout as error:
+            raise WaitTimeout(str(error).replace("--wait-limit", "wait_limit")) from None
 
     def _all_go_on(self, leaves: bool = False) -> None:
         """Refuse that some ranks have left the rounds in which others go on."""

@@ -72,7 +72,7 @@ def test_without_rounds_of_zeros_the_one_with_more_batches_waits_for_nobody(comm
         if k < 2:
             total.reduce(1)
             continue
-        with pytest.raises(WaitTimeout):
+        with pytest.raises(WaitTimeout, match=r"the limit is 0\.2 s \(wait_limit\)"):
             total.reduce(1)
     comm.Barrier()
 
