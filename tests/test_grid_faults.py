@@ -60,7 +60,9 @@ def test_an_exception_is_told_once_with_the_place_on_the_grid(tmp_path, monkeypa
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_a_rank_that_is_killed_ends_the_others(tmp_path, monkeypatch, place):
-    check(train(tmp_path, monkeypatch, place, "os.kill(os.getpid(), signal.SIGKILL)"))
+    ended = train(tmp_path, monkeypatch, place, "os.kill(os.getpid(), signal.SIGKILL)")
+    check(ended)
+    assert "signal 9" in ended.out + ended.err, "the launcher tells of it: the rank cannot"
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)

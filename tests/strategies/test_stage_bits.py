@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from mpidml.core.job import Job
 from mpidml.core.replay import replay
-from mpidml.runtime import staged_training
+from mpidml.runtime import staged, staged_training
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.sim.program import traces
 from mpidml.strategies.base import Run
+from tests.changed import changed
 from tests.contracts.test_schedules import PEAKS
 from tests.strategies.test_pipeline import FLUSHED, JOB, SCHEDULES, alone, run
 
@@ -51,6 +53,39 @@ def test_the_check_of_bits_catches_a_sum_in_another_order(comm, of_one_rank, mon
     monkeypatch.setattr(staged_training, "_parts", lambda n, n_parts: reversed(list(cut(n, n_parts))))
     values = run(comm, DEEP, microbatches=microbatches)[1]
     assert not np.array_equal(values, expected) and np.abs(values - expected).max() < 1e-9
+
+
+ONE_LAYER = {"model": "softmax", "hidden": Job.hidden}
+ODD = [
+    {**ONE_LAYER, "batch": 63}, {**ONE_LAYER, "batch": 533, "microbatches": 9}, {"batch": 533, "microbatches": 7},
+    {"batch": 533, "microbatches": 4, "dropout": 0.3, "recompute": True, "schedule": "gpipe"},
+]  # fmt: skip
+"""A net of one layer, whose other stages are empty; 1600 rows whose last batch has 25 rows, or one, fewer than microbatches."""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", ODD, ids=str)
+def test_one_layer_and_a_short_last_batch_have_the_bits_of_one_rank(comm, how):
+    how = {"epochs": 1, "steps": 0, **how}
+    (one, expected), (found, values) = alone(comm, DEEP, **how), run(comm, DEEP, **how)
+    assert np.array_equal(values, expected) and found["samples"] == one["samples"] == 1600
+    assert (found["test_loss"], found["test_accuracy"]) == (one["test_loss"], one["test_accuracy"])
+
+
+LABELS = {
+    "labels come in another order": ("step.load(task.data.y, rows)", "step.load(task.data.y, rows[::-1])"),
+    "labels are those of the microbatch before": ("step.load(task.data.y, rows)", "step.load(task.data.y, shares[i][parts[item - 1]][: len(rows)].repeat(2)[: len(rows)])"),
+}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("broken", LABELS)
+def test_the_check_catches_that(comm, monkeypatch, broken):
+    how = {"epochs": 1, "steps": 0, **ODD[0]}
+    expected, wrong = alone(comm, DEEP, **how)[1], changed(staged_training, [LABELS[broken]])
+    monkeypatch.setattr(staged, "StageTraining", wrong.StageTraining)
+    monkeypatch.setattr(staged.Staged, "stepper", wrong.GridStepper)
+    assert np.abs(run(comm, DEEP, **how)[1] - expected).max() > 1e-3
 
 
 def looked_at(comm, look, **changes):
