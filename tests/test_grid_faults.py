@@ -32,6 +32,7 @@ class Harm(Link):
 PLACES = [  # grid, schedule, links before, the rank that is harmed, its name
     ("pipe=3", "one_f_one_b", "", 0, "[rank 0/3 pipe 0]"),
     ("pipe=3", "zero_bubble", "clip:1+", 2, "[rank 2/3 pipe 2]"),
+    ("pipe=3", "one_f_one_b", "", 1, "[rank 1/3 pipe 1]"),
     ("tensor=3", "one_f_one_b", "clip:1+", 1, "[rank 1/3 tensor 1]"),
     ("data=2,pipe=2", "one_f_one_b", "", 3, "[rank 3/4 data 1 pipe 1]"),
 ]
@@ -57,9 +58,11 @@ def test_an_exception_is_told_once_with_the_place_on_the_grid(tmp_path, monkeypa
     assert f"{place[-1]} ArithmeticError: one place fails" in ended.err, ended.err
 
 
-@pytest.mark.parametrize("place", PLACES[2:], ids=str)
+@pytest.mark.parametrize("place", PLACES, ids=str)
 def test_a_rank_that_is_killed_ends_the_others(tmp_path, monkeypatch, place):
-    check(train(tmp_path, monkeypatch, place, "os.kill(os.getpid(), signal.SIGKILL)"))
+    ended = train(tmp_path, monkeypatch, place, "os.kill(os.getpid(), signal.SIGKILL)")
+    check(ended)
+    assert "signal 9" in ended.out + ended.err, "the launcher tells of it: the rank cannot"
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)

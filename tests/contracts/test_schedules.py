@@ -13,7 +13,6 @@ from mpidml.core.checking import lowered
 from mpidml.core.errors import UserError
 from mpidml.core.lowering import computes, lower
 from mpidml.core.program import read
-from mpidml.core.replay import replay
 from mpidml.schedules.base import Schedule, pairs
 
 FOLDER = "mpidml.schedules"
@@ -163,72 +162,42 @@ def results_a_step(program):
     return found[:-1]
 
 
+def keeps_step(schedule, n_ranks, n):
+    """Tell whether the steps are filled in 2 (K - 1) steps and then give a result each."""
+    return results_a_step(lower(schedule, n_ranks, n)) == [0] * (2 * (n_ranks - 1)) + [1] * n
+
+
 def test_three_step_fills_in_two_k_less_two_steps_and_then_gives_a_result_a_step():
     for n_ranks in RANKS:
         for n in MICROBATCHES:
-            assert results_a_step(lower(made("three_step"), n_ranks, n)) == [0] * (2 * (n_ranks - 1)) + [1] * n
+            assert keeps_step(made("three_step"), n_ranks, n)
 
 
-def reads(program):
-    """Return of each stage which version of the weights each microbatch reads."""
-    found = [{} for _ in range(program.n_stages)]
-    for actions in program.lists:
-        for action in actions:
-            if action.op == "V":
-                found[action.stage][action.item] = action.version
-    return found
+class BeginsLate(plugins.load(FOLDER, "three_step")):
+    """Broken: the first step is empty."""
+
+    def order(self, rank, n_ranks, n_microbatches):
+        yield Action(rank, "X", 0)
+        for action in super().order(rank, n_ranks, n_microbatches):
+            yield action._replace(item=action.item + (action.op == "X"))
 
 
-def most_kept(program):
-    """Return of each stage how many versions lie there at most, if the oldest goes as soon as nobody will go back through it: found by looking ahead."""
-    found = []
-    for stage in range(program.n_stages):
-        mine = [action for action in program.lists[program.rank_of(stage)] if action.stage == stage]
-        version_of = reads(program)[stage]
-        oldest = newest = 0
-        most = 1
-        for i, action in enumerate(mine):
-            if action.op == "V":
-                assert oldest <= action.version <= newest, "it is there to be read"
-            if action.op == "U":
-                newest += 1
-                oldest = min((version_of[later.item] for later in mine[i + 1 :] if later.op == "B"), default=newest)
-                most = max(most, newest - oldest + 1)
-        found.append(most)
-    return found
+class EverySecondStep(BeginsLate.__base__):
+    """Broken: a microbatch begins in every second step alone."""
+
+    def order(self, rank, n_ranks, n_microbatches):
+        for step in range(2 * n_microbatches + 2 * (n_ranks - 1)):
+            for op, since in (("F", step - rank), ("B", step - 2 * (n_ranks - 1) + rank)):
+                if 0 <= since < 2 * n_microbatches and since % 2 == 0:
+                    yield Action(rank, op, since // 2)
+            yield Action(rank, "X", step)
 
 
-def test_pipedream_reads_weights_as_old_as_the_stages_behind_and_keeps_a_version_for_each_in_flight():
+@pytest.mark.parametrize("broken", [BeginsLate, EverySecondStep])
+def test_the_check_catches_steps_that(broken):
     for n_ranks in RANKS:
         for n in MICROBATCHES:
-            program = lower(made("pipedream"), n_ranks, n)
-            assert replay(program).versions == most_kept(program), "also where microbatches are few"
-        n = 3 * n_ranks
-        program = lower(made("pipedream"), n_ranks, n)
-        for k, version_of in enumerate(reads(program)):
-            assert [item - version_of[item] for item in range(n)] == [min(item, n_ranks - 1 - k) for item in range(n)]
-        assert replay(program).versions == most_kept(program) == [n_ranks - k for k in range(n_ranks)]
-
-
-def test_with_vertical_sync_a_minibatch_reads_the_same_version_on_all_stages():
-    for n_ranks in RANKS:
-        n = 3 * n_ranks
-        program = lower(made("pipedream:true"), n_ranks, n)
-        assert reads(program) == [{item: max(0, item - n_ranks + 1) for item in range(n)}] * n_ranks
-        assert replay(program).versions == most_kept(program) == [n_ranks] * n_ranks
-
-
-@pytest.mark.parametrize("every", [0, 5, 7])
-def test_two_bw_reads_weights_one_update_old_and_keeps_two_versions(every):
-    for n_ranks in RANKS:
-        group = every or n_ranks
-        n = 3 * group + 1
-        program = lower(made(f"two_bw:{every}"), n_ranks, n)
-        updates = [sum(action.op == "U" for action in actions) for actions in program.lists]
-        assert updates == [4] * n_ranks, "what is left over at the end makes an update, too"
-        for version_of in reads(program):
-            assert [item // group - version_of[item] for item in range(n)] == [min(item // group, 1) for item in range(n)]
-        assert replay(program).versions == most_kept(program) == [2] * n_ranks
+            assert ends(lower(broken(), n_ranks, n)) and not keeps_step(broken(), n_ranks, n)
 
 
 def test_a_gradient_travels_before_the_update_that_it_makes():

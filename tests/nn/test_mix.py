@@ -180,7 +180,11 @@ def test_the_comparison_catches_what_is_not_sent(monkeypatch, kind, name, broken
 
 @pytest.mark.parametrize("counts", [(4, 3, 4), (1, 0, 1)], ids=str)
 def test_what_a_rank_sends_is_a_formula(counts):
-    """Of m of M own rows: codes and rows found of an embedding; of a dense layer the shorter side whole, and of the longer one the columns of others."""
+    sends(counts)
+
+
+def sends(counts):
+    """Fail unless of m of M own rows a rank sends codes and rows found of an embedding; of a dense layer the shorter side whole, of the longer the columns of others."""
     net, total, n_codes, units = network(), sum(counts), 2, 3
     cut = cut_layers("embedding=tensor,dense=tensor", net.layers)
     *_, found = spread_over(net, cut, (1, 1, 1), counts, batch_of(net, total))
@@ -204,6 +208,26 @@ def test_what_a_rank_sends_is_a_formula(counts):
             forward += short[0] + long[1] if by_columns else long[0] + short[1]
             backward += long[0] + short[1] if by_columns else short[0] + long[1]
         assert (n_trained, n_scored) == (forward + backward, forward)
+
+
+def to_all(self, backend, flat, rows, give=spread.Whole.give):
+    """Sum the rows of all on every rank, as a ring would, and take the own ones."""
+    return [*give(self, backend, flat, rows), *self.gather(flat)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "broken"),
+    [
+        ("Whole", "bring", lambda self, backend, rows, flat, bring=spread.Whole.bring: [*bring(self, backend, rows, flat), *self.gather(flat)]),
+        ("Whole", "give", to_all),
+        ("Cut", "bring", lambda self, backend, rows, flat, bring=spread.Cut.bring: [*bring(self, backend, rows, flat)] * 2),
+        ("Whole", "gather", lambda self, flat: []),
+    ],
+)
+def test_the_count_catches_what_is_sent_to_more_ranks_or_to_none(monkeypatch, kind, name, broken):
+    monkeypatch.setattr(getattr(spread, kind), name, broken)
+    with pytest.raises(AssertionError):
+        sends((4, 3, 4))
 
 
 def test_a_rank_holds_its_part_of_what_is_cut_and_all_of_what_is_not():

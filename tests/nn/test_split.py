@@ -193,9 +193,44 @@ def test_the_comparison_catches_each_broken_part(way):
     assert any(on_ranks((1, 2, 1), lambda line: faults_of_part(line, way, layer, BACKENDS[1], BROKEN[way])))
 
 
-@pytest.mark.parametrize(("way", "maker"), [("columns", ColumnsWithoutSum), ("slices", SlicesWithoutZeros)])
-def test_the_dot_test_catches_a_backward_that_is_no_transpose(way, maker):
-    values = on_ranks((1, 2, 1), lambda line: dots(line, way, layer_of(way), BACKENDS[1], maker))[0]
+class RowsWithoutSum(Rows):
+    """Broken: every rank keeps its own term of the product."""
+
+    def forward(self, backend, a):
+        return Dense.forward(self, backend, a)
+
+
+class DropoutOneWay(DropoutPart):
+    """Broken: the gradient of what was dropped goes back."""
+
+    def backward(self, backend, a, split=False):
+        return []
+
+
+class RangesByOwnRow(Ranges):
+    """Broken: the gradient of a row of the table goes to where it would be if the part were the whole."""
+
+    def backward(self, backend, a, split=False):
+        first, self.first = self.first, 0
+        groups = super().backward(backend, a, split)
+        self.first = first
+        return groups
+
+
+NO_TRANSPOSES = {"columns": ColumnsWithoutSum, "rows": RowsWithoutSum, "slices": SlicesWithoutZeros, "part": DropoutOneWay, "ranges": RangesByOwnRow}
+
+
+@pytest.mark.parametrize("way", PARTS)
+def test_the_dot_test_catches_a_backward_that_is_no_transpose(way):
+    values = on_ranks((1, 2, 1), lambda line: dots(line, way, layer_of(way), BACKENDS[1], NO_TRANSPOSES[way]))[0]
+    assert values != pytest.approx([values[0]] * len(values), rel=1e-3)
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("way", PARTS)
+def test_on_ranks_it_does_so_too(way, line):
+    """The second of them has nothing."""
+    values = dots(line, way, layer_of(way), BACKENDS[1], NO_TRANSPOSES[way])
     assert values != pytest.approx([values[0]] * len(values), rel=1e-3)
 
 

@@ -12,7 +12,9 @@ from mpidml.core.placement import Placement, place
 from mpidml.core.role import KINDS, Send
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.group_training import GroupTraining, joined
+from mpidml.runtime.groups import Group
 from mpidml.runtime.scoring import Scores
+from mpidml.strategies import parameter_server
 from tests.ranks import mpirun, python
 from tests.strategies.test_identities import SMALL, run, serial
 from tests.strategies.test_resume import STEPS, go_on, start
@@ -54,22 +56,43 @@ def traffic(comm, monkeypatch, **changes):
     return sum(comm.allgather(found), Counter()), summary, values
 
 
+def check(comm, monkeypatch, size, transport):
+    """Fail unless groups of `size` ask, tell and send as many times less, to the byte; return the parameters."""
+    n_apart = comm.size - 1
+    apart, of_ranks, _ = traffic(comm, monkeypatch, servers="1", transport=transport, early_push="off")
+    together, of_groups, values = traffic(comm, monkeypatch, servers="1", transport=transport, group=str(size))
+    assert apart["push"] == n_apart * SMALL.steps, apart
+    assert apart == Counter({kind: size * n for kind, n in together.items()}), "not every message is a group's"
+    assert of_ranks["messages"][0] == size * of_groups["messages"][0]
+    assert of_groups["samples"] == of_ranks["samples"]
+    if transport == "mpi":  # on the wire, with every header: what the server sends, and what workers send to others than their group
+        to_servers = [sent - within for sent, within in zip(of_groups["bytes_sent"], of_groups["bytes_in_groups"], strict=True)]
+        assert of_ranks["bytes_sent"][0] == size * to_servers[0] > of_groups["n_parameters"] * 8, "bytes of the server"
+        assert sum(of_ranks["bytes_sent"][1:]) == size * sum(to_servers[1:]), "bytes of workers"
+        assert not any(sent for sent, roles in zip(to_servers, of_groups["roles"], strict=True) if roles[0].startswith("member"))
+    return values
+
+
 @pytest.mark.mpi(min_size=3)
 @pytest.mark.parametrize("transport", ["mpi", "auto"])
 def test_what_servers_are_asked_told_and_sent_falls_by_the_size_of_the_groups_to_the_byte(comm, monkeypatch, transport):
-    n_apart = comm.size - 1
-    for size in {2, n_apart}:
-        apart, of_ranks, _ = traffic(comm, monkeypatch, servers="1", transport=transport, early_push="off")
-        together, of_groups, values = traffic(comm, monkeypatch, servers="1", transport=transport, group=str(size))
-        assert apart["push"] == n_apart * SMALL.steps, apart
-        assert apart == Counter({kind: size * n for kind, n in together.items()})
-        assert of_ranks["messages"][0] == size * of_groups["messages"][0]
-        assert np.abs(values - serial()).max() < 1e-9 and of_groups["samples"] == of_ranks["samples"]
-        if transport == "mpi":  # on the wire, with every header: what the server sends, and what workers send to others than their group
-            to_servers = [sent - within for sent, within in zip(of_groups["bytes_sent"], of_groups["bytes_in_groups"], strict=True)]
-            assert of_ranks["bytes_sent"][0] == size * to_servers[0] > of_groups["n_parameters"] * 8
-            assert sum(of_ranks["bytes_sent"][1:]) == size * sum(to_servers[1:])
-            assert not any(sent for sent, roles in zip(to_servers, of_groups["roles"], strict=True) if roles[0].startswith("member"))
+    for size in {2, comm.size - 1}:
+        assert np.abs(check(comm, monkeypatch, size, transport) - serial()).max() < 1e-9
+
+
+BROKEN = {
+    "every rank is a worker": ((parameter_server, "place", lambda n_ranks, servers, group=1: place(n_ranks, servers)), "not every message"),
+    "what members send leaves their group": ((Group, "nbytes_sent", 0), "bytes of workers"),
+}
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_count_catches_that(comm, monkeypatch, broken):
+    changes, says = BROKEN[broken]
+    monkeypatch.setattr(*changes)
+    with pytest.raises(AssertionError, match=says):
+        check(comm, monkeypatch, 2, "mpi")
 
 
 WAYS = [

@@ -12,6 +12,7 @@ from mpidml.nn.split.spread_embedding import SpreadEmbedding
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.holding import Holding
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.staged import Staged
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.strategies.base import Run
 from tests.strategies.test_heads import job_in
@@ -88,9 +89,11 @@ def test_heads_may_be_mixed(comm, tmp_path):
     assert {name: of["test_loss"] for name, of in summary["heads"].items()} == pytest.approx({name: of["test_loss"] for name, of in one["heads"].items()}, rel=1e-9)
 
 
-@pytest.mark.mpi
-def test_what_a_rank_sends_sums_and_holds_is_a_formula(comm, job, monkeypatch):
-    """Codes of its rows and their gradients go to each other rank, what it finds goes to whoever has the row; a ring sums what is not cut."""
+def sends(comm, job, monkeypatch):
+    """Fail unless codes of a rank's rows and their gradients go to each other rank, what it finds goes to whoever has the row, and a ring sums what is not cut.
+
+    By the bytes that it sends, and by what it holds.
+    """
     step, over_line, over_replicas = GridStepper._step, [], []
 
     def counted(self):
@@ -108,13 +111,18 @@ def test_what_a_rank_sends_sums_and_holds_is_a_formula(comm, job, monkeypatch):
     *_, found = looked_at(comm, job, held, mix="embedding=tensor", batch=63, optimizer="adam", lr=0.01)
     size, rank, batch, n_codes, width, itemsize = comm.size, comm.rank, 63, 2, 4, 8
     own = batch * (rank + 1) // size - batch * rank // size
-    assert over_line == [itemsize * ((size - 1) * own * (n_codes + width) + (batch - own) * width)] * 8
+    assert over_line == [itemsize * ((size - 1) * own * (n_codes + width) + (batch - own) * width)] * 8, "over the line"
     n_weights, n_state, n_gradient, n_params = found
     sums = Ring().rounds(rank, size, n_params - TABLE)
-    assert over_replicas == [itemsize * moved((*sums.reduce, *sums.gather))] * 8  # the gradient of the table is not among what is summed
+    assert over_replicas == [itemsize * moved((*sums.reduce, *sums.gather))] * 8, "over replicas"  # without the gradient of the table
     rows = round(TABLE / 2 * (rank + 1) / size) - round(TABLE / 2 * rank / size)
     assert n_weights == n_params - TABLE + rows * 2
     assert (n_gradient, n_state) == (n_weights, [n_weights] * 2)
+
+
+@pytest.mark.mpi
+def test_what_a_rank_sends_sums_and_holds_is_a_formula(comm, job, monkeypatch):
+    sends(comm, job, monkeypatch)
 
 
 def sums_all(self, stage, s, channels, whole=Holding.hold):
@@ -151,6 +159,17 @@ def test_the_comparison_catches(comm, job, monkeypatch, broken):
         assert "replicas differ" in str(error)
         return
     assert np.abs(values - expected).max() > 1e-6
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("broken", ["the table's gradient is summed", "a gradient is not", "rows come twice"])
+def test_the_count_catches(comm, job, monkeypatch, broken):
+    """Every rank sends something else, whatever its training finds."""
+    twice = (Whole, "bring", lambda self, backend, rows, flat, bring=Whole.bring: [*bring(self, backend, rows, flat)] * 2)
+    monkeypatch.setattr(Staged, "check_alike", lambda self: None)
+    monkeypatch.setattr(*BROKEN.get(broken, twice))
+    with pytest.raises(AssertionError, match="over replicas" if broken in BROKEN else "over the line"):
+        sends(comm, job, monkeypatch)
 
 
 @pytest.mark.mpi

@@ -63,14 +63,6 @@ def test_any_number_of_microbatches_does_also_below_the_number_of_stages(comm, m
     assert np.abs(values - serial()).max() < 1e-9
 
 
-def broken_claim(self, item):
-    self.busy[item % self.line.n_slots] = None
-
-
-def first_weights(self, item=-1):
-    return self.store.versions[0]
-
-
 def no_sum(self, item, parts):
     pass
 
@@ -259,18 +251,38 @@ def test_a_stage_that_stays_away_is_named(comm, monkeypatch):
             run(comm, wait_limit=1.5)
 
 
-@pytest.mark.mpi
-def test_what_travels_is_the_outputs_and_their_gradients(comm):
-    """Each boundary carries its width for each sample forward and back, and forward once more where rows are scored."""
+def sent(comm, **changes):
+    """Return the bytes that each rank sends, and those of the formula: each boundary's width for each sample forward and back, and forward where rows are scored."""
     cut = [3] if comm.size == 1 else [1, 1, 1, *[0] * (comm.size - 3)] if comm.size >= 3 else [2, 1]
-    summary, _ = run(comm, transport="mpi", partition=by_hand(cut))
+    summary, _ = run(comm, transport="mpi", partition=by_hand(cut), **changes)
     widths = [24, 16, 10]
     edges = [widths[max(sum(cut[: k + 1]), 1) - 1] for k in range(comm.size - 1)]
     n_rows, n_scored = 400, 400
     forward = [8 * width * (n_rows + n_scored) for width in edges]
     back = [8 * width * n_rows for width in edges]
     tells = [8 * 13 * 9 if rank == comm.size - 1 and rank else 0 for rank in range(comm.size)]  # of each clock and the end, on the way to rank 0
-    assert summary["bytes_sent"] == [a + b + c for a, b, c in zip([*forward, 0], [0, *back], tells, strict=True)]
+    return summary["bytes_sent"], [a + b + c for a, b, c in zip([*forward, 0], [0, *back], tells, strict=True)]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", [{}, {"schedule": "gpipe", "recompute": True}, {"microbatches": 7}, {"schedule": "zero_bubble"}], ids=str)
+def test_what_travels_is_the_outputs_and_their_gradients(comm, how):
+    """Whatever the order and the number of microbatches, and whether outputs are computed again."""
+    found, formula = sent(comm, **how)
+    assert found == formula
+
+
+def whole_slots(self, item, rows, send=Channel.send):
+    """Send all rows that a slot has room for."""
+    return send(self, item, self.slots.shape[1])
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_count_catches_slots_that_travel_whole(comm, monkeypatch):
+    """Scored rows come in blocks of which the last has fewer."""
+    monkeypatch.setattr(Channel, "send", whole_slots)
+    found, formula = sent(comm, microbatches=7)
+    assert all(a > b for a, b in zip(found[:-1], formula, strict=False))
 
 
 @pytest.mark.mpi

@@ -5,10 +5,12 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
+from mpidml.collectives.base import Sum
 from mpidml.core import turns
 from mpidml.core.errors import UserError
 from mpidml.core.replay import replay
 from mpidml.runtime import staged, staged_training
+from mpidml.runtime.channel import Channel
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
@@ -17,7 +19,7 @@ from mpidml.sim.program import traces
 from mpidml.strategies.base import Run
 from tests.changed import changed
 from tests.strategies.test_identities import NET, SMALL, serial
-from tests.strategies.test_pipeline import FLUSHED, SCHEDULES
+from tests.strategies.test_pipeline import FLUSHED, SCHEDULES, whole_slots
 from tests.training import trained
 
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5, "hidden": (24, 16, 12)}, "test")
@@ -104,9 +106,11 @@ def test_a_net_file_with_embeddings_and_stages_without_layers(comm, tmp_path):
         assert np.abs(run(comm, "1,2", partition="4,0")[1] - serial(JOB)).max() < 1e-12
 
 
-@pytest.mark.mpi
-def test_what_travels_is_outputs_and_gradients_to_the_rank_whose_turn_it_is_and_one_sum_a_batch(comm):
-    """By turns of microbatches of 10 rows and of blocks of 64 scored ones; a ring over r ranks sends 2 (r - 1) gradients a batch in all."""
+def sends(comm):
+    """Fail unless outputs and gradients travel to the rank whose turn it is, and one sum a batch: a ring over r ranks sends 2 (r - 1) gradients a batch in all.
+
+    Turns are of microbatches of 10 rows and of blocks of 64 scored ones.
+    """
     for replicas in ("2,1", "3,1,1") if comm.size in (3, 5) else ():
         counts = [int(word) for word in replicas.split(",")]
         if sum(counts) != comm.size:
@@ -121,11 +125,33 @@ def test_what_travels_is_outputs_and_gradients_to_the_rank_whose_turn_it_is_and_
             sent = sum(summary["bytes_sent"][rank] for rank in ranks)
             ahead = 8 * widths[ends[s + 1] - 1] * (400 + 400) if s + 1 < len(counts) else 8 * 13 * 9  # what is told of each clock goes to rank 0
             back = 8 * widths[ends[s] - 1] * 400 if s else 0
-            assert sent == ahead + back + 8 * 2 * (r - 1) * n_params * 8, (replicas, s)
+            assert sent == ahead + back + 8 * 2 * (r - 1) * n_params * 8, f"--replicas {replicas}: what stage {s} sends"
         turns_of = range(counts[0])
         rows = [8 * 10 * len(range(t, 5, counts[0])) + sum(min(64, 400 - b * 64) for b in range(t, 7, counts[0])) for t in turns_of]
         own = [summary["bytes_sent"][t] - 8 * widths[1] * rows[t] for t in turns_of]
         assert sum(own) == 8 * 2 * (counts[0] - 1) * sum(sizes[:2]) * 8 and min(own) > 0.9 * max(own), "beside what each turn has sent, the same sums"
+
+
+@pytest.mark.mpi
+def test_what_travels_is_outputs_and_gradients_to_the_rank_whose_turn_it_is_and_one_sum_a_batch(comm):
+    sends(comm)
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("broken", ["no sum", "two sums", "slots travel whole"])
+def test_the_count_catches(comm, monkeypatch, broken):
+    """Nothing else but the bytes is looked at."""
+    monkeypatch.setattr(staged.Staged, "check_alike", lambda self: None)
+    if broken == "no sum":
+        monkeypatch.setattr(Updates, "_prepare", lambda self, held, clock: None)
+        monkeypatch.setattr(Updates, "start", lambda self, held: None)
+    elif broken == "two sums":
+        wait = Sum.wait
+        monkeypatch.setattr(Sum, "wait", lambda self, *rest: (wait(self, *rest), self.start(), wait(self, *rest))[2])
+    else:
+        monkeypatch.setattr(Channel, "send", whole_slots)
+    with pytest.raises(AssertionError, match="what stage 0 sends"):
+        sends(comm)
 
 
 BROKEN = {

@@ -63,6 +63,24 @@ def test_without_a_gap_it_is_the_sum_over_replicas(comm, how):
             assert (summary["staleness_max"], summary["staleness_bound"]) == (0, 0)
 
 
+def without_the_last(self, wave, close=StageServer._close):
+    """Close a wave without the gradient of the last replica."""
+    self.held[-1][wave].gradient[...] = 0
+    return close(self, wave)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("broken", ["a wave reads one version late", "a gradient is left out"])
+def test_the_check_catches_that(comm, monkeypatch, broken):
+    n, every = some(comm)
+    grid = every[-1]
+    _, expected = run(comm, n_ranks=n, grid=grid, **EXACT)
+    if broken == "a gradient is left out":
+        monkeypatch.setattr(StageServer, "_close", without_the_last)
+    _, values = run(comm, n_ranks=n, grid=grid, sync="ssp:1" if "late" in broken else "ssp:0", **EXACT)
+    assert values is None or np.abs(values - expected).max() > 1e-3
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("sync", ["ssp:1", "ssp:3", "warmup:3:2"])
 def test_every_grid_is_a_parameter_server_whose_workers_read_as_late(comm, sync):
