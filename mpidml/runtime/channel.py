@@ -1,10 +1,9 @@
 """Carry arrays of one stage to the next: microbatch after microbatch, each in the slot that is its number's rest by the number of slots.
 
-    stage s, rank 0    [slot 0][slot 1]  -- send 0, 1, 2 ... -->  [slot 0][slot 1]    stage s + 1, rank 1       one host: the same memory, and
-                                         <-- free 0, 1, 2 ...                                                   messages that only say so
+    stage s, rank 0    [slot 0][slot 1]  -- send 0, 1, 2 ... -->  [slot 0][slot 1]    stage s + 1, rank 1
 
-Between hosts the slots are each side's own, receives are posted before anyone sends, and nothing has to be freed. Messages of one channel keep their order, so
-all have one tag. Every request is made once and started again.
+Inside a host the slots are the same memory (`channel_here`). Between hosts they are each side's own, receives are posted before anyone sends, and nothing has to be
+freed. Messages of one channel keep their order, so all have one tag. Every request is made once and started again.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
 from mpidml.runtime.bell import Bell
+from mpidml.runtime.channel_here import ChannelHere, n_counts
 from mpidml.runtime.meeting import Meeting
 
 LINE_NBYTES = 64
@@ -145,53 +145,34 @@ class Waiting:
 
 
 class Channel:
-    """One side of a line on `comm`; `slots` (n_slots, m, width) are its arrays, in memory of the host where `shared`. `tags`: of the data, of what is freed.
+    """One side of a line on `comm` between hosts, or where no memory is shared; `slots` (n_slots, m, width) are its own arrays.
 
     The source: `claim` an item's slot before writing to it, `send`. The target: `expect` items in order, `take` one, `release` it.
     """
 
-    def __init__(self, comm: Any, line: Line, slots: Array, shared: bool, tags: tuple[int, int], waiting: Waiting) -> None:
-        self.comm, self.line, self.slots, self.shared, self.waiting = comm, line, slots, shared, waiting
+    def __init__(self, comm: Any, line: Line, slots: Array, tag: int, waiting: Waiting) -> None:
+        self.comm, self.line, self.slots, self.waiting, self.tag = comm, line, slots, waiting, tag
         self.sends = comm.rank == line.source
-        self.tag, self.free_tag = tags
-        self.other = comm.host_rank_of[line.target if self.sends else line.source]
-        n, one = line.n_slots, np.zeros(1, np.uint8)
         self.going: dict[tuple[int, int], Any] = {}  # by slot and rows: the request that sends them
-        self.busy: list[Any] = [None] * n  # of each slot: what is under way
-        if self.sends:
-            self.coming = [comm.Recv_init(one[:0], line.target, self.free_tag) for _ in range(n)] if shared else []
-        else:
-            self.coming = [comm.Recv_init(one[:0] if shared else slot, line.source, self.tag) for slot in slots]
-            self.freeing = [comm.Send_init(one[:0], line.source, self.free_tag) for _ in range(n)] if shared else []
+        self.busy: list[Any] = [None] * line.n_slots  # of each slot: what is under way
+        self.coming = [] if self.sends else [comm.Recv_init(slot, line.source, tag) for slot in slots]
 
     def claim(self, item: int) -> None:
-        """Wait until nobody needs what the slot of `item` held before."""
+        """Wait until what the slot of `item` held before has left."""
         slot = self.line.slot(item)
         if (request := self.busy[slot]) is not None:
             n = self.line.n_slots * self.line.every
-            self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}", self.shared)
+            self.waiting.until(request.Test, lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}")
             self.busy[slot] = None
 
     def send(self, item: int, rows: int) -> int:
         """Send the first `rows` of the slot; return the bytes that travel."""
         slot = self.line.slot(item)
-        if self.shared:
-            self.comm.fence()
-            self.coming[slot].Start()  # the word that it is free again
-            self.busy[slot] = self.coming[slot]
-            word = self._request(slot, 0)
-            word.Wait()  # of the time before: it has long gone
-            word.Start()
-            self.waiting.ring(self.other)
-            return 0
-        request = self.busy[slot] = self._request(slot, rows)
-        request.Start()
-        return int(self.slots[slot, :rows].nbytes)
-
-    def _request(self, slot: int, rows: int) -> Any:
         if (slot, rows) not in self.going:
             self.going[slot, rows] = self.comm.Send_init(self.slots[slot, :rows], self.line.target, self.tag)
-        return self.going[slot, rows]
+        request = self.busy[slot] = self.going[slot, rows]
+        request.Start()
+        return int(self.slots[slot, :rows].nbytes)
 
     def expect(self, item: int) -> None:
         """Be ready for an item whose slot nobody needs any more."""
@@ -200,31 +181,20 @@ class Channel:
     def take(self, item: int) -> float:
         """Wait until an item is here; return the seconds."""
         request = self.coming[self.line.slot(item)]
-        waited = self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}", self.shared)
-        if self.shared:
-            self.comm.fence()
-        return waited
+        return self.waiting.until(request.Test, lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}")
 
     def release(self, item: int) -> None:
-        """Let the source write to the slot again."""
-        if self.shared:
-            self.comm.fence()
-            request = self.freeing[self.line.slot(item)]
-            request.Wait()  # of the time before: it has long gone
-            request.Start()
-            self.waiting.ring(self.other)
+        """Be done with an item: its slot is this side's own."""
 
     def free(self) -> None:
         """Free the requests, and let go of the bell; nothing may be under way."""
-        for slot in range(self.line.n_slots if self.sends else 0):
-            self.claim(slot)
-        for request in (*self.going.values(), *self.coming, *(self.freeing if self.shared and not self.sends else ())):
+        for request in (*self.going.values(), *self.coming):
             self.waiting.until(request.Test, lambda: f"the last of {self.line.name}")
             request.Free()
         self.waiting.close()
 
 
-def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, waiting: Waiting) -> list[Channel | None]:
+def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, waiting: Waiting) -> list[Channel | ChannelHere | None]:
     """Open all lines of a job, given alike on every rank, and return this rank's side of each, None where it has none (Collective on comm).
 
     `memory`: ranks of one host share the slots; else, and between hosts, they are sent.
@@ -233,17 +203,19 @@ def open_channels(comm: Any, lines: Sequence[Line], dtype: Any, memory: bool, wa
     size = sum(line.n_slots * line.m * line.width for line, here in zip(lines, shares, strict=True) if here)
     together = memory and max(comm.allgather(comm.host.size)) > 1
     window = comm.shared(size, dtype) if together else np.zeros(0, dtype)
+    counts = comm.shared(sum(n_counts(line.n_slots) for line, here in zip(lines, shares, strict=True) if here), np.int64) if together else np.zeros(0, np.int64)
     if together:
         waiting.open(comm)
-    found: list[Channel | None] = []
-    at = 0
+    found: list[Channel | ChannelHere | None] = []
+    at = counted = 0
     for line, here in zip(lines, shares, strict=True):
-        shape, n = (line.n_slots, line.m, line.width), line.n_slots * line.m * line.width
-        slots = window[at : at + n].reshape(shape) if here else None
-        at += n if here else 0
-        tags = comm.new_tag(), comm.new_tag()
+        shape, n, told = (line.n_slots, line.m, line.width), line.n_slots * line.m * line.width, n_counts(line.n_slots)
+        tag = comm.new_tag()
         if comm.rank not in (line.source, line.target):
             found.append(None)
-            continue
-        found.append(Channel(comm, line, np.zeros(shape, dtype) if slots is None else slots, here, tags, waiting))
+        elif here:
+            found.append(ChannelHere(comm, line, window[at : at + n].reshape(shape), counts[counted : counted + told], waiting))
+        else:
+            found.append(Channel(comm, line, np.zeros(shape, dtype), tag, waiting))
+        at, counted = at + n * here, counted + told * here
     return found

@@ -9,10 +9,12 @@ import pytest
 
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.channel import Line, Waiting, open_channels
+from mpidml.runtime.channel_here import ChannelHere
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.meeting import Meeting
 
 N_ITEMS, N_SLOTS, LATE_SECONDS = 12, 3, 2e-3
+CARRIED = np.arange(N_ITEMS)[:, None, None] * np.ones((2, 5))
 
 
 def carried(comm, memory, slow):
@@ -59,7 +61,7 @@ def carried(comm, memory, slow):
 def test_items_arrive_in_order_and_who_sleeps_is_rung(comm, memory, slow):
     found, n_rings = carried(comm, memory, slow)
     if comm.rank == 1:
-        assert np.array_equal(found, np.arange(N_ITEMS)[:, None, None] * np.ones((2, 5)))
+        assert np.array_equal(found, CARRIED)
     sleeps = comm.rank == 1 - slow
     assert n_rings > 0 if memory and sleeps else memory or n_rings == 0
 
@@ -70,7 +72,33 @@ def test_a_ring_that_is_lost_costs_a_moment_and_nothing_else(comm, monkeypatch):
     found, n_rings = carried(comm, True, 0)
     assert n_rings == 0
     if comm.rank == 1:
-        assert np.array_equal(found, np.arange(N_ITEMS)[:, None, None] * np.ones((2, 5)))
+        assert np.array_equal(found, CARRIED)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("memory", [True, False])
+def test_inside_a_host_no_request_of_mpi_is_made(comm, memory, monkeypatch):
+    made = []
+    for name in ("Send_init", "Recv_init"):
+        call = getattr(CountedComm, name)
+        monkeypatch.setattr(CountedComm, name, lambda self, *given, call=call: (made.append(given), call(self, *given))[1])
+    carried(comm, memory, 0)
+    assert bool(made) == (not memory and comm.rank < 2)
+
+
+def too_early(self, item):
+    """Broken: reads or writes without waiting."""
+    self.n[self.line.slot(item)] += not self.sends
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("name", "slow"), [("claim", 1), ("take", 0)])
+def test_the_check_catches_a_side_that_does_not_wait(comm, name, slow, monkeypatch):
+    monkeypatch.setattr(ChannelHere, name, too_early)
+    monkeypatch.setattr(ChannelHere, "free", lambda self: self.waiting.close())
+    found, _ = carried(comm, True, slow)
+    if comm.rank == 1:
+        assert not np.array_equal(found, CARRIED)
 
 
 def met(comm, monkeypatch, all_here=Meeting.all_here):

@@ -12,6 +12,7 @@ from mpidml.core.job import Job
 from mpidml.core.replay import replay
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
+from mpidml.runtime.channel_here import ChannelHere
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
@@ -241,8 +242,8 @@ def test_it_ends_where_it_is_good_enough(comm, target):
 def test_a_stage_that_stays_away_is_named(comm, monkeypatch):
     if comm.size == 1:
         return  # nobody else to wait for
-    send = Channel.send
-    monkeypatch.setattr(Channel, "send", lambda self, item, rows: None if comm.rank == 0 and item == 3 else send(self, item, rows))
+    send = ChannelHere.send
+    monkeypatch.setattr(ChannelHere, "send", lambda self, item, rows: None if comm.rank == 0 and item == 3 else send(self, item, rows))
     if comm.rank == 1:
         with pytest.raises(WaitTimeout, match=r"waits for the output of stage 0 of microbatch [34] from rank 0 .*--wait-limit"):
             run(comm, wait_limit=0.5)
