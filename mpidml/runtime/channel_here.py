@@ -3,7 +3,7 @@
     stage s, rank 0    [slot 0][slot 1]   sent:  3 2    is written to by rank 0, who rings   ->   here, if more than it took    stage s + 1, rank 1
                                           freed: 2 2    is written to by rank 1, who rings   ->   free, if as many as it sent
 
-No message travels, and MPI is not called at all, but where a rank has neighbours on other hosts, whose messages have to go on while it waits here.
+No message travels, and no request is made. Who waits calls MPI all the same: other messages, to other hosts or of sums over replicas, go on only while somebody does.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ class ChannelHere:
 
     def _until(self, ready: Callable[[], bool], for_what: Callable[[], str]) -> float:
         def here() -> bool:
-            self.comm.mpi.Iprobe()  # what this rank sends to other hosts goes on
+            if ready():
+                return True
+            self.comm.mpi.Iprobe()
             return ready()
 
-        waited: float = self.waiting.until(ready if self.comm.one_host else here, for_what, rung=True)
+        waited: float = self.waiting.until(here, for_what, rung=True)
         return waited

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mpidml.core.errors import WaitTimeout
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.channel import Line, Waiting, open_channels
-from mpidml.runtime.channel_here import ChannelHere
+from mpidml.runtime.channel_here import ChannelHere, n_counts
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.meeting import Meeting
 
@@ -99,6 +100,35 @@ def test_the_check_catches_a_side_that_does_not_wait(comm, name, slow, monkeypat
     found, _ = carried(comm, True, slow)
     if comm.rank == 1:
         assert not np.array_equal(found, CARRIED)
+
+
+def taken(make=ChannelHere):
+    """Take what the other side sends once this side has let a message of its own go on, three calls of MPI; return whether it came."""
+    counts, calls = np.zeros(n_counts(1), np.int64), []
+
+    def goes_on():
+        calls.append(1)
+        counts[0] = len(calls) == 3
+
+    comm = SimpleNamespace(rank=1, host_rank_of=[0, 1], fence=lambda: None, mpi=SimpleNamespace(Iprobe=goes_on))
+    channel = make(comm, Line(0, 1, 2, 5, 1, "numbers"), np.zeros((1, 2, 5)), counts, Waiting(0.5))
+    try:
+        channel.take(0)
+    except WaitTimeout:
+        return False
+    return True
+
+
+class CallsNobody(ChannelHere):
+    """Broken: looks at memory alone."""
+
+    def _until(self, ready, for_what):
+        return self.waiting.until(ready, for_what, rung=True)
+
+
+def test_who_waits_in_memory_lets_messages_go_on():
+    assert taken()
+    assert not taken(CallsNobody)
 
 
 def met(comm, monkeypatch, all_here=Meeting.all_here):
