@@ -194,7 +194,7 @@ class EverySecondStep(BeginsLate.__base__):
 
 
 @pytest.mark.parametrize("broken", [BeginsLate, EverySecondStep])
-def test_the_check_catches_steps_that(broken):
+def test_the_check_catches_steps_that_begin_late_or_give_a_result_too_seldom(broken):
     for n_ranks in RANKS:
         for n in MICROBATCHES:
             assert ends(lower(broken(), n_ranks, n)) and not keeps_step(broken(), n_ranks, n)
