@@ -13,7 +13,7 @@ from mpidml.nn.split.dense import Columns, Rows, Slices
 from mpidml.nn.split.line import gathered, own, summed
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.line import TensorLine
-from tests.nn.test_split import BACKENDS, GIVES, PARTS, TAKES, ColumnsWithoutSum, M, arrays_of, layer_of
+from tests.nn.test_split_parts import BACKENDS, GIVES, PARTS, TAKES, ColumnsWithoutSum, M, arrays_of, layer_of
 
 # The lengths of what m rows sum forward, and backward where the gradient of the input is wanted.
 SUMS = {
