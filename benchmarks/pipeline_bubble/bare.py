@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import sys
 import time
@@ -27,6 +28,8 @@ N_RANKS = 4
 WORD = struct.Struct("<4i")
 """Which clock, what (a receive's place in OPS), of which stage or rank, which microbatch."""
 OPS = ("RF", "RB", "X")
+LIMIT_SECONDS = 120
+"""After which nobody waits for a process that is gone."""
 SLEEPS = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 
@@ -75,6 +78,7 @@ def main() -> None:
         children = []
         for rank in range(N_RANKS):
             if (child := os.fork()) == 0:
+                signal.alarm(LIMIT_SECONDS)
                 found = interpret(rank, program, seconds / n_chunks, clocks, pipes)
                 os.close(results[rank][0])
                 with os.fdopen(results[rank][1], "w") as stream:

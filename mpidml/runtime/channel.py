@@ -21,9 +21,8 @@ from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import Array
 from mpidml.runtime.bell import Bell
 from mpidml.runtime.channel_here import ChannelHere, n_counts
-from mpidml.runtime.meeting import Meeting
+from mpidml.runtime.meeting import LINE_NBYTES, Meeting
 
-LINE_NBYTES = 64
 LONGEST_SLEEP_SECONDS = 5e-3
 """A sleep that nobody rings in: should a ring be lost, that is what it costs."""
 

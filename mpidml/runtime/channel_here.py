@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mpidml.core.role import Array
+from mpidml.runtime.meeting import LINE_NBYTES
 
-IN_A_LINE = 8
-"""Counts of 8 bytes in a cache line, which one rank alone should write to."""
+IN_A_LINE = LINE_NBYTES // 8
+"""Counts in a cache line, which one rank alone should write to."""
 
 
 def n_counts(n_slots: int) -> int:
@@ -39,10 +40,8 @@ class ChannelHere:
 
     def claim(self, item: int) -> None:
         """Wait until nobody needs what the slot of `item` held before."""
-        slot = self.line.slot(item)
-        if self.freed[slot] < self.n[slot]:
-            n = self.line.n_slots * self.line.every
-            self._until(lambda: bool(self.freed[slot] >= self.n[slot]), lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}")
+        n = self.line.n_slots * self.line.every
+        self._until_free(self.line.slot(item), lambda: f"rank {self.line.target} to be done with {self.line.name} of microbatch {item - n}")
         self.comm.fence()
 
     def send(self, item: int, rows: int) -> int:
@@ -58,7 +57,7 @@ class ChannelHere:
     def take(self, item: int) -> float:
         """Wait until an item is here; return the seconds."""
         slot = self.line.slot(item)
-        waited = self._until(lambda: bool(self.sent[slot] > self.n[slot]), lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}")
+        waited = self._until(lambda: self.sent[slot] > self.n[slot], lambda: f"{self.line.name} of microbatch {item} from rank {self.line.source}")
         self.comm.fence()
         self.n[slot] += 1
         return waited
@@ -70,7 +69,7 @@ class ChannelHere:
     def free(self) -> None:
         """Wait until the other side is done with all that was sent, and let go of the bell."""
         for slot in range(self.line.n_slots if self.sends else 0):
-            self._until(lambda slot=slot: bool(self.freed[slot] >= self.n[slot]), lambda: f"the last of {self.line.name}")  # type: ignore[misc]
+            self._until_free(slot, lambda: f"the last of {self.line.name}")
         self.waiting.close()
 
     def _tell(self, counts: memoryview[int], slot: int) -> None:
@@ -78,6 +77,10 @@ class ChannelHere:
         counts[slot] = self.n[slot]
         self.comm.fence()
         self.waiting.ring(self.other)
+
+    def _until_free(self, slot: int, for_what: Callable[[], str]) -> None:
+        if self.freed[slot] < self.n[slot]:
+            self._until(lambda: self.freed[slot] >= self.n[slot], for_what)
 
     def _until(self, ready: Callable[[], bool], for_what: Callable[[], str]) -> float:
         def here() -> bool:
