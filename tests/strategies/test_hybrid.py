@@ -14,13 +14,11 @@ from mpidml.nn.split import dense
 from mpidml.ps.store import Store
 from mpidml.runtime import grid_updates
 from mpidml.runtime.bands import Bands
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.grid_updates import Norms, Updates
 from mpidml.runtime.resume import resumed
-from mpidml.strategies.base import Run
 from tests.strategies.test_heads import job_in
 from tests.strategies.test_identities import NET, SMALL, serial
-from tests.training import trained
+from tests.training import driven, trained
 
 JOB = SMALL.with_values({"strategy": "hybrid", "wait_limit": 20.0, "microbatches": 2, "collective": "ring"}, "test")
 
@@ -254,14 +252,9 @@ def test_what_codes_have_left_goes_on_at_another_cut(comm, tmp_path):
 
 def holds_its_part(comm, grid):
     """Tell whether no rank has more than its part of the weights, and 5 % more for what cannot be cut."""
-    counted = CountedComm(comm)
-    job = JOB.with_values({"grid": grid, "hidden": (120, 240, 120), "steps": 1, "partition": "equal" if grid == "tensor=0" else "auto"}, "test")
-    running = Run(job.checked(), counted, quiet=True, write=False, brief=True)
-    n_whole, n_own = running.net.n_params, sum(held.stage.n_params for held in running.strategy.held.values())
-    running.drive()
-    running.end(None)
-    running.data.close()
-    counted.free()
+    how = {"grid": grid, "hidden": (120, 240, 120), "steps": 1, "partition": "equal" if grid == "tensor=0" else "auto"}
+    with driven(comm, JOB, **how) as running:
+        n_whole, n_own = running.net.n_params, sum(held.stage.n_params for held in running.strategy.held.values())
     return n_own <= n_whole / comm.size * 1.05 + 2 * math.ceil(10 / comm.size) * 120
 
 

@@ -9,15 +9,14 @@ from mpidml.core.job import Job
 from mpidml.core.rounds import moved
 from mpidml.nn.split.spread import Whole
 from mpidml.nn.split.spread_embedding import SpreadEmbedding
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.holding import Holding
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
 from mpidml.runtime.staged_training import GridStepper, StageTraining
-from mpidml.strategies.base import Run
 from tests.strategies.test_heads import job_in
 from tests.strategies.test_hybrid import run
 from tests.strategies.test_identities import NET, SMALL
+from tests.training import driven
 
 JOB = SMALL.with_values({"strategy": "hybrid", "grid": "data=0", "wait_limit": 20.0, "collective": "ring", "hidden": Job.hidden}, "test")
 MIXES = ["embedding=tensor,dense=data", "dense=tensor", "embedding=tensor,5=tensor", "embedding=tensor,dense=tensor"]
@@ -40,13 +39,9 @@ def alone(comm, job, **changes):
 
 def looked_at(comm, job, look=lambda strategy: None, **changes):
     """Train; return the losses of all clocks, the final weights, and what `look` finds."""
-    counted, kept = CountedComm(comm), {}
-    running = Run(job.with_values(changes, "test").checked(), counted, quiet=True, write=False, brief=True)
-    running.drive()
-    found = look(running.strategy)
-    running.end(kept)
-    running.data.close()
-    counted.free()
+    kept = {}
+    with driven(comm, job, kept, **changes) as running:
+        found = look(running.strategy)
     return comm.bcast([row["loss"] for row in kept["metrics"]] if comm.rank == 0 else None), kept["values"], found
 
 

@@ -13,14 +13,12 @@ from mpidml.core.replay import replay
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.channel_here import ChannelHere
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
 from mpidml.sim.program import traces
-from mpidml.strategies.base import Run
 from tests.strategies.test_identities import NET, SMALL, serial
-from tests.training import trained
+from tests.training import driven, trained
 
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5}, "test")
 SCHEDULES = {name: plugins.make("mpidml.schedules", name) for name in plugins.names("mpidml.schedules")}
@@ -217,14 +215,9 @@ def test_a_schedule_that_sends_back_in_disorder_is_refused_with_its_table(comm, 
 
 @pytest.mark.mpi
 def test_scoring_takes_one_set_of_activations_whatever_the_schedule_keeps(comm):
-    counted = CountedComm(comm)
-    running = Run(JOB.with_values({"schedule": "gpipe", "microbatches": 10, "steps": 1}, "test").checked(), counted, quiet=True, write=False, brief=True)
-    running.drive()
-    for held in running.strategy.held.values():
-        assert held.scorings and held.scored.m == 64 and all(memory.m == 5 for memory in held.memory)
-    running.end(None)
-    running.data.close()
-    counted.free()
+    with driven(comm, JOB, schedule="gpipe", microbatches=10, steps=1) as running:
+        for held in running.strategy.held.values():
+            assert held.scorings and held.scored.m == 64 and all(memory.m == 5 for memory in held.memory)
 
 
 @pytest.mark.mpi
@@ -315,15 +308,10 @@ def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", FLUSHED)
 def test_a_run_leaves_the_trace_of_its_program_on_virtual_clocks(comm, name):
-    counted = CountedComm(comm)
-    running = Run(JOB.with_values({"schedule": name, "steps": 2, "trace": True}, "test").checked(), counted, quiet=True, write=False, brief=True)
-    running.drive()
-    program, found = running.strategy.program(), running.trace.columns()
+    with driven(comm, JOB, schedule=name, steps=2, trace=True) as running:
+        program, found = running.strategy.program(), running.trace.columns()
     expected = traces(program, replay(program))[comm.rank]
     assert found["kind"][found["clock"] == 1].tolist() == expected["kind"].tolist()
-    running.end(None)
-    running.data.close()
-    counted.free()
 
 
 @pytest.mark.mpi

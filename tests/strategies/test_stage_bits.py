@@ -6,13 +6,12 @@ import pytest
 from mpidml.core.job import Job
 from mpidml.core.replay import replay
 from mpidml.runtime import staged, staged_training
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.held import Held
 from mpidml.sim.program import traces
-from mpidml.strategies.base import Run
 from tests.changed import changed
 from tests.contracts.test_schedules import PEAKS
 from tests.strategies.test_pipeline import FLUSHED, JOB, SCHEDULES, alone, run
+from tests.training import driven
 
 DEEP = JOB.with_values({"hidden": (24, 16, 12, 11), "steps": 3}, "test")
 MOST = 9
@@ -88,21 +87,10 @@ def test_the_check_catches_that(comm, monkeypatch, broken):
     assert np.abs(run(comm, DEEP, **how)[1] - expected).max() > 1e-3
 
 
-def looked_at(comm, look, **changes):
-    """Train; return what `look` finds in the run's strategy and trace."""
-    counted = CountedComm(comm)
-    running = Run(DEEP.with_values(changes, "test").checked(), counted, quiet=True, write=False, brief=True)
-    running.drive()
-    found = look(running)
-    running.end(None)
-    running.data.close()
-    counted.free()
-    return found
-
-
 def slots(comm, name, microbatches):
     """Return of how many microbatches this rank has activations at once, and what the schedule's formula says."""
-    (found,) = looked_at(comm, lambda running: [len(held.memory) for held in running.strategy.held.values()], schedule=name, microbatches=microbatches)
+    with driven(comm, DEEP, schedule=name, microbatches=microbatches) as run:
+        (found,) = [len(held.memory) for held in run.strategy.held.values()]
     return found, PEAKS[name](comm.rank, comm.size, microbatches)
 
 
@@ -142,11 +130,11 @@ def test_with_a_slot_less_a_microbatch_would_go_back_through_another_s_activatio
 def test_the_trace_of_a_run_tells_schedules_apart(comm, other):
     """The trace of a run is that of its program on virtual clocks, and of no other program."""
 
-    def look(running):
-        found = running.trace.columns()
-        return running.strategy.program(), found["kind"][found["clock"] == 1].tolist()
+    def look(schedule):
+        with driven(comm, DEEP, schedule=schedule, steps=2, trace=True, microbatches=MOST) as run:
+            found = run.trace.columns()
+            return run.strategy.program(), found["kind"][found["clock"] == 1].tolist()
 
-    program, kinds = looked_at(comm, look, schedule="one_f_one_b", steps=2, trace=True, microbatches=MOST)
+    program, kinds = look("one_f_one_b")
     assert kinds == traces(program, replay(program))[comm.rank]["kind"].tolist()
-    wrong = looked_at(comm, look, schedule=other, steps=2, trace=True, microbatches=MOST)[1]
-    assert wrong != kinds
+    assert look(other)[1] != kinds

@@ -11,16 +11,14 @@ from mpidml.core.errors import UserError
 from mpidml.core.replay import replay
 from mpidml.runtime import staged, staged_training
 from mpidml.runtime.channel import Channel
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
 from mpidml.runtime.resume import resumed
 from mpidml.sim.program import traces
-from mpidml.strategies.base import Run
 from tests.changed import changed
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.strategies.test_pipeline import FLUSHED, SCHEDULES, whole_slots
-from tests.training import trained
+from tests.training import driven, trained
 
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5, "hidden": (24, 16, 12)}, "test")
 LAYOUTS = {1: ["1"], 2: ["2", "1,1"], 3: ["2,1", "1,2", "3"], 5: ["2,2,1", "3,1,1", "2,3"]}
@@ -222,14 +220,9 @@ def test_rows_on_the_disk_come_to_every_rank_of_the_first_stage(comm, tmp_path):
 
 @pytest.mark.mpi
 def test_the_trace_of_a_run_is_that_of_its_program_on_virtual_clocks(comm):
-    counted = CountedComm(comm)
-    running = Run(JOB.with_values({"replicas": layouts(comm)[0], "steps": 2, "trace": True}, "test").checked(), counted, quiet=True, write=False, brief=True)
-    running.drive()
-    program, found = running.strategy.program(), running.trace.columns()
+    with driven(comm, JOB, replicas=layouts(comm)[0], steps=2, trace=True) as running:
+        program, found = running.strategy.program(), running.trace.columns()
     assert found["kind"][found["clock"] == 1].tolist() == traces(program, replay(program))[comm.rank]["kind"].tolist()
-    running.end(None)
-    running.data.close()
-    counted.free()
 
 
 @pytest.mark.mpi
