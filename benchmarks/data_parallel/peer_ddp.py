@@ -65,8 +65,9 @@ def main() -> None:
     torch.distributed.all_reduce(cpu)
     if rank == 0:
         rate = (steps - skipped) * order.shape[1] / seconds
-        print(json.dumps({"samples_per_second": rate, "losses": (mean / size).tolist(), "others": watch.others(cpu.item())}))
-    torch.distributed.destroy_process_group()
+        print(json.dumps({"samples_per_second": rate, "losses": (mean / size).tolist(), "others": watch.others(cpu.item())}), flush=True)
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads sometimes end a process by std::terminate when its group is taken apart
 
 
 if __name__ == "__main__":

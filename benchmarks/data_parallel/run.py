@@ -28,9 +28,11 @@ SIZES, ROWS, SHARE = [784, 512, 512, 10], 12800, 128
 
 
 def started(words: list[str], n: int, env: Mapping[str, str]) -> dict[str, Any]:
-    """Run a program on n ranks; return what rank 0 says in its last line."""
+    """Run a program on n ranks; return what rank 0 says in its last line. Where it fails, what the ranks said is the error."""
     launcher, env = mpirun_command(n, dict(env))
-    done = subprocess.run([*launcher, sys.executable, *words], env=env, check=True, capture_output=True, text=True)
+    done = subprocess.run([*launcher, sys.executable, *words], env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{Path(words[0]).name} on {n} rank(s) ended with code {done.returncode}:\n{done.stdout}{done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
