@@ -54,7 +54,7 @@ MOST_ROWS, FEW = 256, 8
 """Rows for which layers are measured at most, and the part of them for which they are measured, too."""
 REPEATS = 5
 """Of which the median counts."""
-MOST_VALUES = 1 << 20
+MOST_VALUES = 1 << 24
 """Weights whose update is measured at most."""
 
 

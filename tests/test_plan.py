@@ -49,7 +49,7 @@ def test_what_is_proposed_runs(tmp_path, words, n, grid):
 def test_it_says_what_was_measured_and_what_assumed(tmp_path):
     said = lines(python([*PLAN, "--ranks", "8", "--hosts", "2", "--cores", "2", "--latency", "1e-4", "--out", tmp_path / "plan"], 60))
     assert said[0].startswith("layers: ") and "(by --flops-per-second); update of 7," in said[0] and said[0].endswith("0.1 ms (by --apply)")
-    assert said[1] == "ranks: 8 on 2 host(s) of 2 core(s) (given): 4 ranks share them, and wake after 250 us (assumed)"
+    assert said[1] == "ranks: 8 on 2 host(s) of 2 core(s) (given): 4 ranks share them, and wake after 125 us (assumed)"
     assert said[2] == "inside a host: 5 us, 5 GB/s (assumed; mpirun -n 2 python -m mpidml plan measures it)"
     assert said[3] == "between hosts: 100 us, 1.25 GB/s (in part given)"
     head = next(i for i, line in enumerate(said) if line.startswith("grid "))

@@ -27,7 +27,7 @@ class PlanRequest:
     bandwidth: float = flag(1.25e9, "bytes per second of a rank's link to other hosts, each way (0: payloads take no time)")
     host_latency: float = flag(5e-6, "the same inside a host (measured where plan runs on several ranks)")
     host_bandwidth: float = flag(5e9, "the same inside a host (measured where plan runs on several ranks)")
-    wake: float = flag(250e-6, "seconds until a rank that waits has a core again, where there are more ranks than cores")
+    wake: float = flag(125e-6, "seconds until a rank that waits has a core again, where there are more ranks than cores")
     flops_per_second: float = flag(0.0, "operations per second of a core, in place of a measurement of each layer on this machine")
     apply: float = flag(0.0, "seconds that a core takes to change all weights, in place of a measurement")
 
