@@ -142,7 +142,7 @@ def _lease(n: int) -> Lease:
 def simulate(plan: Plan) -> Simulated:
     """Run `plan` to its end with payloads of sizes alone.
 
-    Cost: 11 to 30 us a worker and clock by the machine, more where its caches hold less (100 to 10,000 workers). Raises WaitTimeout where the policy lets nobody go on.
+    Cost: 8 to 30 us a worker and clock by the machine, more where its caches hold less (100 to 10,000 workers). Raises WaitTimeout where the policy lets nobody go on.
     """
     n, policy = plan.n_workers, plan.policy
     n_elements, pushed, answer = (max((of or plan.nbytes) // 8 // plan.n_shards, 1) for of in (plan.nbytes, plan.pushed, plan.answer))
