@@ -77,6 +77,20 @@ def faults_of_part(line, way, layer, backend, maker, seed=0):
     return found
 
 
+def late(layer):
+    """Return the tensors whose gradients are not there once all groups are done but those that may come last, and those of which the layer says so."""
+    random = np.random.default_rng(0)
+    x, layer_d, out = random.integers(0, 5, (M, layer.n_in)).astype(float), random.standard_normal((M, layer.n_out)), np.zeros((M, layer.n_out))
+    parameters = {name: random.standard_normal(shape) for name, shape in layer.tensors}
+    gradients = {name: np.full(shape, np.nan) for name, shape in layer.tensors}
+    dx = layer_d if layer.in_place else None if isinstance(layer, Ranges) else np.zeros_like(x)
+    a = Pass(x, out, layer.kept(M, x.dtype), parameters, layer_d, dx, gradients, np.arange(M), np.zeros(1, np.uint64))
+    groups = layer.backward(BACKENDS[1], a)
+    for function, arguments in (*layer.forward(BACKENDS[1], a), *(thunk for group in groups if not group.apart for thunk in group.thunks)):
+        function(*arguments)
+    return {name for name, value in gradients.items() if np.isnan(value).any()}, {name for name in layer.apart if gradients.get(name, x[:0]).size}
+
+
 def over_line(line, value, part):
     """Return a number that each rank has a part of, or all of it."""
     total = np.array([value])
@@ -118,6 +132,20 @@ def test_a_part_does_what_the_whole_layer_does_in_its_columns_or_rows(way, backe
 def test_backward_of_a_part_is_the_transpose_of_its_forward(way, weights):
     for values in on_ranks(weights, lambda line: dots(line, way, layer_of(way), BACKENDS[1], PARTS[way])):
         assert values == pytest.approx([values[0]] * len(values), rel=1e-12)
+
+
+@lines
+@pytest.mark.parametrize("way", PARTS)
+def test_a_part_says_which_gradients_may_come_last(way, weights):
+    """A half of a backward that is done later makes these, and nobody may add them up before."""
+    for made, said in on_ranks(weights, lambda line: late(PARTS[way](layer_of(way), line))):
+        assert made == said
+
+
+def test_the_check_catches_gradients_that_come_last_unsaid(monkeypatch):
+    monkeypatch.setattr(Slices, "apart", ())
+    made, said = on_ranks((1.0,), lambda line: late(Slices(layer_of("slices"), line)))[0]
+    assert made == {"weight"} and not said
 
 
 @pytest.mark.mpi

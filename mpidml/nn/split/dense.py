@@ -89,6 +89,8 @@ class Slices(Part):
     """As `Rows`, behind a whole x: weight (own, n_out), bias (n_out,), x and out whole. For what stands between two that need whole rows."""
 
     ends: ClassVar[bool] = True
+    apart: ClassVar[tuple[str, ...]] = Rows.apart
+    adds: ClassVar[tuple[str, ...]] = Rows.adds
     shared: ClassVar[frozenset[str]] = Rows.shared
 
     def __init__(self, whole: Dense, line: Line) -> None:
