@@ -184,9 +184,9 @@ def pieces(strategy: Any) -> list[Piece]:
     size, back = strategy.net.n_params, (strategy.policy.bound or 0) if strategy.repeat else 0
     for number, store in mine(strategy):
         spec, (lo, hi, _) = strategy.shards[number]
-        for name, array in store.state(back).items():
-            of_row = array.size // (hi - lo)  # values, or one count
-            found.append(Piece(f"{spec.name}{name}", lo * of_row, spec.n_rows * of_row, array))
+        for name, array in store.state(back).items():  # all whose parts make up bands take part, also where a band is empty
+            of_row = array.size // max(hi - lo, 1)  # values, or one count
+            found += [Piece(f"{spec.name}{name}", lo * of_row, spec.n_rows * of_row, array)] if array.size else []
     for task in strategy.tasks.values():
         found += [Piece(f"worker.{task.worker}.{name}", 0, size, array) for name, array in task.kept().items()]
     if strategy.comm.rank == 0:  # with the coordinator and the first server, and all servers learn alike
@@ -253,7 +253,7 @@ def fill(strategy: Any, saved: Any, position: Position) -> None:
             whole[max(first - lo, 0) : max(end - lo, 0)] = n
 
         def read(name: str, out: Array, of: str = spec.name, row: int = row, n: int = end_row - row, lo: int = lo) -> bool:
-            found = bool(saved.read(of + name, row * (out.size // n), out))
+            found = bool(saved.read(of + name, row * (out.size // max(n, 1)), out))
             return found or (name.startswith(OPTIMIZER) and mean(saved, name.removeprefix(OPTIMIZER), lo, out))
 
         store.restore(position.clock, read)

@@ -185,11 +185,10 @@ class Staged(Serverless):
                 self.held[s] = self.holding.hold(stage, s, channels)
             edges = [stage.start + edge for edge in cut(stage.stop - stage.start, self.line.size)]
             bands = Bands(self.held[s].here, stage.elements(), stage.start, stage.stop, self.line) if here and self.line.size > 1 else None
-            for part, (lo, hi) in enumerate(pairwise(edges)):
-                if here and part == self.line.rank and lo < hi:
+            for part, (lo, hi) in enumerate(pairwise(edges) if stage.start < stage.stop else ()):  # a band may be empty: all exchange elements
+                if here and part == self.line.rank:
                     stores[len(shards)] = bands or self.held[s].here
-                if lo < hi:
-                    shards.append(Shard(lo, hi, self.grid.rank(**{"pipe": s % self.n_pipe, "data" if of_all else "tensor": part})))
+                shards.append(Shard(lo, hi, self.grid.rank(**{"pipe": s % self.n_pipe, "data" if of_all else "tensor": part})))
         self.weights = np.zeros(0, net.dtype)
         task = StageTraining(self, data)
         self.employ(task, np.zeros(0, net.dtype), stores, shards)
