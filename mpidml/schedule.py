@@ -27,7 +27,7 @@ from mpidml.core.turns import agrees, lower_by_turns
 from mpidml.runtime import schedule_plot
 from mpidml.runtime.outputs import default_out
 from mpidml.runtime.progress import show
-from mpidml.schedules.base import Schedule
+from mpidml.schedules.base import Schedule, make
 
 FOLDER = "mpidml.schedules"
 _FEW = 16  # stages whose numbers are told one by one
@@ -42,7 +42,7 @@ def schedule(**values: Any) -> None:
     if not asked.name:
         say(listing())
         return
-    made = _made(asked.name)
+    made = make(asked.name)
     n_ranks = _ranks(asked, made)
     seconds = asked.seconds(made.trains)
     program = lower_by_turns(made, asked.turns, asked.microbatches) if asked.turns else lowered(made, n_ranks, asked.microbatches, asked.name)
@@ -90,13 +90,6 @@ def finding(program: Program, run: Replay) -> str:
     kept = f"a stage keeps at most {_count(max(run.activations), 'microbatch', 'es')}"
     versions = f", {max(run.versions)} versions of its weights" * (max(run.versions) > 1)
     return f"{_share(run.bubble(program.n_ranks))} of the ranks' time is idle; {kept}{versions}"
-
-
-def _made(name: str) -> Schedule:
-    made = plugins.make(FOLDER, name)
-    if not isinstance(made, Schedule):
-        raise UserError(f"{name}: holds no schedule; derive its class from mpidml.schedules.base.Schedule")
-    return made
 
 
 def _ranks(asked: ScheduleRequest, made: Schedule) -> int:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from mpidml.core.errors import UserError
@@ -32,3 +33,6 @@ def lowered(schedule: Any, n_ranks: int, n_items: int, where: str, sums: bool = 
         return lower(schedule, n_ranks, n_items, sums)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # of a user's file
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{where}: its order ends by {type(error).__name__}: {error}, at {place.filename}:{place.lineno}; correct it") from None

@@ -17,18 +17,29 @@ from mpidml.core.program import Program, program
 
 
 def lower(schedule: Any, n_ranks: int, n_items: int, sums: bool = False) -> Program:
-    """Return the program of `n_items` microbatches on `n_ranks`; `sums`: gradients are summed over replicas of each stage before an update."""
+    """Return the program of `n_items` microbatches on `n_ranks`; `sums`: gradients are summed over replicas of each stage before an update.
+
+    ValueError where the schedule cannot be for so many ranks, or yields what is none of its own.
+    """
     n_stages = n_ranks * schedule.n_chunks
     lists = []
     for rank in range(n_ranks):
         every = schedule.update_every(n_ranks) if schedule.trains else 0
-        actions = schedule.order(rank, n_ranks, n_items)
+        actions = _known(schedule.order(rank, n_ranks, n_items))
         if schedule.trains:
             actions = updates(actions, every, n_items, sums)
         if every:
             actions = versions(actions, schedule, n_ranks)
         lists.append(moves(actions, n_ranks, n_stages))
     return program(lists, n_stages, n_items, schedule.trains)
+
+
+def _known(actions: Iterator[Action]) -> Iterator[Action]:
+    """Pass on what a schedule may yield: a change of weights, or a sum, of its own would be one too many."""
+    for action in actions:
+        if not isinstance(action, Action) or action.op not in (*COMPUTE, "X") or type(action.stage) is not int or type(action.item) is not int:
+            raise ValueError(f"its order yields {action!s}; let it yield F, B, I and W of whole microbatches, and X, alone")
+        yield action
 
 
 def moves(actions: Iterator[Action], n_ranks: int, n_stages: int) -> Iterator[Action]:

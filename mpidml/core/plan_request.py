@@ -68,6 +68,7 @@ def asked(values: Mapping[str, Any], where: str = "plan") -> tuple[PlanRequest, 
     job = Job().with_values({name: value for name, value in given.items() if name not in NAMES}, where).checked()
     job.refuse(DECIDED, "plan, which says what it should be")
     job.refuse(("replicas",), "plan, which looks at grids alone")
+    job.refuse(("compress", "slowdown"), "plan, which prices sums of plain values on ranks that are alike")
     if job.device not in (Job.device, "cpu"):
         raise UserError(f"--device {job.device}: a plan prices what CPUs compute; leave it out")
     if job.resume:

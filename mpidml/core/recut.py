@@ -33,13 +33,16 @@ def better(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequen
 
 
 def sentence(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequence[float], speeds: Sequence[float]) -> str:
-    """Name the slowest stage and the cut that would be faster, if one is worth a word; "" if not."""
+    """Name the slowest stage and the cut that would be faster, if one is worth a word; "" where there is none and all stages take about as long."""
     found = better(profiles, stages, seconds, speeds)
-    if found is None:
+    *_, second, slowest = sorted(range(len(stages)), key=seconds.__getitem__)
+    faster = "no other cut would be much faster"
+    if found is None and seconds[slowest] <= WORTH * seconds[second]:
         return ""
-    slowest, best = found
-    counts = ",".join(str(stage.hi - stage.lo) for stage in best.stages)
-    faster = f"--partition {counts} would bring it to {milliseconds(best.seconds)} ms ({seconds[slowest] / best.seconds:.2g} times as fast)"
+    if found is not None:
+        slowest, best = found
+        counts = ",".join(str(stage.hi - stage.lo) for stage in best.stages)
+        faster = f"--partition {counts} would bring it to {milliseconds(best.seconds)} ms ({seconds[slowest] / best.seconds:.2g} times as fast)"
     return f"stage {slowest} ({layer_words(stages[slowest])}) is the slowest: {milliseconds(seconds[slowest])} ms per microbatch; {faster}"
 
 

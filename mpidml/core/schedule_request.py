@@ -14,7 +14,8 @@ from mpidml.core.job import flag, parsed
 from mpidml.core.replay import Seconds
 from mpidml.core.turns import parse_replicas
 
-MOST = 200_000  # forwards: beyond, a drawing takes minutes and is not read
+MOST, MOST_STAGES = 200_000, 1000  # forwards, stages: beyond, a drawing takes minutes and is not read
+MOST_TIMES = 1e6  # as long as the shortest: beyond, a drawing has more columns than anybody looks at
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ScheduleRequest:
         for name in ("stages", "microbatches"):
             if getattr(found, name) < 1:
                 raise UserError(f"--{name} {getattr(found, name)}: is below 1; give a whole number from 1 up")
+        if found.stages > MOST_STAGES:
+            raise UserError(f"--stages {found.stages}: are too many to draw; give at most {MOST_STAGES:d}")
         if found.stages * found.microbatches > MOST:
             most = max(1, MOST // found.stages)
             raise UserError(f"--microbatches {found.microbatches}: times {found.stages} stages are too many to draw; give at most {most}, or fewer stages")
@@ -72,6 +75,9 @@ class ScheduleRequest:
             if None in numbers or len(numbers) != 1 + trains:
                 raise UserError(f"--costs {self.costs}: '{word}' is not {'two positive numbers' if trains else 'a positive number'}; {wanted}")
             found.append((numbers[0] or 0.0, (numbers[-1] or 0.0) if trains else 0.0))
+        given = [number for pair in found for number in pair if number]
+        if max(given) > MOST_TIMES * min(given):
+            raise UserError(f"--costs {self.costs}: the largest is more than {MOST_TIMES:,.0f} times the smallest, which nobody could see; give costs that are nearer")
         if len(found) not in (1, self.stages):
             raise UserError(f"--costs {self.costs}: holds {len(found)} costs, there are {self.stages} stages; {wanted}")
         return found * (self.stages // len(found))

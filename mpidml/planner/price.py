@@ -11,7 +11,6 @@ from functools import cache, lru_cache
 from math import ceil
 from typing import NamedTuple
 
-from mpidml.core import plugins
 from mpidml.core.action import Action
 from mpidml.core.balance import Profile, Stage, balanced
 from mpidml.core.replay import Seconds
@@ -19,7 +18,7 @@ from mpidml.planner.candidate import Candidate
 from mpidml.planner.course import Course
 from mpidml.planner.machine import Link, Machine, Places, SumCost, cheapest, places
 from mpidml.planner.parts import Part, Parts
-from mpidml.schedules.base import Schedule
+from mpidml.schedules.base import Schedule, make
 
 
 class Cost(NamedTuple):
@@ -244,8 +243,7 @@ class Pricer:
 @cache
 def made(schedule: str) -> Schedule:
     """Return a schedule; one stage needs none in particular."""
-    found: Schedule = plugins.make("mpidml.schedules", schedule or "one_f_one_b")
-    return found
+    return make(schedule or "one_f_one_b", "--schedule ")
 
 
 @lru_cache(512)

@@ -21,12 +21,12 @@ from mpidml_kernels import split
 from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
 from mpidml.core import plugins
 from mpidml.core.balance import Profile
-from mpidml.core.checking import check
+from mpidml.core.checking import check, lowered
 from mpidml.core.errors import UserError
 from mpidml.core.grid import GridPlacement
 from mpidml.core.idle import BESIDES
 from mpidml.core.job import Job
-from mpidml.core.lowering import late_reads, lower
+from mpidml.core.lowering import late_reads
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
@@ -53,9 +53,9 @@ from mpidml.runtime.stage_channels import between
 from mpidml.runtime.stage_plan import EQUAL, stages
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.runtime.summed_there import verdict
-from mpidml.schedules.base import Schedule
+from mpidml.schedules.base import make as make_schedule
 
-PER_STAGE = 4
+PER_STAGE, MOST = 4, 200_000
 """Microbatches for each stage, where their number is not given: a bubble of a fifth at most."""
 VOTING = "recursive_doubling"
 """Sums what rank 0 wants, two numbers."""
@@ -82,9 +82,7 @@ class Staged(Serverless):
         super().__init__(job, comm, self.lie(grid_rules.laid(job, comm.size, self.default_axis)))
         job.refuse(BESIDES[job.strategy], f"--strategy {job.strategy}")
         self.slowness = Slowness(Slowdown(job.slowdown, comm.size, job.seed) if job.slowdown else None, comm.rank)
-        self.schedule: Schedule = plugins.make("mpidml.schedules", job.schedule)
-        if not isinstance(self.schedule, Schedule) or self.schedule.n_chunks < 1:
-            raise UserError(f"--schedule {job.schedule}: is no Schedule with n_chunks of 1 or more; derive it from mpidml.schedules.base.Schedule")
+        self.schedule = make_schedule(job.schedule, "--schedule ")
         if not self.schedule.trains:
             raise UserError(f"--schedule {job.schedule}: has no backward passes, nothing would be learnt; use one_f_one_b")
         if job.replicas:
@@ -93,6 +91,8 @@ class Staged(Serverless):
             self.every = self.schedule.update_every(self.n_pipe)
         except ValueError as error:
             raise UserError(f"--schedule {job.schedule}: {error}") from None
+        if self.every < 0:
+            raise UserError(f"--schedule {job.schedule}: update_every gives {self.every}; let it give 0 for once a batch, or how many microbatches make an update")
         if self.every and job.microbatches:
             raise UserError(f"--microbatches {job.microbatches}: --schedule {job.schedule} says itself how many make an update, {self.every}; leave it out")
         self.n_stages = self.n_pipe * self.schedule.n_chunks
@@ -101,10 +101,13 @@ class Staged(Serverless):
         self.same_bits = not self.every and self.n_parts == 1 and not job.replicas  # whatever the cut
         most, n_each = max(1, job.batch // self.n_workers), comm.size if job.replicas else self.n_stages
         self.n_items = self.every or job.microbatches or min(most, PER_STAGE * n_each if n_each > 1 else 1)
+        if self.n_stages * self.n_items > MOST:
+            raise UserError(f"--schedule {job.schedule}: {self.n_stages:,} stages times {self.n_items:,} microbatches are over {MOST:,}; give fewer of either")
         if job.replicas and self.n_items < (turns := max(self.grid.replicas)):
             raise UserError(f"--replicas {job.replicas}: {turns} ranks take turns at {self.n_items} microbatch(es); give --microbatches {turns} or more, or fewer ranks")
         if self.n_items > most:
-            raise UserError(f"--microbatches {self.n_items}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
+            given = f"--schedule {job.schedule}: makes an update of {self.n_items} microbatches" if self.every else f"--microbatches {self.n_items}"
+            raise UserError(f"{given}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
         if job.recompute and any(action.op == "W" for action in self.program().lists[0]):
             raise UserError(f"--recompute: --schedule {job.schedule} comes back to activations twice, they would have to be computed as often; use another schedule")
         before, _ = make_chain(job.optimizer, job.rate).split()
@@ -135,7 +138,7 @@ class Staged(Serverless):
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
         if self.job.replicas:
             return lower_by_turns(self.schedule, self.grid.replicas, self.n_items * n_clocks)
-        return lower(self.schedule, self.n_pipe, self.n_items * n_clocks, sums=self.sums_up)
+        return lowered(self.schedule, self.n_pipe, self.n_items * n_clocks, f"--schedule {self.job.schedule}", self.sums_up)
 
     def checked(self, n_clocks: int) -> tuple[Program, Replay]:
         """Return the program of so many clocks with the replay that proves it; UserError shows what in it cannot be done."""

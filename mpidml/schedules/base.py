@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from mpidml.core import plugins
 from mpidml.core.action import Action
+from mpidml.core.errors import UserError
 
 
 class Schedule:
@@ -35,6 +37,14 @@ class Schedule:
     def bubble(self, n_ranks: int, n_microbatches: int) -> float | None:
         """Return the share of idle time by the formula of its source, for equal stages whose backward takes twice their forward; None where there is none."""
         return None
+
+
+def make(name: str, where: str = "") -> Schedule:
+    """Return the schedule `name`, as one_f_one_b or ./mine.py; UserError, which begins with `where`, for what is none."""
+    found = plugins.make("mpidml.schedules", name)
+    if not isinstance(found, Schedule) or type(found.n_chunks) is not int or found.n_chunks < 1:
+        raise UserError(f"{where}{name}: holds no schedule with n_chunks of 1 or more; derive its class from mpidml.schedules.base.Schedule")
+    return found
 
 
 def pairs(stage: int, n_warm_up: int, n_microbatches: int) -> Iterator[Action]:

@@ -30,6 +30,12 @@ def test_nothing_is_said_of_a_cut_that_is_about_the_best(counts):
     assert bool(sentence(layers(1, 1, 1, 1), stages(*counts), took, [1.0, 1.0])) == (counts == (1, 3))
 
 
+def test_the_slowest_is_named_where_no_cut_helps():
+    """One layer takes longer than all others together, so that it is the slowest stage in any cut."""
+    found = sentence(layers(0.1, 5.0), stages(1, 1), [0.0001, 0.005], [1.0, 1.0])
+    assert found == "stage 1 (layer 2) is the slowest: 5 ms per microbatch; no other cut would be much faster"
+
+
 def test_a_slow_rank_is_told_from_slow_layers():
     """Of equal layers, each stage has two; the first rank is three times as slow."""
     _, best = better(layers(*[1] * 8), stages(4, 4), [12.0, 4.0], [1 / 3, 1.0])
