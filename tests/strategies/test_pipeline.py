@@ -285,6 +285,8 @@ def test_the_count_catches_slots_that_travel_whole(comm, monkeypatch):
     [
         ({"schedule": "inference"}, "has no backward passes"), ({"microbatches": 51}, "at most 50"), ({"grid": "pipe=9"}, "were started"),
         ({"strategy": "hybrid"}, "needs a grid"), ({"schedule": "pipedream", "microbatches": 3}, "says itself"), ({"bucket": 7}, "does nothing"),
+        ({"schedule": "interleaved:100000"}, "are over 200,000; give fewer of either"),
+        ({"schedule": "two_bw:100", "microbatches": 0}, "makes an update of 100 microbatches: a replica's share"),
         ({"accumulate": 2}, "does nothing"), ({"servers": "1"}, "does nothing"), ({"partition": "1,1"}, "partition"), ({"collective": "gossip"}, "does not sum"),
         ({"recompute": True, "schedule": "zero_bubble"}, "use another schedule"), ({"sync": "ssp:3"}, "does nothing"),
     ],
