@@ -9,7 +9,8 @@
             n = total.reduce(0 if batch is None else len(batch))
             w -= rate * total["w"]                         # by now the mean over the n samples of all ranks
 
-Tensors that nobody has touched are zero. Ranks that have no batch left go on with zeros until all have ended. Without `over`, every rank calls `reduce` equally often.
+Inside `over` tensors that nobody has touched are zero, and ranks that have no batch left go on with zeros until all have ended. Without `over`, every rank calls
+`reduce` equally often, and a round begins with the mean of the one before in all tensors: fill all of them, or call `ready` for those that are filled.
 Source: Li et al. 2020 (join of uneven inputs, unused parameters).
 """
 
@@ -38,7 +39,7 @@ class Gradients:
     """Named tensors of `shapes`, in one flat buffer that is summed over the ranks of `comm` (default: all) in buckets (Collective on comm).
 
     `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
-    "zero", or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
+    "zero", whatever lies there, or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
     by `sys.exit` ends them, too, 15 s later, and one that leaves `over` alone, by `break`, when it comes to the end of `with`. `wait_limit`: of each wait, in seconds.
     """
 
@@ -106,8 +107,13 @@ class Gradients:
             yield batch
 
     def ready(self, name: str) -> None:
-        """Say that a tensor is final: what lies behind it in the buffer may be summed. In any order."""
+        """Say that a tensor is final: what lies behind it in the buffer may be summed. In any order, once a round.
+
+        In a round in which a rank has called this, a tensor for which it has not counts as zeros of this rank.
+        """
         self[name]
+        if name in self.is_ready:
+            raise UserError(f"gradients: ready('{name}') for the second time in one round; call it once, when the tensor is final, and reduce() before the next")
         self.is_ready.add(name)
         while self.n_begun < len(self.cuts) and self._all_ready(*self.cuts[self.n_begun]):
             self._begin()
@@ -119,7 +125,10 @@ class Gradients:
         self._open()
         if not isinstance(n_samples, int | np.integer) or n_samples < 0:
             raise UserError(f"gradients: reduce({n_samples!r}): is no number of samples; give how many this rank's gradient is of, a whole number from 0 up")
-        missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
+        unused = [name for name in self.names if name not in self.is_ready] if self.is_ready else []
+        for name in unused:  # no sum of it has begun; what lies there is the last mean, or was never said to be final
+            self.views[name][...] = 0
+        missing = unused if self.unused == "error" else []
         self._sum_up(n_samples, len(missing))
         self._all_go_on()
         if self.counts[MISSING]:

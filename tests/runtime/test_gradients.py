@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.runtime import abort
+from mpidml.runtime import abort, gradients
 from mpidml.runtime.gradients import Gradients
+from tests.changed import changed
 
 SHAPES = {"a": (5, 3), "b": (3,), "c": (3, 4), "d": (4,)}
 RATE = 0.1
@@ -95,6 +96,57 @@ def test_tensors_that_some_ranks_do_not_use_are_zero_there_in_whatever_order_the
             for name in SHAPES:
                 expected = sum(rank + 1 for rank, of in enumerate(used) if name in of) / comm.size
                 np.testing.assert_allclose(total[name], expected)
+
+
+def uses(draws, rank, k):
+    """Return which tensors a rank uses in round k: "b" in the first by all, later by rank 0 alone, and in the last two by nobody."""
+    names = draws.sample("acd", draws.randint(1, 3))
+    return [*names, "b"] if k == 0 or (rank == 0 and k < 4) else names
+
+
+def means(comm, of, seed, over):
+    """Sum 6 rounds in which tensors are filled with rank + 1, most of them said to be ready; return each round's means and what they must be."""
+    found, expected = [], []
+    every = [random.Random(100 * seed + rank) for rank in range(comm.size)]
+    with of.Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        for k, _ in enumerate(total.over(range(6)) if over else range(6)):
+            names = [uses(draws, rank, k) for rank, draws in enumerate(every)]
+            for name in SHAPES if over else names[comm.rank]:  # what is filled and not ready does not count
+                total[name][:] = comm.rank + 1
+            for name in names[comm.rank]:
+                total.ready(name)
+            assert total.reduce(1) == comm.size
+            found.append([total[name].copy() for name in SHAPES])
+            expected.append([np.full(SHAPES[name], sum(rank + 1 for rank, own in enumerate(names) if name in own) / comm.size) for name in SHAPES])
+    return found, expected
+
+
+def alike(found, expected):
+    return all(np.allclose(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_tensor_that_a_rank_does_not_say_is_ready_counts_as_zeros_and_not_as_the_last_mean(comm, seed, over, monkeypatch):
+    for nbytes in (8, 1 << 20):
+        monkeypatch.setattr(gradients, "BUCKET_NBYTES", nbytes)
+        assert alike(*means(comm, gradients, seed, over))
+    keeps = changed(gradients, [("            self.views[name][...] = 0\n", "            pass\n")])
+    assert not alike(*means(comm, keeps, seed, over))
+
+
+@pytest.mark.mpi
+def test_a_tensor_is_ready_once_a_round(comm, monkeypatch):
+    monkeypatch.setattr(gradients, "BUCKET_NBYTES", 8)
+    with Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        for k in range(2):
+            total["d"][:] = k + 1
+            total.ready("d")  # its sum has begun: nothing may be put there any more
+            with pytest.raises(UserError, match=r"ready\('d'\) for the second time in one round; call it once"):
+                total.ready("d")
+            total.reduce(1)
+            np.testing.assert_allclose(total["d"], k + 1)
 
 
 @pytest.mark.mpi
