@@ -16,7 +16,8 @@ Source: Li et al. 2020 (join of uneven inputs, unused parameters).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,16 +54,8 @@ class Gradients:
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
         self.owns_comm = self.comm is not comm
         self.wait_limit, self.unused = wait_limit, unused
-        if unused not in ("zero", "error"):
-            raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
-        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, wait_limit))
-        own = list(self.params.shapes.items())
-        how = f"{np.dtype(dtype)} by {collective}"
-        for rank, (other, otherwise) in enumerate(self.comm.allgather((own, how))):
-            if other != own:
-                raise UserError(f"gradients: rank {rank} names {other[:4]}, rank {self.comm.rank} {own[:4]}; name the same, in one order, on every rank")
-            if otherwise != how:
-                raise UserError(f"gradients: rank {rank} sums {otherwise}, rank {self.comm.rank} {how}; give the same on every rank")
+        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, unused, wait_limit))
+        _check_alike(self.comm.allgather((list(self.params.shapes.items()), f"{np.dtype(dtype)} by {collective}", unused)))
         self.collective = make_collective(collective, self.comm)
         if not self.collective.exact:
             raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
@@ -210,7 +203,21 @@ class Gradients:
             self.close()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, wait_limit: float) -> FlatParams:
+def _check_alike(given: Sequence[tuple[list[tuple[str, tuple[int, ...]]], str, str]]) -> None:
+    """Raise UserError, the same on all ranks, where a rank's tensors, way to sum or `unused` are not those of rank 0."""
+    first, how, unused = given[0]
+    for rank, (other, otherwise, unlike) in enumerate(given):
+        if other != first:
+            at, pair = next((at, pair) for at, pair in enumerate(zip_longest(first, other)) if pair[0] != pair[1])
+            here, there = (f"'{tensor[0]}' {tensor[1]}" if tensor else "none" for tensor in pair)
+            raise UserError(f"gradients: tensor {at} is {here} on rank 0, {there} on rank {rank}; name the same, in one order, on every rank")
+        if otherwise != how:
+            raise UserError(f"gradients: rank 0 sums {how}, rank {rank} sums {otherwise}; give the same on every rank")
+        if unlike != unused:
+            raise UserError(f"gradients: unused = {unused!r} on rank 0, {unlike!r} on rank {rank}; give the same on every rank")
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, unused: str, wait_limit: float) -> FlatParams:
     """Return where the tensors lie; UserError names the first argument that cannot be."""
     if not isinstance(shapes, Mapping) or not shapes:
         raise UserError(f"gradients: shapes = {shapes!r}: no tensor is named; give names and shapes, as {{'w': (784, 10)}}")
@@ -227,6 +234,8 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, 
         raise UserError(f"gradients: {dtype!r} is no type to take a mean in; give float32 or float64")
     if not isinstance(collective, str):
         raise UserError(f"gradients: collective = {collective!r} is no text; give for example 'ring'")
+    if unused not in ("zero", "error"):
+        raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
     if isinstance(wait_limit, bool) or not isinstance(wait_limit, int | float) or not 0 < wait_limit < float("inf"):
         raise UserError(f"gradients: wait_limit = {wait_limit!r} is no positive number of seconds; give for example 300")
-    return FlatParams([(name, tuple(shape)) for name, shape in shapes.items()])
+    return FlatParams([(name, tuple(map(int, shape))) for name, shape in shapes.items()])

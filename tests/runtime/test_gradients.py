@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -224,6 +225,46 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
         names = ("a", "b") if comm.rank else ("b", "a")
         with pytest.raises(UserError, match="in one order, on every rank"):
             Gradients(dict.fromkeys(names, (3,)), comm=comm)
+
+
+MANY = dict.fromkeys("abcdefg", (2, 3))
+UNLIKE = [
+    ({}, {"shapes": MANY | {"e": (3, 2)}}, r"tensor 4 is 'e' \(2, 3\) on rank 0, 'e' \(3, 2\) on rank L; name the same, in one order, on every rank"),
+    ({}, {"shapes": {name: MANY[name] for name in "abcdegf"}}, r"tensor 5 is 'f' \(2, 3\) on rank 0, 'g' \(2, 3\) on rank L; name"),
+    ({}, {"shapes": MANY | {"h": (np.int64(1),)}}, r"tensor 7 is none on rank 0, 'h' \(1,\) on rank L; name"),
+    ({"shapes": MANY | {"h": ()}}, {}, r"tensor 7 is 'h' \(\) on rank 0, none on rank L; name"),
+    ({"unused": "error"}, {}, "unused = 'error' on rank 0, 'zero' on rank L; give the same on every rank"),
+    ({}, {"unused": "error"}, "unused = 'zero' on rank 0, 'error' on rank L; give the same on every rank"),
+    ({}, {"unused": "eror"}, "unused = 'eror' is neither 'zero' nor 'error'"),
+    ({}, {"dtype": "float64"}, "rank 0 sums float32 by ring, rank L sums float64 by ring; give the same on every rank"),
+    ({}, {"dtype": ">f4"}, "'>f4' is no type to take a mean in"),
+]
+
+
+def told_of(comm, of, first, last):
+    """Return what each rank is told where rank 0 and the last one give other arguments than the rest; "" where nothing is."""
+    changes = last if comm.rank == comm.size - 1 else first if comm.rank == 0 else {}
+    try:
+        of.Gradients(**({"shapes": MANY, "collective": "ring", "comm": comm} | changes)).close()
+    except UserError as error:
+        return comm.allgather(str(error))
+    return comm.allgather("")
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("first", "last", "what"), UNLIKE)
+def test_arguments_that_differ_between_ranks_are_told_on_all_by_the_first_difference(comm, first, last, what):
+    texts = told_of(comm, gradients, first, last)
+    assert len(set(texts)) == 1
+    assert re.search(what.replace("rank L", f"rank {1 if first else comm.size - 1}"), texts[0]), texts[0]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_check_of_arguments_catches_one_that_is_not_compared(comm):
+    lax = changed(gradients, [("        if unlike != unused:\n", "        if False:\n")])
+    assert set(told_of(comm, lax, {}, {"unused": "error"})) == {""}
+    blind = changed(gradients, [("enumerate(zip_longest(first, other)) if pair[0] != pair[1])", "enumerate(zip_longest(first, other)))")])
+    assert "tensor 0 is 'a' (2, 3) on rank 0, 'a' (2, 3) on" in told_of(comm, blind, {}, {"shapes": MANY | {"e": (3, 2)}})[0]
 
 
 @pytest.mark.mpi(min_size=2)
