@@ -190,12 +190,20 @@ class Collective:
         """Return n zeros where this algorithm is fastest with them (Collective on comm)."""
         return np.zeros(n, dtype)
 
+    def refuse(self, dtype: Any) -> None:
+        """Raise UserError for a type of numbers that this algorithm cannot take; by default it takes all."""
+
+    def check(self, buffer: Array) -> None:
+        """Raise the same UserError on all ranks for buffers that differ or cannot be taken; all have met before any raises (Collective on comm)."""
+        check_alike(self.comm, buffer)
+        self.refuse(buffer.dtype)
+
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`, 1-D and contiguous, that stays where it is (Collective on comm, same order on every rank).
 
         UserError on all ranks where lengths or types differ.
         """
-        check_alike(self.comm, buffer)
+        self.check(buffer)
         part = self.rounds(self.comm.rank, self.comm.size, buffer.size)
         return RoundSum(self.comm, (*part.reduce, *part.gather), buffer)
 
@@ -207,7 +215,7 @@ class Collective:
         """Prepare the sum of `gradient` for a step that changes `weights`, both of one length (Collective on comm, same order on every rank)."""
         if type(self).rounds is Collective.rounds:
             return Halves(self.plan(gradient), Done(), 0, gradient.size, gradient, False)
-        check_alike(self.comm, gradient)
+        self.check(gradient)
         part = self.rounds(self.comm.rank, self.comm.size, gradient.size)
         reduce, gather = RoundSum(self.comm, part.reduce, gradient), RoundSum(self.comm, part.gather, weights)
         return Halves(reduce, gather, part.lo, part.hi, gradient[part.lo : part.hi], bool(part.gather))
@@ -262,17 +270,16 @@ def _compare_starts(collective: Collective, comm: Any) -> None:
 
 def check_alike(comm: Any, buffer: Array) -> None:
     """Refuse a buffer that is not flat, holds no numbers, or whose length or type differs between ranks: the same UserError on all of them (Collective on comm)."""
-    if buffer.dtype.kind not in NUMBERS:
-        raise UserError(f"sum over ranks: {buffer.dtype} is no type of numbers; give for example float32")
-    if comm.size == 1:
-        return
-    found: list[tuple[int, str, bool]] = comm.allgather((buffer.size, buffer.dtype.name, buffer.ndim == 1 and buffer.flags.c_contiguous))
-    for rank, (n, dtype, flat) in enumerate(found):
+    own = buffer.size, buffer.dtype.str, str(buffer.dtype), buffer.ndim == 1 and buffer.flags.c_contiguous
+    found: list[tuple[int, str, str, bool]] = comm.allgather(own) if comm.size > 1 else []  # also of what is refused: the others wait here
+    for rank, (n, code, dtype, flat) in enumerate(found):
         if not flat:
             raise UserError(f"sum over ranks: the buffer of rank {rank} is not one flat, contiguous array; give buffer.reshape(-1) of one that is")
-        if (n, dtype) != found[0][:2]:
-            here = f"{found[0][0]} x {found[0][1]}"
+        if (n, code) != found[0][:2]:
+            here = f"{found[0][0]} x {found[0][2]}"
             raise UserError(f"sum over ranks: rank 0 gives {here}, rank {rank} gives {n} x {dtype}; give buffers of one length and type on every rank")
+    if buffer.dtype.kind not in NUMBERS:
+        raise UserError(f"sum over ranks: {buffer.dtype} is no type of numbers; give for example float32")
 
 
 class RoundSum(Carry, Sum):

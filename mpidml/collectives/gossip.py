@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Sum
+from mpidml.collectives.base import Collective
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.rounds import Array, Move, Round, Rounds
 
@@ -49,11 +49,10 @@ class Gossip(Collective):
             weights[rank, of] = 1.0 / len(of)
         return weights
 
-    def plan(self, buffer: Array) -> Sum:
-        """Prepare the mean of `buffer`; UserError for a type of whole numbers, which holds no part of one."""
-        if buffer.dtype.kind not in "fc":
-            raise UserError(f"gossip: {buffer.dtype} is no type to take a mean in; give float32 or float64")
-        return super().plan(buffer)
+    def refuse(self, dtype: Any) -> None:
+        """UserError for a type of whole numbers, which holds no part of one."""
+        if dtype.kind not in "fc":
+            raise UserError(f"gossip: {dtype} is no type to take a mean in; give float32 or float64")
 
     def rounds(self, rank: int, size: int, n: int) -> Rounds:
         """Exchange the whole buffer with every neighbour."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpidml.collectives.base import FOLDER, Collective, Sum, check_alike
+from mpidml.collectives.base import FOLDER, Collective, Sum
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
@@ -44,9 +44,13 @@ class Hierarchical(Collective):
         """Return n zeros in this rank's segment of its host's window."""
         return self.segments.allocate(n, dtype)
 
+    def refuse(self, dtype: Any) -> None:
+        """UserError on every rank for what the algorithm between hosts, where its first rank alone is asked, cannot take."""
+        self.named.refuse(dtype)
+
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`."""
-        check_alike(self.comm, buffer)
+        self.check(buffer)
         return _HostsSum(self, buffer)
 
     def free(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpidml.collectives.base import Collective, Sum, check_alike
+from mpidml.collectives.base import Collective, Sum
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array
 
@@ -16,11 +16,14 @@ MOST_ELEMENTS = 1 << 30
 class Mpi(Collective):
     """The library chooses the algorithm, and moves bytes unseen: they are not counted. Best for a few KB."""
 
+    def refuse(self, dtype: Any) -> None:
+        """UserError for a type that MPI has no sum of, and for numbers in another machine's order of bytes."""
+        if dtype.kind not in KINDS or (dtype.kind == "f" and dtype.itemsize < 4) or not dtype.isnative:
+            raise UserError(f"collective mpi: MPI has no sum of {dtype}; use ring, or float32")
+
     def plan(self, buffer: Array) -> Sum:
-        """Prepare the sum of `buffer`; UserError for a type that MPI has no sum of."""
-        check_alike(self.comm, buffer)
-        if buffer.dtype.kind not in KINDS or (buffer.dtype.kind == "f" and buffer.itemsize < 4):
-            raise UserError(f"collective mpi: MPI has no sum of {buffer.dtype}; use ring, or float32")
+        """Prepare the sum of `buffer`."""
+        self.check(buffer)
         return _MpiSum(self.comm, buffer)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.collectives.base import Both, Collective, Done, Halves, RoundSum, Sum, check_alike
+from mpidml.collectives.base import Both, Collective, Done, Halves, RoundSum, Sum
 from mpidml.core.block_tree import BlockTree
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, Move, Round, moved
@@ -36,7 +36,7 @@ class Ordered(Collective):
 
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`, one block of each rank. UserError where a number of blocks was given."""
-        check_alike(self.comm, buffer)
+        self.check(buffer)
         if self.given:
             raise UserError(f"ordered:{self.blocks}: blocks are of a batch's samples, under --strategy data_parallel; what is summed here has none, so give ordered")
         size = self.comm.size

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from mpidml.collectives.base import Collective, Halves, Sum, check_alike
+from mpidml.collectives.base import Collective, Halves, Sum
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
 from mpidml.core.segments import Segments, blocks, sum_up
@@ -36,7 +36,7 @@ class Shared(Collective):
 
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`."""
-        check_alike(self.comm, buffer)
+        self.check(buffer)
         small = self.comm.size > 1 and 0 < buffer.nbytes * self.comm.size <= SMALL_NBYTES
         return (SmallSum if small else SharedSum)(self.comm, self.segments, buffer)
 
@@ -47,7 +47,7 @@ class Shared(Collective):
 
     def halves(self, gradient: Array, weights: Array) -> Halves:
         """Each rank sums up its slice, and changes it in the weights that all read; the second half is only to wait for all."""
-        check_alike(self.comm, gradient)
+        self.check(gradient)
         reduce = SharedSum(self.comm, self.segments, gradient, spreads=False)
         lo, hi = reduce.slice
         return Halves(reduce, _Everyone(self.segments), lo, hi, reduce.views[0][lo:hi], self.comm.size > 1)

@@ -9,13 +9,15 @@
             n = total.reduce(0 if batch is None else len(batch))
             w -= rate * total["w"]                         # by now the mean over the n samples of all ranks
 
-Tensors that nobody has touched are zero. Ranks that have no batch left go on with zeros until all have ended. Without `over`, every rank calls `reduce` equally often.
+Inside `over` tensors that nobody has touched are zero, and ranks that have no batch left go on with zeros until all have ended. Without `over`, every rank calls
+`reduce` equally often, and a round begins with the mean of the one before in all tensors: fill all of them, or call `ready` for those that are filled.
 Source: Li et al. 2020 (join of uneven inputs, unused parameters).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,7 +40,7 @@ class Gradients:
     """Named tensors of `shapes`, in one flat buffer that is summed over the ranks of `comm` (default: all) in buckets (Collective on comm).
 
     `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
-    "zero", or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
+    "zero", whatever lies there, or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
     by `sys.exit` ends them, too, 15 s later, and one that leaves `over` alone, by `break`, when it comes to the end of `with`. `wait_limit`: of each wait, in seconds.
     """
 
@@ -52,16 +54,8 @@ class Gradients:
         self.comm = comm if isinstance(comm, CountedComm) else CountedComm(world() if comm is None else comm)
         self.owns_comm = self.comm is not comm
         self.wait_limit, self.unused = wait_limit, unused
-        if unused not in ("zero", "error"):
-            raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
-        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, wait_limit))
-        own = list(self.params.shapes.items())
-        how = f"{np.dtype(dtype)} by {collective}"
-        for rank, (other, otherwise) in enumerate(self.comm.allgather((own, how))):
-            if other != own:
-                raise UserError(f"gradients: rank {rank} names {other[:4]}, rank {self.comm.rank} {own[:4]}; name the same, in one order, on every rank")
-            if otherwise != how:
-                raise UserError(f"gradients: rank {rank} sums {otherwise}, rank {self.comm.rank} {how}; give the same on every rank")
+        self.params = agree(self.comm, lambda: _layout(shapes, dtype, collective, unused, wait_limit))
+        _check_alike(self.comm.allgather((list(self.params.shapes.items()), f"{np.dtype(dtype)} by {collective}", unused)))
         self.collective = make_collective(collective, self.comm)
         if not self.collective.exact:
             raise UserError(f"gradients: {collective} does not sum over all ranks; use auto, ring, rabenseifner, tree, shared, hierarchical or mpi")
@@ -106,8 +100,13 @@ class Gradients:
             yield batch
 
     def ready(self, name: str) -> None:
-        """Say that a tensor is final: what lies behind it in the buffer may be summed. In any order."""
+        """Say that a tensor is final: what lies behind it in the buffer may be summed. In any order, once a round.
+
+        In a round in which a rank has called this, a tensor for which it has not counts as zeros of this rank.
+        """
         self[name]
+        if name in self.is_ready:
+            raise UserError(f"gradients: ready('{name}') for the second time in one round; call it once, when the tensor is final, and reduce() before the next")
         self.is_ready.add(name)
         while self.n_begun < len(self.cuts) and self._all_ready(*self.cuts[self.n_begun]):
             self._begin()
@@ -119,7 +118,10 @@ class Gradients:
         self._open()
         if not isinstance(n_samples, int | np.integer) or n_samples < 0:
             raise UserError(f"gradients: reduce({n_samples!r}): is no number of samples; give how many this rank's gradient is of, a whole number from 0 up")
-        missing = [name for name in self.names if name not in self.is_ready] if self.is_ready and self.unused == "error" else []
+        unused = [name for name in self.names if name not in self.is_ready] if self.is_ready else []
+        for name in unused:  # no sum of it has begun; what lies there is the last mean, or was never said to be final
+            self.views[name][...] = 0
+        missing = unused if self.unused == "error" else []
         self._sum_up(n_samples, len(missing))
         self._all_go_on()
         if self.counts[MISSING]:
@@ -201,7 +203,21 @@ class Gradients:
             self.close()
 
 
-def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, wait_limit: float) -> FlatParams:
+def _check_alike(given: Sequence[tuple[list[tuple[str, tuple[int, ...]]], str, str]]) -> None:
+    """Raise UserError, the same on all ranks, where a rank's tensors, way to sum or `unused` are not those of rank 0."""
+    first, how, unused = given[0]
+    for rank, (other, otherwise, unlike) in enumerate(given):
+        if other != first:
+            at, pair = next((at, pair) for at, pair in enumerate(zip_longest(first, other)) if pair[0] != pair[1])
+            here, there = (f"'{tensor[0]}' {tensor[1]}" if tensor else "none" for tensor in pair)
+            raise UserError(f"gradients: tensor {at} is {here} on rank 0, {there} on rank {rank}; name the same, in one order, on every rank")
+        if otherwise != how:
+            raise UserError(f"gradients: rank 0 sums {how}, rank {rank} sums {otherwise}; give the same on every rank")
+        if unlike != unused:
+            raise UserError(f"gradients: unused = {unused!r} on rank 0, {unlike!r} on rank {rank}; give the same on every rank")
+
+
+def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, unused: str, wait_limit: float) -> FlatParams:
     """Return where the tensors lie; UserError names the first argument that cannot be."""
     if not isinstance(shapes, Mapping) or not shapes:
         raise UserError(f"gradients: shapes = {shapes!r}: no tensor is named; give names and shapes, as {{'w': (784, 10)}}")
@@ -218,6 +234,8 @@ def _layout(shapes: Mapping[str, tuple[int, ...]], dtype: Any, collective: str, 
         raise UserError(f"gradients: {dtype!r} is no type to take a mean in; give float32 or float64")
     if not isinstance(collective, str):
         raise UserError(f"gradients: collective = {collective!r} is no text; give for example 'ring'")
+    if unused not in ("zero", "error"):
+        raise UserError(f"gradients: unused = {unused!r} is neither 'zero' nor 'error'; give one of them")
     if isinstance(wait_limit, bool) or not isinstance(wait_limit, int | float) or not 0 < wait_limit < float("inf"):
         raise UserError(f"gradients: wait_limit = {wait_limit!r} is no positive number of seconds; give for example 300")
-    return FlatParams([(name, tuple(shape)) for name, shape in shapes.items()])
+    return FlatParams([(name, tuple(map(int, shape))) for name, shape in shapes.items()])

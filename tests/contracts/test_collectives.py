@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import pytest
 from mpidml.collectives import auto, base, mpi
 from mpidml.collectives.base import Collective, make_collective
 from mpidml.collectives.gossip import GRAPHS, Gossip
+from mpidml.collectives.hierarchical import Hierarchical
 from mpidml.core import carry, plugins
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced
+from tests.changed import changed
 
 ALL = plugins.names(base.FOLDER)
 MEANS = [name for name in ALL if not plugins.load(base.FOLDER, name).exact]
@@ -207,7 +211,7 @@ def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "hierarchical:mpi"])
 def test_what_has_no_sum_or_mean_is_refused_in_one_line(name, ranks):
     collective = opened(name, ranks)
     if collective is None:
@@ -216,9 +220,120 @@ def test_what_has_no_sum_or_mean_is_refused_in_one_line(name, ranks):
     for dtype in [*no_numbers, *(no_mean if name in MEANS else ())]:
         with pytest.raises(UserError, match=r"is no type (of numbers|to take a mean in); give"):
             collective.plan(np.zeros(5, dtype))
-    for dtype in ["f2", "?"] if name == "mpi" else []:
-        with pytest.raises(UserError, match=r"collective mpi: MPI has no sum of (float16|bool); use ring, or float32"):
+    for dtype in ["f2", "?", ">f4"] if name in ("mpi", "hierarchical:mpi") else []:
+        with pytest.raises(UserError, match=r"collective mpi: MPI has no sum of (float16|bool|>f4); use ring, or float32"):
             collective.plan(np.zeros(5, dtype))
+    collective.free()
+
+
+class Meeting:
+    """As many threads as ranks, for which a call that not all have made is an error in place of a wait for ever."""
+
+    def __init__(self, size):
+        self.size, self.barrier, self.given = size, threading.Barrier(size), [None] * size
+
+    def of(self, rank):
+        def allgather(own):
+            self.given[rank] = own
+            self.barrier.wait(2)
+            return list(self.given)
+
+        return types.SimpleNamespace(rank=rank, size=self.size, allgather=allgather)
+
+
+def outcomes(check, buffers):
+    """Return what `check(comm, buffer)` of each rank comes to: the text of a UserError, None, or the name of what else was raised."""
+    meeting, found = Meeting(len(buffers)), [""] * len(buffers)
+
+    def one(rank):
+        try:
+            found[rank] = check(meeting.of(rank), buffers[rank])
+        except UserError as error:
+            found[rank] = str(error)
+        except Exception as error:
+            found[rank] = type(error).__name__
+
+    ranks = [threading.Thread(target=one, args=(rank,)) for rank in range(len(buffers))]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join()
+    return found
+
+
+def checked(name):
+    def check(comm, buffer):
+        collective = plugins.make(base.FOLDER, name)
+        collective.comm = comm
+        return collective.check(buffer)
+
+    return check
+
+
+ODD = ["i4", "O", "S3", "?", ">f4", "V8"]
+
+
+@pytest.mark.parametrize("name", [*ALL, "hierarchical:mpi"])
+@pytest.mark.parametrize("dtype", ODD)
+@pytest.mark.parametrize("odd", [0, 1])
+def test_all_ranks_meet_before_any_refuses_a_type_and_say_the_same(name, dtype, odd):
+    given = [np.zeros(5, dtype if rank == odd else "<f4") for rank in range(3)]
+    texts = outcomes(checked(name), given)
+    named = {0: f"rank 0 gives 5 x {np.dtype(dtype)}, rank 1 gives 5 x float32", 1: f"rank 0 gives 5 x float32, rank 1 gives 5 x {np.dtype(dtype)}"}[odd]
+    assert len(set(texts)) == 1 and named in texts[0]
+
+
+def test_the_check_catches_who_refuses_before_the_others_have_come_and_bytes_in_another_order():
+    alone, swapped = np.zeros(5, "O"), np.zeros(5, ">f4")
+    hasty = changed(base, [("    own = buffer.size,", "    if buffer.dtype.kind not in NUMBERS:\n        raise UserError('no')\n    own = buffer.size,")])
+    assert outcomes(hasty.check_alike, [np.zeros(5, "f4"), alone])[0] == "BrokenBarrierError"
+    by_name = changed(base, [("own = buffer.size, buffer.dtype.str,", "own = buffer.size, buffer.dtype.name,")])
+    assert outcomes(by_name.check_alike, [np.zeros(5, "<f4"), swapped]) == [None, None]
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", [*ALL, "hierarchical:mpi"])
+def test_a_type_that_one_rank_alone_gives_is_refused_on_every_rank(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    last = ranks.rank == ranks.size - 1
+    for dtype in ODD:
+        with pytest.raises(UserError, match="rank 0 gives 5 x float32, rank") as told:
+            collective.plan(np.zeros(5, dtype if last else "<f4"))
+        assert len(set(ranks.allgather(str(told.value)))) == 1
+    collective.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("dtype", ["f2", "?", ">f4"])
+def test_what_cannot_go_between_hosts_is_refused_on_every_rank_of_them(dtype, ranks, monkeypatch):
+    def refused():
+        try:
+            collective.plan(np.zeros(5, dtype))
+        except (UserError, BufferError) as error:
+            return str(error)
+        return ""
+
+    collective = make_collective("hierarchical:mpi", ranks)
+    texts = ranks.allgather(refused())
+    assert set(texts) == {f"collective mpi: MPI has no sum of {np.dtype(dtype)}; use ring, or float32"}
+    monkeypatch.setattr(Hierarchical, "refuse", Collective.refuse)  # broken: the first ranks of hosts alone are told
+    assert [bool(text) for text in ranks.allgather(refused())] == ranks.allgather(ranks.rank == ranks.leader)
+    collective.free()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", [name for name in SUMS if name != "mpi"])
+def test_numbers_in_another_order_of_bytes_are_summed_where_all_ranks_give_them(name, ranks):
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    buffer = np.arange(5).astype(">f4")
+    total = collective.plan(buffer)
+    total.start()
+    total.wait(30)
+    np.testing.assert_array_equal(buffer, np.arange(5) * ranks.size)
     collective.free()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
 
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.runtime import abort
+from mpidml.runtime import abort, gradients
 from mpidml.runtime.gradients import Gradients
+from tests.changed import changed
 
 SHAPES = {"a": (5, 3), "b": (3,), "c": (3, 4), "d": (4,)}
 RATE = 0.1
@@ -97,6 +99,57 @@ def test_tensors_that_some_ranks_do_not_use_are_zero_there_in_whatever_order_the
                 np.testing.assert_allclose(total[name], expected)
 
 
+def uses(draws, rank, k):
+    """Return which tensors a rank uses in round k: "b" in the first by all, later by rank 0 alone, and in the last two by nobody."""
+    names = draws.sample("acd", draws.randint(1, 3))
+    return [*names, "b"] if k == 0 or (rank == 0 and k < 4) else names
+
+
+def means(comm, of, seed, over):
+    """Sum 6 rounds in which tensors are filled with rank + 1, most of them said to be ready; return each round's means and what they must be."""
+    found, expected = [], []
+    every = [random.Random(100 * seed + rank) for rank in range(comm.size)]
+    with of.Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        for k, _ in enumerate(total.over(range(6)) if over else range(6)):
+            names = [uses(draws, rank, k) for rank, draws in enumerate(every)]
+            for name in SHAPES if over else names[comm.rank]:  # what is filled and not ready does not count
+                total[name][:] = comm.rank + 1
+            for name in names[comm.rank]:
+                total.ready(name)
+            assert total.reduce(1) == comm.size
+            found.append([total[name].copy() for name in SHAPES])
+            expected.append([np.full(SHAPES[name], sum(rank + 1 for rank, own in enumerate(names) if name in own) / comm.size) for name in SHAPES])
+    return found, expected
+
+
+def alike(found, expected):
+    return all(np.allclose(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_tensor_that_a_rank_does_not_say_is_ready_counts_as_zeros_and_not_as_the_last_mean(comm, seed, over, monkeypatch):
+    for nbytes in (8, 1 << 20):
+        monkeypatch.setattr(gradients, "BUCKET_NBYTES", nbytes)
+        assert alike(*means(comm, gradients, seed, over))
+    keeps = changed(gradients, [("            self.views[name][...] = 0\n", "            pass\n")])
+    assert not alike(*means(comm, keeps, seed, over))
+
+
+@pytest.mark.mpi
+def test_a_tensor_is_ready_once_a_round(comm, monkeypatch):
+    monkeypatch.setattr(gradients, "BUCKET_NBYTES", 8)
+    with Gradients(SHAPES, "float64", "ring", comm=comm, wait_limit=20) as total:
+        for k in range(2):
+            total["d"][:] = k + 1
+            total.ready("d")  # its sum has begun: nothing may be put there any more
+            with pytest.raises(UserError, match=r"ready\('d'\) for the second time in one round; call it once"):
+                total.ready("d")
+            total.reduce(1)
+            np.testing.assert_allclose(total["d"], k + 1)
+
+
 @pytest.mark.mpi
 def test_a_tensor_without_gradient_is_named_on_every_rank_where_that_is_an_error(comm):
     total = Gradients(SHAPES, "float64", comm=comm, unused="error", wait_limit=20)
@@ -172,6 +225,46 @@ def test_without_rounds_every_reduce_sums_and_a_round_without_one_is_told(comm):
         names = ("a", "b") if comm.rank else ("b", "a")
         with pytest.raises(UserError, match="in one order, on every rank"):
             Gradients(dict.fromkeys(names, (3,)), comm=comm)
+
+
+MANY = dict.fromkeys("abcdefg", (2, 3))
+UNLIKE = [
+    ({}, {"shapes": MANY | {"e": (3, 2)}}, r"tensor 4 is 'e' \(2, 3\) on rank 0, 'e' \(3, 2\) on rank L; name the same, in one order, on every rank"),
+    ({}, {"shapes": {name: MANY[name] for name in "abcdegf"}}, r"tensor 5 is 'f' \(2, 3\) on rank 0, 'g' \(2, 3\) on rank L; name"),
+    ({}, {"shapes": MANY | {"h": (np.int64(1),)}}, r"tensor 7 is none on rank 0, 'h' \(1,\) on rank L; name"),
+    ({"shapes": MANY | {"h": ()}}, {}, r"tensor 7 is 'h' \(\) on rank 0, none on rank L; name"),
+    ({"unused": "error"}, {}, "unused = 'error' on rank 0, 'zero' on rank L; give the same on every rank"),
+    ({}, {"unused": "error"}, "unused = 'zero' on rank 0, 'error' on rank L; give the same on every rank"),
+    ({}, {"unused": "eror"}, "unused = 'eror' is neither 'zero' nor 'error'"),
+    ({}, {"dtype": "float64"}, "rank 0 sums float32 by ring, rank L sums float64 by ring; give the same on every rank"),
+    ({}, {"dtype": ">f4"}, "'>f4' is no type to take a mean in"),
+]
+
+
+def told_of(comm, of, first, last):
+    """Return what each rank is told where rank 0 and the last one give other arguments than the rest; "" where nothing is."""
+    changes = last if comm.rank == comm.size - 1 else first if comm.rank == 0 else {}
+    try:
+        of.Gradients(**({"shapes": MANY, "collective": "ring", "comm": comm} | changes)).close()
+    except UserError as error:
+        return comm.allgather(str(error))
+    return comm.allgather("")
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize(("first", "last", "what"), UNLIKE)
+def test_arguments_that_differ_between_ranks_are_told_on_all_by_the_first_difference(comm, first, last, what):
+    texts = told_of(comm, gradients, first, last)
+    assert len(set(texts)) == 1
+    assert re.search(what.replace("rank L", f"rank {1 if first else comm.size - 1}"), texts[0]), texts[0]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_check_of_arguments_catches_one_that_is_not_compared(comm):
+    lax = changed(gradients, [("        if unlike != unused:\n", "        if False:\n")])
+    assert set(told_of(comm, lax, {}, {"unused": "error"})) == {""}
+    blind = changed(gradients, [("enumerate(zip_longest(first, other)) if pair[0] != pair[1])", "enumerate(zip_longest(first, other)))")])
+    assert "tensor 0 is 'a' (2, 3) on rank 0, 'a' (2, 3) on" in told_of(comm, blind, {}, {"shapes": MANY | {"e": (3, 2)}})[0]
 
 
 @pytest.mark.mpi(min_size=2)
