@@ -17,6 +17,7 @@ from mpidml.core.rounds import moved
 from mpidml.core.trace import KINDS
 from mpidml.data.sampler import Sampler
 from mpidml.ps.store import Store
+from mpidml.runtime import scoring
 from mpidml.runtime.block_training import BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
@@ -276,7 +277,7 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
             run(comm, collective=collective, compress="two_bit")
 
 
-def curves(comm, rows=("loss", "samples", "test_accuracy"), **changes):
+def curves(comm, rows=("loss", "samples", "test_loss", "test_accuracy", "val_loss", "val_accuracy"), **changes):
     """Train on the first 1, 2, ... ranks; return on every rank the different (model, curve, final scores) that they found."""
     found = []
     for n in range(1, comm.size + 1):
@@ -293,9 +294,11 @@ def curves(comm, rows=("loss", "samples", "test_accuracy"), **changes):
     return comm.bcast(set(found))
 
 
+LOOKS = {"model": "softmax", "hidden": Job.hidden, "batch": 1600, "epochs": 30, "steps": 0}
+"""As many looks as clocks: what each rank rounds for itself shows in some of them."""
 ORDERED = [
     {}, {"optimizer": "adam", "lr": 0.01, "backend": "numba"}, {"optimizer": "clip:0.1+momentum"}, {"dropout": 0.2}, {"batch": 9, "collective": "ordered:8"},
-    {"collective": "ordered:64", "optimizer": "adagrad"}, {"model": "softmax", "hidden": Job.hidden, "batch": 1600, "epochs": 3, "steps": 0},
+    {"collective": "ordered:64", "optimizer": "adagrad"}, LOOKS, LOOKS | {"validate": 0.25},
 ]  # fmt: skip
 
 
@@ -306,8 +309,18 @@ def test_deterministic_gives_the_same_curve_and_model_bit_by_bit_at_any_number_o
     found = curves(comm, **way)
     assert len(found) == 1
     _, curve, *_ = found.pop()
-    assert len(curve) == (3 if "epochs" in way else 8)
+    assert len(curve) == way.get("epochs", 8)
     assert all(row[0] > 0 for row in curve)
+    looked_at = 4 if "validate" in way else 2
+    assert sum(row[looked_at] is not None for row in curve) == way.get("epochs", 1) - 1
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("way", [LOOKS, LOOKS | {"validate": 0.25}], ids=str)
+def test_the_bits_catch_scores_that_each_rank_rounds(comm, way, monkeypatch):
+    monkeypatch.setattr(scoring, "rests", lambda of: (0.0,) * len(scoring.sums(of)))
+    found = curves(comm, **way)
+    assert len(found) > 1 and len({(model, tuple(row[0] for row in curve), *final) for model, curve, *final in found}) == 1
 
 
 @pytest.mark.mpi(min_size=3)
