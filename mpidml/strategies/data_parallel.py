@@ -273,9 +273,11 @@ class DataParallel(Serverless):
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}{self.asides(*alone, 'shares', 'check_replicas')}"
 
     def told(self) -> dict[str, Any]:
-        """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
+        """Return on rank 0 what summed, None where nothing was or in codes, and how many tests each rank's progress thread has made (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
-        found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
+        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
+        found: dict[str, Any] = {"collective": None if in_codes or self.n_workers == 1 else self.picked}
+        found |= {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
         return found | verdict(self.comm, self.gpu_mpi)
 
     def free(self) -> None:

@@ -107,6 +107,33 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
         assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
 
 
+def is_named(comm, out, strategy, name):
+    """Tell whether summary and trace of a run name what summed, which is what the heading says; None on one rank."""
+    counted = CountedComm(comm)
+    job = JOB.with_values({"strategy": strategy, "bucket": Job.bucket, "collective": name, "trace": True, "out": str(out)}, "test")
+    whole = Run(job, counted, quiet=True, write=True, brief=True)
+    words = whole.strategy.words()
+    whole.drive()
+    found = [whole.end(None)["collective"]]
+    counted.free()
+    comm.Barrier()
+    found += [json.loads((out / "summary.json").read_text())["collective"], json.loads((out / "trace.json").read_text())["otherData"]["collective"]]
+    if comm.size == 1 or len(set(found)) > 1:
+        return set(found) == {None}
+    chosen = " (chosen by measurement)" if name.startswith("auto") else ""
+    return (name == found[0] or bool(chosen)) and found[0] in SUMS and found[0] != "auto" and f"by {found[0]}{chosen}" in words
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["data_parallel", "averaging"])
+@pytest.mark.parametrize("name", ["auto:memory=false", "ring", "auto"])
+def test_summary_and_trace_name_what_summed_as_the_heading_does(comm, mpi_tmp_path, strategy, name, monkeypatch):
+    assert is_named(comm, mpi_tmp_path / "run", strategy, name)
+    told = plugins.load("mpidml.strategies", strategy).told
+    monkeypatch.setattr(plugins.load("mpidml.strategies", strategy), "told", lambda self: told(self) | {"collective": "mpi" if self.picked != "mpi" else "tree"})
+    assert not is_named(comm, mpi_tmp_path / "other", strategy, name)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["shared", "ring", "rabenseifner", "tree"])
 def test_each_part_of_the_optimizer_has_one_owner(comm, name):
