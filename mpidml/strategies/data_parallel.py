@@ -262,7 +262,9 @@ class DataParallel(Serverless):
     def words(self) -> str:
         """Say how the ranks work together."""
         owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        chosen, alone = " (chosen by measurement)" * self.chosen, ("collective",) * (not self.ordered)
+        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
+        chosen, alone = " (chosen by measurement)" * self.chosen, ["collective"] * (not self.ordered) + ["bucket"] * (not in_codes)
+        alone += ["transport"] * (self.job.transport == "mpi" and not in_codes)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"

@@ -86,9 +86,9 @@ def prepared(comm, **changes):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("strategy", ["data_parallel", "averaging"])
-def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measured_is(comm, strategy):
+def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measured_is(comm, strategy, monkeypatch):
     def words(**changes):
-        found, _ = prepared(counted := CountedComm(comm), strategy=strategy, bucket=Job.bucket, **changes)
+        found, _ = prepared(counted := CountedComm(comm), strategy=strategy, **{"bucket": Job.bucket} | changes)
         said = found.words()
         found.free()
         counted.free()
@@ -101,8 +101,13 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
     assert "(chosen by measurement)" in said and "auto" not in said.partition("(chosen")[0], said
     if of_sums:
         assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2)) == alone
+        assert ("; on one rank --bucket 99, --transport mpi change nothing" in words(bucket=99, transport="mpi")) == alone
+        in_codes = words(bucket=99, transport="mpi", compress="bf16")
+        assert "nothing" not in in_codes, "one rank, too, computes with what its codes say"
         assert ("with --transport mpi as without" in words(deterministic=True, transport="mpi")) == (not alone)
         assert "--collective" not in words(collective="ordered:32")
+        monkeypatch.setattr(DataParallel, "asides", lambda self, *alone: "")
+        assert "nothing" not in words(bucket=99, collective="ring"), "the heading says so by `asides` alone"
     else:
         assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
 
