@@ -60,9 +60,10 @@ def shares(columns: dict[str, Array], total_seconds: float) -> dict[str, float]:
     return {kind: _covered_seconds(columns, code) / total_seconds if total_seconds > 0 else 0.0 for code, kind in enumerate(KINDS)}
 
 
-def to_chrome(traces: Iterable[tuple[int, Sequence[str], dict[str, Array]]]) -> dict[str, Any]:
+def to_chrome(traces: Iterable[tuple[int, Sequence[str], dict[str, Array]]], about: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the traces (rank, names of its roles, columns) as a Chrome trace: complete events, microseconds, pid = rank, one tid a lane.
 
+    `about`: what is to be known of all of them, which Perfetto shows with the trace's metadata.
     Events of one tid never overlap. Starts are taken as they are: give all ranks one common origin. Costs O(n log n) an n-event rank.
     Source: the Trace Event Format, "X" and "M" events.
     """
@@ -80,7 +81,7 @@ def to_chrome(traces: Iterable[tuple[int, Sequence[str], dict[str, Array]]]) -> 
                 events.append(_named("thread_name", rank, tid, group if number == 1 else f"{group} {number}"))
                 events.extend(_complete(columns, lane, starts, ends, rank, tid))
                 tid += 1
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return {"traceEvents": events, "displayTimeUnit": "ms"} | ({"otherData": about} if about else {})
 
 
 def _lanes(starts: Array, ends: Array, chosen: Array) -> list[list[int]]:

@@ -26,7 +26,7 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.outputs import CHECKPOINTS, sync
 
-FOLDER, MANIFEST, FORMAT = CHECKPOINTS, "manifest.json", 2
+FOLDER, MANIFEST, FORMAT = CHECKPOINTS, "manifest.json", 3
 
 
 class Piece(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mpidml.collectives.base import FOLDER
+from mpidml.core import plugins
 from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
@@ -115,6 +117,9 @@ def check_target(job: Job, data: Dataset) -> None:
     if job.averaging.startswith("elastic") and job.average_every > n:
         why = f"in a run of {n} clocks the centre of --averaging {job.averaging}, which is what is saved, would stay as it began"
         raise UserError(f"--average-every {job.average_every}: {why}; give at most {n}")
+    if job.strategy == "averaging" and job.average_every > n and not plugins.make(FOLDER, job.collective).exact:
+        why = f"in a run of {n} clocks replicas would never mix by --collective {job.collective}"
+        raise UserError(f"--average-every {job.average_every}: {why}; give at most {n}, or leave --collective out, and their mean is taken at the end alone")
     target = parse_target(job.target, job.looks_at)
     if target is not None and not len(data.rows(job.looks_at)[0]):
         raise UserError(f"--target {job.target}: there are no test rows to measure it on; give --test-data or --hold-out 0.2")

@@ -21,13 +21,15 @@ from mpidml.runtime.scoring import exact, n_of_heads
 
 COLUMNS = (
     "worker", "seconds", "clock", "staleness", "counts", "step_seconds", "loss", "samples", "look_loss", "look_score", "look_rows", "evaluation_seconds", "evaluation",
+    "look_loss_rest", "look_score_rest",
 )  # fmt: skip
 """A worker's report: the staleness of its read, whether its gradient counts, the seconds of its compute, sums over its own samples; seconds since the run began.
 `look_score`: how many are right,
-or in a regression their squared errors; where several heads learn, loss and score of each follow the columns.
+or in a regression their squared errors; what rounding has left of the two sums stands behind. Where several heads learn, loss and score of each follow the
+columns, and then what rounding has left of these.
 `evaluation` numbers the time at which the rows were looked at. A clock of -1: the worker computes no more."""
 N_COLUMNS = len(COLUMNS)
-CLOCK = COLUMNS.index("clock")
+CLOCK, LOOKED = COLUMNS.index("clock"), COLUMNS.index("look_loss")
 MOST_ROWS = 5000
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
@@ -69,7 +71,7 @@ class Monitor:
         self.diverged_at: int | None = None
         self.evaluation_seconds = 0.0
         self.reached: dict[str, Any] | None = None
-        self.scores: dict[int, list[float]] = {}  # evaluation -> loss, score, rows, longest seconds
+        self.scores: dict[int, list[list[float]]] = {}  # evaluation -> the reports of parts of the rows, from look_loss on
         self.ready: list[list[float]] = []
         self.n_pending = 0
         self.pending_loss = 0.0
@@ -100,7 +102,7 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on must know besides its `metrics`, as plain values."""
         kept = {name: getattr(self, name) for name in KEPT}
-        return kept | {"scores": [[k, *sums] for k, sums in self.scores.items()], "ready": self.ready, "sorted": self.sorted.tolist()}
+        return kept | {"scores": [[k, *parts] for k, parts in self.scores.items()], "ready": self.ready, "sorted": self.sorted.tolist()}
 
     def restore(self, state: dict[str, Any], metrics: list[dict[str, Any]], same_target: bool = True) -> None:
         """Go on from `state` and the rows that were written before it; another target is not reached yet."""
@@ -108,7 +110,7 @@ class Monitor:
             setattr(self, name, state[name])
         if not same_target:
             self.reached = None
-        self.scores = {int(k): sums for k, *sums in state["scores"]}
+        self.scores = {int(k): parts for k, *parts in state["scores"]}
         self.ready, self.metrics = state["ready"], metrics
         self.n_written = len(metrics)
         left = np.array(state["sorted"]).reshape(-1, self.width)
@@ -141,7 +143,7 @@ class Monitor:
             self.sorted = self.sorted[np.argsort(self.sorted[:, CLOCK], kind="stable")]
 
     def _finish(self, group: Array) -> None:
-        worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, _ = group.T[:N_COLUMNS]
+        worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, *_ = group.T[:N_COLUMNS]
         if self.n_groups < MOST_ROWS:
             for w, s in zip(worker.astype(int).tolist(), (step_seconds - scoring).tolist(), strict=True):
                 self.step_seconds[w].append(s)
@@ -161,17 +163,14 @@ class Monitor:
 
     def _score(self, rows: Array) -> None:
         """Add up scores of parts of the rows; what all workers score at one time costs training as long as the longest."""
-        for row in rows.tolist():
-            *score, seconds, evaluation = row[8:N_COLUMNS]
-            sums = self.scores.setdefault(int(evaluation), [0.0] * (4 + self.width - N_COLUMNS))
-            for i, value in (*enumerate(score), *enumerate(row[N_COLUMNS:], 4)):
-                sums[i] += value
-            self.evaluation_seconds += max(seconds - sums[3], 0.0)
-            sums[3] = max(seconds, sums[3])
-        if whole := [evaluation for evaluation, sums in self.scores.items() if sums[2] >= self.n_looked_at]:
-            self.ready.append(self.scores[max(whole)])
+        for row in rows[:, LOOKED:].tolist():
+            parts = self.scores.setdefault(int(row[4]), [])
+            self.evaluation_seconds += max(row[3] - max((part[3] for part in parts), default=0.0), 0.0)
+            parts.append(row)
+        if whole := [evaluation for evaluation, parts in self.scores.items() if sum(part[2] for part in parts) >= self.n_looked_at]:
+            self.ready.append(_added(self.scores[max(whole)]))
             # A worker that was too slow for an epoch has left a part of its evaluation out for ever: that one has no score.
-            self.scores = {evaluation: sums for evaluation, sums in self.scores.items() if evaluation > max(whole)}
+            self.scores = {evaluation: parts for evaluation, parts in self.scores.items() if evaluation > max(whole)}
 
     def _emit(self) -> None:
         """Write one row for the groups since the last one: their mean loss, the rest as of the last."""
@@ -179,7 +178,7 @@ class Monitor:
         row: dict[str, Any] = {"clock": int(clock), "epoch": self.n_groups / self.clocks_per_epoch, "seconds": float(seconds), "samples": int(samples)}
         row |= {"loss": self.pending_loss / self.n_pending, "staleness": float(staleness)}
         if self.ready:
-            loss, score, rows, _, *of_heads = self.ready.pop()
+            loss, score, rows, *of_heads = self.ready.pop()
             row |= self._looked(loss, score, rows, of_heads)
             self.ready.clear()
         self.n_pending, self.pending_loss = 0, 0.0
@@ -222,6 +221,15 @@ class Monitor:
             if self.metrics:
                 self._show(self.metrics[-1], final, ended=True)
             self.progress.close()
+
+
+def _added(parts: Sequence[Sequence[float]]) -> list[float]:
+    """Return the loss, score and rows of all parts, and loss and score of each of several heads: sums and what rounding has left of them, added exactly."""
+    columns = list(zip(*parts, strict=True))
+    n = (len(columns) - N_COLUMNS + LOOKED) // 2
+    sums, rests = (*columns[:2], *columns[7 : 7 + n]), (*columns[5:7], *columns[7 + n :])
+    loss, score, *of_heads = (exact((*rounded, *rest)) for rounded, rest in zip(sums, rests, strict=True))
+    return [loss, score, sum(columns[2]), *of_heads]
 
 
 def of_run(strategy: Any, folder: RunFolder | None, quiet: bool) -> Monitor:

@@ -86,9 +86,9 @@ def write(
     folder.write_json(CODING_FILE, known.mapping())
     folder.write_model(tensors, {"model_sha256": found["model_sha256"]})
     if traces is not None:
-        folder.write_json(
-            "trace.json", to_chrome([(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))])
-        )
+        about = {"collective": found["collective"]} if "collective" in found else None
+        by_rank = [(r, names, columns) for r, (names, columns) in enumerate(zip(found["roles"], traces, strict=True))]
+        folder.write_json("trace.json", to_chrome(by_rank, about))
     if strategy.job.report:
         from mpidml.runtime.report import draw
 

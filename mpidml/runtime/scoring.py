@@ -85,8 +85,22 @@ def pairs(values: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def n_of_heads(net: Network) -> int:
-    """Return how many numbers `of_heads` returns."""
-    return 2 * len(net.heads) if len(net.heads) > 1 else 0
+    """Return how many numbers of several heads `sums` and `rests` return."""
+    return 4 * len(net.heads) if len(net.heads) > 1 else 0
+
+
+def sums(of: Scores) -> tuple[float, ...]:
+    """Return the sums of losses and scores, then those of each of several heads."""
+    return tuple(exact(values) for values in _summed(of))
+
+
+def rests(of: Scores) -> tuple[float, ...]:
+    """Return what rounding has left of each of the `sums`: added exactly to those of others they show no bit of who scored which rows."""
+    return tuple(exact((*values, -exact(values))) for values in _summed(of))
+
+
+def _summed(of: Scores) -> list[tuple[float, ...]]:
+    return [values for each in (of, *of.heads) for values in (each.losses, each.scores)]
 
 
 def total(parts: Iterable[Scores]) -> tuple[float, float, int]:

@@ -88,7 +88,9 @@ class Served:
         beside = " beside them" if self.job.servers == "colocated" else ""
         where = "in place" if self.in_place else f"by copy, {self.codes.words()}" if self.codes else "by copy"
         groups = f" of {self.job.group} ranks at most" if self.placement.groups else ""
-        return f"{self.n_workers} worker(s){groups}, {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}"
+        given = [f"--{name} {getattr(self.job, name)}" for name in ("group", "collective") if getattr(self.job, name) != getattr(Job, name)]
+        aside = f"; with one worker {', '.join(given)} change{'s' * (len(given) == 1)} nothing" if given and not self.placement.groups else ""
+        return f"{self.n_workers} worker(s){groups}, {len(self.placement.server_ranks)} server(s){beside}; sync {self.job.policy()}, {where}{aside}"
 
     def final_values(self) -> Array | None:
         """Return the parameters after the last clock on the ranks that have them."""

@@ -17,16 +17,16 @@ from mpidml.ps.task import Push, Read, Turn
 from mpidml.runtime import scoring
 
 BUFFER_WAIT_SECONDS = 50e-6
-N_MEASURED = 5
+N_MEASURED = 7
 
 
 class Training:
     """One worker's part: the gradient of its share of each global batch, and at the start of an epoch the score of its share of some rows.
 
     Those are the validation rows, or the test rows where there are none; a run with patience pauses instead (`looks`). A clock's measurements:
-    loss sum, samples, then of the rows looked at the loss sum, score, number, seconds. The score of rows is how many are right, or in a regression
-    the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones. Of several heads their losses and
-    scores follow (`scoring.of_heads`), all losses as they are trained.
+    loss sum, samples, then of the rows looked at the loss sum, score, number, seconds, and what rounding has left of the two sums. The score of rows is
+    how many are right, or in a regression the sum of their squared errors; squared errors are in the unit of the targets, other losses of scaled ones.
+    Of several heads their losses and scores follow, all losses as they are trained, then what rounding has left of these.
     """
 
     fed: Array | None = None
@@ -245,11 +245,11 @@ class Training:
             self.strategy.worker_chain.delta(self.kernels, g, state, w, turn.step + 1, rate, tuning.memory)
 
     def _look(self, w: Array, epoch: int) -> tuple[float, ...]:
-        """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch, and what several heads have."""
+        """Score what is looked at once an epoch; return loss sum, score, rows, seconds, epoch, what rounding has left, and what several heads have."""
         started = time.perf_counter()
         found = self.score(w, self.job.looks_at)
-        loss, score, n = scoring.total([found])
-        return loss, score, n, time.perf_counter() - started, epoch, *scoring.of_heads([found])
+        sums, rests = scoring.sums(found), scoring.rests(found)
+        return *sums[:2], found.n_rows, time.perf_counter() - started, epoch, *rests[:2], *sums[2:], *rests[2:]
 
     def _salt(self, epoch: int) -> np.uint64:
         if epoch != self.salt_epoch:

@@ -155,7 +155,9 @@ class Averaging(Serverless):
             return {}
         found = distances(squares)
         met = f"{self.job.averaging} every {self.job.average_every}"
-        told = {"sync": met, "staleness_bound": None, "consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
+        by = None if self.way == "elastic_async" or self.n_workers == 1 else self.picked
+        told: dict[str, Any] = {"collective": by, "sync": met, "staleness_bound": None}
+        told |= {"consensus_distance": found[-1][1], "consensus_distances": found[:: -(-len(found) // MOST_DISTANCES)]}
         return told | said
 
     def words(self) -> str:

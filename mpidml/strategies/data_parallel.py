@@ -3,8 +3,8 @@
     gradient of rank r   | bucket 2 | bucket 1 | bucket 0 |      slices of one buffer, final from the end to the start
     sum over ranks       |  0 .. P  |  0 .. P  |  0 .. P  |      of each bucket every rank owns a part: its sum, its optimizer state, its weights
 
-So no rank holds more than 1 / P of the optimizer's memory. Where a link of the optimizer needs the whole gradient, or the collective leaves the whole sum
-on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
+So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, or the collective leaves the whole
+sum on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
 stay there where they can (`_stays`), and only gradients travel, and their sums; each rank changes all weights then, too.
 Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 """
@@ -261,8 +261,13 @@ class DataParallel(Serverless):
 
     def words(self) -> str:
         """Say how the ranks work together."""
-        owner = "each owns a part of weights and optimizer" if self.shares else "each changes all weights"
-        chosen, alone = " (chosen by measurement)" * self.chosen, ("collective",) * (not self.ordered)
+        owners = sorted({shard.server for _, shard in self.shards})
+        some = f"{len(owners)} ranks own" if len(owners) > 1 else f"rank {owners[0]} alone owns"
+        owner = "each owns a part of weights and optimizer" if len(owners) == self.n_workers else f"{some} weights and optimizer"
+        owner = owner if self.shares else "each changes all weights"
+        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
+        chosen, alone = " (chosen by measurement)" * self.chosen, ["collective"] * (not self.ordered) + ["bucket"] * (not in_codes)
+        alone += ["transport"] * (self.job.transport == "mpi" and not in_codes)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
@@ -273,9 +278,11 @@ class DataParallel(Serverless):
         return f"{self.n_workers} worker(s); {what}; {owner}{thread}{self.asides(*alone, 'shares', 'check_replicas')}"
 
     def told(self) -> dict[str, Any]:
-        """Return on rank 0 how many tests each rank's progress thread has made; None of a rank without one (Collective on comm)."""
+        """Return on rank 0 what summed, None where nothing was or in codes, and how many tests each rank's progress thread has made (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
-        found: dict[str, Any] = {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
+        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
+        found: dict[str, Any] = {"collective": None if in_codes or self.n_workers == 1 else self.picked}
+        found |= {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
         return found | verdict(self.comm, self.gpu_mpi)
 
     def free(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
+from mpidml.runtime import scoring
 from mpidml.runtime.monitor import Monitor
 
 
@@ -17,7 +19,7 @@ def measurements(n_workers, n_clocks, per_epoch=3):
             scores = clock > 0 and clock % per_epoch == 0
             evaluated = (10.0 + (worker == n_workers - 1)) if scores else 0.0
             seconds = clock + 1 + 11.0 * (clock // per_epoch)
-            rows.append((worker, seconds, clock, worker, 1, 0.5 + evaluated, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated, clock // per_epoch))
+            rows.append((worker, seconds, clock, worker, 1, 0.5 + evaluated, 2.0 * clock, 4, 1.5 * scores, 3 * scores, 5 * scores, evaluated, clock // per_epoch, 0, 0))
     return rows
 
 
@@ -53,10 +55,33 @@ def test_rows_are_the_same_however_the_measurements_arrive(pieces, by_clock):
 def test_a_loss_has_the_same_bits_whoever_reports_first():
     losses, found, rounded = (0.1, 0.7, 1e3 / 3, 1e-3), set(), set()
     for order in itertools.permutations(range(4)):
-        rows = [(worker, 1.0 + place / 8, 0, 0, 1, 0.5, losses[worker], 2, 0, 0, 0, 0, 0) for place, worker in enumerate(order)]
+        rows = [(worker, 1.0 + place / 8, 0, 0, 1, 0.5, losses[worker], 2, 0, 0, 0, 0, 0, 0, 0) for place, worker in enumerate(order)]
         found.add(joined(rows, 4, 1, 1000)[1][-1]["loss"])
         rounded.add(sum(losses[worker] for worker in order))
     assert len(found) == 1 and len(rounded) > 1, "one after the other they would add up to several sums"
+
+
+def looked(losses, cuts, with_rests=True):
+    """Return the row of a clock before which two workers looked at blocks of rows, the first at the first `cuts`, for a net of two heads."""
+    own = [scoring.Scores(part, (), len(part), (scoring.Scores(part, part, len(part)),) * 2) for part in (losses[:cuts], losses[cuts:])]
+    rests = [scoring.rests(of) if with_rests else (0.0,) * 6 for of in own]
+    rows = [
+        (worker, 1.0, 0, 0, 1, 0.5, 1.0, 2, *sums[:2], of.n_rows, 0.0, 1, *rest[:2], *sums[2:], *rest[2:])
+        for worker, (of, sums, rest) in enumerate(zip(own, map(scoring.sums, own), rests, strict=True))
+    ]
+    written = []
+    quality = lambda score, rows, loss, of, *of_heads: dict(enumerate(of_heads))
+    monitor = Monitor(2, 1, 1, None, written.append, quality, len(losses), n_of_heads=8)
+    monitor.take(rows)
+    monitor.end({})
+    return tuple(written[-1][name] for name in ("test_loss", 0, 1, 2, 3))
+
+
+def test_scores_have_the_same_bits_whoever_scored_which_rows():
+    losses = tuple(1 / (3 + k) ** 3 for k in range(40))
+    found = {looked(losses, cuts) for cuts in range(1, 40)}
+    assert found == {(math.fsum(losses) / 40, *(math.fsum(losses),) * 4)}
+    assert len({looked(losses, cuts, with_rests=False) for cuts in range(1, 40)}) > 1, "what each rounds would show"
 
 
 def test_a_long_run_writes_few_rows_and_every_score():
@@ -71,7 +96,7 @@ def test_a_look_at_a_paused_run_is_in_the_row_of_the_last_clock_before_it():
     """The row waits for it on its way to the file; the seconds of the look are left out of later ones."""
     written = []
     monitor = Monitor(1, 4, 2, None, written.append, lambda score, rows, loss, of: {f"{of}_accuracy": score / rows}, 5, of="val", pauses=True)
-    reports = [(0, clock + 1 + 10.0 * (clock >= 2), clock, 0, 1, 0.5, 2.0, 4, 0, 0, 0, 0, 0) for clock in range(4)]
+    reports = [(0, clock + 1 + 10.0 * (clock >= 2), clock, 0, 1, 0.5, 2.0, 4, 0, 0, 0, 0, 0, 0, 0) for clock in range(4)]
     for start in (0, 2):
         monitor.take(reports[start : start + 2])
         monitor.pause()
@@ -87,7 +112,7 @@ def test_a_look_at_a_paused_run_is_in_the_row_of_the_last_clock_before_it():
 def test_a_report_of_the_next_clock_that_comes_first_waits_for_those_of_its_own(by_clock, pieces):
     """A worker whose share is empty reports clock 1 before the other has told of clock 0. By time alone the rows would be mixed."""
     rows = [
-        (worker, seconds, clock, 0, 1, 0.5, loss, n, 0, 0, 0, 0, 0)
+        (worker, seconds, clock, 0, 1, 0.5, loss, n, 0, 0, 0, 0, 0, 0, 0)
         for worker, seconds, clock, loss, n in ((0, 1.0, 0, 4.0, 2), (0, 1.1, 1, 0.0, 0), (1, 1.2, 0, 8.0, 2), (1, 2.0, 1, 30.0, 3))
     ]
     written = []

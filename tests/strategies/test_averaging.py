@@ -390,6 +390,7 @@ def test_two_runs_have_the_same_bits_where_no_timing_decides(comm):
         ({"tune": False}, "--no-tune: does nothing under --strategy averaging"),
         ({"average_every": 0}, "--average-every 0: is below 1"),
         ({"averaging": "elastic:0.2", "average_every": 9}, "--average-every 9: in a run of 8 clocks the centre of --averaging elastic:0.2"),
+        ({"collective": "gossip", "average_every": 9}, "--average-every 9: in a run of 8 clocks replicas would never mix by --collective gossip; give at most 8"),
         ({"strategy": "data_parallel"}, "--average-every 3: does nothing under --strategy data_parallel"),
         ({"strategy": "parameter_server", "collective": "auto"}, "--average-every 3: does nothing under --strategy parameter_server"),
     ],
@@ -400,6 +401,12 @@ def test_what_cannot_be_is_one_line(comm, changes, says):
     with pytest.raises(UserError) as error:
         run(comm, **changes)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.mpi
+def test_replicas_that_mix_once_are_not_refused_nor_are_means_at_the_end_alone(comm):
+    for changes in ({"collective": "gossip", "average_every": 8}, {"average_every": 9}):
+        assert run(comm, **changes)[0]["clocks"] == 8
 
 
 @pytest.mark.mpi(min_size=3)

@@ -17,6 +17,7 @@ from mpidml.core.rounds import moved
 from mpidml.core.trace import KINDS
 from mpidml.data.sampler import Sampler
 from mpidml.ps.store import Store
+from mpidml.runtime import scoring
 from mpidml.runtime.block_training import BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
@@ -85,9 +86,9 @@ def prepared(comm, **changes):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("strategy", ["data_parallel", "averaging"])
-def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measured_is(comm, strategy):
+def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measured_is(comm, strategy, monkeypatch):
     def words(**changes):
-        found, _ = prepared(counted := CountedComm(comm), strategy=strategy, bucket=Job.bucket, **changes)
+        found, _ = prepared(counted := CountedComm(comm), strategy=strategy, **{"bucket": Job.bucket} | changes)
         said = found.words()
         found.free()
         counted.free()
@@ -100,10 +101,42 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
     assert "(chosen by measurement)" in said and "auto" not in said.partition("(chosen")[0], said
     if of_sums:
         assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2)) == alone
+        assert ("; on one rank --bucket 99, --transport mpi change nothing" in words(bucket=99, transport="mpi")) == alone
+        in_codes = words(bucket=99, transport="mpi", compress="bf16")
+        assert "nothing" not in in_codes, "one rank, too, computes with what its codes say"
         assert ("with --transport mpi as without" in words(deterministic=True, transport="mpi")) == (not alone)
         assert "--collective" not in words(collective="ordered:32")
+        monkeypatch.setattr(DataParallel, "asides", lambda self, *alone: "")
+        assert "nothing" not in words(bucket=99, collective="ring"), "the heading says so by `asides` alone"
     else:
         assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
+
+
+def is_named(comm, out, strategy, name):
+    """Tell whether summary and trace of a run name what summed, which is what the heading says; None on one rank."""
+    counted = CountedComm(comm)
+    job = JOB.with_values({"strategy": strategy, "bucket": Job.bucket, "collective": name, "trace": True, "out": str(out)}, "test")
+    whole = Run(job, counted, quiet=True, write=True, brief=True)
+    words = whole.strategy.words()
+    whole.drive()
+    found = [whole.end(None)["collective"]]
+    counted.free()
+    comm.Barrier()
+    found += [json.loads((out / "summary.json").read_text())["collective"], json.loads((out / "trace.json").read_text())["otherData"]["collective"]]
+    if comm.size == 1 or len(set(found)) > 1:
+        return set(found) == {None}
+    chosen = " (chosen by measurement)" if name.startswith("auto") else ""
+    return (name == found[0] or bool(chosen)) and found[0] in SUMS and found[0] != "auto" and f"by {found[0]}{chosen}" in words
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("strategy", ["data_parallel", "averaging"])
+@pytest.mark.parametrize("name", ["auto:memory=false", "ring", "auto"])
+def test_summary_and_trace_name_what_summed_as_the_heading_does(comm, mpi_tmp_path, strategy, name, monkeypatch):
+    assert is_named(comm, mpi_tmp_path / "run", strategy, name)
+    told = plugins.load("mpidml.strategies", strategy).told
+    monkeypatch.setattr(plugins.load("mpidml.strategies", strategy), "told", lambda self: told(self) | {"collective": "mpi" if self.picked != "mpi" else "tree"})
+    assert not is_named(comm, mpi_tmp_path / "other", strategy, name)
 
 
 @pytest.mark.mpi
@@ -112,6 +145,10 @@ def test_each_part_of_the_optimizer_has_one_owner(comm, name):
     counted = CountedComm(comm)
     strategy, whole = prepared(counted, collective=name, optimizer="adam")
     own = sum(array.size for store in strategy.stores.values() for array in store.optimizer.values())
+    owners, words = [rank for rank, size in enumerate(comm.allgather(own)) if size], strategy.words()
+    assert ("; each owns a part of weights and optimizer" in words) == (len(owners) == comm.size)
+    assert ("; rank 0 alone owns weights and optimizer" in words) == (owners == [0] and comm.size > 1)
+    assert name != "tree" or owners == [0], "a tree leaves the sum on one rank"
     n, n_buckets = strategy.net.n_params, len(strategy.driver.buckets)
     assert n_buckets > 2
     assert sum(comm.allgather(own)) == 2 * n  # m and v
@@ -276,7 +313,7 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
             run(comm, collective=collective, compress="two_bit")
 
 
-def curves(comm, rows=("loss", "samples", "test_accuracy"), **changes):
+def curves(comm, rows=("loss", "samples", "test_loss", "test_accuracy", "val_loss", "val_accuracy"), **changes):
     """Train on the first 1, 2, ... ranks; return on every rank the different (model, curve, final scores) that they found."""
     found = []
     for n in range(1, comm.size + 1):
@@ -293,9 +330,11 @@ def curves(comm, rows=("loss", "samples", "test_accuracy"), **changes):
     return comm.bcast(set(found))
 
 
+LOOKS = {"model": "softmax", "hidden": Job.hidden, "batch": 1600, "epochs": 30, "steps": 0}
+"""As many looks as clocks: what each rank rounds for itself shows in some of them."""
 ORDERED = [
     {}, {"optimizer": "adam", "lr": 0.01, "backend": "numba"}, {"optimizer": "clip:0.1+momentum"}, {"dropout": 0.2}, {"batch": 9, "collective": "ordered:8"},
-    {"collective": "ordered:64", "optimizer": "adagrad"}, {"model": "softmax", "hidden": Job.hidden, "batch": 1600, "epochs": 3, "steps": 0},
+    {"collective": "ordered:64", "optimizer": "adagrad"}, LOOKS, LOOKS | {"validate": 0.25},
 ]  # fmt: skip
 
 
@@ -306,8 +345,18 @@ def test_deterministic_gives_the_same_curve_and_model_bit_by_bit_at_any_number_o
     found = curves(comm, **way)
     assert len(found) == 1
     _, curve, *_ = found.pop()
-    assert len(curve) == (3 if "epochs" in way else 8)
+    assert len(curve) == way.get("epochs", 8)
     assert all(row[0] > 0 for row in curve)
+    looked_at = 4 if "validate" in way else 2
+    assert sum(row[looked_at] is not None for row in curve) == way.get("epochs", 1) - 1
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("way", [LOOKS, LOOKS | {"validate": 0.25}], ids=str)
+def test_the_bits_catch_scores_that_each_rank_rounds(comm, way, monkeypatch):
+    monkeypatch.setattr(scoring, "rests", lambda of: (0.0,) * len(scoring.sums(of)))
+    found = curves(comm, **way)
+    assert len(found) > 1 and len({(model, tuple(row[0] for row in curve), *final) for model, curve, *final in found}) == 1
 
 
 @pytest.mark.mpi(min_size=3)

@@ -10,11 +10,13 @@ import pytest
 from mpidml.core.errors import UserError
 from mpidml.core.placement import Placement, place
 from mpidml.core.role import KINDS, Send
+from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.driver import Driver
 from mpidml.runtime.group_training import GroupTraining, joined
 from mpidml.runtime.groups import Group
 from mpidml.runtime.scoring import Scores
 from mpidml.strategies import parameter_server
+from mpidml.strategies.base import Run
 from tests.ranks import mpirun, python
 from tests.strategies.test_identities import SMALL, run, serial
 from tests.strategies.test_resume import STEPS, go_on, start
@@ -30,6 +32,27 @@ def test_neighbours_are_one_worker_as_evenly_as_can_be():
     assert place(4, "colocated", 1) == place(4, "colocated") and place(1, "2", 8) == place(1, "2") and place(2, "1", 5).groups == ()
     with pytest.raises(UserError, match="--group 4: 3 rank\\(s\\) compute; give at most 3"):
         place(4, "1", 4)
+
+
+@pytest.mark.mpi
+def test_flags_of_groups_that_decide_nothing_with_one_worker_are_named(comm):
+    def words(part, **changes):
+        counted = CountedComm(part)
+        whole = Run(SMALL.with_values(changes, "test"), counted, quiet=True, write=False, brief=True)
+        said = whole.strategy.words()
+        whole.strategy.free()
+        counted.free()
+        return said
+
+    part = comm.Split(comm.rank // 2, comm.rank)
+    assert ("; with one worker --group 5 changes nothing" in words(part, servers="1", group=5))
+    alone = comm.Split(comm.rank, 0)
+    assert words(alone, group=3, collective="ring").endswith("; with one worker --group 3, --collective ring change nothing")
+    assert "nothing" not in words(alone) and "nothing" not in words(part, servers="1")
+    if comm.size > 1:
+        assert "nothing" not in words(comm, group=comm.size, collective="ring")
+    alone.Free()
+    part.Free()
 
 
 def test_scores_of_neighbouring_rows_are_joined_in_their_order():

@@ -197,5 +197,5 @@ def test_who_trains_alone_hears_of_no_way_of_gradients(comm, monkeypatch):
     monkeypatch.setattr(data_parallel.DataParallel, "free", lambda self: (said.append(self.words()), free(self)))
     with on_device(monkeypatch):
         trained(comm, JOB)
-    way = ", gradients go through the host" if comm.size > 1 else f"; on one rank --collective {JOB.collective} changes nothing"
+    way = ", gradients go through the host" if comm.size > 1 else f"; on one rank --collective {JOB.collective}, --bucket {JOB.bucket} change nothing"
     assert said[0].endswith("weights and optimizer stay on the device" + way)
