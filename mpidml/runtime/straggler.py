@@ -91,7 +91,10 @@ def _beyond(rows: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
 
 
 def sentence(found: Mapping[str, Any], bound: int | None, others: Mapping[str, float] | None = None) -> str:
-    """Say what `find` found in one line; `bound` is that of the policy, `others` what other policies would have done in the same time."""
+    """Say what `find` found in one line; `bound` is that of the policy, `others` what other policies would have done in the same time.
+
+    `bound` is None, too, where less work would change nothing.
+    """
     who = f"rank {found['rank']} ({', '.join(found['roles'])})"
     if not found["is_straggler"]:
         return f"no straggler: of all waiting the most, {found['share']:.0%}, was for {who}"

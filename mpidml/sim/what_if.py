@@ -6,9 +6,11 @@ It speaks of clocks in equal time alone. What a clock teaches under another stal
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import WaitTimeout
+from mpidml.core.job import Job
 from mpidml.sim.parameter_server import Plan, simulate
 from mpidml.sync.base import make_policy
 
@@ -17,15 +19,22 @@ MOST_STEPS = 3000  # of all workers together: half a second for all policies
 MOST_WORKERS, LEAST_STEPS = 256, 10
 
 
+BUDGETED = "what other policies would have done is not simulated: under --budget sending takes the time, of which the seconds of computes tell nothing"
+
+
+def tells(step_seconds: Sequence[Sequence[float]]) -> bool:
+    """Say whether a run with these computes is long enough, and has few enough workers, to say something."""
+    return 2 <= len(step_seconds) <= MOST_WORKERS and min(map(len, step_seconds)) >= LEAST_STEPS and min(map(sum, step_seconds)) > 0
+
+
 def what_if(sync: str, step_seconds: Sequence[Sequence[float]], latency: float = 50e-6) -> list[tuple[str, float]]:
     """Return (policy, its clocks in the time of the run over those of the run's own policy), the own one first; nothing for too short a run.
 
     `step_seconds`: for each worker the seconds of its computes, in their order.
     """
-    n = len(step_seconds)
-    steps = [list(of) for of in step_seconds]
-    if not 2 <= n <= MOST_WORKERS or min(map(len, steps)) < LEAST_STEPS or min(map(sum, steps)) <= 0:
+    if not tells(step_seconds):
         return []
+    n, steps = len(step_seconds), [list(of) for of in step_seconds]
     n_steps = max(min(max(map(len, steps)), MOST_STEPS // n), LEAST_STEPS)
     cost = CostModel((1.0,), latency=latency)
     own = simulate(Plan(make_policy(sync), n, n_steps, cost, measured=steps)).seconds
@@ -37,6 +46,16 @@ def what_if(sync: str, step_seconds: Sequence[Sequence[float]], latency: float =
             continue  # a policy of the user's that does not end by time
         found.append((text, done / found[0][1] if found else float(done)))
     return [(sync, 1.0), *found[1:]] if found and found[0][1] else []
+
+
+def told(job: Job, step_seconds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return what the summary of a run holds of it; under a budget only why it is nothing."""
+    if job.strategy != Job.strategy or not tells(step_seconds):
+        return {"what_if": {}, "what_if_sentence": ""}
+    if job.budget:
+        return {"what_if": {}, "what_if_sentence": BUDGETED}
+    others = what_if(job.policy(), step_seconds)
+    return {"what_if": dict(others), "what_if_sentence": sentence(others) if others else ""}
 
 
 def sentence(found: Sequence[tuple[str, float]]) -> str:

@@ -101,3 +101,23 @@ def test_when_it_was_is_where_most_of_the_waiting_was_and_so_is_whether_all_alon
     assert found["is_straggler"] and found["all_along"] and "all along" in straggler.sentence(found, 0)
     monkeypatch.setattr(Waited, "middle", lambda self: (self.first, self.last))
     assert straggler.find(rows({0: {4: slow_for(30, 70)}}), 100.0, 3)["all_along"], "the first and the last wait of any length"
+
+
+@pytest.mark.mpi(min_size=2)
+def test_under_a_budget_nobody_is_told_to_give_less_work(comm):
+    from mpidml.core.job import Job
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.summary import closing
+    from mpidml.sim.what_if import BUDGETED
+    from mpidml.strategies.base import train
+
+    counted = CountedComm(comm)
+    for budget in (1e6, 0.0):
+        job = Job(sync="ssp:1", steps=15, hidden=(16,), batch=32, budget=budget, backend="numpy")
+        found = train(job, counted, quiet=True, write=False)
+        slow = straggler.find(rows({0: {4: slow_for(0, 100)}}), 100.0, 3)
+        text = closing(found | {"most_waited_for": slow, "what_if": {}}, None, False)
+        assert "straggler: rank 1" in text and (BUDGETED in text) == (budget > 0)
+        assert ("give it less work" in text) == (budget == 0)
+        assert bool(found["what_if"]) == (budget == 0)
+    counted.free()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpidml.sim.what_if import OTHERS, sentence, what_if
+from mpidml.core.job import Job
+from mpidml.sim import what_if as what_if_module
+from mpidml.sim.what_if import BUDGETED, OTHERS, sentence, told, what_if
+from tests.changed import changed
 
 
 def ratios(sync, seconds):
@@ -37,3 +40,14 @@ def test_one_worker_or_too_short_a_run_tells_nothing(seconds):
 
 def test_the_sentence_names_each_policy_with_its_ratio():
     assert sentence([("bsp", 1.0), ("asp", 1.234)]).endswith("(simulated): asp 1.23")
+
+
+def test_under_a_budget_nothing_is_simulated_and_the_run_says_why():
+    """Sending takes the time there: of that the seconds of computes tell nothing, so that every ratio would be wrong."""
+    seconds, budgeted = [[1.0] * 50] * 2, Job(sync="ssp:3", budget=2e5)
+    assert told(budgeted, seconds) == {"what_if": {}, "what_if_sentence": BUDGETED}
+    assert told(Job(sync="ssp:3"), seconds)["what_if"]["ssp:3"] == 1.0
+    nothing = {"what_if": {}, "what_if_sentence": ""}
+    for job, of in ((budgeted, [[1.0] * 50]), (Job(), [[1.0] * 5] * 2), (Job(strategy="data_parallel"), seconds)):
+        assert told(job, of) == nothing, "where it would have said nothing, there is no why"
+    assert changed(what_if_module, [("if job.budget:", "if False:")]).told(budgeted, seconds)["what_if"]
