@@ -279,7 +279,7 @@ class Run:
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds} | told
-            found |= what_if.told(self.job, monitor.step_seconds)
+            found |= what_if.told(self.job, monitor.step_seconds, monitor.n_finished)
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
             if not self.quiet and not self.brief:
