@@ -143,7 +143,7 @@ def _run_all(
         speak(sentence(name, summary))
         server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
         if most is not None and most["is_straggler"] and not many and not server_bound:
-            speak(straggler.sentence(most, plan.policy.bound))
+            speak(straggler.sentence(most, None if job.budget else plan.policy.bound))
     if many:
         comparison.tell(folder, entries, curves, target, speak)
     elif folder is not None:

@@ -64,10 +64,9 @@ class Worker:
         foreseen = policy.asks_ahead == 1 or (coordinator < 0 and not policy.timed and client.prompt)
         self.rides = policy.asks_ahead if self.early and foreseen and len(client.tables) == 1 else 0
         self.computing = self.leaving = self.pauses = self.last = self.ended = False
-        self.step = self.n_grants = 0
         self.next: tuple[int, float] | None = None  # block and weight of the next turn
         self.ahead: dict[int, Message] = {} if coordinator >= 0 else UNUSED  # the grants of those after, by their numbers
-        self.turn, self.staleness, self.granted_by = Turn(0, 0, 0), -1, -1
+        self.turn, self.step, self.n_grants, self.staleness, self.granted_by = Turn(0, 0, 0), 0, 0, -1, -1
         self.unsent: tuple[Sequence[Push], tuple[float, ...]] | None = None
         self.coming = self.after = NO_TICKETS  # of the next turn, and of the one after where that is asked for before the next began
         self.load_told = self.answered_at = self.begun_at = self.done_at = 0.0
@@ -100,8 +99,10 @@ class Worker:
         self.answered_at = now
         if self.computing or self.next is None or self.ended:
             return NOTHING
-        culprit = message.clock if message.clock >= 0 else self.granted_by if self.granted_by >= 0 else source
-        self.tally.wait(culprit, self.step, self.done_at, now)
+        if not self.last:  # that the others have not come to their end yet makes nobody slow
+            # Where a gate names who opened it, the ticks follow its grants: the last of them makes the read possible, but nobody waits for that one.
+            culprit = self.granted_by if self.granted_by >= 0 else message.clock if message.clock >= 0 else source
+            self.tally.wait(culprit, self.step, self.done_at, now)
         effects: list[Effect] = []
         self._begin(now, effects)
         return effects
@@ -117,7 +118,7 @@ class Worker:
             return effects
         self._accept(now, effects)
         if not self.computing and not any(ticket.unanswered for ticket in self.coming):
-            if self.granted_by >= 0 or not self.gated:
+            if not self.leaving and (self.granted_by >= 0 or not self.gated):
                 self.tally.wait(self.granted_by if self.granted_by >= 0 else self.coordinator, self.step, self.done_at, now)
             self._begin(now, effects)
         return effects
@@ -189,9 +190,8 @@ class Worker:
             if client.untaken:
                 client.take(ticket)
         block, weight = self.next  # type: ignore[misc]
-        client.batch = block // self.n_workers
         self.turn = turn = new(Turn, (step, clock, block, weight, versions, self.staleness if self.staleness >= 0 else clock - oldest))
-        self.computing, self.begun_at = True, now
+        self.computing, self.begun_at, client.batch = True, now, block // self.n_workers
         if self.traced:
             effects.append(Record("pull", (clock, since := self.coming[0].since if self.coming else now, max(self.answered_at - since, 0.0))))
         if self.last:

@@ -31,6 +31,7 @@ columns, and then what rounding has left of these.
 N_COLUMNS = len(COLUMNS)
 CLOCK, LOOKED = COLUMNS.index("clock"), COLUMNS.index("look_loss")
 MOST_ROWS = 5000
+STRETCH = 50  # clocks
 KEPT = ("samples", "dropped_samples", "n_groups", "diverged_at", "evaluation_seconds", "reached", "n_pending", "pending_loss", "last")
 
 
@@ -62,7 +63,9 @@ class Monitor:
         self.of, self.pauses, self.by_clock, self.n_written = of, pauses, by_clock, 0
         self.every = -(-n_clocks // MOST_ROWS) if not limit_seconds else 1
         self.metrics: list[dict[str, Any]] = []
-        self.step_seconds: list[list[float]] = [[] for _ in range(n_workers)]  # of the first clocks, without the looks
+        # Who took how long, without the looks, of every `stride`-th stretch of STRETCH clocks, so that a long run is kept in parts that are spread evenly.
+        self.steps: dict[int, list[tuple[list[int], list[float]]]] = {}
+        self.stride, self.n_finished = 1, 0
         self.latest = np.full(n_workers, -math.inf)
         self.width = N_COLUMNS + n_of_heads
         self.unsorted = np.empty((0, self.width))
@@ -135,6 +138,16 @@ class Monitor:
             start += n
         self.sorted = self.sorted[start:]
 
+    @property
+    def step_seconds(self) -> list[list[float]]:
+        """The seconds of each worker's computes that are kept: all of a short run."""
+        found: list[list[float]] = [[] for _ in range(self.n_workers)]
+        for kept in self.steps.values():
+            for workers, seconds in kept:
+                for w, s in zip(workers, seconds, strict=True):
+                    found[w].append(s)
+        return found
+
     def _sort(self, until: float) -> None:
         told = self.unsorted[:, 1] <= until
         found, self.unsorted = self.unsorted[told], self.unsorted[~told]
@@ -144,9 +157,12 @@ class Monitor:
 
     def _finish(self, group: Array) -> None:
         worker, seconds, clock, staleness, counts, step_seconds, loss, samples, _, _, n_tested, scoring, *_ = group.T[:N_COLUMNS]
-        if self.n_groups < MOST_ROWS:
-            for w, s in zip(worker.astype(int).tolist(), (step_seconds - scoring).tolist(), strict=True):
-                self.step_seconds[w].append(s)
+        if not (number := self.n_finished // STRETCH) % self.stride:
+            self.steps.setdefault(number, []).append((worker.astype(int).tolist(), (step_seconds - scoring).tolist()))
+            if len(self.steps) > MOST_ROWS // STRETCH:
+                self.stride *= 2
+                self.steps = {number: kept for number, kept in self.steps.items() if not number % self.stride}
+        self.n_finished += 1
         if n_tested.any():
             self._score(group[n_tested > 0])
         total_loss, n = exact((loss * counts).tolist()), float((samples * counts).sum())  # who comes first decides no bit

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpidml.ps.waits import Waited
+from mpidml.ps.waits import OUTSIDE, Waited
 
 STRAGGLER_SHARE, OF_TWO, WORTH_SHARE = 0.6, 0.85, 0.05  # of two workers each waits for the other alone, so chance gives half
 NO_GAIN = 1.05
-ALL_ALONG = 0.1  # of the run, at its begin and at its end: waits that reach into both are not transient
+ALL_ALONG = 0.15  # of the run, at its begin and at its end: where most waits reach into both, a twentieth of them at each end apart, they are not transient
 
 
 def pairs(waiting: str, rank: int, waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence[int], started: float) -> list[dict[str, Any]]:
@@ -31,6 +31,7 @@ def totals(waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence
 
 
 def _row(rank: int, waiting: str, for_rank: int, name: str, waits: Waited, started: float) -> dict[str, Any]:
+    begin, end = waits.middle()
     return {
         "rank": rank,
         "role": waiting,
@@ -40,15 +41,15 @@ def _row(rank: int, waiting: str, for_rank: int, name: str, waits: Waited, start
         "times": waits.times,
         "longest_seconds": waits.longest_seconds,
         "longest_clock": waits.longest_clock,
-        "first_seconds": waits.first - started,
-        "last_seconds": waits.last - started,
+        "first_seconds": begin - started,
+        "last_seconds": end - started,
     }
 
 
 def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) -> dict[str, Any] | None:
-    """Return the rank that was waited for most, None where nobody waited: who waited how long for it, since when, and whether it `is_straggler`.
+    """Return the rank that was waited for most, None where nobody waited: who waited how long for it, when, and whether it `is_straggler`.
 
-    `rows` are those of all workers (`pairs`) of a run of `run_seconds`.
+    When: from `first_seconds` to `last_seconds`, without what was little. `rows` are those of all workers (`pairs`) of a run of `run_seconds`.
     """
     by_rank: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -59,7 +60,7 @@ def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) 
     rank, mine = max(by_rank.items(), key=lambda item: sum(row["seconds"] for row in item[1]))
     seconds = sum(row["seconds"] for row in mine)
     longest = max(mine, key=lambda row: row["longest_seconds"])
-    first, last = min(row["first_seconds"] for row in mine), max(row["last_seconds"] for row in mine)
+    first, last = _beyond(mine, "first_seconds", 1), _beyond(mine, "last_seconds", -1)
     who: dict[int, float] = {}
     for row in mine:
         who[row["rank"]] = who.get(row["rank"], 0.0) + row["seconds"]
@@ -78,8 +79,22 @@ def find(rows: Sequence[Mapping[str, Any]], run_seconds: float, n_workers: int) 
     }
 
 
+def _beyond(rows: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
+    """Return the least `name` of the rows (`sign` -1: the greatest), but for those that hold less than a share OUTSIDE of all seconds together."""
+    ordered = sorted(rows, key=lambda row: sign * row[name])
+    left = OUTSIDE * sum(row["seconds"] for row in rows)
+    for row in ordered:
+        left -= row["seconds"]
+        if left <= 0:
+            break
+    return float(row[name])
+
+
 def sentence(found: Mapping[str, Any], bound: int | None, others: Mapping[str, float] | None = None) -> str:
-    """Say what `find` found in one line; `bound` is that of the policy, `others` what other policies would have done in the same time."""
+    """Say what `find` found in one line; `bound` is that of the policy, `others` what other policies would have done in the same time.
+
+    `bound` is None, too, where less work would change nothing.
+    """
     who = f"rank {found['rank']} ({', '.join(found['roles'])})"
     if not found["is_straggler"]:
         return f"no straggler: of all waiting the most, {found['share']:.0%}, was for {who}"

@@ -145,6 +145,7 @@ def of_job(
         "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in quotas],
         "staleness_max": max(histogram, default=0),
         "staleness_bound": strategy.policy.bound,
+        "budget": job.budget,
         "staleness_histogram": {str(s): histogram[s] for s in sorted(histogram)},
         "model_sha256": hashlib.sha256(values.tobytes()).hexdigest(),
     }
@@ -270,7 +271,7 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
         + late
         + (f"\nreplicas were {apart:.3g} (root mean square) from their mean, when last measured" if (apart := summary.get("consensus_distance")) is not None else "")
         + _read(summary)
-        + (f"\n{straggler.sentence(most, summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
+        + (f"\n{straggler.sentence(most, None if summary['budget'] else summary['staleness_bound'], summary['what_if'])}" if (most := summary["most_waited_for"]) else "")
         + (f"\n{other}" if (other := summary["what_if_sentence"]) else "")
         + (f"\nwritten: {folder}/ ({'report.png, ' * drawn}summary.json, metrics.jsonl, model.safetensors, config.toml)" if folder is not None else "")
     )

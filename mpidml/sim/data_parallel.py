@@ -68,7 +68,7 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     after = seconds + cost.apply * owned
     drawn = cost.seconds(plan.seed, n).of
     found = Simulated(done_by=[0] * n, staleness={0: 0})
-    busy, waits, last = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+    busy = np.zeros(n)
     now, clock = 0.0, 0
     every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
@@ -76,8 +76,9 @@ def simulate(plan: Plan, collective: str) -> Simulated:
         if plan.slowdown is not None:
             computes *= 1 + np.array([plan.slowdown.extra(w, clock) for w in range(n)])
         slowest = int(computes.argmax())
-        waits[slowest] += float(computes[slowest] * n - computes.sum())
-        last[slowest] += 1
+        if (waits := float(computes[slowest] * n - computes.sum())) > 0:
+            end = now + float(computes[slowest])
+            found.waited.setdefault(slowest + 1, Waited()).add(clock, end - waits / (n - 1), end)  # the mean of those of all others
         busy += computes
         now += float(computes[slowest]) + after
         clock += 1
@@ -91,7 +92,6 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     of_each = [(sum(len(each.sends) for each in (*of.reduce, *of.gather)), moved((*of.reduce, *of.gather))) for of in parts]
     found.n_messages = round(sum(m for m, _ in of_each) / len(of_each) * n) * clock
     found.nbytes = round(sum(b for _, b in of_each) / len(of_each) * n) * clock if cost.bytes_per_second else 0
-    found.waited = {
-        w + 1: Waited(int(last[w]) * (n - 1), float(waits[w]), 0.0, -1, 0.0, now) for w in range(n) if waits[w] > 0
-    }
+    for waited in found.waited.values():
+        waited.times, waited.seconds = waited.times * (n - 1), waited.seconds * (n - 1)
     return found

@@ -279,8 +279,7 @@ class Run:
             monitor.end(final)
             found = summary.of_job(self.job, strategy, comm, monitor, ranks, final, values, self.quotas)
             found |= {"checkpoint_seconds": self.saving_seconds} | told
-            others = what_if.what_if(self.job.policy(), monitor.step_seconds) if self.job.strategy == Job.strategy else []
-            found |= {"what_if": dict(others), "what_if_sentence": what_if.sentence(others) if others else ""}
+            found |= what_if.told(self.job, monitor.step_seconds, monitor.n_finished)
             if self.folder is not None:
                 run_files.write(self.folder, strategy, self.data, found, monitor.metrics, values, traces)
             if not self.quiet and not self.brief:

@@ -138,7 +138,7 @@ class Epochs:
                 if self.fair:
                     weight = self.credit[worker] / (self.quota[worker] - index)
                     self.credit[worker] -= weight
-                yield Start(worker, self.epoch, self.turns[worker], index - self.fewest, weight, True, self.opener if opened else -1)
+                yield Start(worker, self.epoch, self.turns[worker], index - self.fewest, weight, True, self.opener if opened and not index else -1)
                 self.turns[worker] += 1
 
     def waiting(self) -> str:

@@ -7,8 +7,10 @@ import math
 
 import pytest
 
+from mpidml.runtime import monitor as monitor_module
 from mpidml.runtime import scoring
-from mpidml.runtime.monitor import Monitor
+from mpidml.runtime.monitor import MOST_ROWS, STRETCH, Monitor
+from tests.changed import changed
 
 
 def measurements(n_workers, n_clocks, per_epoch=3):
@@ -122,3 +124,27 @@ def test_a_report_of_the_next_clock_that_comes_first_waits_for_those_of_its_own(
     monitor.end({})
     assert ([row["loss"] for row in written] == pytest.approx([3.0, 10.0])) == by_clock
     assert written[-1]["samples"] == 7
+
+
+def kept(of, n_clocks):
+    """Return the clocks of which two workers' seconds are kept: a second more at each clock, and half a one more of worker 1."""
+    monitor = of(2, n_clocks, n_clocks, None, lambda row: None, accuracy, 10)
+    for clock in range(n_clocks):
+        monitor.take([(w, clock + 1.0, clock, 0, 1, clock + 0.5 * w, 1.0, 4, 0, 0, 0, 0, 0) for w in range(2)])
+    assert monitor.n_finished == n_clocks
+    first, second = monitor.step_seconds
+    assert second == [s + 0.5 for s in first], "the same clocks of each"
+    return first
+
+
+def test_of_a_long_run_the_seconds_of_stretches_from_all_of_it_are_kept():
+    assert kept(Monitor, 3 * STRETCH + 7) == list(range(3 * STRETCH + 7)), "of a short one all"
+    few = changed(monitor_module, [("MOST_ROWS = 5000", "MOST_ROWS = 500")])
+    n = 5 * few.MOST_ROWS
+    found = kept(few.Monitor, n)
+    assert few.MOST_ROWS / 2 <= len(found) <= few.MOST_ROWS < MOST_ROWS
+    starts = found[::STRETCH]
+    assert found == [start + k for start in starts for k in range(STRETCH)] and len({b - a for a, b in itertools.pairwise(starts)}) == 1
+    assert starts[0] == 0 and starts[-1] > 0.7 * n
+    first = changed(monitor_module, [("MOST_ROWS = 5000", "MOST_ROWS = 500"), ("% self.stride:\n            self.steps.s", "> 9:\n            self.steps.s")])
+    assert kept(first.Monitor, n)[-1] < 0.3 * n, "the first clocks alone"

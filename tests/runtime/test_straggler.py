@@ -80,3 +80,44 @@ def test_where_staleness_would_have_gained_nobody_is_told_that_it_would_not():
     found = straggler.find(rows({0: {4: waits(3.0, first=100.2)}, 2: {4: waits(4.0), 3: waits(1.0)}}), 10.0, 3)
     assert "no bounded staleness gains anything" in straggler.sentence(found, 0, {"ssp:3": 1.01, "ssp:10": 1.03})
     assert "no bounded staleness" not in straggler.sentence(found, 0, {"ssp:3": 1.2, "ssp:10": 1.3})
+
+
+def slow_for(begin, end, of_run=100.0, each=0.5):
+    """A record of a run of 1 s clocks from 100.0 on: small waits at each, and of `each` between `begin` and `end`."""
+    record = Waited()
+    for clock in range(int(of_run)):
+        now = 101.0 + clock
+        record.add(clock, now - (each if begin <= clock < end else 0.001), now)
+    return record
+
+
+def test_when_it_was_is_where_most_of_the_waiting_was_and_so_is_whether_all_along(monkeypatch):
+    a_while, always, one_early = rows({0: {4: slow_for(30, 70)}, 2: {4: slow_for(30, 70)}}), rows({0: {4: slow_for(0, 100)}}), rows({2: {4: slow_for(0, 3, each=0.1)}})
+    found = straggler.find(a_while + one_early, 100.0, 3)
+    assert found["is_straggler"] and not found["all_along"], "small waits, or few of one rank, are not since when it was slow"
+    assert (found["first_seconds"], found["last_seconds"]) == pytest.approx((32, 68), abs=3)
+    assert "all along" not in straggler.sentence(found, 0)
+    found = straggler.find(always + one_early, 100.0, 3)
+    assert found["is_straggler"] and found["all_along"] and "all along" in straggler.sentence(found, 0)
+    monkeypatch.setattr(Waited, "middle", lambda self: (self.first, self.last))
+    assert straggler.find(rows({0: {4: slow_for(30, 70)}}), 100.0, 3)["all_along"], "the first and the last wait of any length"
+
+
+@pytest.mark.mpi(min_size=2)
+def test_under_a_budget_nobody_is_told_to_give_less_work(comm):
+    from mpidml.core.job import Job
+    from mpidml.runtime.comm import CountedComm
+    from mpidml.runtime.summary import closing
+    from mpidml.sim.what_if import BUDGETED
+    from mpidml.strategies.base import train
+
+    counted = CountedComm(comm)
+    for budget in (1e6, 0.0):
+        job = Job(sync="ssp:1", steps=15, hidden=(16,), batch=32, budget=budget, backend="numpy")
+        found = train(job, counted, quiet=True, write=False)
+        slow = straggler.find(rows({0: {4: slow_for(0, 100)}}), 100.0, 3)
+        text = closing(found | {"most_waited_for": slow, "what_if": {}}, None, False)
+        assert "straggler: rank 1" in text and (BUDGETED in text) == (budget > 0)
+        assert ("give it less work" in text) == (budget == 0)
+        assert bool(found["what_if"]) == (budget == 0)
+    counted.free()
