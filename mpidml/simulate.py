@@ -73,7 +73,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     rest = {k: v for k, v in values.items() if k not in NAMES}
     rest.setdefault("batch", SAMPLES_A_WORKER * scale.workers)
     variants = agree(comm, lambda: expand(rest, "simulate"))
-    cost = agree(comm, lambda: _given(scale))
+    cost = agree(comm, lambda: _given(scale, values))
     agree(comm, lambda: _check_lists(rest, scale))
     plans = agree(comm, lambda: [planned(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
     agree(comm, lambda: fits_memory(plans))
@@ -89,7 +89,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     if cost is None:
-        cost = _fit(scale, variants[0].job, comm, speak)
+        cost = _fit(scale, values, variants[0].job, comm, speak)
     if leads:
         speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
     if cost.samples and cost.samples != (share := max(variants[0].job.batch // scale.workers, 1)):
@@ -193,19 +193,19 @@ def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> Non
         strategy(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
 
-def _given(scale: Simulation) -> CostModel | None:
+def _given(scale: Simulation, values: Mapping[str, Any]) -> CostModel | None:
     """Return the costs that the flags give; None where they are to be fitted."""
     if scale.cost:
         try:
-            values = json.loads(Path(scale.cost).read_text())
+            found = json.loads(Path(scale.cost).read_text())
         except FileNotFoundError:
             raise UserError(f"--cost {scale.cost}: there is no such file; give the cost.json of a simulation") from None
         except (OSError, ValueError) as error:
             raise UserError(f"--cost {scale.cost}: cannot be read as JSON ({error}); give the cost.json of a simulation") from None
-        if not isinstance(values, dict):
+        if not isinstance(found, dict):
             raise UserError(f"--cost {scale.cost}: holds no cost model; give the cost.json of a simulation")
-        return scale.over(CostModel.from_mapping(values, scale.cost))
-    return None if scale.fits else scale.over(CostModel())
+        return scale.over(CostModel.from_mapping(found, scale.cost), values)
+    return None if scale.fits else scale.over(CostModel(), values)
 
 
 def of_sizes(job: Job, plan: Plan) -> Simulated:
@@ -261,14 +261,14 @@ def fits_memory(plans: list[Plan]) -> None:
         )
 
 
-def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
+def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
     speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {computing(comm.size, job.servers)} worker(s) ...")
     fitted = fit(job, share, comm, scale.latency)
     found: CostModel | None = None
     if fitted is not None:
-        found = scale.over(fitted.cost)
+        found = scale.over(fitted.cost, values)
         plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, fitted.n_workers, 8, fitted.colocated)
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
         speak(f"measured {fitted.samples_per_second:,.0f} samples/s, simulated {rate:,.0f} ({rate / fitted.samples_per_second:.2f} times)")
