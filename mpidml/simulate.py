@@ -132,7 +132,7 @@ def _run_all(
             progress = None if stream is None else Progress(min(plan.n_clocks, MOST_SIZE) * job.batch, stream, launcher_terminal())
             found, metrics, quality = virtual_training.train(job, plan, data, progress)
             summary = of_job(job, plan, found, time.perf_counter() - started)[0] | quality
-            summary["samples_per_second"] = summary["samples"] / found.seconds
+            summary["samples_per_second"] = summary["samples"] / found.seconds if summary["samples"] and found.seconds else None
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
         if folder is not None:
             _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own, job.report)

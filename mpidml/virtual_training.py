@@ -70,7 +70,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "samples": monitor.samples,
         "dropped_samples": monitor.dropped_samples,
         "epochs": monitor.n_groups / sampler.clocks_per_epoch,
-        "final_loss": sum(row["loss"] for row in tail) / len(tail),
+        "final_loss": sum(row["loss"] for row in tail) / len(tail) if tail else None,
         "diverged_at_clock": monitor.diverged_at,
         **by_head(strategy, final),
         "target": job.target or None,

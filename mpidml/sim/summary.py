@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpidml.core.clocks import NO_CLOCK
 from mpidml.core.job import Job
 from mpidml.sim.parameter_server import Plan, Simulated
 
@@ -41,7 +42,7 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "dropped_samples": round(found.n_dropped * share),
         "seconds": seconds,
         "wall_seconds": wall_seconds,
-        "samples_per_second": samples / seconds if seconds > 0 else None,
+        "samples_per_second": samples / seconds if samples and seconds > 0 else None,
         "clocks_per_second": found.n_done / n / seconds if seconds > 0 else None,
         "final_loss": None,
         "test_loss": None,
@@ -65,6 +66,8 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
 
 def sentence(name: str, summary: dict[str, Any]) -> str:
     """Say what came of a simulation in one line."""
+    if not summary["samples"]:
+        return f"{name}: {NO_CLOCK}"
     waiting = sum(summary["wait_seconds"]) / max(sum(summary["wait_seconds"]) + sum(summary["compute_seconds"]), 1e-12)
     mean = sum(int(s) * k for s, k in summary["staleness_histogram"].items()) / max(sum(summary["staleness_histogram"].values()), 1)
     text = f"{name}: {summary['workers']:,} worker(s) do {summary['clocks']:,} clocks each in {summary['seconds']:.4g} s"
