@@ -41,7 +41,7 @@ from mpidml.runtime.payload import SIMULATED_WHOLE, net_of, payload, refuse_spar
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.sim import data_parallel
+from mpidml.sim import data_parallel, memory
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
@@ -84,7 +84,8 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     if data is not None:
         refuse_sparse(data, "simulate", SIMULATED_WHOLE)
         check_target(variants[0].job, data)
-        agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
+        nets = agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
+        agree(comm, lambda: fits_memory([virtual_training.with_memory(*each) for each in zip(plans, (job for _, job in variants), nets, strict=True)]))
     net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
@@ -253,12 +254,7 @@ def planned(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -
 
 def fits_memory(plans: list[Plan]) -> None:
     """Refuse what this machine has no memory for, by an estimate."""
-    room, wanted = memory_nbytes(), max(plan.memory_nbytes for plan in plans)
-    if room is not None and wanted > 0.8 * room:
-        most = int((0.8 * room - plans[0].memory_nbytes) / ((wanted - 60e6) / plans[0].n_workers)) + plans[0].n_workers
-        raise UserError(
-            f"--workers {plans[0].n_workers}: would take about {wanted / 1e9:.1f} GB of memory, {room / 1e9:.1f} GB are free; simulate at most about {most:,}"
-        )
+    memory.check(plans, memory_nbytes())
 
 
 def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedComm, speak: Any) -> CostModel:
