@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from mpidml.sim.summary import sentence
 from tests.ranks import mpirun, python
 from tests.test_bad_input import run_many
 
@@ -132,3 +133,15 @@ def test_a_schedule_over_the_run_needs_an_end_and_the_clocks_of_a_simulation_are
 def test_more_workers_than_one_process_can_compute_for_is_one_line(tmp_path):
     result = python([*SIMULATE, *GIVEN, "--learn", "--workers", "65", "--out", tmp_path / "run"])
     assert result.code == 2 and "--workers 65: --learn runs the arithmetic of at most 64" in result.err, result
+
+
+def test_one_policy_says_whether_its_target_was_reached(tmp_path):
+    words = [*SIMULATE, *GIVEN, "--learn", "--workers", "2", "--batch", "64", "--hidden", "16", "--backend", "numpy", "--clocks", "10", "--no-report"]
+    missed = ok(python([*words, "--target", "0.9999", "--out", tmp_path / "missed"]))
+    assert "; test accuracy 0.9999 was NOT reached; " in missed
+    met = ok(python([*words, "--target", "loss:2.6", "--out", tmp_path / "met"]))
+    summary = json.loads((tmp_path / "met" / "summary.json").read_text())
+    assert f"; test loss 2.6 was reached at {summary['target_seconds']:.4g} s, after {summary['target_samples']:,} samples; " in met
+    none = ok(python([*words, "--out", tmp_path / "none"]))
+    assert "reached" not in none
+    assert "reached" not in sentence("bsp", summary | {"target": None}), "the broken variant: a summary whose target is not told"
