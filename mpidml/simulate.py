@@ -28,7 +28,7 @@ from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
-from mpidml.fitting import FIT_CLOCKS, fit
+from mpidml.fitting import FIT_CLOCKS, fit, fit_alone, of_one_process
 from mpidml.nn.network import Network
 from mpidml.runtime import comparison, device, straggler
 from mpidml.runtime.agree import agree
@@ -49,6 +49,7 @@ from mpidml.sim.summary import of_job, sentence
 from mpidml.sync.base import make_policy
 
 SAMPLES_A_WORKER = 16
+ASSUMED = "; assumed: its compute is that of all shares, one after the other"
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
 PLANNED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
@@ -89,8 +90,10 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
+    one: CostModel | None = None
     if cost is None:
         cost = _fit(scale, values, variants[0].job, comm, speak)
+        one = fit_alone(variants[0].job, comm) if len(variants) > 1 and not scale.compute else None
     if leads:
         speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
     if cost.samples and cost.samples != (share := max(variants[0].job.batch // scale.workers, 1)):
@@ -102,16 +105,17 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         speak("no --seconds: each run ends with its clocks, so under --assign static each policy ends with its slowest worker")
     entries: list[dict[str, Any]] = []
     if leads:
-        entries = _run_all(scale, variants, cost, net, data, folder, None if quiet else sys.stdout)
+        entries = _run_all(scale, variants, cost, one, net, data, folder, None if quiet else sys.stdout)
     comm.Barrier()
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 
 
 def _run_all(
-    scale: Simulation, variants: list[Variant], cost: CostModel, net: Network | None, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
+    scale: Simulation, variants: list[Variant], cost: CostModel, one: CostModel | None, net: Network | None, data: Dataset | None, folder: RunFolder | None,
+    stream: TextIO | None,
 ) -> list[dict[str, Any]]:
-    """Simulate each variant, and before several the job in one process; write and say what came of it."""
+    """Simulate each variant, and before several the job in one process, which costs `one`, where that is known; write and say what came of it."""
     many = len(variants) > 1
     speak = say if stream is not None else lambda text: None
     target = parse_target(variants[0].job.target, variants[0].job.looks_at)
@@ -122,9 +126,7 @@ def _run_all(
     taken: dict[str, int] = {}
     for name, job, at in named:
         started = time.perf_counter()
-        own = cost
-        if name == ONE_PROCESS:  # it has the work of all workers to do by itself, and no network
-            own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
+        own = of_one_process(cost, scale.workers, one) if name == ONE_PROCESS else cost
         plan = planned(at, job, own, net)
         if data is None:
             found = of_sizes(job, plan)
@@ -141,7 +143,7 @@ def _run_all(
         if folder is not None and many:
             folder.write_json("compare.json", entries)
         curves.append(metrics)
-        speak(sentence(name, summary))
+        speak(sentence(name, summary) + ASSUMED * (name == ONE_PROCESS and one is None))
         server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
         if most is not None and most["is_straggler"] and not many and not server_bound:
             speak(straggler.sentence(most, plan.policy.bound))

@@ -42,6 +42,7 @@ def test_several_policies_make_one_table_with_one_process_first(tmp_path):
     assert [row["variant"] for row in rows] == ["one process", "bsp", "ssp:3", "adaptive", "quorum"]
     assert rows[0]["samples"] == rows[1]["samples"], "one process does the work of all"
     assert rows[1]["samples_per_second"] < rows[2]["samples_per_second"] and rows[4]["dropped_samples"] > 0
+    assert "assumed: its compute is that of all shares, one after the other" in said
     assert "one process is slower than all of them" in said and [p.name for p in (tmp_path / "run").rglob("*.png")] == ["compare.png"]
 
 
