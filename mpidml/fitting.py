@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 from mpidml.core.cost import CostModel
@@ -15,6 +18,8 @@ from mpidml.strategies.base import train
 
 FIT_CLOCKS = 60
 WARM_UP_CLOCKS = 5
+SLOWER, SURE = 1.2, 4.0
+"""A worker is slow whose steps take so many times those of the others, and that is so many standard errors."""
 ALONE_CLOCKS = 40
 MOST_SAMPLES = 4096
 """Of a batch that one process computes: beyond them what a step costs besides is nothing."""
@@ -27,6 +32,8 @@ class Fitted(NamedTuple):
     n_workers: int
     colocated: bool
     samples_per_second: float
+    slow: str = ""
+    """What there is to say of a rank that was slow throughout."""
 
 
 def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.latency) -> Fitted | None:
@@ -42,7 +49,24 @@ def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.late
     if comm.rank:
         return None
     cost = replace(_cost(summary, kept["step_seconds"], comm.size), latency=latency, samples=share)
-    return Fitted(cost, workers, servers == "colocated", summary["samples_per_second"])
+    slow = slow_rank([of[WARM_UP_CLOCKS:] for of in kept["step_seconds"]], comm.size - workers)
+    return Fitted(cost, workers, servers == "colocated", summary["samples_per_second"], slow)
+
+
+def slow_rank(step_seconds: Sequence[Sequence[float]], first: int) -> str:
+    """Say which worker's steps took longer than those of the others, by more than their spread explains; `first`: the rank of worker 0. "" for none."""
+    n = len(step_seconds)
+    if n < 2 or min(map(len, step_seconds)) < 2:
+        return ""
+    slow = max(range(n), key=lambda w: fmean(step_seconds[w]))
+    own, others = step_seconds[slow], [s for w, of in enumerate(step_seconds) if w != slow for s in of]
+    ratio, error = fmean(own) / max(fmean(others), 1e-12), math.sqrt(variance(own) / len(own) + variance(others) / len(others))
+    if ratio < SLOWER or fmean(own) - fmean(others) < SURE * error:
+        return ""
+    return (
+        f"rank {first + slow} was slow throughout, its steps took {ratio:.2f} times those of the others: the simulation takes all workers alike, "
+        f"and this as jitter; fit without that rank, and give --slowdown permanent:{ratio:.2g} for a slow one"
+    )
 
 
 def fit_alone(job: Job, comm: CountedComm) -> CostModel | None:

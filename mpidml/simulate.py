@@ -270,6 +270,8 @@ def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedCo
         plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, fitted.n_workers, 8, fitted.colocated)
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
         speak(f"measured {fitted.samples_per_second:,.0f} samples/s, simulated {rate:,.0f} ({rate / fitted.samples_per_second:.2f} times)")
+        if fitted.slow:
+            speak(fitted.slow)
     cost: CostModel = comm.bcast(found)
     return cost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mpidml import fitting
@@ -71,3 +72,24 @@ def test_a_step_has_its_overhead_once_where_one_process_is_measured():
     assumed = fitting.of_one_process(share, 4, None)
     assert assumed.mean_seconds == pytest.approx(4.4), "without a measurement it counts four times"
     assert (assumed.latency, assumed.message) == (0.0, 0.0)
+
+
+def test_a_rank_that_is_slow_for_good_is_named_and_chance_is_not():
+    random = np.random.default_rng(3)
+    steps = random.exponential(1.0, (4, 55)) + 1.0
+    assert fitting.slow_rank(steps.tolist(), 0) == "", "jitter"
+    slow = steps * np.array([[1.0], [1.0], [1.6], [1.0]])
+    said = fitting.slow_rank(slow.tolist(), 1)
+    assert said.startswith("rank 3 was slow throughout") and "--slowdown permanent:1." in said and "takes all workers alike" in said
+    assert fitting.slow_rank((np.ones((4, 55)) * [[1.0], [1.0], [1.1], [1.0]]).tolist(), 0) == "", "less than a fifth"
+    once = np.ones((4, 55))
+    once[2, 7] = 40.0
+    assert fitting.slow_rank(once.tolist(), 0) == "", "one long step"
+    assert fitting.slow_rank([[1.0] * 55], 0) == ""
+
+
+def test_without_the_spread_one_long_step_would_be_a_slow_rank(monkeypatch):
+    monkeypatch.setattr(fitting, "SURE", 0.0)
+    once = np.ones((4, 55))
+    once[2, 7] = 40.0
+    assert "rank 2" in fitting.slow_rank(once.tolist(), 0)
