@@ -58,6 +58,7 @@ def test_flags_that_have_no_part_and_costs_of_another_batch_are_named(tmp_path):
 
 REFUSED = {  # what is given -> what the line says
     "--workers 100000000": "--workers 100000000: would take about ",
+    "--workers 3,5": "simulate: workers: '3,5' is a list, and one value is taken here; simulate each by itself",
     "--workers 0": "--workers 0: is below 1",
     "--clocks -3": "--clocks -3: is below 0",
     "--workers 50 --batch 10": "--batch 10: is below the 50 workers",

@@ -33,6 +33,9 @@ class Simulation:
     def with_values(self, values: Mapping[str, Any], where: str) -> Simulation:
         """Return a simulation with `values` in their types; UserError names what cannot be."""
         default = Simulation()
+        for name, value in values.items():
+            if isinstance(value, str) and "," in value and not isinstance(getattr(default, name), str):
+                raise UserError(f"{where}: {name}: '{value}' is a list, and one value is taken here; simulate each by itself")
         found = replace(self, **{name: parsed(value, getattr(default, name), f"{where}: {name}") for name, value in values.items()})
         for name, least in (("workers", 1), ("clocks", 0)):
             if getattr(found, name) < least:
