@@ -28,7 +28,7 @@ from mpidml.core.simulation import CLOCKS, NAMES, Simulation
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.target import parse_target
 from mpidml.core.variants import ONE_PROCESS, Variant, alone, expand, several
-from mpidml.fitting import FIT_CLOCKS, fit
+from mpidml.fitting import FIT_CLOCKS, fit, fit_alone, of_one_process
 from mpidml.nn.network import Network
 from mpidml.runtime import comparison, device, straggler
 from mpidml.runtime.agree import agree
@@ -41,7 +41,7 @@ from mpidml.runtime.payload import SIMULATED_WHOLE, net_of, payload, refuse_spar
 from mpidml.runtime.progress import Progress, launcher_terminal
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.summary import say
-from mpidml.sim import data_parallel
+from mpidml.sim import data_parallel, memory
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
@@ -49,6 +49,7 @@ from mpidml.sim.summary import of_job, sentence
 from mpidml.sync.base import make_policy
 
 SAMPLES_A_WORKER = 16
+ASSUMED = "; assumed: its compute is that of all shares, one after the other"
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
 PLANNED = ("strategy", "collective", "sync", "staleness", "servers", "assign", "slowdown", "seconds", "batch", "seed", "report", "out")
@@ -73,7 +74,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     rest = {k: v for k, v in values.items() if k not in NAMES}
     rest.setdefault("batch", SAMPLES_A_WORKER * scale.workers)
     variants = agree(comm, lambda: expand(rest, "simulate"))
-    cost = agree(comm, lambda: _given(scale))
+    cost = agree(comm, lambda: _given(scale, values))
     agree(comm, lambda: _check_lists(rest, scale))
     plans = agree(comm, lambda: [planned(scale, job, CostModel() if cost is None else cost, None) for _, job in variants])
     agree(comm, lambda: fits_memory(plans))
@@ -84,12 +85,15 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
     if data is not None:
         refuse_sparse(data, "simulate", SIMULATED_WHOLE)
         check_target(variants[0].job, data)
-        agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
+        nets = agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
+        agree(comm, lambda: fits_memory([virtual_training.with_memory(*each) for each in zip(plans, (job for _, job in variants), nets, strict=True)]))
     net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
+    one: CostModel | None = None
     if cost is None:
-        cost = _fit(scale, variants[0].job, comm, speak)
+        cost = _fit(scale, values, variants[0].job, comm, speak)
+        one = fit_alone(variants[0].job, comm) if len(variants) > 1 and not scale.compute else None
     if leads:
         speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
     if cost.samples and cost.samples != (share := max(variants[0].job.batch // scale.workers, 1)):
@@ -101,16 +105,17 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         speak("no --seconds: each run ends with its clocks, so under --assign static each policy ends with its slowest worker")
     entries: list[dict[str, Any]] = []
     if leads:
-        entries = _run_all(scale, variants, cost, net, data, folder, None if quiet else sys.stdout)
+        entries = _run_all(scale, variants, cost, one, net, data, folder, None if quiet else sys.stdout)
     comm.Barrier()
     result: list[dict[str, Any]] = comm.bcast(entries)
     return result
 
 
 def _run_all(
-    scale: Simulation, variants: list[Variant], cost: CostModel, net: Network | None, data: Dataset | None, folder: RunFolder | None, stream: TextIO | None
+    scale: Simulation, variants: list[Variant], cost: CostModel, one: CostModel | None, net: Network | None, data: Dataset | None, folder: RunFolder | None,
+    stream: TextIO | None,
 ) -> list[dict[str, Any]]:
-    """Simulate each variant, and before several the job in one process; write and say what came of it."""
+    """Simulate each variant, and before several the job in one process, which costs `one`, where that is known; write and say what came of it."""
     many = len(variants) > 1
     speak = say if stream is not None else lambda text: None
     target = parse_target(variants[0].job.target, variants[0].job.looks_at)
@@ -121,9 +126,7 @@ def _run_all(
     taken: dict[str, int] = {}
     for name, job, at in named:
         started = time.perf_counter()
-        own = cost
-        if name == ONE_PROCESS:  # it has the work of all workers to do by itself, and no network
-            own = replace(cost, compute=tuple(s * scale.workers for s in cost.compute), latency=0.0, bytes_per_second=0.0, message=0.0)
+        own = of_one_process(cost, scale.workers, one) if name == ONE_PROCESS else cost
         plan = planned(at, job, own, net)
         if data is None:
             found = of_sizes(job, plan)
@@ -132,7 +135,7 @@ def _run_all(
             progress = None if stream is None else Progress(min(plan.n_clocks, MOST_SIZE) * job.batch, stream, launcher_terminal())
             found, metrics, quality = virtual_training.train(job, plan, data, progress)
             summary = of_job(job, plan, found, time.perf_counter() - started)[0] | quality
-            summary["samples_per_second"] = summary["samples"] / found.seconds
+            summary["samples_per_second"] = summary["samples"] / found.seconds if summary["samples"] and found.seconds else None
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
         if folder is not None:
             _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own, job.report)
@@ -140,7 +143,7 @@ def _run_all(
         if folder is not None and many:
             folder.write_json("compare.json", entries)
         curves.append(metrics)
-        speak(sentence(name, summary))
+        speak(sentence(name, summary) + ASSUMED * (name == ONE_PROCESS and one is None))
         server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
         if most is not None and most["is_straggler"] and not many and not server_bound:
             speak(straggler.sentence(most, None if job.budget else plan.policy.bound))
@@ -193,19 +196,19 @@ def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> Non
         strategy(virtual_training.ending(job, plan.n_clocks), VirtualRanks(ranks))
 
 
-def _given(scale: Simulation) -> CostModel | None:
+def _given(scale: Simulation, values: Mapping[str, Any]) -> CostModel | None:
     """Return the costs that the flags give; None where they are to be fitted."""
     if scale.cost:
         try:
-            values = json.loads(Path(scale.cost).read_text())
+            found = json.loads(Path(scale.cost).read_text())
         except FileNotFoundError:
             raise UserError(f"--cost {scale.cost}: there is no such file; give the cost.json of a simulation") from None
         except (OSError, ValueError) as error:
             raise UserError(f"--cost {scale.cost}: cannot be read as JSON ({error}); give the cost.json of a simulation") from None
-        if not isinstance(values, dict):
+        if not isinstance(found, dict):
             raise UserError(f"--cost {scale.cost}: holds no cost model; give the cost.json of a simulation")
-        return scale.over(CostModel.from_mapping(values, scale.cost))
-    return None if scale.fits else scale.over(CostModel())
+        return scale.over(CostModel.from_mapping(found, scale.cost), values)
+    return None if scale.fits else scale.over(CostModel(), values)
 
 
 def of_sizes(job: Job, plan: Plan) -> Simulated:
@@ -253,25 +256,22 @@ def planned(scale: Simulation, job: Job, cost: CostModel, net: Network | None) -
 
 def fits_memory(plans: list[Plan]) -> None:
     """Refuse what this machine has no memory for, by an estimate."""
-    room, wanted = memory_nbytes(), max(plan.memory_nbytes for plan in plans)
-    if room is not None and wanted > 0.8 * room:
-        most = int((0.8 * room - plans[0].memory_nbytes) / ((wanted - 60e6) / plans[0].n_workers)) + plans[0].n_workers
-        raise UserError(
-            f"--workers {plans[0].n_workers}: would take about {wanted / 1e9:.1f} GB of memory, {room / 1e9:.1f} GB are free; simulate at most about {most:,}"
-        )
+    memory.check(plans, memory_nbytes())
 
 
-def _fit(scale: Simulation, job: Job, comm: CountedComm, speak: Any) -> CostModel:
+def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
     speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {computing(comm.size, job.servers)} worker(s) ...")
     fitted = fit(job, share, comm, scale.latency)
     found: CostModel | None = None
     if fitted is not None:
-        found = scale.over(fitted.cost)
+        found = scale.over(fitted.cost, values)
         plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, fitted.n_workers, 8, fitted.colocated)
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
         speak(f"measured {fitted.samples_per_second:,.0f} samples/s, simulated {rate:,.0f} ({rate / fitted.samples_per_second:.2f} times)")
+        if fitted.slow:
+            speak(fitted.slow)
     cost: CostModel = comm.bcast(found)
     return cost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ from mpidml_kernels import backend
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
+from mpidml.nn.network import Network
 from mpidml.runtime.dataset import Dataset
 from mpidml.runtime.monitor import COLUMNS, Monitor
 from mpidml.runtime.net import build_net
 from mpidml.runtime.progress import Progress
 from mpidml.runtime.scoring import n_of_heads
 from mpidml.runtime.summary import by_head
+from mpidml.sim.memory import learning_nbytes
 from mpidml.sim.parameter_server import Plan, Simulated, drive
 from mpidml.sim.ranks import VirtualRanks
 
@@ -26,11 +29,22 @@ def ending(job: Job, n_clocks: int) -> Job:
     return job.with_values({"steps": n_clocks if n_clocks <= 1 << 30 else 0, "epochs": 0}, "simulate")
 
 
+def with_memory(plan: Plan, job: Job, net: Network) -> Plan:
+    """Return `plan` with what the arithmetic of `net` will keep, by an estimate."""
+    strategy = _strategy(job, plan)
+    nbytes, how = net.n_params * net.dtype.itemsize, (strategy.copies, strategy.in_place, strategy.repeat, job.reads != Job.reads, job.backend != "numpy")
+    return replace(plan, kept=learning_nbytes(nbytes, plan.n_workers, plan.n_shards, plan.policy, *how))
+
+
+def _strategy(job: Job, plan: Plan) -> Any:
+    ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
+    return plugins.load("mpidml.strategies", job.strategy)(ending(job, plan.n_clocks), VirtualRanks(ranks))
+
+
 def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None) -> tuple[Simulated, list[dict[str, Any]], dict[str, Any]]:
     """Train as `job` says with the ranks of `plan`; return what was counted, the metrics over virtual seconds, and the quality reached."""
     job = ending(job, plan.n_clocks).with_values({"early_push": "off", "slowdown": "", "out": ""}, "simulate")
-    ranks = plan.n_workers if plan.colocated else plan.n_workers + plan.n_shards
-    strategy: Any = plugins.load("mpidml.strategies", job.strategy)(job, VirtualRanks(ranks))
+    strategy = _strategy(job, plan)
     net = build_net(job, data, backend(job.backend))
     strategy.make(net, data, None, (lambda now: now >= plan.seconds) if plan.seconds else None)
     roles = strategy.roles()
@@ -70,7 +84,7 @@ def train(job: Job, plan: Plan, data: Dataset, progress: Progress | None = None)
         "samples": monitor.samples,
         "dropped_samples": monitor.dropped_samples,
         "epochs": monitor.n_groups / sampler.clocks_per_epoch,
-        "final_loss": sum(row["loss"] for row in tail) / len(tail),
+        "final_loss": sum(row["loss"] for row in tail) / len(tail) if tail else None,
         "diverged_at_clock": monitor.diverged_at,
         **by_head(strategy, final),
         "target": job.target or None,

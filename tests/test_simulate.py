@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from mpidml.sim.summary import sentence
 from tests.ranks import mpirun, python
 from tests.test_bad_input import run_many
 
@@ -41,6 +42,7 @@ def test_several_policies_make_one_table_with_one_process_first(tmp_path):
     assert [row["variant"] for row in rows] == ["one process", "bsp", "ssp:3", "adaptive", "quorum"]
     assert rows[0]["samples"] == rows[1]["samples"], "one process does the work of all"
     assert rows[1]["samples_per_second"] < rows[2]["samples_per_second"] and rows[4]["dropped_samples"] > 0
+    assert "assumed: its compute is that of all shares, one after the other" in said
     assert "one process is slower than all of them" in said and [p.name for p in (tmp_path / "run").rglob("*.png")] == ["compare.png"]
 
 
@@ -56,6 +58,7 @@ def test_flags_that_have_no_part_and_costs_of_another_batch_are_named(tmp_path):
 
 REFUSED = {  # what is given -> what the line says
     "--workers 100000000": "--workers 100000000: would take about ",
+    "--workers 3,5": "simulate: workers: '3,5' is a list, and one value is taken here; simulate each by itself",
     "--workers 0": "--workers 0: is below 1",
     "--clocks -3": "--clocks -3: is below 0",
     "--workers 50 --batch 10": "--batch 10: is below the 50 workers",
@@ -132,3 +135,15 @@ def test_a_schedule_over_the_run_needs_an_end_and_the_clocks_of_a_simulation_are
 def test_more_workers_than_one_process_can_compute_for_is_one_line(tmp_path):
     result = python([*SIMULATE, *GIVEN, "--learn", "--workers", "65", "--out", tmp_path / "run"])
     assert result.code == 2 and "--workers 65: --learn runs the arithmetic of at most 64" in result.err, result
+
+
+def test_one_policy_says_whether_its_target_was_reached(tmp_path):
+    words = [*SIMULATE, *GIVEN, "--learn", "--workers", "2", "--batch", "64", "--hidden", "16", "--backend", "numpy", "--clocks", "10", "--no-report"]
+    missed = ok(python([*words, "--target", "0.9999", "--out", tmp_path / "missed"]))
+    assert "; test accuracy 0.9999 was NOT reached; " in missed
+    met = ok(python([*words, "--target", "loss:2.6", "--out", tmp_path / "met"]))
+    summary = json.loads((tmp_path / "met" / "summary.json").read_text())
+    assert f"; test loss 2.6 was reached at {summary['target_seconds']:.4g} s, after {summary['target_samples']:,} samples; " in met
+    none = ok(python([*words, "--out", tmp_path / "none"]))
+    assert "reached" not in none
+    assert "reached" not in sentence("bsp", summary | {"target": None}), "the broken variant: a summary whose target is not told"

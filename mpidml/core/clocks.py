@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 
+NO_CLOCK = "no clock ended in the time given, give more --seconds"
 ENDED = 1 << 60
 
 

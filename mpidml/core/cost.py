@@ -43,6 +43,8 @@ class CostModel:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"cost model: {name} {value} is not a number from 0 up; give one")
+        if self.samples < 0:
+            raise UserError(f"cost model: samples {self.samples} is below 0; give how many a compute has, or 0 for unknown")
         if not 0 <= self.jitter <= 1:
             raise UserError(f"cost model: jitter {self.jitter} is not a share; give a number from 0 to 1")
 
@@ -66,12 +68,18 @@ class CostModel:
         for name in values:
             if name not in known:
                 raise UserError(f"{where}: there is no '{name}' in a cost model; {nearest(name, known)}")
-        try:
-            kinds: dict[str, Any] = {"source": str, "samples": int, "compute": lambda v: tuple(map(float, v))}
-            numbers: dict[str, Any] = {k: kinds.get(k, float)(v) for k, v in values.items()}
-            return cls(**numbers)
-        except (TypeError, ValueError):
-            raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; correct the file") from None
+        if "compute" not in values:
+            raise UserError(f"{where}: there is no compute in this cost model; add a list of seconds, as [0.01]")
+        if not isinstance(values["compute"], list | tuple):
+            raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute, not {values['compute']!r}; correct the file")
+        kinds: dict[str, Any] = {"source": str, "samples": int, "compute": lambda v: tuple(map(float, v))}
+        numbers: dict[str, Any] = {}
+        for name, value in values.items():
+            try:
+                numbers[name] = kinds.get(name, float)(value)
+            except (TypeError, ValueError, OverflowError):
+                raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute; {name} is {value!r}, correct the file") from None
+        return cls(**numbers)
 
 
 STEPS, WORKERS, MOST_BLOCKS = 32, 64, 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -33,6 +33,9 @@ class Simulation:
     def with_values(self, values: Mapping[str, Any], where: str) -> Simulation:
         """Return a simulation with `values` in their types; UserError names what cannot be."""
         default = Simulation()
+        for name, value in values.items():
+            if isinstance(value, str) and "," in value and not isinstance(getattr(default, name), str):
+                raise UserError(f"{where}: {name}: '{value}' is a list, and one value is taken here; simulate each by itself")
         found = replace(self, **{name: parsed(value, getattr(default, name), f"{where}: {name}") for name, value in values.items()})
         for name, least in (("workers", 1), ("clocks", 0)):
             if getattr(found, name) < least:
@@ -54,17 +57,10 @@ class Simulation:
         """Whether costs are to be measured."""
         return self.fit or not (self.cost or self.compute)
 
-    def over(self, cost: CostModel) -> CostModel:
-        """Return `cost` with what was given by flags."""
-        default = Simulation()
-        given = {
-            "latency": self.latency,
-            "bytes_per_second": self.bandwidth,
-            "apply": self.apply,
-            "jitter": self.jitter,
-        }
-        names = {"bytes_per_second": "bandwidth"}
-        changed: dict[str, Any] = {k: v for k, v in given.items() if v != getattr(default, names.get(k, k))}
+    def over(self, cost: CostModel, given: Collection[str]) -> CostModel:
+        """Return `cost` with what the flags named in `given` say, be it their default."""
+        names = {"latency": "latency", "bandwidth": "bytes_per_second", "apply": "apply", "jitter": "jitter"}
+        changed: dict[str, Any] = {of: getattr(self, name) for name, of in names.items() if name in given}
         if self.compute:
             changed["compute"] = (self.compute,)
         return replace(cost, **changed)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mpidml.core.clocks import NO_CLOCK
 from mpidml.core.target import Target
 from mpidml.runtime.report import nbytes
 
@@ -106,6 +107,8 @@ def verdict(entries: Sequence[Row], target: Target | None) -> list[str]:
         said += [f"most samples/s: {per_second(ahead[0][key])} ({ahead[0]['variant']})"] if ahead else []
         said += _finest(entries)
     said += _against_one(entries[0], entries[1:], key)
+    if idle := [str(each["variant"]) for each in entries if each.get("samples") == 0]:
+        said.append(f"{', '.join(idle)}: {NO_CLOCK}")
     for each in entries:
         name = each["variant"]
         if each.get("diverged_at_clock") is not None:

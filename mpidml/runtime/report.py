@@ -74,7 +74,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 def _details(summary: Mapping[str, Any]) -> str:
     goes_on = f" x {summary['lr_policy']}" if summary.get("lr_policy", "constant") != "constant" else ""
     parts = [f"{summary['optimizer']}, learning rate {summary['learning_rate']:g}{goes_on}"]
-    parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second']:,.0f}/s)")
+    parts.append(f"{summary['samples']:,} samples in {_seconds(summary['seconds'])} ({summary['samples_per_second'] or 0:,.0f}/s)")
     parts += figures(summary)
     if summary.get("best_epoch") is not None:
         parts.append(f"best after epoch {summary['best_epoch']:g}")
@@ -109,7 +109,7 @@ def _loss_over_time(axes: Axes, summary: Mapping[str, Any], metrics: Sequence[Ma
         legend(axes)
     finite = np.flatnonzero(np.isfinite(loss))
     if finite.size == 0:
-        axes.set_title("The loss was never finite")
+        axes.set_title("The loss was never finite" if len(loss) else "No clock ended in the time given")
     elif finite[-1] < len(loss) - 1:
         axes.set_title(f"The loss diverged: not finite after clock {metrics[int(finite[-1])]['clock']}")
     elif finite.size == 1:
@@ -129,7 +129,7 @@ def _loss_over_samples(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None
     legend(axes)
     smooth = smoothed(loss, clocks)
     reached = np.flatnonzero(smooth <= smooth[np.isfinite(smooth)][0] / 2) if np.isfinite(smooth).any() else np.empty(0, int)
-    n = f"{samples[-1]:,.0f}"
+    n = f"{samples[-1] if len(samples) else 0:,.0f}"
     if len(loss) < 2 or not np.isfinite(smooth).any():
         axes.set_title(f"{n} samples were seen")
     elif reached.size:

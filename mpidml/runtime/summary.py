@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGUSR1, Signals
 from typing import Any
 
+from mpidml.core.clocks import NO_CLOCK
 from mpidml.core.job import Job
 from mpidml.core.position import Position
 from mpidml.core.role import Array
@@ -82,7 +83,7 @@ def of_job(
     for rank in ranks:
         for staleness, n in rank["histogram"].items():
             histogram[staleness] = histogram.get(staleness, 0) + n
-    last = monitor.metrics[-1]
+    last = monitor.metrics[-1] if monitor.metrics else {"clock": -1, "seconds": max(r["seconds"] for r in ranks)}  # the time was up before a clock was
     # The last epoch's rows, and of how many clocks each is the mean.
     rows, first = pairwise([{"clock": -1}, *monitor.metrics]), last["clock"] - strategy.sampler.clocks_per_epoch
     tail = [(row["loss"], row["clock"] - before["clock"]) for before, row in rows if row["clock"] > first]
@@ -123,8 +124,8 @@ def of_job(
         "seconds": last["seconds"],
         "wall_seconds": max(r["seconds"] for r in ranks),
         "rank_seconds": [r["seconds"] for r in ranks],
-        "samples_per_second": monitor.samples / last["seconds"] if last["seconds"] > 0 else None,
-        "final_loss": sum(loss * n for loss, n in tail) / sum(n for _, n in tail),
+        "samples_per_second": monitor.samples / last["seconds"] if monitor.samples and last["seconds"] > 0 else None,
+        "final_loss": sum(loss * n for loss, n in tail) / sum(n for _, n in tail) if tail else None,
         "diverged_at_clock": monitor.diverged_at,
         **by_head(strategy, final),
         "bytes_sent": [r["bytes_sent"] for r in ranks],
@@ -262,10 +263,11 @@ def closing(summary: dict[str, Any], folder: Path | None, drawn: bool) -> str:
     if summary.get("best_epoch") is not None:
         quality = f"saved: the parameters after epoch {summary['best_epoch']:g}, validation loss {summary['best_val_loss']:.4g}. " + quality
     dropped = f"; {summary['dropped_samples']:,} samples more were dropped" if summary["dropped_samples"] else ""
+    loss = f"training loss {summary['final_loss']:.4f} after" if summary["final_loss"] is not None else f"{NO_CLOCK}:"
     drained = summary["drain_seconds"]
     late = f"\nthe last updates took {drained:.2f} s more to go out within the budget; they count" if drained >= WORTH_TELLING_SECONDS else ""
     return (
-        f"done: {quality}training loss {summary['final_loss']:.4f} after {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
+        f"done: {quality}{loss} {summary['samples']:,} samples in {summary['seconds']:.2f} s ({rate:,.0f} samples/s){dropped}\n"
         f"ranks were busy {busy / total:.0%}, waiting {wait / total:.0%}, communicating {moved / total:.0%} of the time; staleness at most {summary['staleness_max']}"
         + stage_report.closing(summary)
         + late

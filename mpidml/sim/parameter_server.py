@@ -33,6 +33,10 @@ from mpidml.sync.base import SyncPolicy, Tuning
 
 WORKER_NBYTES = 5000
 """Memory that a simulated worker takes, with its messages in flight; measured at 10,000 workers."""
+SERVER_NBYTES = 470
+"""Memory that a server's name takes, which lies apart from all workers, in a summary."""
+BASE_NBYTES = 80_000_000
+"""Memory that a simulation takes by itself, the plot half of it."""
 MOST_ROWS = 2000
 
 
@@ -59,11 +63,23 @@ class Plan:
     """Seconds of each worker's steps, in place of draws; they come round again."""
     pushed: int = 0
     answer: int = 0
+    kept: int = 0
+    """Memory that the arithmetic takes, where there is some."""
+
+    @property
+    def workers_nbytes(self) -> int:
+        """Estimate the memory of the workers."""
+        return self.n_workers * WORKER_NBYTES
+
+    @property
+    def servers_nbytes(self) -> int:
+        """Estimate the memory of servers that lie apart."""
+        return 0 if self.colocated else self.n_shards * SERVER_NBYTES
 
     @property
     def memory_nbytes(self) -> int:
         """Estimate the memory that the simulation takes."""
-        return 60_000_000 + self.n_workers * WORKER_NBYTES
+        return BASE_NBYTES + self.workers_nbytes + self.servers_nbytes + self.kept
 
 
 @dataclass

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mpidml.core.clocks import NO_CLOCK
 from mpidml.core.job import Job
+from mpidml.core.target import parse_target
 from mpidml.sim.parameter_server import Plan, Simulated
 
 
@@ -41,7 +43,7 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "dropped_samples": round(found.n_dropped * share),
         "seconds": seconds,
         "wall_seconds": wall_seconds,
-        "samples_per_second": samples / seconds if seconds > 0 else None,
+        "samples_per_second": samples / seconds if samples and seconds > 0 else None,
         "clocks_per_second": found.n_done / n / seconds if seconds > 0 else None,
         "final_loss": None,
         "test_loss": None,
@@ -65,10 +67,20 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
 
 def sentence(name: str, summary: dict[str, Any]) -> str:
     """Say what came of a simulation in one line."""
+    if not summary["samples"]:
+        return f"{name}: {NO_CLOCK}{_of_target(summary)}"
     waiting = sum(summary["wait_seconds"]) / max(sum(summary["wait_seconds"]) + sum(summary["compute_seconds"]), 1e-12)
     mean = sum(int(s) * k for s, k in summary["staleness_histogram"].items()) / max(sum(summary["staleness_histogram"].values()), 1)
     text = f"{name}: {summary['workers']:,} worker(s) do {summary['clocks']:,} clocks each in {summary['seconds']:.4g} s"
     text += f" ({summary['samples_per_second'] or 0:,.0f} samples/s), waiting {waiting:.0%}, staleness {mean:.2f}; loss "
     text += "-" if summary["final_loss"] is None else f"{summary['final_loss']:.4f}"
     text += "" if summary["test_accuracy"] is None else f", test accuracy {summary['test_accuracy']:.2%}"
-    return text + f"; {summary['messages'][0]:,} messages, simulated in {summary['wall_seconds']:.1f} s"
+    return text + f"{_of_target(summary)}; {summary['messages'][0]:,} messages, simulated in {summary['wall_seconds']:.1f} s"
+
+
+def _of_target(summary: dict[str, Any]) -> str:
+    """Say whether a target was reached; "" where there was none."""
+    if not summary.get("target"):
+        return ""
+    at, target = summary["target_seconds"], parse_target(summary["target"], "val" if "val_loss" in summary else "test")
+    return f"; {target} was " + ("NOT reached" if at is None else f"reached at {at:.4g} s, after {summary['target_samples']:,} samples")

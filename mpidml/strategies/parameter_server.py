@@ -102,6 +102,7 @@ class ParameterServer(Served):
         self.tasks: dict[int, Training] = {}
         self.workers: dict[int, Worker] = {}
         self.learnt: dict[str, list[float]] = {}
+        self.load: Occupancy | None = None  # of this machine, where the run is on it
 
     def _early(self) -> bool:
         """Whether gradients are pushed layer by layer: by default where reads wait for them and a server has a core of its own to apply them on."""
@@ -122,6 +123,7 @@ class ParameterServer(Served):
     ) -> None:
         """Make what this rank's roles need and the driver that runs them (Collective on comm); `over`: see `make`."""
         self.make(net, data, trace, over)
+        self.load = Occupancy() if self.policy.watches_seconds else None
         often = TARGET_LOOK_SECONDS if self.target is not None else LOOK_SECONDS
         if self.member is not None:
             self.driver: Any = Member(self.member, look, often)
@@ -192,7 +194,6 @@ class ParameterServer(Served):
         if self.group is not None and not self.group.leads:
             self.n_gradients = 0  # a member has one, that its group sums
             self.member = of_group(self, self.group.worker)
-        self.load = Occupancy() if self.policy.watches_seconds else None
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return which elements [lo, hi) of the network's flat parameters a shard's store holds."""

@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from mpidml.core import cost as cost_module
 from mpidml.core.cost import MOST_BLOCKS, STEPS, WORKERS, CostModel
 from mpidml.core.errors import UserError
+from tests.changed import changed
 
 
 def test_draws_are_a_function_of_seed_worker_and_step():
@@ -45,6 +47,10 @@ def test_a_model_reads_back_as_it_was_written():
         ({"compute": [1.0], "latency": -1}, "cost model: latency -1.0 is not a number from 0 up"),
         ({"compute": [1.0], "jitter": 2}, "cost model: jitter 2.0 is not a share"),
         ({"compute": "fast"}, "cost.json: a cost model holds numbers"),
+        ({"compute": "123"}, "cost.json: a cost model holds numbers, and a list of them for compute, not '123'"),
+        ({"compute": [1.0], "apply": "x"}, "cost.json: a cost model holds numbers, and a list of them for compute; apply is 'x'"),
+        ({"compute": [1.0], "samples": -5}, "cost model: samples -5 is below 0"),
+        ({}, "cost.json: there is no compute in this cost model"),
         ({"latncy": 1}, "cost.json: there is no 'latncy' in a cost model"),
     ],
 )
@@ -52,3 +58,10 @@ def test_what_is_no_model_is_one_line(values, says):
     with pytest.raises(UserError) as error:
         CostModel.from_mapping(values, "cost.json")
     assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def test_a_model_without_its_checks_is_seen():
+    broken = changed(cost_module, [('if "compute" not in values', "if False"), ("if self.samples < 0", "if False"), ('values["compute"], list | tuple', "1, int")])
+    with pytest.raises(KeyError):
+        changed(cost_module, [('if "compute" not in values', "if False")]).CostModel.from_mapping({}, "cost.json")
+    assert broken.CostModel.from_mapping({"compute": "123", "samples": -5}, "cost.json").compute == (1.0, 2.0, 3.0)

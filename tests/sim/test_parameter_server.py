@@ -132,7 +132,7 @@ for n in (10, 10_000):
 def test_ten_thousand_workers_take_no_more_memory_than_is_told():
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120, check=True)
     (before, _), (after, told) = (map(int, line.split()) for line in found.stdout.splitlines())
-    assert 20e6 < after - before < told - 60_000_000 and told < 300e6
+    assert 20e6 < after - before < told - ps.BASE_NBYTES and told < 300e6
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
