@@ -3,8 +3,8 @@
     gradient of rank r   | bucket 2 | bucket 1 | bucket 0 |      slices of one buffer, final from the end to the start
     sum over ranks       |  0 .. P  |  0 .. P  |  0 .. P  |      of each bucket every rank owns a part: its sum, its optimizer state, its weights
 
-So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, or the collective leaves the whole
-sum on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
+So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, or the collective leaves
+the whole sum on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
 stay there where they can (`_stays`), and only gradients travel, and their sums; each rank changes all weights then, too.
 Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 """

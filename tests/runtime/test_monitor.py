@@ -130,7 +130,7 @@ def kept(of, n_clocks):
     """Return the clocks of which two workers' seconds are kept: a second more at each clock, and half a one more of worker 1."""
     monitor = of(2, n_clocks, n_clocks, None, lambda row: None, accuracy, 10)
     for clock in range(n_clocks):
-        monitor.take([(w, clock + 1.0, clock, 0, 1, clock + 0.5 * w, 1.0, 4, 0, 0, 0, 0, 0) for w in range(2)])
+        monitor.take([(w, clock + 1.0, clock, 0, 1, clock + 0.5 * w, 1.0, 4, 0, 0, 0, 0, 0, 0, 0) for w in range(2)])
     assert monitor.n_finished == n_clocks
     first, second = monitor.step_seconds
     assert second == [s + 0.5 for s in first], "the same clocks of each"

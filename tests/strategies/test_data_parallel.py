@@ -146,7 +146,7 @@ def test_each_part_of_the_optimizer_has_one_owner(comm, name):
     strategy, whole = prepared(counted, collective=name, optimizer="adam")
     own = sum(array.size for store in strategy.stores.values() for array in store.optimizer.values())
     owners, words = [rank for rank, size in enumerate(comm.allgather(own)) if size], strategy.words()
-    assert ("; each owns a part of weights and optimizer" in words) == (len(owners) == comm.size)
+    assert ("; each owns a part of weights and optimizer" in words) == (len(owners) == comm.size > 1)
     assert ("; rank 0 alone owns weights and optimizer" in words) == (owners == [0] and comm.size > 1)
     assert name != "tree" or owners == [0], "a tree leaves the sum on one rank"
     n, n_buckets = strategy.net.n_params, len(strategy.driver.buckets)
