@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.idle import idle
 from mpidml.core.job import STAGED, Job, members
@@ -78,11 +79,19 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         job = Job().with_values({**given, **dict(chosen)}, where).checked()
         words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in chosen]
         variants.append(Variant(", ".join(words) or job.policy(), job))
-        if (twin := next((v.name for v in variants[:-1] if v.job == job), None)) is not None:
+        if (twin := next((v.name for v in variants[:-1] if _same(v.job, job)), None)) is not None:
             raise UserError(f"{where}: '{twin}' and '{variants[-1].name}' are the same job; name each once")
     if len(variants) > MOST_VARIANTS:
         raise UserError(f"{where}: the lists make {len(variants)} variants, more than {MOST_VARIANTS}; shorten them")
     return variants
+
+
+def _same(a: Job, b: Job) -> bool:
+    """Tell whether two jobs are one, though their policy may be written in two ways, as ssp and ssp:1."""
+    if replace(a, sync=b.sync, staleness=b.staleness) != b:
+        return False
+    one, other = (plugins.make("mpidml.sync", job.policy()) for job in (a, b))
+    return type(one) is type(other) and vars(one) == vars(other)
 
 
 def _text(value: Any) -> str:

@@ -47,6 +47,7 @@ def test_no_list_is_one_variant_named_by_its_policy():
         ({"sync": "bsp,asp,bsp"}, "compare: sync: 'bsp,asp,bsp' names a value twice"),
         ({"sync": "bsp,asp", "lr": ",".join(str(1 + i) for i in range(40))}, "compare: the lists make 80 variants, more than 64"),
         ({"lr": "0.1,0.10"}, "compare: 'lr 0.1' and 'lr 0.10' are the same job; name each once"),
+        ({"sync": "bsp,ssp,ssp:1"}, "compare: 'ssp' and 'ssp:1' are the same job; name each once"),
         ({"snyc": "bsp,asp"}, "compare: there is no option 'snyc'; "),
         ({"lr": "0.1,fast"}, "compare: lr: 'fast' is not a number"),
     ],
