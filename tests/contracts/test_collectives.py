@@ -353,6 +353,26 @@ def test_ranks_may_give_other_places_of_what_they_allocated(name, ranks):
     collective.free()
 
 
+def counted(ranks, total, times=1):
+    """Return the bytes and the messages that a sum on this rank gives to the transport."""
+    before = ranks.nbytes_sent, ranks.n_sent
+    for _ in range(times):
+        total.start()
+        total.wait(30)
+    return ranks.nbytes_sent - before[0], ranks.n_sent - before[1]
+
+
+@pytest.mark.mpi
+def test_the_check_catches_what_is_sent_twice(ranks):
+    if ranks.size == 1:
+        return  # nobody to send to
+    collective = opened("ring", ranks)
+    total = collective.plan(collective.allocate(1200, "f4"))
+    sent, n_messages = counted(ranks, total, times=2)
+    assert sent != total.nbytes and n_messages != FORMULAS["ring"][1](ranks.size, 0, 0)
+    collective.free()
+
+
 @pytest.mark.mpi
 @pytest.mark.openmpi
 @pytest.mark.parametrize("name", [*BY_ROUNDS, "hierarchical", "shared"])
@@ -361,13 +381,13 @@ def test_the_transport_counts_what_the_formula_says(name, ranks):
     if collective is None:
         return
     n = 1200
-    buffer = collective.allocate(n, "f4")
-    total = collective.plan(buffer)
-    before = ranks.nbytes_sent
-    total.start()
-    total.wait(30)
-    sent = ranks.nbytes_sent - before
+    total = collective.plan(collective.allocate(n, "f4"))
+    sent, n_messages = counted(ranks, total)
     assert sent == total.nbytes
+    if name in BY_ROUNDS:
+        part = collective.rounds(ranks.rank, ranks.size, n)
+        of_each = [len(each.sends) for each in (*part.reduce, *part.gather)]
+        assert n_messages == sum(of_each) and (name != "ring" or of_each == [1] * round(FORMULAS["ring"][1](ranks.size, 0, 0)))
     hosts = len(set(ranks.allgather(ranks.leader)))
     size = {"hierarchical": hosts, "shared": 1}.get(name, ranks.size)
     power = 1 << (size.bit_length() - 1)

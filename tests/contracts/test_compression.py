@@ -121,6 +121,17 @@ def test_a_code_has_the_size_of_the_formula_fills_it_and_is_added_as_it_is_decod
                 assert np.array_equal(total, before + out)
 
 
+def test_the_check_catches_a_code_that_is_shorter_than_its_formula(monkeypatch):
+    codec = make_codec("two_bit")
+    nbytes = type(codec).nbytes
+    monkeypatch.setattr(type(codec), "nbytes", lambda self, shape, itemsize: nbytes(self, shape, itemsize) + 4)
+    x = next(draws(1, (513,), np.float32))
+    codes = [np.full(codec.nbytes(x.shape, 4), fill, np.uint8) for fill in (0xAB, 0xCD)]
+    for code in codes:
+        codec.encode(BACKEND, x, codec.init(x.shape, x.dtype), code, 5)
+    assert not np.array_equal(*codes), "bytes that nobody writes"
+
+
 def test_sizes_are_these_formulas():
     def size(text, shape=(1000003,), itemsize=4):
         return make_codec(text).nbytes(shape, itemsize)
