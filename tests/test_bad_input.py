@@ -213,8 +213,6 @@ CASES = {
     "a group that pushes early": Case("--group 2 --early-push on", ("--early-push on: needs several ranks", "no --group")),
     "an order without a budget": Case("--order magnitude", ("--order magnitude: does nothing without --budget", "leave it out")),
     "an unknown order": Case("--budget 9 --order lifo", ("--order lifo: there is no such choice", "known: fifo, magnitude, random")),
-    "a budget with a gate": Case("--budget 9 --sync adaptive", ("--budget 9: --sync adaptive decides which gradients are sent", "use a policy without")),
-    "a budget with a quorum": Case("--budget 9 --sync quorum:1", ("--budget 9: --sync quorum:1 decides which gradients are sent", "use a policy")),
     "a budget cannot repeat": Case("--budget 9 --deterministic", ("--deterministic: --budget cannot repeat", "leave one of them out")),
     "codes inside a host": Case("--compress two_bit", ("--compress two_bit: is off where all ranks share memory", "add --transport mpi, or leave it out")),
     "codes beside a budget": Case("--compress two_bit --transport mpi --budget 9", ("--budget 9 sends it in pieces", "leave one of them out")),

@@ -21,8 +21,6 @@ def check_rules(job: Job, policy: SyncPolicy) -> None:
         raise UserError(f"--reads cached: under {job.sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
     if job.deterministic and job.budget:
         raise UserError("--deterministic: --budget cannot repeat, what it lets through depends on timing; leave one of them out")
-    if job.budget and policy.gate_at:
-        raise UserError(f"--budget {job.budget:g}: --sync {job.sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
 
 
 def check_workers(job: Job, policy: SyncPolicy, n_workers: int, n_computing: int) -> None:

@@ -162,7 +162,7 @@ def run_tables(
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")
     if deterministic and reads == "eager" and (policy.bound or 0) > 1:
         raise UserError(EAGER_CANNOT_REPEAT)
-    _check_client(policy, sync, reads, deterministic, cache_rows, budget, order)
+    _check_client(reads, deterministic, cache_rows, budget, order)
     placement = place(comm.size, str(servers))
     chain: Chain | None = make_chain(optimizer, lr) if optimizer else None
     if chain is not None and any(link.scope != "elementwise" for link in chain.links):
@@ -229,7 +229,7 @@ def run_tables(
     return result
 
 
-def _check_client(policy: SyncPolicy, sync: str, reads: str, deterministic: bool, cache_rows: int, budget: float, order: str) -> None:
+def _check_client(reads: str, deterministic: bool, cache_rows: int, budget: float, order: str) -> None:
     """Raise UserError for a cache or a budget that cannot be, or that would do nothing."""
     if isinstance(cache_rows, bool) or not isinstance(cache_rows, int | np.integer) or cache_rows < 0:
         raise UserError(f"cache_rows {cache_rows!r}: is not a number of rows; give a whole number from 0 up")
@@ -243,8 +243,6 @@ def _check_client(policy: SyncPolicy, sync: str, reads: str, deterministic: bool
         raise UserError(f"budget {budget!r}: is not a number of bytes a second; give one from 0 up")
     if order != ORDERS[0] and not budget:
         raise UserError(f"order '{order}': does nothing without a budget; give one, or leave it out")
-    if budget and policy.gate_at:
-        raise UserError(f"budget {budget:g}: {sync} decides which gradients are sent; use a policy without a gate such as ssp:3")
     if budget and deterministic:
         raise UserError("deterministic: what a budget lets through depends on timing; leave one of them out")
 
