@@ -41,7 +41,7 @@ from mpidml.runtime.memory import WindowBuffers
 from mpidml.runtime.session import Reading, Session, Writing
 from mpidml.runtime.signals import Terminated
 from mpidml.runtime.threads import limit_threads
-from mpidml.sync.base import SyncPolicy, make_policy
+from mpidml.sync.base import make_policy
 
 WINDOW_NBYTES = 32 << 20
 EAGER_CANNOT_REPEAT = "deterministic: with eager reads a staleness above 1 depends on when rows arrive; use fresh or cached reads"
