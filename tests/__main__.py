@@ -7,7 +7,7 @@ the modules that took longest.
 Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
-                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3
+                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums with either MPI on 1 to 5
                                      where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Of a test with many parameter sets 5 ranks take a third and 3 ranks the rest, which with 1 and 2 ranks have seen each set; --whole runs all at all.
@@ -47,6 +47,8 @@ SIZES = (1, 2, 3, 5)
 SHARED = (3, 5)
 """Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py)."""
 OPENMPI_SIZES = (2, 3)
+SUMS, MORE = "tests/contracts/test_collectives.py", (1, 2, 3, 4, 5)
+"""The contract of collectives is held by both MPIs at all of these numbers of ranks."""
 GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
 N_LONGEST = 15
@@ -122,6 +124,8 @@ def main() -> int:
                 lane.result()
             go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi and not gpu", n)) for n in SIZES[1:]))
             go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi and not gpu", n)) for n in OPENMPI_SIZES))
+            go(*(("mpi", partial(here, f"mpi, {n} ranks, sums", "mpi and not gpu", n, (), SUMS)) for n in MORE if n not in SIZES))
+            go(*(("openmpi", partial(other, f"openmpi, {n} rank(s), sums", "openmpi and mpi and not gpu", n, (), SUMS)) for n in MORE if n not in OPENMPI_SIZES))
             go(("gpu", lambda: on_gpu(here)))
         except KeyboardInterrupt:
             wanted.clear()  # nothing more begins, and what runs has sessions of its own, which Ctrl-C does not reach
