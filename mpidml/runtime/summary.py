@@ -28,8 +28,8 @@ AGREES = "agrees within rounding"
 WORTH_TELLING_SECONDS = 0.1
 
 
-def of_rank(strategy: Any, sent: int, started: float, seconds: float, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what this rank has to say of the `seconds` of a run that began at `started`, and the bytes `sent`.
+def of_rank(strategy: Any, sent: tuple[int, int], started: float, seconds: float, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this rank has to say of the `seconds` of a run that began at `started`, and the bytes and the messages that MPI was given, `sent`.
 
     `before`: what it said where the run was saved, of that part.
     """
@@ -50,7 +50,8 @@ def of_rank(strategy: Any, sent: int, started: float, seconds: float, before: Ma
         "serve_seconds": driver.serve_seconds,
         "wait_seconds": driver.wait_seconds,
         "comm_seconds": max(seconds - busy - driver.wait_seconds, 0.0),
-        "bytes_sent": sent,
+        "bytes_sent": sent[0],
+        "sends": sent[1],
         "bytes_window": driver.nbytes_window,
         "messages": driver.n_messages,
         "service_delay": driver.longest_delay_seconds,
@@ -130,6 +131,7 @@ def of_job(
         **by_head(strategy, final),
         "bytes_sent": [r["bytes_sent"] for r in ranks],
         "bytes_window": [r["bytes_window"] for r in ranks],
+        "sends": [r["sends"] for r in ranks],
         "messages": [r["messages"] for r in ranks],
         "compute_seconds": [r["compute_seconds"] for r in ranks],
         "serve_seconds": [r["serve_seconds"] for r in ranks],

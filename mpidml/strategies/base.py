@@ -175,7 +175,7 @@ class Run:
         """Run the roles to the end, looking at the run and saving it wherever it pauses, or until a look or a signal ends it."""
         comm, strategy, job = self.comm, self.strategy, self.job
         comm.Barrier()
-        self.sent_before = comm.nbytes_sent
+        self.sent_before = comm.nbytes_sent, comm.n_sent
         self.began = time.perf_counter()
         if comm.one_host:
             self.began = comm.bcast(self.began)  # one clock for all, so that reports of different ranks come in their true order
@@ -239,7 +239,8 @@ class Run:
         self.position = self.strategy.position()
 
     def _measured(self) -> dict[str, Any]:
-        return summary.of_rank(self.strategy, self.comm.nbytes_sent - self.sent_before, self.started, self.seconds, self.before)
+        sent = self.comm.nbytes_sent - self.sent_before[0], self.comm.n_sent - self.sent_before[1]
+        return summary.of_rank(self.strategy, sent, self.started, self.seconds, self.before)
 
     def _save(self, ends: bool) -> None:
         since = time.perf_counter()

@@ -14,6 +14,7 @@ from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.channel_here import ChannelHere
 from mpidml.runtime.held import Held
+from mpidml.runtime.monitor import N_COLUMNS
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
 from mpidml.sim.program import traces
@@ -254,7 +255,7 @@ def sent(comm, **changes):
     n_rows, n_scored = 400, 400
     forward = [8 * width * (n_rows + n_scored) for width in edges]
     back = [8 * width * n_rows for width in edges]
-    tells = [8 * 13 * 9 if rank == comm.size - 1 and rank else 0 for rank in range(comm.size)]  # of each clock and the end, on the way to rank 0
+    tells = [8 * N_COLUMNS * 9 if rank == comm.size - 1 and rank else 0 for rank in range(comm.size)]  # of each clock and the end, on the way to rank 0
     return summary["bytes_sent"], [a + b + c for a, b, c in zip([*forward, 0], [0, *back], tells, strict=True)]
 
 

@@ -13,6 +13,7 @@ from mpidml.runtime import staged, staged_training
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
+from mpidml.runtime.monitor import N_COLUMNS
 from mpidml.runtime.resume import resumed
 from mpidml.sim.program import traces
 from tests.changed import changed
@@ -121,7 +122,7 @@ def sends(comm):
         for s, r in enumerate(counts):
             ranks, n_params = range(edges[s], edges[s + 1]), sum(sizes[ends[s] : ends[s + 1]])
             sent = sum(summary["bytes_sent"][rank] for rank in ranks)
-            ahead = 8 * widths[ends[s + 1] - 1] * (400 + 400) if s + 1 < len(counts) else 8 * 13 * 9  # what is told of each clock goes to rank 0
+            ahead = 8 * widths[ends[s + 1] - 1] * (400 + 400) if s + 1 < len(counts) else 8 * N_COLUMNS * 9  # what is told of each clock goes to rank 0
             back = 8 * widths[ends[s] - 1] * 400 if s else 0
             assert sent == ahead + back + 8 * 2 * (r - 1) * n_params * 8, f"--replicas {replicas}: what stage {s} sends"
         turns_of = range(counts[0])

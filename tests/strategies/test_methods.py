@@ -1,0 +1,49 @@
+"""One table of all methods: the same small job, seed and samples under each, and of each what it cost and how stale it read; no cell is empty."""
+
+import math
+
+import pytest
+
+from tests.strategies.test_identities import SMALL
+from tests.training import trained
+
+JOB = SMALL.with_values({"wait_limit": 20.0, "steps": 12, "batch": 60, "transport": "mpi"}, "test")
+PUSHED = [{"sync": sync} for sync in ("bsp", "ssp:2", "asp", "dssp:1:3", "warmup:4:2", "adaptive:1:4", "quorum")]
+SUMMED = [{"collective": name} for name in ("mpi", "ring", "recursive_doubling", "rabenseifner", "tree", "ordered")]
+CODES = ("fp16", "bf16", "int8", "one_bit", "two_bit", "top_k:0.1", "random_k:0.1", "ternary", "qsgd", "sign_majority", "low_rank")
+AVERAGED = [{"collective": "mpi"}, {"collective": "gossip"}, {"averaging": "elastic"}, {"averaging": "elastic_async"}]
+METHODS = [
+    *({"strategy": "parameter_server"} | how for how in PUSHED),
+    *({"strategy": "data_parallel"} | how for how in SUMMED),
+    *({"strategy": "data_parallel", "compress": code, "lr": 0.005} for code in CODES),
+    *({"strategy": "averaging", "average_every": 3, "transport": "auto"} | way for way in AVERAGED),
+    *({"strategy": strategy} for strategy in ("pipeline", "tensor")),
+    *({"strategy": "pipeline", "schedule": schedule} for schedule in ("gpipe", "pipedream", "two_bw")),
+]
+
+
+def row(summary):
+    """Return a method's cells: final loss, bytes sent by all ranks, messages, and the mean staleness of what was read."""
+    stale = {int(s): n for s, n in summary["staleness_histogram"].items()}
+    n = sum(stale.values())
+    return summary["final_loss"], sum(summary["bytes_sent"]), sum(summary["sends"]), sum(s * k for s, k in stale.items()) / n if n else math.nan
+
+
+def empty(cells, size):
+    """Name what is missing: a number, or on several ranks what was sent."""
+    loss, nbytes, n_sends, staleness = cells
+    found = [name for name, value in (("loss", loss), ("staleness", staleness)) if value is None or not math.isfinite(value)]
+    return found + [name for name, value in (("bytes", nbytes), ("messages", n_sends)) if size > 1 and not value]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", METHODS, ids=str)
+def test_no_cell_is_empty(comm, how):
+    summary, _ = trained(comm, JOB, 1, **how)  # each rank a host, so that what is told is sent
+    cells = row(summary)
+    assert empty(cells, comm.size) == [], cells
+    assert cells[0] < math.log(10) or "compress" in how, "it has learnt"
+
+
+def test_the_check_catches_empty_cells():
+    assert empty((None, 0, 0, math.nan), 2) == ["loss", "staleness", "bytes", "messages"] and empty((1.0, 0, 0, 0.0), 1) == []
