@@ -272,6 +272,7 @@ def test_mpi_ends_with_the_program_and_leaves_no_alarm_and_a_child_ends_as_no_ra
 
 def test_a_limit_of_waits_holds_until_it_is_lifted(monkeypatch):
     limits = []
+    monkeypatch.setattr(abort, "_limits", [])
     monkeypatch.setattr(abort, "_end", (end := SimpleNamespace(watchdog=SimpleNamespace(limit=limits.append), keeps_limits=False)))
     outer = abort.limit_waits(3)
     inner = abort.limit_waits(5)
@@ -284,7 +285,6 @@ def test_a_limit_of_waits_holds_until_it_is_lifted(monkeypatch):
     with abort.limit_waits(4):
         pass
     assert limits[6:] == [4]
-    monkeypatch.setattr(abort, "_limits", [])
 
 
 @pytest.mark.parametrize(("number", "is_first"), [(errno.EMFILE, True), (errno.EAFNOSUPPORT, True), (errno.EADDRINUSE, False)])
