@@ -189,12 +189,12 @@ def test_a_schedule_of_ones_own_is_drawn_and_a_wrong_one_is_shown_with_what_it_l
         ("gpipe --out nowhere/a.png", "--out nowhere/a.png: there is no folder nowhere; give the path of a file, as schedule.png"),
         ("gpipe --out folder.png", "--out folder.png: is a folder; give the path of a file"),
         ("none.py", "none.py: there is no such file; give the path of a plug-in file"),
-        ("other.py", "other.py: holds no schedule with n_chunks of 1 or more; derive its class from mpidml.schedules.base.Schedule"),
-        ("none_a_rank.py", "none_a_rank.py: holds no schedule with n_chunks of 1 or more"),
+        ("other.py", "other.py: holds no schedule with an order and n_chunks of 1 or more; derive its class from mpidml.schedules.base.Schedule"),
+        ("none_a_rank.py", "none_a_rank.py: holds no schedule with an order and n_chunks of 1 or more"),
         ("updates.py", "updates.py: its order yields 0U0; let it yield F, B, I and W of whole microbatches, and X, alone"),
         ("unknown.py", "unknown.py: its order yields 0Q0; let it yield F, B, I and W of whole microbatches, and X, alone"),
         ("halves.py", "halves.py: its order yields 0F0.5; let it yield"),
-        ("empty.py", "empty.py: its order ends by NotImplementedError: , at "),
+        ("without.py", "without.py: holds no schedule with an order and n_chunks of 1 or more"),
         ("fails.py", "fails.py: its order ends by ZeroDivisionError: "),
         ("gpipe --costs 1e-300,1e300", "--costs 1e-300,1e300: the largest is more than 1,000,000 times the smallest, which nobody could see; give costs that are nearer"),
         ("three_step --stages 3000 --microbatches 4", "--stages 3000: are too many to draw; give at most 1000"),
@@ -210,7 +210,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(told, tmp_path, words, sa
     (tmp_path / "updates.py").write_text(MINE.replace("Mine", "Updates").format("('F', 'B', 'U')"))
     (tmp_path / "unknown.py").write_text(MINE.replace("Mine", "Unknown").format("('F', 'Q')"))
     (tmp_path / "halves.py").write_text(mine.replace("Mine", "Halves").replace("op, item)", "op, item + 0.5)"))
-    (tmp_path / "empty.py").write_text(mine.replace("Mine", "Empty").replace("def order", "def orders"))
+    (tmp_path / "without.py").write_text(mine.replace("Mine", "Without").replace("def order", "def orders"))
     (tmp_path / "fails.py").write_text(mine.replace("Mine", "Fails").replace("range(n_microbatches)", "range(n_microbatches // 0)"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as error:

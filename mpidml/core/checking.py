@@ -35,4 +35,4 @@ def lowered(schedule: Any, n_ranks: int, n_items: int, where: str, sums: bool = 
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # of a user's file
         place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{where}: its order ends by {type(error).__name__}: {error}, at {place.filename}:{place.lineno}; correct it") from None
+        raise UserError(f"{where}: its order ends by {type(error).__name__}{f': {error}' if str(error) else ''}, at {place.filename}:{place.lineno}; correct it") from None

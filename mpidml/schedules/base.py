@@ -42,8 +42,8 @@ class Schedule:
 def make(name: str, where: str = "") -> Schedule:
     """Return the schedule `name`, as one_f_one_b or ./mine.py; UserError, which begins with `where`, for what is none."""
     found = plugins.make("mpidml.schedules", name)
-    if not isinstance(found, Schedule) or type(found.n_chunks) is not int or found.n_chunks < 1:
-        raise UserError(f"{where}{name}: holds no schedule with n_chunks of 1 or more; derive its class from mpidml.schedules.base.Schedule")
+    if not isinstance(found, Schedule) or type(found).order is Schedule.order or type(found.n_chunks) is not int or found.n_chunks < 1:
+        raise UserError(f"{where}{name}: holds no schedule with an order and n_chunks of 1 or more; derive its class from mpidml.schedules.base.Schedule")
     return found
 
 
