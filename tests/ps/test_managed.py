@@ -164,16 +164,17 @@ class KeepsItsTurn(ManagedClient):
 
 
 @cache
-def is_caught(cls):
+def is_caught(cls, name="ssp2"):
     """Tell whether a run of a client breaks a promise."""
 
     def caught(seed):
-        scenario = Scenario(Ssp(2), 3, 2, 10, budget=300.0, client_class=cls)
+        scenario = Scenario(POLICIES[name], 3, 2, 10, budget=300.0, client_class=cls)
         try:
             run(scenario, seed)
         except (WaitTimeout, AssertionError, KeyError):
             return True
-        return bool(misses(scenario, scenario.seen(), 2)) or not all((task.final == 1).all() for task in scenario.tasks.values())
+        seen = scenario.seen()
+        return bool(misses(scenario, seen, scenario.policy.bound)) or not all(sums_up(scenario, task.final, seen) for task in scenario.tasks.values())
 
     return any(map(caught, range(12)))
 
@@ -181,6 +182,12 @@ def is_caught(cls):
 @pytest.mark.parametrize("broken", [TicksAtOnce, TicksAClockEarly, HidesTheUnsent, HidesFromAnswers, ShowsTwice, KeepsItsTurn])
 def test_the_checker_catches_broken_clients(broken):
     assert is_caught(broken) and not is_caught(ManagedClient)
+
+
+@pytest.mark.parametrize("broken", [TicksAtOnce, TicksAClockEarly, KeepsItsTurn])
+@pytest.mark.parametrize("name", ["adaptive", "quorum"])
+def test_it_catches_them_where_a_gate_stands(name, broken):
+    assert is_caught(broken, name) and not is_caught(ManagedClient, name)
 
 
 @pytest.mark.parametrize("reads", ["fresh", "cached"])
