@@ -5,7 +5,7 @@
     failed here, the others stuck    after GRACE_SECONDS print the traceback here, the others' stacks, and abort
     passed here, the others stuck    the same after LIMIT_SECONDS, of ranks that share cores so many times that
 
-Without --with-mpi nothing here loads MPI.
+Without --with-mpi nothing here loads MPI, but for a test that asks for `alone`.
 """
 
 from __future__ import annotations
@@ -215,6 +215,18 @@ class Voting:
         self.world.Abort(1)
         time.sleep(5)  # MPICH's Abort may return before the launcher ends this rank
         os._exit(1)
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """Return a communicator of this process alone."""
+    from mpi4py import MPI
+
+    from mpidml.runtime.comm import CountedComm
+
+    found = CountedComm(MPI.COMM_SELF)
+    yield found
+    found.free()
 
 
 class Results:

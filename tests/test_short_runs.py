@@ -7,7 +7,6 @@ import pytest
 from mpidml.core.clocks import NO_CLOCK
 from mpidml.core.job import Job
 from mpidml.runtime import comparison, report, summary
-from mpidml.runtime.comm import CountedComm
 from mpidml.simulate import simulate
 from mpidml.strategies import base
 from tests.changed import changed
@@ -25,15 +24,6 @@ def test_a_run_of_no_clock_ends_well(comm, sync, tmp_path):
     if comm.rank == 0:
         assert NO_CLOCK in summary.closing(found, None, False)
         report.draw(tmp_path / "report.png", found, [])
-
-
-@pytest.fixture
-def alone():
-    from mpi4py import MPI
-
-    found = CountedComm(MPI.COMM_SELF)
-    yield found
-    found.free()
 
 
 def test_a_summary_that_takes_a_row_for_granted_is_seen(alone, monkeypatch):

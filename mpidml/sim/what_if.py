@@ -16,13 +16,11 @@ from mpidml.core.job import Job
 from mpidml.sim.parameter_server import Plan, simulate
 from mpidml.sync.base import make_policy
 
-ALL = 0.99  # at the end of a run some workers may have done a clock more than others
 OTHERS = ("bsp", "ssp:1", "ssp:3", "ssp:10", "asp", "adaptive", "quorum")
 MOST_STEPS = 3000  # of all workers together: half a second for all policies
 MOST_WORKERS, LEAST_STEPS = 256, 10
 STRETCHES, GOLDEN = 15, 0.618  # of a longer run; where in its part of the run each begins, so that none of the run's own periods is met
-
-
+ALL = 0.99  # of the clocks: at the end of a run some workers may have done one more than others
 BUDGETED = "what other policies would have done is not simulated: under --budget sending takes the time, of which the seconds of computes tell nothing"
 
 

@@ -259,15 +259,19 @@ class DataParallel(Serverless):
         """Say what is repeated."""
         return "ordered: same bits at any number of ranks" if self.ordered else super().promise
 
+    @property
+    def in_codes(self) -> bool:
+        """Whether codes travel in place of gradients: not inside a host, whose ranks share memory."""
+        return bool(self.job.compress) and not (self.memory and self.comm.one_host)
+
     def words(self) -> str:
         """Say how the ranks work together."""
         owners = sorted({shard.server for _, shard in self.shards})
         some = f"{len(owners)} ranks own" if len(owners) > 1 else f"rank {owners[0]} alone owns"
         owner = "each owns a part of weights and optimizer" if len(owners) == self.n_workers else f"{some} weights and optimizer"
         owner = owner if self.shares else "each changes all weights"
-        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
-        chosen, alone = " (chosen by measurement)" * self.chosen, ["collective"] * (not self.ordered) + ["bucket"] * (not in_codes)
-        alone += ["transport"] * (self.job.transport == "mpi" and not in_codes)
+        chosen, alone = " (chosen by measurement)" * self.chosen, ["collective"] * (not self.ordered) + ["bucket"] * (not self.in_codes)
+        alone += ["transport"] * (self.job.transport == "mpi" and not self.in_codes)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"
         if self.job.compress:
             off = f"--compress {self.job.compress} is off: the ranks share memory and send nothing (--transport mpi: on)"
@@ -280,8 +284,7 @@ class DataParallel(Serverless):
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what summed, None where nothing was or in codes, and how many tests each rank's progress thread has made (Collective on comm)."""
         tests = self.comm.gather(self.progress.n_tests) or []
-        in_codes = self.job.compress and not (self.memory and self.comm.one_host)
-        found: dict[str, Any] = {"collective": None if in_codes or self.n_workers == 1 else self.picked}
+        found: dict[str, Any] = {"collective": None if self.in_codes or self.n_workers == 1 else self.picked}
         found |= {"progress_thread_tests": tests} if any(n is not None for n in tests) else {}
         return found | verdict(self.comm, self.gpu_mpi)
 

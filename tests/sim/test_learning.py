@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from mpidml import virtual_training
 from mpidml.core.cost import CostModel
 from mpidml.core.job import Job
 from mpidml.core.simulation import Simulation
-from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load
 from mpidml.simulate import planned
 from mpidml.strategies import parameter_server
@@ -38,15 +35,6 @@ def with_load(make):
         self.load = parameter_server.Occupancy()
 
     return changed
-
-
-@pytest.fixture
-def alone():
-    from mpi4py import MPI
-
-    found = CountedComm(MPI.COMM_SELF)
-    yield found
-    found.free()
 
 
 def test_what_others_take_of_the_machine_changes_nothing(alone, monkeypatch):
