@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from benchmarks.rounds import Rounds, Sample, interleave
 from mpidml.runtime.launch import mpirun_command
 
 HERE = Path(__file__).resolve().parent
-OURS, SERVER, ALONE, DDP = "data_parallel, 2 ranks", "parameter_server, 2 ranks", "one rank", "torch DDP over gloo, 2 ranks"
-LIMIT, PRODUCTS = "limit: two that never talk", "limit: the products alone"
+OURS, SERVER, DDP = "data_parallel, 2 ranks", "parameter_server, 2 ranks", "torch DDP over gloo, 2 ranks"
+PRODUCTS = "limit: the products alone"
 SIZES, ROWS, SHARE = [784, 512, 512, 10], 12800, 128
 
 
@@ -47,13 +46,6 @@ def measured(words: list[str], n: int, env: Mapping[str, str], losses: dict[str,
         return Sample(1 / found["samples_per_second"], found["others"])
 
     return measure
-
-
-def apart(words: list[str], env: Mapping[str, str]) -> Sample:
-    """Measure two jobs of one rank at once, in seconds a sample of both: what two ranks would reach that never told each other anything."""
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: started(words, 1, env), range(2)))
-    return Sample(1 / sum(each["samples_per_second"] for each in found), max(min(each["others"] for each in found) - 1, 0.0))
 
 
 def show(rounds: Rounds, smoke: bool, targets: list[tuple[str, str, float]]) -> None:
@@ -81,20 +73,18 @@ def main() -> None:
     if any(name in os.environ for name in HINDERING):
         environments["as the environment sets it"] = as_set(os.environ)
     with tempfile.TemporaryDirectory() as folder:
-        two, one, half = (str(Path(folder, f"{k}.npz")) for k in ("two", "one", "half"))
-        write(Path(two), sizes, rows, 2 * share, steps)
-        write(Path(one), sizes, rows, 4 * share, steps)
-        write(Path(half), sizes, rows, 2 * share, steps)
+        file = str(Path(folder, "given.npz"))
+        write(Path(file), sizes, rows, 2 * share, steps)
         for label, env in environments.items():
             losses: dict[str, list[float]] = {}
-            plans = {OURS: ("ours.py", two, 2, "data_parallel"), SERVER: ("ours.py", two, 2, "parameter_server")}
-            plans[PRODUCTS] = ("products.py", two, 2, "")
+            plans = {OURS: ("ours.py", 2, "data_parallel"), SERVER: ("ours.py", 2, "parameter_server")}
+            plans[PRODUCTS] = ("products.py", 2, "")
             if has_torch:
-                plans[DDP] = ("peer_ddp.py", two, 2, "")
+                plans[DDP] = ("peer_ddp.py", 2, "")
             print(f"\n{label}: {'-'.join(map(str, sizes))}, momentum, {share} samples a rank and step, {steps} steps, {n_rounds} rounds", flush=True)
             variants = {
                 name: measured([str(HERE / script), file, str(steps), *filter(None, [strategy])], n, env, losses, name)
-                for name, (script, file, n, strategy) in plans.items()
+                for name, (script, n, strategy) in plans.items()
             }
             rounds = interleave(variants, n_rounds)
             for name, found in losses.items():
@@ -105,14 +95,6 @@ def main() -> None:
             show(rounds, options.smoke, [*([(OURS, DDP, ddp)] if has_torch else []), (SERVER, OURS, 1 / 1.5)])
             print(f"       {OURS} is x{rounds.ratio(PRODUCTS, OURS):.2f} of {PRODUCTS}", end="")
             print(f", which are x{rounds.ratio(DDP, PRODUCTS):.2f} of {DDP}" if has_torch else "")
-            print(f"  at {4 * share} samples a step, of all ranks", flush=True)
-            scaled = {
-                name: measured([str(HERE / "ours.py"), one, str(steps), "data_parallel"], n, env, losses, name) for name, n in ((ALONE, 1), (OURS, 2))
-            }
-            scaled[LIMIT] = lambda env=env: apart([str(HERE / "ours.py"), half, str(steps), "data_parallel"], env)  # type: ignore[misc]
-            rounds = interleave(scaled, n_rounds)
-            show(rounds, options.smoke, [(OURS, ALONE, 1.8)])
-            print(f"       the limit is x{rounds.ratio(ALONE, LIMIT):.2f} of {ALONE}; {OURS} are x{rounds.ratio(LIMIT, OURS):.2f} of it")
 
 
 if __name__ == "__main__":

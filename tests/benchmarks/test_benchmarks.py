@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks.link import lacking
 from benchmarks.rounds import QUIET, Rounds, Sample, interleave
+from benchmarks.scaling import run as scaling
 from benchmarks.training_step.problem import LOSS_TOLERANCE, problem
 from benchmarks.training_step.run import check_losses
 from tests.ranks import ROOT, need, python
 
 MACHINE_LINES = ("CPU", "BLAS", "threads", "sgemm")
 
-
-RUNS = ["training_step", "parameter_server", "consistency", "simulation", "quality", "plan", "start_up"]
-ON_A_LINK = ["overlap", "compression_link"]
-ON_A_GPU = ["gpu_kernels", "gpu_step", "gpu_allreduce"]
-PIPELINES = ["pipeline", "pipeline_bubble", "tensor"]
+BENCHMARKS = sorted(path.parent.name for path in (ROOT / "benchmarks").glob("*/run.py"))
+ON_A_LINK = ("overlap", "compression_link")
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [*RUNS, "reading", "sparse_rows", "checkpoint", "codecs", "prefetch", *ON_A_GPU, *PIPELINES, *ON_A_LINK],
-)
+@pytest.mark.parametrize("folder", BENCHMARKS)
 def test_a_benchmark_runs_by_one_command_and_names_its_machine(folder: str) -> None:
     """Its README's command, at its smallest size, ends well, and prints what the figures were measured on."""
     if folder in ON_A_LINK:
@@ -69,6 +66,21 @@ def test_every_round_measures_every_variant_once_in_order() -> None:
     rounds = interleave({"A": lambda: measure("A"), "B": lambda: measure("B")}, 3)
     assert calls == ["A", "B"] * 3
     assert rounds.median("A") == rounds.least("B") == 1.0
+
+
+def test_two_jobs_that_never_talk_have_a_core_each_and_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the other's core busy, which is none of the others'; what started them keeps its cores."""
+    before, seen, rates = os.sched_getaffinity(0), list[set[int]](), [10.0, 30.0]
+
+    def started(*_: object) -> dict[str, float]:
+        seen.append(os.sched_getaffinity(0))
+        return {"samples_per_second": rates.pop(), "others": 1.25}
+
+    monkeypatch.setattr(scaling, "started", started)
+    sample = scaling.apart([], {})
+    assert (1 / sample.seconds, sample.others) == (pytest.approx(40), 0.25)
+    assert [len(cores) for cores in seen] == [1, 1] and len(set.union(*seen)) == min(2, len(before))
+    assert os.sched_getaffinity(0) == before
 
 
 def test_a_peer_that_does_other_work_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
