@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpidml.runtime.launch import THREAD_VARIABLES, without_launcher
+from mpidml.runtime.launch import THREAD_VARIABLES, mpirun_command, without_launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 HINDERING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -35,6 +35,14 @@ def as_set(env: Mapping[str, str]) -> dict[str, str]:
 def unhindered(env: Mapping[str, str]) -> dict[str, str]:
     """Return `as_set(env)` without the variables that hold OpenBLAS back."""
     return {name: value for name, value in as_set(env).items() if name not in HINDERING}
+
+
+def ranks_of(python: str, n: int, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the words that start n ranks of a python, and their environment: of another environment's python by the mpirun beside it."""
+    beside = Path(python).absolute().with_name("mpirun")
+    own = python == sys.executable or not beside.exists()
+    launcher, ready = mpirun_command(n, env if own else {**env, "MPIDML_MPIRUN": str(beside)})
+    return [*launcher, python], ready
 
 
 def describe(env: Mapping[str, str], smoke: bool = False) -> list[str]:

