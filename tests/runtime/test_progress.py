@@ -108,7 +108,11 @@ def test_a_long_drain_after_the_last_sample_is_told_once() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [("self._drains_since = math.inf", "pass"), (" >= DRAIN_SECONDS:", " >= math.inf:"), ("            self.close()\n            show(self._stream, DRAINS", "            show(self._stream, DRAINS")],
+    [
+        ("self._drains_since = math.inf", "pass"),
+        (" >= DRAIN_SECONDS:", " >= math.inf:"),
+        ("            self.close()\n            show(self._stream, DRAINS", "            show(self._stream, DRAINS"),
+    ],
     ids=["tells it again", "is silent", "writes into the line"],
 )
 def test_the_check_of_a_drain_catches_one_that(broken: tuple[str, str]) -> None:
