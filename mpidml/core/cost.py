@@ -69,8 +69,8 @@ class CostModel:
         n = len(self.slowness)
         each = ", ".join(f"worker {w} took {self.slowness[w]:.2f} times as long" for w in slow[:5]) + ", ..." * (len(slow) > 5)
         n_slow = sum(self.slowness[w % n] != 1 for w in range(n_workers))
-        rule = f"worker w is as slow here as worker w mod {n} was" if n_workers != n else "so it is here"
-        return f"of {n} measured workers, {each} throughout: {rule}, {n_slow:,} of {n_workers:,} are slow; for workers that are alike, fit without slow ones"
+        rule = f"simulated worker w is as slow as measured worker w mod {n}"
+        return f"of {n} measured workers, {each} throughout: {rule}, so are {n_slow:,} of {n_workers:,}; for workers that are alike, fit without slow ones"
 
     def seconds(self, seed: int, n_workers: int) -> ComputeSeconds:
         """Return the seconds of all workers' computes, each a function of (seed, worker, step) alone."""
