@@ -19,7 +19,9 @@ from mpidml.strategies.base import train
 FIT_CLOCKS = 60
 WARM_UP_CLOCKS = 5
 SLOWER, SURE = 1.2, 4.0
-"""A worker is slow whose steps take so many times those of the others, and that is so many standard errors."""
+"""A worker is slow whose steps take so many times those of the fastest, and that is so many standard errors,"""
+PARTS, STEADY = 3, 1.1
+"""and so many times in each of so many parts of the run."""
 ALONE_CLOCKS = 40
 MOST_SAMPLES = 4096
 """Of a batch that one process computes: beyond them what a step costs besides is nothing."""
@@ -30,43 +32,52 @@ class Fitted(NamedTuple):
 
     cost: CostModel
     n_workers: int
-    colocated: bool
+    n_servers: int
+    """0: one beside each worker."""
     samples_per_second: float
-    slow: str = ""
-    """What there is to say of a rank that was slow throughout."""
 
 
 def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.latency) -> Fitted | None:
     """Return on rank 0 the costs of computes of `share` samples, None elsewhere (Collective on comm); `latency`: that of one rank, which sends nothing.
 
-    The run is one of servers and workers that wait for nobody, whatever the job's strategy: the costs of its computes are those of any.
+    The run is one of servers and workers that wait for nobody, whatever the job's strategy: the costs of its computes are those of any. A link is
+    measured by a small and a large message between two hosts; inside one there is none, payloads lie in shared memory or cost the ranks' own time.
     """
     workers = computing(comm.size, job.servers)
-    servers = "colocated" if workers == comm.size else str(comm.size - workers)
-    summary, kept = _run(job, {"servers": servers, "batch": share * workers, "steps": FIT_CLOCKS}, comm)
+    n_servers = comm.size - workers
+    summary, kept = _run(job, {"servers": str(n_servers or "colocated"), "batch": share * workers, "steps": FIT_CLOCKS}, comm)
+    rate = 0.0
     if comm.size > 1:
-        latency = pingpong(comm.mpi, comm.size - 1)[0]
+        partner = comm.bcast(next((rank for rank, here in enumerate(comm.host_rank_of) if here < 0), comm.size - 1))
+        latency, rate = pingpong(comm.mpi, partner)
+        rate *= not comm.one_host
     if comm.rank:
         return None
-    cost = replace(_cost(summary, kept["step_seconds"], comm.size), latency=latency, samples=share)
-    slow = slow_rank([of[WARM_UP_CLOCKS:] for of in kept["step_seconds"]], comm.size - workers)
-    return Fitted(cost, workers, servers == "colocated", summary["samples_per_second"], slow)
+    cost = replace(_cost(summary, kept["step_seconds"], comm.size), latency=latency, bytes_per_second=rate, samples=share)
+    return Fitted(cost, workers, n_servers, summary["samples_per_second"])
 
 
-def slow_rank(step_seconds: Sequence[Sequence[float]], first: int) -> str:
-    """Say which worker's steps took longer than those of the others, by more than their spread explains; `first`: the rank of worker 0. "" for none."""
+def slowness(step_seconds: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return how many times as long as those of all workers that are alike each worker's steps took; 1 for these, () where there are no others.
+
+    Slow is who is so for good: against the fastest worker by SLOWER, by more than the spread explains, and in each part of the run. What comes and goes is jitter.
+    """
     n = len(step_seconds)
-    if n < 2 or min(map(len, step_seconds)) < 2:
-        return ""
-    slow = max(range(n), key=lambda w: fmean(step_seconds[w]))
-    own, others = step_seconds[slow], [s for w, of in enumerate(step_seconds) if w != slow for s in of]
-    ratio, error = fmean(own) / max(fmean(others), 1e-12), math.sqrt(variance(own) / len(own) + variance(others) / len(others))
-    if ratio < SLOWER or fmean(own) - fmean(others) < SURE * error:
-        return ""
-    return (
-        f"rank {first + slow} was slow throughout, its steps took {ratio:.2f} times those of the others: the simulation takes all workers alike, "
-        f"and this as jitter; fit without that rank, and give --slowdown permanent:{ratio:.2g} for a slow one"
-    )
+    if n < 2 or min(map(len, step_seconds)) < 2 * PARTS:
+        return ()
+    fastest = min(step_seconds, key=fmean)
+    slow = [_slower(of, fastest) for of in step_seconds]
+    if not any(slow):
+        return ()
+    alike = fmean([s for of, is_slow in zip(step_seconds, slow, strict=True) if not is_slow for s in of])
+    return tuple(fmean(of) / alike if is_slow else 1.0 for of, is_slow in zip(step_seconds, slow, strict=True))
+
+
+def _slower(own: Sequence[float], other: Sequence[float]) -> bool:
+    error = math.sqrt(variance(own) / len(own) + variance(other) / len(other))
+    means = [[fmean(of[len(of) * k // PARTS : len(of) * (k + 1) // PARTS]) for k in range(PARTS)] for of in (own, other)]
+    lasts = all(a > STEADY * b for a, b in zip(*means, strict=True))
+    return lasts and fmean(own) > SLOWER * fmean(other) and fmean(own) - fmean(other) > SURE * error
 
 
 def fit_alone(job: Job, comm: CountedComm) -> CostModel | None:
@@ -90,7 +101,7 @@ def fit_alone(job: Job, comm: CountedComm) -> CostModel | None:
 def of_one_process(cost: CostModel, n_workers: int, measured: CostModel | None) -> CostModel:
     """Return what the work of all workers costs one process, which has no network: as `measured`, else all shares one after the other."""
     if measured is None:
-        measured = replace(cost, compute=tuple(s * n_workers for s in cost.compute))
+        measured = replace(cost, compute=tuple(s * n_workers for s in cost.compute), slowness=())
     return replace(measured, jitter=cost.jitter, latency=0.0, bytes_per_second=0.0, message=0.0)
 
 
@@ -106,11 +117,13 @@ def _run(job: Job, changes: dict[str, Any], comm: CountedComm) -> tuple[dict[str
 
 def _cost(summary: dict[str, Any], step_seconds: list[list[float]], n_ranks: int) -> CostModel:
     """Return the costs of a run's computes and updates."""
-    steps = [s for of in step_seconds for s in of[WARM_UP_CLOCKS:]]
     total = sum(s for of in step_seconds for s in of)
     serve = sum(summary["serve_seconds"])
     looked = n_ranks * summary["evaluation_seconds"]
     pure = min(max(sum(summary["compute_seconds"]) - looked - serve, 0.0) / total, 1.0)  # a step's seconds hold what it served meanwhile, and no look
     n_steps = sum(len(of) for of in step_seconds)
     driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
-    return CostModel(tuple(s * pure + driving for s in steps), apply=serve / n_steps, source="fitted")
+    seconds = [[s * pure + driving for s in of[WARM_UP_CLOCKS:]] for of in step_seconds]
+    slow = slowness(seconds)
+    alike = [of for w, of in enumerate(seconds) if not slow or slow[w] == 1]
+    return CostModel(tuple(s for of in alike for s in of), apply=serve / n_steps, source="fitted", slowness=slow)

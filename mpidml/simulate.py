@@ -49,6 +49,8 @@ from mpidml.sim.summary import of_job, sentence
 from mpidml.sync.base import make_policy
 
 SAMPLES_A_WORKER = 16
+CROSSES = "use --scale standard, or give --bandwidth 0"
+NO_LINK = ", no bandwidth: these ranks share a host, so payloads take no time; --bandwidth gives a link's"
 ASSUMED = "; assumed: its compute is that of all shares, one after the other"
 MOST_SIZE = 1 << 40
 NO_PART = ("epochs", "steps", "trace", "tensorboard", "wait_limit")
@@ -87,15 +89,21 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         check_target(variants[0].job, data)
         nets = agree(comm, lambda: [build_net(job, data, "numpy") for _, job in variants])
         agree(comm, lambda: fits_memory([virtual_training.with_memory(*each) for each in zip(plans, (job for _, job in variants), nets, strict=True)]))
-    net = net_of(variants[0].job, comm) if scale.bandwidth or (cost is not None and cost.bytes_per_second) else None
+    crosses = cost is None and "bandwidth" not in values and not comm.one_host
+    moves = scale.bandwidth or (cost is not None and cost.bytes_per_second)
+    net = net_of(variants[0].job, comm, CROSSES if crosses else SIMULATED_WHOLE) if moves or crosses else None
     folder = agree(comm, lambda: RunFolder.prepare(variants[0].job.out or default_out(datetime.now())) if leads and write else None)
     agree(comm, lambda: folder.claim(to_toml({k: v for k, v in values.items() if k != "out"})) if folder is not None else None)
     one: CostModel | None = None
     if cost is None:
-        cost = _fit(scale, values, variants[0].job, comm, speak)
+        cost = _fit(scale, values, variants[0].job, net, comm, speak)
         one = fit_alone(variants[0].job, comm) if len(variants) > 1 and not scale.compute else None
     if leads:
-        speak(f"costs ({cost.source}): compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us")
+        means = f"compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us"
+        link = f", bandwidth {cost.bytes_per_second / 1e9:.3g} GB/s" if cost.bytes_per_second else NO_LINK if scale.fits and "bandwidth" not in values else ""
+        speak(f"costs ({cost.source}): {means}{link}")
+        if slow := cost.slow(scale.workers):
+            speak(slow)
     if cost.samples and cost.samples != (share := max(variants[0].job.batch // scale.workers, 1)):
         speak(f"these costs were measured with {cost.samples} samples a worker and clock, here are {share}: a fit would tell them")
     if idle := _idle(rest, scale, cost):
@@ -259,7 +267,7 @@ def fits_memory(plans: list[Plan]) -> None:
     memory.check(plans, memory_nbytes())
 
 
-def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedComm, speak: Any) -> CostModel:
+def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, net: Network | None, comm: CountedComm, speak: Any) -> CostModel:
     """Measure a short run on the ranks at hand, with as many samples a worker as in the simulation; say how well its simulation meets it."""
     share = max(job.batch // scale.workers, 1)
     speak(f"fitting: {FIT_CLOCKS} clocks of {share} samples a worker on {computing(comm.size, job.servers)} worker(s) ...")
@@ -267,11 +275,10 @@ def _fit(scale: Simulation, values: Mapping[str, Any], job: Job, comm: CountedCo
     found: CostModel | None = None
     if fitted is not None:
         found = scale.over(fitted.cost, values)
-        plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, fitted.n_workers, 8, fitted.colocated)
+        n_shards, nbytes = fitted.n_servers or fitted.n_workers, payload(replace(job, compress=""), None if "bandwidth" in values else net, 1).values
+        plan = Plan(make_policy("asp"), fitted.n_workers, FIT_CLOCKS, found, n_shards, nbytes, not fitted.n_servers)
         rate = plan.n_workers * FIT_CLOCKS * share / run(plan).seconds
         speak(f"measured {fitted.samples_per_second:,.0f} samples/s, simulated {rate:,.0f} ({rate / fitted.samples_per_second:.2f} times)")
-        if fitted.slow:
-            speak(fitted.slow)
     cost: CostModel = comm.bcast(found)
     return cost
 

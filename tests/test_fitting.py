@@ -9,6 +9,7 @@ from mpidml import fitting
 from mpidml.core.cost import CostModel
 from mpidml.core.job import Job
 from mpidml.runtime.comm import CountedComm
+from tests.changed import changed
 
 
 class Alone:
@@ -74,22 +75,126 @@ def test_a_step_has_its_overhead_once_where_one_process_is_measured():
     assert (assumed.latency, assumed.message) == (0.0, 0.0)
 
 
-def test_a_rank_that_is_slow_for_good_is_named_and_chance_is_not():
-    random = np.random.default_rng(3)
-    steps = random.exponential(1.0, (4, 55)) + 1.0
-    assert fitting.slow_rank(steps.tolist(), 0) == "", "jitter"
-    slow = steps * np.array([[1.0], [1.0], [1.6], [1.0]])
-    said = fitting.slow_rank(slow.tolist(), 1)
-    assert said.startswith("rank 3 was slow throughout") and "--slowdown permanent:1." in said and "takes all workers alike" in said
-    assert fitting.slow_rank((np.ones((4, 55)) * [[1.0], [1.0], [1.1], [1.0]]).tolist(), 0) == "", "less than a fifth"
-    once = np.ones((4, 55))
-    once[2, 7] = 40.0
-    assert fitting.slow_rank(once.tolist(), 0) == "", "one long step"
-    assert fitting.slow_rank([[1.0] * 55], 0) == ""
+def steps(*times, jitter=0.02, n=60):
+    """Return the seconds of steps of workers that take so many times 0.1 s, the first ones longer still."""
+    draws = np.random.default_rng(3).exponential(1.0, (len(times), n))
+    seconds = 0.1 * (1 - jitter + jitter * draws) * np.array(times)[:, None]
+    seconds[:, :5] *= 5
+    return seconds.tolist()
 
 
-def test_without_the_spread_one_long_step_would_be_a_slow_rank(monkeypatch):
-    monkeypatch.setattr(fitting, "SURE", 0.0)
-    once = np.ones((4, 55))
-    once[2, 7] = 40.0
-    assert "rank 2" in fitting.slow_rank(once.tolist(), 0)
+class Several:
+    """Two ranks, of which this is the first."""
+
+    rank, size, mpi = 0, 2, None
+
+    def __init__(self, one_host=True):
+        self.one_host, self.host_rank_of = one_host, [0, 1 if one_host else -1]
+
+    def bcast(self, value):
+        return value
+
+
+def run_of(step_seconds):
+    """Return what trains: a run with such steps, in which nothing was served, looked at or driven."""
+
+    def train(job, ranks, quiet, write, keep):
+        keep["step_seconds"] = step_seconds
+        total = sum(map(sum, step_seconds))
+        return {"compute_seconds": [total], "serve_seconds": [0.0], "comm_seconds": [0.0], "evaluation_seconds": 0.0, "samples_per_second": 1.0}
+
+    return train
+
+
+def modelled(step_seconds, module=fitting, comm=None):
+    """Return the costs that are fitted to a run with such steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train", run_of(step_seconds))
+        patch.setattr(module, "pingpong", lambda mpi, partner: (1e-5, 2e9))
+        return module.fit(Job(), 16, comm or Several()).cost
+
+
+def check_speeds(cost):
+    """Hold the model of a run of two whose worker 1 takes 3 times to: so does each odd worker, always, and the others jitter little."""
+    seconds = cost.seconds(0, 100)
+    drawn = np.array([[seconds.of(w, s) for s in range(50)] for w in range(100)])
+    assert drawn[1::2].mean() == pytest.approx(3 * drawn[::2].mean(), rel=0.03)
+    assert drawn[::2].mean() == pytest.approx(0.1, rel=0.03) and cost.mean_seconds == pytest.approx(0.2, rel=0.03)
+    spread = drawn.std(axis=1) / drawn.mean(axis=1)
+    assert spread.max() < 0.1, f"a worker jitters by {spread.max():.0%}"
+
+
+def test_a_worker_that_is_slow_for_good_is_slow_in_the_model_and_the_others_jitter_little():
+    cost = modelled(steps(1, 3))
+    check_speeds(cost)
+    assert cost.slow(100) == (
+        f"of 2 measured workers, worker 1 took {cost.slowness[1]:.2f} times as long throughout: simulated worker w is as slow as measured worker "
+        "w mod 2, so are 50 of 100; for workers that are alike, fit without slow ones"
+    )
+    pooled = changed(fitting, [("slow = slowness(seconds)", "slow = ()")])
+    with pytest.raises(AssertionError):
+        check_speeds(modelled(steps(1, 3), pooled))
+
+
+def test_workers_that_only_jitter_are_pooled():
+    noisy = modelled(steps(1, 1, 1, 1, jitter=1.0))
+    assert noisy.slowness == () and len(noisy.compute) == 4 * 55 and noisy.slow(100) == ""
+    several = modelled(steps(1, 3, 1, 2))
+    assert several.slowness == pytest.approx((1, 3, 1, 2), rel=0.03) and len(several.compute) == 2 * 55
+
+
+def by_turns(n_workers=4, n=60, length=5):
+    """Return steps of workers of which one at a time is 3 times slower."""
+    return [[0.3 if k // length % n_workers == w else 0.1 for k in range(n)] for w in range(n_workers)]
+
+
+CHANCE = {
+    "jitter": (np.random.default_rng(3).exponential(1.0, (4, 60)) + 1.0).tolist(),
+    "less than a fifth": (np.ones((4, 60)) * [[1.0], [1.0], [1.15], [1.0]]).tolist(),
+    "one long step": [[1.0] * 60, [1.0] * 40 + [60.0] + [1.0] * 19],
+    "by turns": by_turns(),
+    "half of the run": [[1.0] * 60, [1.0] * 30 + [3.0] * 30],
+    "one worker": [[1.0] * 60],
+    "a short run": [[1.0, 1.1], [3.0, 3.3]],
+}
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_what_comes_and_goes_makes_no_worker_slow(name):
+    assert fitting.slowness(CHANCE[name]) == ()
+
+
+@pytest.mark.parametrize(("name", "change"), [("less than a fifth", ("> SLOWER *", "> 1 *")), ("half of the run", ("return lasts and", "return"))])
+def test_a_rule_that_lacks_a_part_takes_chance_for_slowness(name, change):
+    assert changed(fitting, [change]).slowness(CHANCE[name])
+
+
+def test_without_the_spread_jitter_would_be_slowness():
+    """Of many short runs of like workers, which jitter by all of a step."""
+    draws = np.random.default_rng(4).exponential(1.0, (400, 2, 12))
+    assert not any(fitting.slowness(of.tolist()) for of in draws)
+    loose = changed(fitting, [("SLOWER, SURE = 1.2, 4.0", "SLOWER, SURE = 1.2, 0.0")])
+    assert sum(bool(loose.slowness(of.tolist())) for of in draws) > 20
+
+
+def test_a_link_is_what_is_between_hosts_and_inside_one_there_is_none():
+    assert modelled(steps(1, 1)).bytes_per_second == 0.0
+    across = modelled(steps(1, 1), comm=Several(one_host=False))
+    assert (across.latency, across.bytes_per_second) == (1e-5, 2e9)
+    wrong = changed(fitting, [("rate *= not comm.one_host", "pass")])
+    assert modelled(steps(1, 1), wrong).bytes_per_second, "the memory of a host taken for a link"
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("per_host", [0, 1])
+def test_the_link_of_a_fit_is_measured_between_hosts(comm, monkeypatch, per_host):
+    counted, partners, measured = CountedComm(comm, per_host), [], fitting.pingpong
+    one_host = counted.one_host
+    monkeypatch.setattr(fitting, "train", run_of(steps(*[1] * comm.size)))
+    monkeypatch.setattr(fitting, "pingpong", lambda mpi, partner: (partners.append(partner), measured(mpi, partner))[1])
+    found = fitting.fit(Job(), 16, counted)
+    counted.free()
+    assert partners == [comm.size - 1 if one_host else 1] and one_host == (per_host == 0)
+    assert (found is None) == (comm.rank > 0)
+    if found is not None:
+        assert found.cost.latency > 0 and (found.cost.bytes_per_second > 0) == (not one_host)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpidml.runtime import checkpoint, resume
-from mpidml.runtime.launch import mpirun_command
+from mpidml.runtime.launch import mpirun_command, without_launcher
 from tests.ranks import ROOT, descendants, mpirun, python
 from tests.test_bad_input import run_many, snapshot
 
@@ -30,6 +30,14 @@ def begin(n, words, more=()):
     paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]))
     command = [*ready, sys.executable, *JOB, "--checkpoint-every", str(EVERY), *map(str, words)]
     return subprocess.Popen(command, env={**env, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def alone(words):
+    """Start a run in one process in the background, without a launcher."""
+    env = without_launcher({**os.environ})
+    paths = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")]))
+    command = [sys.executable, *JOB, *map(str, words)]
+    return subprocess.Popen(command, env={**env, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def saved(folder):
@@ -144,6 +152,27 @@ def test_a_run_that_is_interrupted_says_from_where_it_can_go_on(tmp_path, n, eve
     else:
         newest = int(saved(tmp_path / "run")[-1].name)
         assert f"interrupted: go on from clock {newest:,}, the last that is saved, with: python -m mpidml train --resume {tmp_path / 'run'}\n" in out, out
+
+
+SAVES = ["--checkpoint-every", str(EVERY)]
+
+
+@pytest.mark.parametrize(("number", "more"), [(signal.SIGTERM, []), (signal.SIGINT, []), (signal.SIGTERM, SAVES), (signal.SIGINT, SAVES)])
+def test_one_process_that_a_signal_ends_says_so_and_saves_what_ranks_save(tmp_path, number, more):
+    folder = tmp_path / "run"
+    child = alone(["--steps", 1_000_000, *more, "--out", folder])
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and clocks(folder) and (not more or saved(folder)))
+        os.kill(child.pid, number)
+        out, err = child.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        child.kill()
+    if number == signal.SIGTERM and more:
+        assert child.returncode == 0 and err == "" and "stopped by SIGTERM: " in out and f"train --resume {folder}" in out, (out, err)
+    else:
+        assert (child.returncode, err) == (128 + number, f"mpidml: ended by {number.name}\n"), (out, err)
+        assert bool(more) == (f", the last that is saved, with: python -m mpidml train --resume {folder}\n" in out), out
+    assert bool(saved(folder)) == bool(more) and all(map(is_whole, saved(folder))) and not (folder / "summary.json").exists()
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,14 @@ def test_costs_are_fitted_to_a_short_run_and_the_same_run_is_simulated_beside_it
     said = ok(mpirun(2, [*SIMULATE, "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--hidden", "32", "--backend", "numpy", "--out", tmp_path / "run"]))
     assert re.search(r"measured [\d,]+ samples/s, simulated [\d,]+ \(\d+\.\d\d times\)", said)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.toml", "cost.json", "metrics.jsonl", "report.png", "summary.json"}
+    assert " us, no bandwidth: these ranks share a host, so payloads take no time; --bandwidth gives a link's\n" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["simulated"] and (summary["workers"], summary["clocks"], summary["samples"]) == (50, 30, 50 * 30 * 16)
     assert summary["final_loss"] is None and summary["staleness_max"] <= 2 and "loss -" in said
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost["source"] == "fitted" and len(cost["compute"]) > 50
     again = ok(python([*SIMULATE, "--cost", tmp_path / "run" / "cost.json", "--sync", "ssp:2", "--workers", "50", "--clocks", "30", "--out", tmp_path / "b"]))
-    assert "fitting" not in again and "without effect" not in again and "samples a worker and clock" not in again
+    assert "fitting" not in again and "bandwidth" not in again and "without effect" not in again and "samples a worker and clock" not in again
     same = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert same["seconds"] == summary["seconds"], "the same costs give the same run"
 

@@ -18,12 +18,16 @@ import numpy as np
 from mpidml.core import rng
 from mpidml.core.errors import UserError, nearest
 
+LISTS = ("compute", "slowness")
+
 
 @dataclass(frozen=True)
 class CostModel:
     """Seconds of a job's parts. `compute`: seconds of a worker's compute on its share, measured ones to draw from, or one mean.
 
     `jitter`: this share of each draw is exponentially distributed; `bytes_per_second` 0: payloads travel in no time (a shared window).
+    `slowness`: how many times as long the computes of each worker took that was measured; worker w of a simulation is as slow as the measured worker
+    w mod their number, so the share of slow ones stays. Without any all workers are alike.
     """
 
     compute: tuple[float, ...] = (0.01,)
@@ -35,6 +39,7 @@ class CostModel:
     samples: int = 0
     """Samples of a compute, where it was measured; 0: unknown."""
     source: str = field(default="given")
+    slowness: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.compute or not all(math.isfinite(s) and s >= 0 for s in self.compute) or not any(self.compute):
@@ -43,6 +48,8 @@ class CostModel:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"cost model: {name} {value} is not a number from 0 up; give one")
+        if not all(math.isfinite(times) and times > 0 for times in self.slowness):
+            raise UserError("cost model: slowness is not a list of numbers above 0; give one of each measured worker, or [] where all are alike")
         if self.samples < 0:
             raise UserError(f"cost model: samples {self.samples} is below 0; give how many a compute has, or 0 for unknown")
         if not 0 <= self.jitter <= 1:
@@ -50,8 +57,20 @@ class CostModel:
 
     @property
     def mean_seconds(self) -> float:
-        """Return the mean of a compute."""
-        return math.fsum(self.compute) / len(self.compute)
+        """Return the mean of a compute, over all workers that were measured."""
+        alike = math.fsum(self.compute) / len(self.compute)
+        return alike * math.fsum(self.slowness) / len(self.slowness) if self.slowness else alike
+
+    def slow(self, n_workers: int) -> str:
+        """Say in one line which workers were slow throughout when they were measured, and how many of `n_workers` are so; "" where all are alike."""
+        slow = [w for w, times in enumerate(self.slowness) if times != 1]
+        if not slow:
+            return ""
+        n = len(self.slowness)
+        each = ", ".join(f"worker {w} took {self.slowness[w]:.2f} times as long" for w in slow[:5]) + ", ..." * (len(slow) > 5)
+        n_slow = sum(self.slowness[w % n] != 1 for w in range(n_workers))
+        rule = f"simulated worker w is as slow as measured worker w mod {n}"
+        return f"of {n} measured workers, {each} throughout: {rule}, so are {n_slow:,} of {n_workers:,}; for workers that are alike, fit without slow ones"
 
     def seconds(self, seed: int, n_workers: int) -> ComputeSeconds:
         """Return the seconds of all workers' computes, each a function of (seed, worker, step) alone."""
@@ -70,9 +89,10 @@ class CostModel:
                 raise UserError(f"{where}: there is no '{name}' in a cost model; {nearest(name, known)}")
         if "compute" not in values:
             raise UserError(f"{where}: there is no compute in this cost model; add a list of seconds, as [0.01]")
-        if not isinstance(values["compute"], list | tuple):
-            raise UserError(f"{where}: a cost model holds numbers, and a list of them for compute, not {values['compute']!r}; correct the file")
-        kinds: dict[str, Any] = {"source": str, "samples": int, "compute": lambda v: tuple(map(float, v))}
+        for name in LISTS:
+            if not isinstance(values.get(name, ()), list | tuple):
+                raise UserError(f"{where}: a cost model holds numbers, and a list of them for {name}, not {values[name]!r}; correct the file")
+        kinds: dict[str, Any] = {"source": str, "samples": int} | dict.fromkeys(LISTS, lambda v: tuple(map(float, v)))
         numbers: dict[str, Any] = {}
         for name, value in values.items():
             try:
@@ -109,6 +129,8 @@ class ComputeSeconds:
         drawn = stream.choice(cost.compute, STEPS * WORKERS) if len(cost.compute) > 1 else np.full(STEPS * WORKERS, cost.compute[0])
         if cost.jitter:
             drawn = drawn * (1 - cost.jitter + cost.jitter * stream.exponential(1.0, STEPS * WORKERS))
+        if cost.slowness:
+            drawn = drawn * np.tile(np.take(cost.slowness, range(group * WORKERS, (group + 1) * WORKERS), mode="wrap"), STEPS)
         blocks = self.blocks[group]
         if len(blocks) == MOST_BLOCKS:
             del blocks[next(iter(blocks))]

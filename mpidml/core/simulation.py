@@ -62,7 +62,7 @@ class Simulation:
         names = {"latency": "latency", "bandwidth": "bytes_per_second", "apply": "apply", "jitter": "jitter"}
         changed: dict[str, Any] = {of: getattr(self, name) for name, of in names.items() if name in given}
         if self.compute:
-            changed["compute"] = (self.compute,)
+            changed |= {"compute": (self.compute,), "slowness": ()}
         return replace(cost, **changed)
 
 

@@ -127,7 +127,7 @@ class _End:
 
     def take_over(self) -> None:
         """Take signals, exceptions and the end of the program (main thread only)."""
-        self.signals = Signals()
+        self.signals = Signals(alone=self.watchdog is None)
         sys.excepthook, threading.excepthook = self.of_main_thread, self.of_thread
         told = sys.unraisablehook  # a signal while the interpreter waits for its threads is no error of theirs
         sys.unraisablehook = lambda args: None if isinstance(args.exc_value, Terminated) else told(args)
@@ -148,6 +148,8 @@ class _End:
         """End by an uncaught exception of the main thread (sys.excepthook); one that arose while a signal ended this rank is no news."""
         if self.code and self.comm.size > 1:
             self.abort(self.code)
+        if self.code:
+            raise SystemExit(self.code)
         if self.comm.size == 1:
             if isinstance(error, UserError | DeviceFailed):
                 _say(f"mpidml: {error}\n")
@@ -209,7 +211,9 @@ class _End:
         duplicate does), hydra was seen to report 9, the signal of its cleaning up, instead of `code`; so this rank stays to be killed.
         Over several hosts the launcher may wait for one that is cut off; then its daemon here is ended later.
         """
-        if _is_finalized():  # all ranks have come to their end
+        from mpi4py import MPI
+
+        if MPI.Is_finalized():  # all ranks have come to their end
             os._exit(code)
         quiet = 2
         with contextlib.suppress(OSError):
@@ -243,6 +247,8 @@ class _End:
         from mpi4py import MPI
 
         if self.watchdog is None:  # one rank
+            if self.code:
+                _say(signals.line(self.code))
             signals.leave()
             return
         if MPI.Is_finalized():
@@ -252,7 +258,7 @@ class _End:
             if self.comm.rank:
                 time.sleep(TELL_SECONDS)  # the end of this rank takes rank 0 along, which tells
             elif not self.watchdog.another_failed:
-                _say(f"mpidml: ended by {signal.Signals(self.code - 128).name}\n")
+                _say(signals.line(self.code))
             self.abort(self.code)
         try:
             self.meet_at_the_end()
@@ -273,12 +279,6 @@ class _End:
         with MAIN.on(Wait(lambda: "the end of all ranks' programs", time.monotonic(), call, limited=known)):
             while not everyone.Test():
                 time.sleep(0.005)
-
-
-def _is_finalized() -> bool:
-    from mpi4py import MPI
-
-    return MPI.Is_finalized()
 
 
 def _ends_mpi() -> bool:

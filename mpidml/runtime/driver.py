@@ -55,8 +55,8 @@ class Driver:
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self.comm, self.roles, self.rank_of, self.buffers, self.bell = comm, roles, rank_of, buffers, bell
-        self.record, self.look, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, look, wait_limit_seconds, chunk_nbytes, by_window
-        self.trace, self.look_seconds = trace, look_seconds
+        self.record, self.wait_limit_seconds, self.chunk_nbytes, self.by_window = record, wait_limit_seconds, chunk_nbytes, by_window
+        self.trace, self.look, self.look_seconds = trace, look if look is not None else (lambda now: None), look_seconds
         self.many, self.name, self.host_rank_of = comm.size > 1, f"[rank {comm.rank}/{comm.size}]", comm.host_rank_of
         self.pool = Buffers()  # for what arrives by MPI and has no place of its own
         self.header = bytearray(wire.HEADER_NBYTES)
@@ -146,8 +146,7 @@ class Driver:
 
     def _look(self, now: float) -> None:
         self.looked_at = now
-        if self.look is not None:
-            self.look(now)
+        self.look(now)
         waits = [wait for role in self.roles.values() for wait in role.waiting(now)[:1]]
         longest = min(waits, default=None)
         MAIN.now = None if longest is None else Wait(longest.text, longest.since)
@@ -267,6 +266,9 @@ class Driver:
                 self.trace.add("apply", start, now - start, message.clock)
             if effects:
                 self.perform(target, effects)
+            if now - self.looked_at > 2 * self.look_seconds and self.computing < 0:  # a long queue, which the loop around this does not see the end of
+                self.looked_at = now
+                self.look(now)
         return True
 
     def _expect(self, envelope: wire.Envelope) -> tuple[list[Any], int, int, Message]:

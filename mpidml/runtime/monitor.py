@@ -129,6 +129,12 @@ class Monitor:
         self.unsorted = np.concatenate([self.unsorted, table[~leaves]])
         self._join(self.latest.min())
 
+    def hear(self, rows: list[tuple[float, ...]]) -> None:
+        """Add the reports, if any, that have come while the run is driven; where all workers have come to their end and it has not, let that be said."""
+        self.take(rows)
+        if self.progress is not None and self.latest.min() == math.inf:
+            self.progress.drains()
+
     def _join(self, until: float) -> None:
         """Finish the groups that are whole by the time `until`."""
         self._sort(until)

@@ -41,10 +41,10 @@ def payload(job: Job, net: Network | None, n_servers: int) -> Payload:
     return Payload(values, code, code if codes_answers(codec) else values)
 
 
-def net_of(job: Job, comm: CountedComm) -> Network:
-    """Return the network whose parameters travel (Collective on comm)."""
+def net_of(job: Job, comm: CountedComm, remedy: str = SIMULATED_WHOLE) -> Network:
+    """Return the network whose parameters travel; `remedy` for sparse rows (Collective on comm)."""
     data = load(job, comm)
-    refuse_sparse(data, "simulate", SIMULATED_WHOLE)
+    refuse_sparse(data, "simulate", remedy)
     return agree(comm, lambda: build_net(job, data, "numpy"))
 
 

@@ -19,6 +19,8 @@ from typing import TextIO
 _LAUNCHERS = ("mpirun", "mpiexec", "hydra", "prterun", "orterun")
 _BAR_WIDTH = 20
 _REDRAW_SECONDS = 0.1
+DRAIN_SECONDS = 5.0
+DRAINS = "all batches are computed; what is left is that servers apply the last updates, and the final scores"
 
 
 class Progress:
@@ -42,6 +44,7 @@ class Progress:
         self._line = ""
         self._is_shown = True
         self._width = 0
+        self._drains_since: float | None = None
 
     def update(
         self,
@@ -76,6 +79,15 @@ class Progress:
         self._line, self._is_shown = "  ".join(parts), False
         if self._clock() - self._shown_at >= self._interval:
             self._show()
+
+    def drains(self) -> None:
+        """Hear that workers compute no more although the run goes on; say so once, DRAIN_SECONDS after the first call."""
+        if self._drains_since is None:
+            self._drains_since = self._clock()
+        elif self._clock() - self._drains_since >= DRAIN_SECONDS:
+            self._drains_since = math.inf
+            self.close()
+            show(self._stream, DRAINS + "\n")
 
     def close(self) -> None:
         """Show the last state if it is not on show yet, and end the line."""

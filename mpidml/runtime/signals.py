@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -89,11 +90,19 @@ def leave() -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-class Signals:
-    """The handlers of signals that end, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none."""
+def line(code: int) -> str:
+    """Say which signal has ended the program; `code` is 128 + its number."""
+    return f"mpidml: ended by {signal.Signals(code - 128).name}\n"
 
-    def __init__(self) -> None:
-        self.code, self.around_fork = 0, threading.local()
+
+class Signals:
+    """The handlers of signals that end, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none.
+
+    `alone`: no other rank tells of a signal that this one is too blocked to tell of.
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        self.code, self.alone, self.around_fork = 0, alone, threading.local()
         for number in ENDING:
             if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL:  # else it is the program's, which may have itself requeued by it
                 signal.signal(number, self.unwind)
@@ -133,4 +142,7 @@ class Signals:
                 time.sleep(GRACE_SECONDS)
                 if self.code:  # the handler ran, the main thread is unwinding
                     time.sleep(UNWIND_SECONDS)
+                with contextlib.suppress(OSError, ValueError):
+                    if self.alone and select.select([], [2], [], 0)[1]:  # no lock that the main thread holds, and no pipe that is full
+                        os.write(2, line(128 + number).encode())
                 os._exit(128 + number)

@@ -48,8 +48,8 @@ def measure(study: Study, kinds: Sequence[str], comm: CountedComm, quiet: bool =
     wanted = [kind for kind in missing if not refused[kind]]
     link = pingpong(comm.mpi, n - 1) if wanted and n > 1 else None
     if wanted and comm.bcast(_is_first(study, n, kinds)):
-        _keep_costs(study, jobs[wanted[0]], comm)
-        speak(f"{n} rank(s): costs of computes measured")
+        slow = _keep_costs(study, jobs[wanted[0]], comm)
+        speak(f"{n} rank(s): costs of computes measured{slow}")
     point: dict[str, Any] = {}
     for i, kind in enumerate(missing):
         if refused[kind]:
@@ -113,11 +113,11 @@ def _is_first(study: Study, n: int, kinds: Sequence[str]) -> bool:
     return not fewer and not study.costs.get("ranks", n + 1) <= n
 
 
-def _keep_costs(study: Study, job: Job, comm: CountedComm) -> None:
-    """Measure what computes cost, of layers or of a rank's share of a `job` that can run, and keep it (Collective on comm)."""
+def _keep_costs(study: Study, job: Job, comm: CountedComm) -> str:
+    """Measure what computes cost, of layers or of a rank's share of a `job` that can run, and keep it; return what there is to say (Collective on comm)."""
     n = comm.size
     if job.strategy in STAGED:
-        found = _layers(job, comm)
+        found, slow = _layers(job, comm), ""
     elif job.strategy in FITTED:
         large = max(job.batch // laid_out(job, n).n_workers, 1)
         small = min(large, max(job.accumulate, large // FEW))
@@ -127,10 +127,12 @@ def _keep_costs(study: Study, job: Job, comm: CountedComm) -> None:
             fits.append(fit(job, share, ranks))
             ranks.free()
         found = {name: of.cost.mapping() for name, of in zip(("large", "small"), fits, strict=True) if of is not None}
+        slow = fits[0].cost.slow(fits[0].n_workers) if fits[0] is not None else ""
     else:
-        return
+        return ""
     if comm.rank == 0:
         study.write_costs(n, found)
+    return f"; {slow}" if slow else ""
 
 
 def _layers(job: Job, comm: CountedComm) -> dict[str, Any]:

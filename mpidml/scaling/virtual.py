@@ -133,7 +133,7 @@ class Virtual:
         of = ShareCosts(*(CostModel.from_mapping(self.costs[name], "costs") for name in ("large", "small")))
         found = of.at(max(job.batch // n_workers, 1))
         if n_ranks == 1:
-            return replace(found, latency=0.0)
+            return replace(found, latency=0.0, bytes_per_second=0.0)
         place = self.place(n_ranks)
         moves = place.crosses or job.transport == "mpi" or job.strategy != Job.strategy
         return replace(found, latency=place.link.latency, bytes_per_second=place.link.bytes_per_second if moves else 0.0)

@@ -235,7 +235,7 @@ def _compute(plan: Plan, n_servers: int, n_taken: int) -> Callable[[int, int, fl
         return lambda role, step, now: measured[role - n_servers][step % len(measured[role - n_servers])] if step >= 0 else 0.0
     beside = cost.apply + n_taken * plan.n_workers * cost.message if plan.colocated else 0.0
     # What uses the final values, in a step numbered -1, takes no time.
-    if len(cost.compute) == 1 and not cost.jitter and slowdown is None:
+    if len(cost.compute) == 1 and not (cost.jitter or cost.slowness) and slowdown is None:
         constant = cost.mean_seconds + beside
         return lambda role, step, now: constant if step >= 0 else 0.0
     drawn = cost.seconds(plan.seed, plan.n_workers).of

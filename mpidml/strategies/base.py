@@ -158,7 +158,7 @@ class Run:
             self.telemetry.send()
             return
         news = self.telemetry.receive()
-        self.monitor.take([row for row in news if row[0] != ASKED])
+        self.monitor.hear([row for row in news if row[0] != ASKED])
         if self.deadline is not None and (text := self.deadline.told(self.monitor.n_groups - self.n_before, now - self.began, now)):
             self._say(text)
         if self.strategy.coordinator is None:

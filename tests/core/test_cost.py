@@ -35,8 +35,26 @@ def test_the_mean_is_that_of_the_measured_seconds_and_jitter_spreads_them(cost):
 
 
 def test_a_model_reads_back_as_it_was_written():
-    cost = CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, 16, "fitted")
-    assert CostModel.from_mapping(json.loads(json.dumps(cost.mapping())), "cost.json") == cost
+    cost = CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, 16, "fitted", (1.0, 3.0))
+    written = json.loads(json.dumps(cost.mapping()))
+    assert CostModel.from_mapping(written, "cost.json") == cost
+    del written["slowness"]  # as it was written before there was one
+    assert CostModel.from_mapping(written, "cost.json") == CostModel((0.1, 0.25), 0.5, 1e-5, 1e9, 1e-3, 1e-6, 16, "fitted")
+
+
+def check_slowness(module):
+    """Each worker has the draws of one that is alike, times the slowness of the measured worker that stands for it."""
+    alike, slow = (module.CostModel((1.0, 2.0, 5.0), 0.5, slowness=slowness).seconds(3, 200) for slowness in ((), (1.0, 3.0, 0.5)))
+    for worker in (0, 1, 2, 3, WORKERS - 1, WORKERS, WORKERS + 1, 199):
+        assert slow.of(worker, STEPS + 1) == pytest.approx(alike.of(worker, STEPS + 1) * (1.0, 3.0, 0.5)[worker % 3])
+
+
+def test_workers_beyond_the_measured_ones_are_as_slow_as_these_in_turn():
+    check_slowness(cost_module)
+    assert CostModel((2.0,), slowness=(1.0, 3.0)).mean_seconds == 4.0
+    for old, new in (("range(group * WORKERS, (group + 1) * WORKERS)", "range(WORKERS)"), ("if cost.slowness:", "if False:")):
+        with pytest.raises(AssertionError):
+            check_slowness(changed(cost_module, [(old, new)]))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +68,8 @@ def test_a_model_reads_back_as_it_was_written():
         ({"compute": "123"}, "cost.json: a cost model holds numbers, and a list of them for compute, not '123'"),
         ({"compute": [1.0], "apply": "x"}, "cost.json: a cost model holds numbers, and a list of them for compute; apply is 'x'"),
         ({"compute": [1.0], "samples": -5}, "cost model: samples -5 is below 0"),
+        ({"compute": [1.0], "slowness": [1.0, 0.0]}, "cost model: slowness is not a list of numbers above 0"),
+        ({"compute": [1.0], "slowness": "13"}, "cost.json: a cost model holds numbers, and a list of them for slowness, not '13'"),
         ({}, "cost.json: there is no compute in this cost model"),
         ({"latncy": 1}, "cost.json: there is no 'latncy' in a cost model"),
     ],
@@ -61,7 +81,6 @@ def test_what_is_no_model_is_one_line(values, says):
 
 
 def test_a_model_without_its_checks_is_seen():
-    broken = changed(cost_module, [('if "compute" not in values', "if False"), ("if self.samples < 0", "if False"), ('values["compute"], list | tuple', "1, int")])
-    with pytest.raises(KeyError):
-        changed(cost_module, [('if "compute" not in values', "if False")]).CostModel.from_mapping({}, "cost.json")
+    broken = changed(cost_module, [('if "compute" not in values', "if False"), ("if self.samples < 0", "if False"), ("values.get(name, ()), list | tuple", "1, int")])
+    assert broken.CostModel.from_mapping({}, "cost.json").compute == (0.01,), "a default that nobody has measured"
     assert broken.CostModel.from_mapping({"compute": "123", "samples": -5}, "cost.json").compute == (1.0, 2.0, 3.0)

@@ -130,6 +130,52 @@ def test_one_process_ends_as_usual_with_code_2_or_1(job):
     assert result.code == 1 and "ZeroDivisionError" in result.err
 
 
+def check_ended(result, number):
+    """Hold what one process leaves that a signal has ended to: its code, and one line."""
+    assert (result.code, result.err) == (128 + number, f"mpidml: ended by {number.name}\n") and not result.timed_out, result
+
+
+ENDED = """
+import ctypes
+libc, lock = ctypes.CDLL(None), (ctypes.c_byte * 64)()
+def block():
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)  # no signal ends that
+def unwind():
+    try: signal.raise_signal(number)
+    finally: print("closed", flush=True)
+def fail():
+    try: signal.raise_signal(number)
+    finally: raise OSError("while it unwound")
+def wait():
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("how", ["unwind()", "fail()", "wait(); time.sleep(60)", "wait(); block()"])
+def test_a_signal_ends_one_process_with_its_code_and_one_line(job, number, how):
+    """Also where the main thread is blocked for good, or fails while it unwinds."""
+    result = python([job(f"number = {int(number)}\n{ENDED}\n{how}")], timeout=30)
+    check_ended(result, number)
+    assert (result.out == "closed\n") == (how == "unwind()")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "from mpidml.runtime import signals\nsignals.line = lambda code: ''",
+        "signal.signal(number, signal.SIG_DFL)",
+        "signal.signal(number, lambda *_: sys.exit(128 + number))",
+    ],
+    ids=["says nothing", "has no handler", "has a handler of its own that says nothing"],
+)
+def test_the_check_of_a_signal_catches_a_process_that(job, broken):
+    result = python([job(f"number = {int(signal.SIGTERM)}\n{broken}\n{ENDED}\nunwind()")], timeout=30)
+    with pytest.raises(AssertionError):
+        check_ended(result, signal.SIGTERM)
+
+
 def test_what_goes_wrong_while_a_signal_ends_a_rank_is_no_news(job):
     """The first failing rank has told the cause; the launcher's SIGTERM to the others must not look like a second one."""
     body = f"if comm.rank == 1:\n  try: signal.raise_signal({int(signal.SIGTERM)})\n  finally: raise OSError('while it unwound')\ncomm.Barrier()"
@@ -215,7 +261,7 @@ with asked_to_end():
 def test_the_watch_lets_signals_be_that_only_ask_or_are_a_childs_or_the_programs_own_and_ends_what_is_blocked(job):
     result = python([job(SIGNALS)], timeout=30)
     assert result.out.splitlines() == ["asked 15", "child -15", "mine", "here"], result
-    assert result.code == 130
+    assert result.code == 130 and result.err == "mpidml: ended by SIGINT\n"
 
 
 ENDS = """

@@ -11,11 +11,12 @@ import pytest
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import Waiting
+from mpidml.core.role import CLOCK, NOTHING, Message, Passive, Send, Stop, Waiting
 from mpidml.ps.shard import Shard
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from mpidml.sync.ssp import Ssp
+from tests.changed import changed
 from tests.scenarios import Scenario, misses, run_on_mpi
 
 POLICIES = {"bsp": Bsp(), "ssp0": Ssp(0), "ssp1": Ssp(1), "ssp3": Ssp(3), "asp": Asp()}
@@ -177,6 +178,37 @@ def test_a_server_that_waits_for_a_worker_beside_it_lets_that_worker_speak(comm)
         driver._look(now)
     counted.Barrier()
     counted.free()
+
+
+def looks(alone, monkeypatch, module):
+    """Return when news are looked for while a server takes 20 messages, each a second long, that have all come before."""
+    clock = SimpleNamespace(now=0.0)
+
+    class Slow(Passive):
+        n = 0
+
+        def start(self, now):
+            return [Send(0, Message(CLOCK))] * 20
+
+        def handle(self, now, source, message):
+            clock.now, self.n = clock.now + 1.0, self.n + 1
+            return (Stop(),) if self.n == 20 else NOTHING
+
+        def waiting(self, now):
+            return []
+
+    monkeypatch.setattr(module, "clock_now", lambda: clock.now)
+    found = []
+    module.Driver(alone, {0: Slow()}, [0], look=found.append, look_seconds=1.0).run()
+    return found
+
+
+def test_a_server_with_a_long_queue_looks_for_news_meanwhile(alone, monkeypatch):
+    """Else a drain would be silent, and no target met, until its queue is empty."""
+    from mpidml.runtime import driver
+
+    assert looks(alone, monkeypatch, driver) == [3.0, 6.0, 9.0, 12.0, 15.0, 18.0]
+    assert looks(alone, monkeypatch, changed(driver, [("2 * self.look_seconds and", "2 * self.look_seconds and False and")])) == []
 
 
 @pytest.mark.mpi(min_size=2)

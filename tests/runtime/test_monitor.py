@@ -126,6 +126,40 @@ def test_a_report_of_the_next_clock_that_comes_first_waits_for_those_of_its_own(
     assert written[-1]["samples"] == 7
 
 
+class Drains:
+    """Notes when a run is said to drain."""
+
+    n = 0
+
+    def drains(self):
+        self.n += 1
+
+    def update(self, *state):
+        pass
+
+
+def drains(module):
+    """Return how often it is said: after each report of two workers of a run, and 3 times after the last."""
+    progress = Drains()
+    monitor = module.Monitor(2, 3, 3, progress, lambda row: None, accuracy, 10)
+    found = []
+    for row in measurements(2, 3):
+        monitor.hear([row])
+        found.append(progress.n)
+    for worker in (1, 0):
+        monitor.hear([(worker, 9.0, -1.0, *(0.0,) * 12)])
+        found.append(progress.n)
+    for _ in range(3):
+        monitor.hear([])
+    return [*found, progress.n]
+
+
+def test_a_run_drains_once_all_workers_have_come_to_their_end():
+    assert drains(monitor_module) == [0] * 6 + [0, 1, 4]
+    assert drains(changed(monitor_module, [("self.latest.min() == math.inf", "self.latest.max() == math.inf")])) == [0] * 6 + [1, 2, 5], "the first of them"
+    assert drains(changed(monitor_module, [("self.latest.min() == math.inf", "False")]))[-1] == 0
+
+
 def kept(of, n_clocks):
     """Return the clocks of which two workers' seconds are kept: a second more at each clock, and half a one more of worker 1."""
     monitor = of(2, n_clocks, n_clocks, None, lambda row: None, accuracy, 10)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import types
 from pathlib import Path
 
 import pytest
 
-from mpidml.runtime.progress import Progress, launcher_terminal, nobody_reads
+from mpidml.runtime import progress as progress_module
+from mpidml.runtime.progress import DRAIN_SECONDS, Progress, launcher_terminal, nobody_reads
+from tests.changed import changed
 
 
 class Clock:
@@ -76,6 +79,45 @@ def test_the_bar_makes_room_for_the_figures() -> None:
 
 def test_a_run_without_updates_shows_nothing() -> None:
     assert run(True, 1.0, n=0) == "" and run(False, 1.0, n=0) == ""
+
+
+def drained(module: types.ModuleType, live: bool = False, step: float = 1.0, n: int = 20) -> str:
+    """Have a run drain after its last sample; return what is shown meanwhile, before the end of it."""
+    clock, stream = Clock(), io.StringIO()
+    progress = module.Progress(100, stream, live, clock=clock, columns=lambda: 200)
+    clock.seconds += 10
+    progress.update(100, 2, 2, 1.0, 1234.5, 0.0)
+    before = len(stream.getvalue())
+    for _ in range(n):
+        progress.drains()
+        clock.seconds += step
+    return stream.getvalue()[before:]
+
+
+def check_drain(module: types.ModuleType) -> None:
+    told = f"{progress_module.DRAINS}\n"
+    assert drained(module, step=0.2) == "", "a short one is not told"
+    assert drained(module) == told and drained(module, n=200) == told, "once"
+    assert drained(module, live=True) == "\n" + told, "on a line of its own"
+    assert drained(module, step=DRAIN_SECONDS, n=2) == told, "after as many seconds as that"
+
+
+def test_a_long_drain_after_the_last_sample_is_told_once() -> None:
+    check_drain(progress_module)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ("self._drains_since = math.inf", "pass"),
+        (" >= DRAIN_SECONDS:", " >= math.inf:"),
+        ("            self.close()\n            show(self._stream, DRAINS", "            show(self._stream, DRAINS"),
+    ],
+    ids=["tells it again", "is silent", "writes into the line"],
+)
+def test_the_check_of_a_drain_catches_one_that(broken: tuple[str, str]) -> None:
+    with pytest.raises(AssertionError):
+        check_drain(changed(progress_module, [broken]))
 
 
 def test_odd_numbers_do_not_end_a_run() -> None:

@@ -5,12 +5,16 @@ All on virtual clocks: the load that a rank would read of its CPU is a function 
 
 from __future__ import annotations
 
+import math
+import random
 from collections import defaultdict
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from mpidml.runtime.occupancy import Occupancy
 from mpidml.sim import virtual
 from mpidml.sync.adaptive import AHEAD, LOAD_STEP, Adaptive, Epochs
 from mpidml.sync.asp import Asp
@@ -111,18 +115,119 @@ def test_nobody_waits_for_grant_and_read_of_a_rank_that_answers_late(monkeypatch
     assert idle_inside_epochs(1) > 5
 
 
+BEGIN, END = 40.03, 80.07
+
+
+class Counters:
+    """What the kernel counts of each worker's thread, on virtual clocks: a hog takes 3/4 of worker 0's CPU from BEGIN to END."""
+
+    def __init__(self, n_workers):
+        self.now, self.n_reads = 0.0, 0
+        self.occupancy = [Occupancy(partial(self.read, worker), PERIOD) for worker in range(n_workers)]
+
+    def slowness(self, worker, now):
+        return 4.0 if worker == 0 and BEGIN <= now < END else 1.0
+
+    def read(self, worker):
+        self.n_reads += 1
+        taken = 0.75 * max(min(self.now, END) - BEGIN, 0.0) if worker == 0 else 0.0
+        return self.now - taken, taken
+
+    def load(self, worker, now):
+        self.now = now
+        return self.occupancy[worker](now)
+
+
+def beside_a_hog(gate=None, policy=None):
+    """Return what was recorded of worker 1's quota, as (seconds, quota), where each worker reads its own load as a rank does."""
+    counters = Counters(2)
+    scenario = Scenario(policy or Adaptive(1, 8), 2, 1, 110, dynamic=True, gate=gate, load=counters.load)
+    first = scenario.worker_roles[0]
+    result = virtual.run(scenario.roles(), lambda role, step, now: lasting(1.0, counters.slowness, role - first, now), 1e-5)
+    assert counters.n_reads > 2 * 100 / PERIOD, "a reader that nobody asks shows nothing"
+    return [(now, int(v[1])) for now, _, name, v in result.records if name == "quota" and v[0] == 1]
+
+
+def check_follows(quotas):
+    """Hold worker 1's quota to: up within 3 periods of the begin of its peer's hog, down within 3 of its end, and still else."""
+    at = lambda now: next((quota for when, quota in reversed(quotas) if when <= now), 1)
+    reaction = 3 * PERIOD + 2e-5  # and as long as two messages travel
+    assert at(BEGIN) == 1, "moves before anything happens"
+    assert at(BEGIN + reaction) > 1, "has not risen within 3 periods"
+    assert at(END) == 4, "not as often as it is faster"
+    assert at(END + reaction) == 1, "has not fallen back within 3 periods"
+    for begin, end in ((0.0, BEGIN), (BEGIN + reaction, END), (END + reaction, math.inf)):
+        moved = [(now, quota) for now, quota in quotas if begin < now <= end and quota != at(begin)]
+        assert not moved, f"moves although nothing happens: {moved[:3]}"
+
+
 def test_quotas_follow_a_hog_within_three_periods_and_rest_when_nothing_happens():
-    """A hog takes 3/4 of worker 0's CPU from 40 to 80 s: the other may execute more often at once, and falls back at once."""
-    begin, end = 40.0, 80.0
-    slowness = lambda worker, now: 4.0 if worker == 0 and begin <= now < end else 1.0
-    _, _, quotas = run(Adaptive(1, 8), 2, slowness, 110)
-    other = [(now, quota) for now, worker, quota in quotas if worker == 1]
-    rise = next(now for now, quota in other if quota > 1)
-    assert begin <= rise <= begin + 3 * PERIOD
-    assert max(quota for _, quota in other) == 4, "as often as it is faster"
-    fall = next(now for now, quota in other if now >= end and quota == 1)
-    assert end <= fall <= end + 3 * PERIOD
-    assert all(quota == 1 for now, quota in other if not begin <= now <= fall), "moves although nothing happens"
+    check_follows(beside_a_hog())
+
+
+class Constant(Epochs):
+    """Lets everyone execute as often as the hogged one is slower, always."""
+
+    def _set_quotas(self):
+        super()._set_quotas()
+        self.quota = [4] * len(self.quota)
+        self.notes += [(worker, 4, 0.0) for worker in range(len(self.quota))]
+
+
+class Least(Epochs):
+    """Never moves."""
+
+    def _set_quotas(self):
+        self.look_at |= dict.fromkeys(self.active)
+
+
+class Random(Epochs):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.random = random.Random(1)
+
+    def _set_quotas(self):
+        super()._set_quotas()
+        self.quota = [self.random.randint(self.minimum, self.cap) for _ in self.quota]
+        self.notes += [(worker, quota, 0.0) for worker, quota in enumerate(self.quota)]
+
+
+class NeverFalls(Epochs):
+    def _set_quotas(self):
+        before = list(self.quota)
+        super()._set_quotas()
+        self.quota = [max(pair) for pair in zip(before, self.quota, strict=True)]
+        self.notes = [note for note in self.notes if note[1] >= before[int(note[0])]]
+
+
+class Deaf(Epochs):
+    """Hears of a load when an execution ends, and of none in between."""
+
+    ends = False
+
+    def ready(self, now, worker, clock, load):
+        self.ends = True
+        super().ready(now, worker, clock, load)
+        self.ends = False
+
+    def loaded(self, now, worker, load):
+        if self.ends:
+            super().loaded(now, worker, load)
+
+
+class Rarely(Adaptive):
+    """Its workers look at their load when an execution ends, and at no other time."""
+
+    watches_seconds = 1e6
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [(Constant, "before anything"), (Least, "not risen"), (Random, "moves|not"), (NeverFalls, "not fallen"), (Deaf, "not risen")],
+)
+def test_the_check_of_a_hog_catches_a_quota_that_is(broken, says):
+    with pytest.raises(AssertionError, match=says):
+        check_follows(beside_a_hog(broken(2, 1, 8, False, True)))
 
 
 def test_a_gate_that_goes_on_begins_with_the_quotas_and_the_weights_of_the_one_before():
@@ -145,9 +250,9 @@ def test_a_gate_that_goes_on_begins_with_the_quotas_and_the_weights_of_the_one_b
     assert first_quotas({}) == ([2, 2], [1.0] * 4), "the broken variant: nothing is carried over"
 
 
-@pytest.mark.parametrize("loads", [(0.0, LOAD_STEP), (0.3, 0.3 + LOAD_STEP)])
-def test_a_load_that_moves_by_less_than_the_step_moves_no_quota(loads):
-    gate = Epochs(2, 1, 8, False, False)
+def still(loads):
+    """Return whether quotas stay where one worker's load goes between `loads`."""
+    gate = Epochs(2, 8, 64, False, False)
     for worker in (0, 1):
         gate.ready(0.0, worker, -1, loads[0])
     list(gate.starts(0.0))
@@ -155,19 +260,38 @@ def test_a_load_that_moves_by_less_than_the_step_moves_no_quota(loads):
     before = list(gate.quota)
     for k in range(20):
         gate.loaded(float(k), 0, loads[k % 2])
-    assert gate.quota == before and not gate.notes
+    return gate.quota == before and not gate.notes
 
 
-def test_the_load_leads_the_times():
-    """With the term of time off and one very long execution in flight, the other's quota changes before that execution ends."""
+@pytest.mark.parametrize("loads", [(0.0, 0.9 * LOAD_STEP), (0.3, 0.3 + 0.9 * LOAD_STEP)])
+def test_a_load_that_moves_by_less_than_the_step_moves_no_quota(loads, monkeypatch):
+    assert still(loads)
+    monkeypatch.setattr("mpidml.sync.adaptive.LOAD_STEP", 0.0)
+    assert not still(loads), "the broken variant: no hysteresis"
+
+
+def check_leads(policy, gate=None):
+    """With one very long execution in flight, on a CPU that a hog comes to, the other's quota changes before that execution ends."""
     slowness = lambda worker, now: 4.0 if worker == 0 and now >= 5.5 else 1.0
-    scenario = Scenario(Adaptive(1, 8, timing=False), 2, 1, 30, dynamic=True, load=lambda w, now: 1 - 1 / slowness(w, now))
+    scenario = Scenario(policy, 2, 1, 30, dynamic=True, gate=gate, load=lambda w, now: 1 - 1 / slowness(w, now))
     first = scenario.worker_roles[0]
     result = virtual.run(scenario.roles(), lambda role, step, now: 100.0 if role == first and 5 <= now < 100 else 1.0, 1e-5)
     long_began = max(now for now, role, name, v in result.records if name == "pull" and role == first and now < 5.9)
     long_ended = min(now for now, role, name, v in result.records if name == "clock" and role == first and now > long_began)
-    rise = min(now for now, _, name, v in result.records if name == "quota" and v[0] == 1 and v[1] > 1)
-    assert long_began < 5.5 < rise < 5.5 + 3 * PERIOD < long_ended
+    assert long_began < 5.5 < 5.5 + 3 * PERIOD < long_ended, "the very long one is in flight"
+    rise = min((now for now, _, name, v in result.records if name == "quota" and v[0] == 1 and v[1] > 1), default=math.inf)
+    assert 5.5 < rise < 5.5 + 3 * PERIOD, f"at {rise:.1f} s, of an execution that ends at {long_ended:.1f} s"
+
+
+def test_the_load_leads_the_times():
+    """With the term of time off."""
+    check_leads(Adaptive(1, 8, timing=False))
+
+
+@pytest.mark.parametrize(("policy", "gate"), [(Rarely, None), (Adaptive, Deaf)])
+def test_a_load_that_is_looked_at_when_an_execution_ends_is_caught(policy, gate):
+    with pytest.raises(AssertionError, match=r"of an execution that ends at 10\d"):
+        check_leads(policy(1, 8, timing=False), gate and gate(2, 1, 8, False, False))
 
 
 EXPECTED = {  # work done over bsp's, by a simulation of another kind; to be met within 12%
