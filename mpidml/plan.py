@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,22 +17,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
 from mpidml.core.job import OF_STAGES, Job
 from mpidml.core.plan_request import NAMES, PlanRequest, asked
 from mpidml.core.share_cost import line
+from mpidml.core.sizes import parse_size
 from mpidml.nn.network import Network
+from mpidml.nn.parts import NetParts
 from mpidml.nn.split import mix
 from mpidml.optim.base import make_chain
 from mpidml.planner import table
 from mpidml.planner.candidate import Candidate, Grid, candidates, factorisations
 from mpidml.planner.layout import why_not
 from mpidml.planner.machine import Link, Machine
-from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Priced, Pricer, Task, made
 from mpidml.planner.search import Found, search
 from mpidml.runtime import grid_rules
@@ -43,7 +43,8 @@ from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
 from mpidml.runtime.payload import refuse_sparse
-from mpidml.runtime.profiling import counted, profiles
+from mpidml.runtime.profiling import counted, profiles, written
+from mpidml.runtime.rank_memory import FLAG
 from mpidml.runtime.ranks import given_or_all
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.summary import say
@@ -100,7 +101,8 @@ def _found(
     listed = list(candidates(grids, task.batch, schedules, job.microbatches, _mixes(request, job, net)))
     if not listed:
         raise UserError(f"--microbatches {job.microbatches}: no grid's share of --batch {job.batch} has as many samples; give fewer, or a larger batch")
-    found = search(pricer, listed, request.limit, refused=_refused(job, request.hosts > 1), recompute=job.recompute)
+    limit = float(parse_size(job.memory_per_rank, FLAG)) if job.memory_per_rank else math.inf
+    found = search(pricer, listed, limit, refused=_refused(job, request.hosts > 1), recompute=job.recompute)
     seconds = time.perf_counter() - began
     for text in _sources(request, values, machine, link is not None, net, costs):
         speak(text)
@@ -239,7 +241,7 @@ def costs_of(request: PlanRequest, net: Network, batch: int, after: Any) -> Cost
 def _update_seconds(net: Network, after: Any) -> tuple[float, float]:
     """Return the seconds for each byte of weights of an update by the optimizer, and of adding up a gradient."""
     n = min(max(net.n_params, 1), MOST_VALUES)
-    w, g = np.zeros(n, net.dtype), np.zeros(n, net.dtype)
+    w, g = written(n, net.dtype), written(n, net.dtype)
     state = after.init(n, net.dtype)
     best = [float("inf")] * 2
     for step in range(1, REPEATS + 1):

@@ -198,6 +198,7 @@ def _check(variants: list[Variant], scale: Simulation, plans: list[Plan]) -> Non
             raise UserError("simulate: --transport nccl: what sums on GPUs take is not known here; leave it out")
         if job.strategy != Job.strategy:
             data_parallel.check(job.strategy, job.collective, scale.learn)
+            job.refuse(("memory_per_rank",), "simulate; plan counts what a rank takes")
         elif job.compress and any(of.job.strategy != Job.strategy for of in variants):
             raise UserError(f"simulate: --compress {job.compress}: codes to servers and back are known here, sums of codes are not; leave it, or the sums, out")
         ranks = scale.workers + (int(job.servers) if job.servers.isdecimal() else 0)

@@ -33,7 +33,8 @@ OVERHEAD_SECONDS = 100e-6
 
 def medians(columns: dict[str, Any], kinds: list[str], n_each: int) -> list[float]:
     """Return of each of the `n_each` events of some kinds in a clock its median over the clocks that are counted."""
-    seconds = columns["seconds"][np.isin(columns["kind"], [KINDS.index(kind) for kind in kinds])].reshape(-1, n_each)
+    in_clocks = columns["clock"] >= 0  # rows that are scored have none
+    seconds = columns["seconds"][in_clocks & np.isin(columns["kind"], [KINDS.index(kind) for kind in kinds])].reshape(-1, n_each)
     assert seconds.size, f"the trace has no {kinds}"
     found: list[float] = np.median(seconds[min(N_COMPARED, len(seconds) - 1) :], axis=0).tolist()
     return found

@@ -97,6 +97,7 @@ def planned(
     memory_nbytes: float | None = None,
     optimizer_factor: float = 0.0,
     every: int = 1,
+    most: int = 0,
 ) -> Plan:
     """Return the fastest cut into any number of stages, on any number of ranks each, that takes all ranks: PipeDream's planner.
 
@@ -106,7 +107,7 @@ def planned(
     likewise a link's 2 x activation counts what goes forward and what comes back. Then
     A(j, R) = min over i, r of max(A(i, R - r), 2 activation(i) / bandwidth, T(i + 1, j, r)).
 
-    With a flush they sum once for the `every` microbatches of a batch, if these are more than r.
+    With a flush they sum once for the `every` microbatches of a batch, if these are more than r. No stage is on more ranks than `most` (0: than there are).
 
     One stage on all ranks is data parallelism, one rank for each stage a straight pipeline. Among equally fast ones the fewest stages, then, stage by
     stage from the first, the earliest end and the most replicas. `bytes_per_second` 0: nothing that travels takes time. With `memory_nbytes`
@@ -119,7 +120,7 @@ def planned(
         n_in_flight = -(-left // replicas)
         return chain.nbytes(n_in_flight, n_in_flight, optimizer_factor)
 
-    return _priced(chain, _fastest(chain, n_ranks, n_ranks, nbytes, memory_nbytes, _paces((), n_ranks + 1)), _paces((), n_ranks))
+    return _priced(chain, _fastest(chain, n_ranks, most or n_ranks, nbytes, memory_nbytes, _paces((), n_ranks + 1)), _paces((), n_ranks))
 
 
 def priced(profiles: Sequence[Profile], stages: Sequence[Stage], bytes_per_second: float, speeds: Sequence[float] = ()) -> Plan:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from mpidml.core.device import WANTED, check_wanted
 from mpidml.core.errors import UserError, nearest
-from mpidml.core.job import flag, parsed
+from mpidml.core.job import flag
+from mpidml.core.parsing import parsed
 
 T = TypeVar("T", bound="_Request")
 UNSEEN = "CSV, Parquet: a word that the run never saw (ignore: zero in all features of the column; default: as the run)"

@@ -10,9 +10,9 @@ OF_PUSHES = ("sync", "staleness", "tune")
 """Of these the ones that replicas of a grid have, too."""
 OF_REPLICAS = ("averaging", "average_every")
 BESIDES = {
-    "parameter_server": ("bucket", "shares", "progress_thread", "check_replicas", *OF_REPLICAS, *OF_STAGES),
+    "parameter_server": ("bucket", "shares", "progress_thread", "check_replicas", "memory_per_rank", *OF_REPLICAS, *OF_STAGES),
     "data_parallel": (*OF_REPLICAS, *OF_STAGES),
-    "averaging": ("bucket", "check_replicas", "compress", "progress_thread", "shares", "transport", *OF_STAGES),
+    "averaging": ("bucket", "check_replicas", "compress", "memory_per_rank", "progress_thread", "shares", "transport", *OF_STAGES),
     **dict.fromkeys(STAGED, ("bucket", "shares", *OF_REPLICAS, "accumulate", "check_replicas", "progress_thread")),
 }
 """Of each strategy those of others, besides servers'."""

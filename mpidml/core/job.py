@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePath
 from typing import Any
 
 from mpidml.core.device import WANTED
 from mpidml.core.errors import UserError, nearest
+from mpidml.core.parsing import parsed
 
 EPOCHS = 30
 NO_END = 1 << 40
@@ -22,7 +22,7 @@ OF_STAGES = ("grid", "mix", "schedule", "microbatches", "replicas", "partition",
 """Flags of the strategies that cut a network into stages."""
 OF_STRATEGIES = (
     *OF_STAGES, "sync", "staleness", "tune", "reads", "assign", "servers", "group", "early_push", "budget", "order", "collective", "bucket", "shares", "check_replicas",
-    "averaging", "average_every", "progress_thread",
+    "averaging", "average_every", "progress_thread", "memory_per_rank",
 )  # fmt: skip
 """Flags that do nothing under some strategy: a run that goes on by another one begins with their defaults."""
 STAGED = ("pipeline", "tensor", "hybrid")
@@ -149,6 +149,10 @@ class Job:
     replicas: str = flag("", "pipeline: ranks of each stage, which take its microbatches by turns, as 2,1 (auto: by what is measured; default: one)", groups="commas")
     partition: str = flag("auto", "pipeline, tensor, hybrid: layers of each stage, as 3,2,4 (auto: by costs and ranks' speeds; equal: by costs alone)", groups="commas")
     recompute: bool = flag(False, "pipeline, tensor, hybrid: keep a stage's inputs alone, and compute its activations again on the way back")
+    memory_per_rank: str = flag(
+        "", "pipeline, tensor, hybrid, data_parallel, plan: bytes that a rank may take, rows of data aside, as 512M or 4G; what needs more is refused (default: no limit)",
+        groups="one",
+    )
     bucket: int = flag(1 << 20, "data_parallel: bytes of gradient that are summed together, as soon as they are final")
     compress: str = flag(
         "", "send gradients, and what comes back, in fewer bytes, as by two_bit or top_k:0.01; what a code leaves is sent later", plugins="mpidml.compression",
@@ -267,34 +271,3 @@ class Job:
 def members(group: str) -> tuple[str, ...]:
     """Name the fields of a job that say of themselves that they are in `group`."""
     return tuple(f.name for f in fields(Job) if group in f.metadata["groups"])
-
-
-def _whole(value: Any) -> int:
-    """Return `value` as an int; ValueError where that would change it."""
-    if isinstance(value, bool) or float(value) != int(float(value)):
-        raise ValueError
-    return int(value)
-
-
-def parsed(value: Any, like: Any, where: str) -> Any:
-    """Bring a TOML value or a flag's text to the type of `like`."""
-    try:
-        if isinstance(like, bool):
-            if isinstance(value, bool):
-                return value
-            return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(like, int) and not isinstance(value, bool):
-            return _whole(value)
-        if isinstance(like, float) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(like, tuple):
-            parts = (value.split(",") if value.strip() else []) if isinstance(value, str) else list(value)
-            return tuple(_whole(p) for p in parts)
-        if isinstance(like, str) and isinstance(value, str | int | float | PurePath) and not isinstance(value, bool):
-            return str(value)
-    except (ValueError, KeyError, TypeError, OverflowError):
-        pass
-    if isinstance(value, str) and "," in value and not isinstance(like, tuple):
-        raise UserError(f"{where}: '{value}' is a list, and one value is taken here; `compare` takes lists")
-    kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers with commas between them", str: "text"}[type(like)]
-    raise UserError(f"{where}: {value!r} is not {kind}; the default is {like!r}")

@@ -15,7 +15,7 @@ from mpidml.core.target import parse_target
 def check(job: Job) -> Job:
     """Return `job`, or raise UserError naming the first value that cannot be, or would do nothing."""
     least: dict[str, float] = {"epochs": 0, "batch": 1, "steps": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "accumulate": 1, "patience": 0, "microbatches": 0}
-    least |= {"lr_batch": 0, "check_replicas": 0, "average_every": 1, "group": 1}
+    least |= {"lr_batch": 0, "check_replicas": 0, "average_every": 1, "group": 1, "bucket": 1}
     for name, bound in least.items():
         if getattr(job, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} {getattr(job, name)}: is below {bound:g}; give a whole number from {bound:g} up")
@@ -44,6 +44,11 @@ def check(job: Job) -> Job:
         parse_size(job.memory, "--memory")
     elif job.scratch:
         raise UserError(f"--scratch {job.scratch}: does nothing without --memory; give a limit, or leave it out")
+    if job.memory_per_rank:
+        parse_size(job.memory_per_rank, "--memory-per-rank")
+        if job.compress or job.device.startswith("cuda"):
+            beside = f"--compress {job.compress}" if job.compress else f"--device {job.device}"
+            raise UserError(f"--memory-per-rank {job.memory_per_rank}: counts values in the memory of the host, and {beside} has others; leave one of them out")
     for f in fields(job):
         value, choices = getattr(job, f.name), f.metadata["choices"]
         if (choices or f.metadata["plugins"]) and "," in value:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job, flag, parsed
-from mpidml.core.sizes import parse_size
+from mpidml.core.job import Job, flag
+from mpidml.core.parsing import parsed
 
 DECIDED = ("strategy", "partition", "accumulate")
 """Flags of a job that a plan decides."""
@@ -22,7 +22,6 @@ class PlanRequest:
     ranks: int = flag(4, "how many ranks the job may use")
     hosts: int = flag(1, "how many hosts they are on, as many on each")
     cores: int = flag(0, "cores of a host, which ranks beyond their number share (0: as many as this machine has)")
-    memory_per_rank: str = flag("", "bytes that a rank may take, rows of data aside, as 512M or 4G (default: no limit)")
     latency: float = flag(50e-6, "seconds that a message between hosts travels")
     bandwidth: float = flag(1.25e9, "bytes per second of a rank's link to other hosts, each way (0: payloads take no time)")
     host_latency: float = flag(5e-6, "the same inside a host (measured where plan runs on several ranks)")
@@ -48,14 +47,7 @@ class PlanRequest:
                 raise UserError(f"--{name} {values[name]}: does nothing on one host, whose ranks have --host-{name}; give --hosts, or leave it out")
             if f"host_{name}" in values and found.ranks == found.hosts:
                 raise UserError(f"--host-{name} {values[f'host_{name}']}: does nothing with one rank on each host; give more ranks, or leave it out")
-        if found.memory_per_rank:
-            parse_size(found.memory_per_rank, "--memory-per-rank")
         return found
-
-    @property
-    def limit(self) -> float:
-        """Return the bytes that a rank may take."""
-        return float(parse_size(self.memory_per_rank, "--memory-per-rank")) if self.memory_per_rank else math.inf
 
 
 NAMES = tuple(f.name for f in fields(PlanRequest))

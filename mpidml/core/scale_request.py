@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from mpidml.core.errors import UserError
-from mpidml.core.job import Job, flag, parsed
+from mpidml.core.job import Job, flag
+from mpidml.core.parsing import parsed
 from mpidml.core.placement import computing
 from mpidml.core.plan_request import PlanRequest
 

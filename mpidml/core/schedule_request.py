@@ -10,7 +10,8 @@ from typing import Any
 
 from mpidml.core.action import Action
 from mpidml.core.errors import UserError
-from mpidml.core.job import flag, parsed
+from mpidml.core.job import flag
+from mpidml.core.parsing import parsed
 from mpidml.core.replay import Seconds
 from mpidml.core.turns import parse_replicas
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
-from mpidml.core.job import flag, parsed
+from mpidml.core.job import flag
+from mpidml.core.parsing import parsed
 
 LEARNING_WORKERS = 64
 CLOCKS = 100

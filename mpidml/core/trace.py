@@ -19,14 +19,18 @@ KINDS = ("compute", "wait", "pull", "push", "apply", "evaluate", "sum", "forward
 """The kinds of events; an event stores the position of its kind here."""
 _CODES = {kind: code for code, kind in enumerate(KINDS)}
 _LANES = dict.fromkeys(("evaluate", "forward", "backward", "weight_gradient", "update"), "compute")
-# the lane of a kind, where it is not its own: a rank never does two of these at once
-_DTYPE = np.dtype([("kind", "<i8"), ("start", "<f8"), ("seconds", "<f8"), ("clock", "<i8"), ("nbytes", "<i8"), ("peer", "<i8")])
+# the lane of a kind, where it is not its own: a rank never does two of these at once, but stages that compute while rows are scored
+_SHOWN = {"nbytes": "bytes", "item": "microbatch"}
+OF_ACTIONS = ("stage", "item", "version")
+"""What an event tells besides where it is an action of a pipeline's program (`core.action`): its microbatch, and the version of the weights that this reads."""
+_WHOLE = ("clock", "nbytes", "peer", *OF_ACTIONS)
+_DTYPE = np.dtype([("kind", "<i8"), ("start", "<f8"), ("seconds", "<f8"), *((name, "<i8") for name in _WHOLE)])
 _NBYTES = _DTYPE.itemsize
-_pack = struct.Struct("<qddqqq").pack_into  # one record of _DTYPE
+_pack = struct.Struct("<qddqqqqqq").pack_into  # one record of _DTYPE
 
 
 class Trace:
-    """Collect the events of one rank in one growing buffer: 48 bytes an event, no object kept, amortised O(1)."""
+    """Collect the events of one rank in one growing buffer: 72 bytes an event, no object kept, amortised O(1)."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._buffer = bytearray(max(1, capacity) * _NBYTES)
@@ -35,19 +39,21 @@ class Trace:
     def __len__(self) -> int:
         return self._end // _NBYTES
 
-    def add(self, kind: int | str, start_seconds: float, seconds: float, clock: int = -1, nbytes: int = 0, peer: int = -1) -> None:
-        """Record one event; `start_seconds` counts from the start of the run, -1 stands for no clock and no peer.
+    def add(
+        self, kind: int | str, start_seconds: float, seconds: float, clock: int = -1, nbytes: int = 0, peer: int = -1, stage: int = -1, item: int = -1, version: int = -1
+    ) -> None:
+        """Record one event; `start_seconds` counts from the start of the run, -1 stands for no clock, no peer, no stage, no microbatch `item` and no version.
 
         `kind` is a name out of KINDS or its position there (faster). KeyError for an unknown name.
         """
         at = self._end
         if at == len(self._buffer):
             self._buffer.extend(bytes(at))
-        _pack(self._buffer, at, _CODES[kind] if isinstance(kind, str) else kind, start_seconds, seconds, clock, nbytes, peer)
+        _pack(self._buffer, at, _CODES[kind] if isinstance(kind, str) else kind, start_seconds, seconds, clock, nbytes, peer, stage, item, version)
         self._end = at + _NBYTES
 
     def columns(self) -> dict[str, Array]:
-        """Return the events as arrays of equal length: kind, clock, nbytes, peer (int64), start, seconds (float64).
+        """Return the events as arrays of equal length: kind, clock, nbytes, peer, stage, item, version (int64), start, seconds (float64).
 
         They are copies, fit to be gathered by MPI; the trace may go on.
         """
@@ -101,10 +107,10 @@ def _lanes(starts: Array, ends: Array, chosen: Array) -> list[list[int]]:
 
 def _complete(columns: dict[str, Array], lane: list[int], starts: Array, ends: Array, rank: int, tid: int) -> Iterator[dict[str, Any]]:
     """Yield the events of one lane; what an event has not (a clock, a peer, bytes) is left out of its arguments."""
-    fields = [columns[name][lane].tolist() for name in ("kind", "clock", "nbytes", "peer")]
-    for kind, clock, nbytes, peer, start, end in zip(*fields, starts[lane].tolist(), ends[lane].tolist(), strict=True):
-        given = (("clock", clock, -1), ("bytes", nbytes, 0), ("peer", peer, -1))
-        args = {name: value for name, value, none in given if value != none}
+    fields = [columns[name][lane].tolist() for name in _WHOLE]
+    kinds = columns["kind"][lane].tolist()
+    for kind, start, end, *given in zip(kinds, starts[lane].tolist(), ends[lane].tolist(), *fields, strict=True):
+        args = {_SHOWN.get(name, name): value for name, value in zip(_WHOLE, given, strict=True) if value != (0 if name == "nbytes" else -1)}
         name = KINDS[kind]
         yield {"ph": "X", "name": name, "cat": name, "pid": rank, "tid": tid, "ts": start / 1000, "dur": (end - start) / 1000, "args": args}
 

@@ -14,10 +14,11 @@ from typing import NamedTuple
 from mpidml.core.action import Action
 from mpidml.core.balance import Profile, Stage, balanced
 from mpidml.core.replay import Seconds
+from mpidml.nn.parts import Part, Parts
+from mpidml.nn.room import replica_nbytes, stages_nbytes
 from mpidml.planner.candidate import Candidate
 from mpidml.planner.course import Course
 from mpidml.planner.machine import Link, Machine, Places, SumCost, cheapest, places
-from mpidml.planner.parts import Part, Parts
 from mpidml.schedules.base import Schedule, make
 
 
@@ -101,23 +102,10 @@ class Pricer:
         """
         stages, state = self._known(of), self.task.state
         if of.is_plain:
-            (stage,), owned = stages, 1.0
-            if self.task.owns:
-                owned = self._plain_sum(of, stage).owned
-            copies = 2 + (of.microbatches > 1) + state * owned
-            return stage.part.parameter_nbytes * copies + stage.rows * (stage.part.comes + stage.part.kept)
-        kept, at, ranks = course(of.schedule, of.pipe, of.microbatches).kept, places(of, self.machine), [0.0] * of.pipe
-        m = max(stages[0].rows, self.task.least_rows)
-        for s, stage in enumerate(stages):
-            p, part = s % of.pipe, stage.part
-            slots = m * part.kept * (1 if of.recompute else kept[s])
-            comes = m * part.comes * (max(kept[s - 1 : s + 1]) if s else kept[0])
-            goes = m * part.goes * max(kept[s : s + 2]) if s + 1 < len(stages) else 0.0  # of the gradient, which comes back
-            if s:  # where neighbours are on another host, what is sent has slots of its own
-                comes *= 1 + at.hops[(p or of.pipe) - 1]
-            goes *= 1 + at.hops[p]
-            ranks[p] += part.parameter_nbytes * (3 + state) + slots + comes + goes
-        return max(ranks)
+            owned = self._plain_sum(of, stages[0]).owned if self.task.owns else 1.0
+            return replica_nbytes(stages[0].part, stages[0].rows, of.microbatches, state * owned)
+        kept, m = course(of.schedule, of.pipe, of.microbatches).kept, max(stages[0].rows, self.task.least_rows)
+        return max(stages_nbytes([stage.part for stage in stages], m, kept, places(of, self.machine).hops, state, of.recompute))
 
     def least_seconds(self, of: Candidate) -> float:
         """Return what no replay of a candidate falls below: some rank's computes, and the way of a microbatch there and back."""

@@ -61,6 +61,12 @@ class Updates:
         versions = held.store.versions
         return versions[(held.store.latest - held.n_updated + action.version) % len(versions)]
 
+    def told(self, held: Held, item: int) -> int:
+        """Return which version a microbatch reads, counted as there, by where its weights lie; -1 where it was told of none."""
+        versions = held.store.versions
+        place = next((i for i, each in enumerate(versions) if each is held.reads.get(item)), -1)
+        return -1 if place < 0 else int(held.n_updated - (held.store.latest - place) % len(versions))
+
     def start(self, held: Held) -> None:
         """Begin the sum over replicas."""
         self.strategy.step.number = self.clock + (held.n_summed - 1) // self.strategy.n_items

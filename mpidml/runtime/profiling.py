@@ -6,8 +6,11 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from mpidml.core import rng
 from mpidml.core.balance import Profile
+from mpidml.core.flat import Array
 from mpidml.core.pace import relative
 from mpidml.nn.network import Network
 from mpidml.nn.stage import Stage, n_cuts
@@ -28,18 +31,22 @@ def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile
     They are seconds of this thread's CPU time: what others take of the core while a layer is measured is no reason to cut elsewhere. On a device, for
     which a thread waits, they are seconds.
     What `slow` owes for a compute prolongs it: the sleep itself may be longer, and those after it are then shorter, of another layer.
+    What is read is in memory of its own, and tables are looked up anywhere: each pass has other codes, all of which are as frequent.
     """
-    found, itemsize = [], net.dtype.itemsize
+    found, itemsize, draws = [], net.dtype.itemsize, rng.stream(0, "profile")
     now = cpu_now if net.device.kernels is None else clock_now
     for i in range(n := n_cuts(net)):
         stage = Stage(net, i, i + 1, i == 0, i == n - 1)
         out = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
-        dy = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
+        dy = None if stage.is_last else written((rows, stage.n_out), net.dtype)
         dx = None if stage.is_first else np.zeros((rows, stage.n_features), net.dtype)
-        w, g = np.zeros(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
-        step = stage.bind(rows, w, g, Memory(rows, net.backend), Edges(out=out, dy=dy, dx=dx))
+        w, g = written(stage.n_params, net.dtype), np.zeros(stage.n_params, net.dtype)
+        x = written((rows, stage.n_features), net.dtype)
+        step = stage.bind(rows, w, g, Memory(rows, net.backend), Edges(x, out, dy, dx))
         least, computed, slept, repeat, first = [np.inf, np.inf], [0.0, 0.0], [0.0, 0.0], 0, clock_now()
         while repeat < REPEATS or (repeat < MOST_REPEATS and clock_now() - first < LEAST_SECONDS):
+            for column, n_codes in zip(stage.layers[0].categories(), getattr(stage.layers[0], "n_rows", ()), strict=False):
+                step.x[:, column] = draws.integers(n_codes, size=rows)
             for way in range(2):
                 slow.begin(repeat)
                 owed, began, on_cpu = slow.owed_seconds, clock_now(), now()
@@ -53,6 +60,13 @@ def profiles(net: Network, rows: int, slow: Slowness = AS_IT_IS) -> list[Profile
             repeat += 1
         forward, backward = (of * (1 + sleep / seconds) for of, sleep, seconds in zip(least, slept, computed, strict=True))
         found.append(Profile(forward, backward, rows * stage.n_out * itemsize, stage.n_params * itemsize))
+    return found
+
+
+def written(shape: int | tuple[int, int], dtype: DTypeLike) -> Array:
+    """Return zeros that have been written: those that were not are one page of memory, over and over, which is always in the cache."""
+    found: Array = np.empty(shape, dtype)
+    found.fill(0)
     return found
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpidml.core.balance import Plan, balanced, by_hand, planned, priced
+from mpidml.core.balance import Plan, balanced, by_hand, priced
 from mpidml.core.job import AUTO, Job
 from mpidml.core.pace import paced, stage_speeds
+from mpidml.core.sizes import parse_size
+from mpidml.core.turn_plan import chosen
 from mpidml.core.turns import TurnGrid
 from mpidml.nn.stage import n_cuts
+from mpidml.runtime.agree import agree
 from mpidml.runtime.info import pingpong
 from mpidml.runtime.profiling import counted, of_all
+from mpidml.runtime.rank_memory import FLAG, Stages, check_stages, hosts_of
 from mpidml.runtime.slowness import Slowness
 
 EQUAL = "equal"
@@ -21,7 +25,16 @@ EQUAL = "equal"
 
 
 def stages(strategy: Any) -> Plan:
-    """Return the stages of a `strategy` that is cut, which is told the profiles, speeds and weights of parts that they follow (Collective on its comm)."""
+    """Return the stages of a `strategy` that is cut, which is told the profiles, speeds and weights of parts that they follow (Collective on its comm).
+
+    UserError where they take more than a rank has.
+    """
+    plan = _stages(strategy)
+    check_stages(strategy, plan.stages)
+    return plan
+
+
+def _stages(strategy: Any) -> Plan:
     job, comm, net, grid, n_layers = strategy.job, strategy.comm, strategy.net, strategy.grid, n_cuts(strategy.net)
     strategy.profiles, strategy.speeds, strategy.part_weights = [], [1.0] * comm.size, (1.0,) * strategy.n_parts
     if strategy.n_pipe * strategy.n_parts * strategy.n_stages > 1 or job.replicas == AUTO:
@@ -30,7 +43,15 @@ def stages(strategy: Any) -> Plan:
         strategy.profiles, strategy.speeds = found
     if job.replicas == AUTO:
         rate = comm.bcast(pingpong(comm.mpi, comm.size - 1)[1] if comm.size > 1 else 0.0)
-        plan = planned(strategy.profiles, comm.size, rate, every=strategy.n_items)
+        hosts, limit = hosts_of(comm), parse_size(job.memory_per_rank, FLAG) if job.memory_per_rank else 0
+
+        def nbytes(plan: Plan) -> float:
+            return max(Stages(strategy, plan.stages, hosts, TurnGrid([stage.replicas for stage in plan.stages])).needs())
+
+        def choose() -> Plan | None:  # as each rank would, but the others sleep meanwhile
+            return chosen(strategy.profiles, comm.size, strategy.n_items, strategy.schedule, rate, nbytes, limit) if comm.rank == 0 else None
+
+        plan: Plan = comm.bcast(agree(comm, choose))
         strategy.lie(TurnGrid([stage.replicas for stage in plan.stages]))
         strategy.n_stages = len(plan.stages)
         return plan

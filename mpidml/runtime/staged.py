@@ -25,7 +25,7 @@ from mpidml.core.checking import check, lowered
 from mpidml.core.errors import UserError
 from mpidml.core.grid import GridPlacement
 from mpidml.core.idle import BESIDES
-from mpidml.core.job import Job
+from mpidml.core.job import AUTO, Job
 from mpidml.core.lowering import late_reads
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
@@ -103,7 +103,7 @@ class Staged(Serverless):
         self.n_items = self.every or job.microbatches or min(most, PER_STAGE * n_each if n_each > 1 else 1)
         if self.n_stages * self.n_items > MOST:
             raise UserError(f"--schedule {job.schedule}: {self.n_stages:,} stages times {self.n_items:,} microbatches are over {MOST:,}; give fewer of either")
-        if job.replicas and self.n_items < (turns := max(self.grid.replicas)):
+        if job.replicas not in ("", AUTO) and self.n_items < (turns := max(self.grid.replicas)):
             raise UserError(f"--replicas {job.replicas}: {turns} ranks take turns at {self.n_items} microbatch(es); give --microbatches {turns} or more, or fewer ranks")
         if self.n_items > most:
             given = f"--schedule {job.schedule}: makes an update of {self.n_items} microbatches" if self.every else f"--microbatches {self.n_items}"

@@ -28,8 +28,8 @@ class Executor:
     those of waits, also in the middle of both, which then are none of theirs. `slow` prolongs each compute, and counts to it.
 
     `updates` changes a stage's weights once its gradient is there: `start(held)` begins the sum over replicas, `finish(held, item)` ends it after the
-    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read; `meet()` waits for all ranks. On the rank of
-    the last stage `lost(item, loss)` is told of every microbatch when it is back.
+    last microbatch `item`; `version(held, action)` returns the weights that a microbatch is told to read, `told(held, item)` the version that those are
+    which it reads, for the trace; `meet()` waits for all ranks. On the rank of the last stage `lost(item, loss)` is told of every microbatch when it is back.
     """
 
     def __init__(self, held: dict[int, Held], waiting: Waiting, updates: Any, trace: Any, lost: Callable[[int, float], None], slow: Slowness) -> None:
@@ -61,7 +61,7 @@ class Executor:
                 continue
             began = clock_now()
             do[action[1]](all_held.get(action[0]), action)
-            self.trace.add(CODES[action[1]], began, clock_now() - began, clock)
+            noted(self.trace, action, began, clock_now() - began, clock)
 
     def _version(self, held: Held, action: Action) -> None:
         held.reads[action.item] = self.updates.version(held, action)
@@ -125,7 +125,7 @@ class Executor:
         seconds = clock_now() - since
         self.compute_seconds[held.number] += seconds - away
         if self.trace is not None:
-            self.trace.add(CODES[action.op], since, seconds, self.clock)
+            noted(self.trace, action, since, seconds, self.clock, self.updates.told(held, action.item))
 
     def _receive(self, held: Held, action: Action) -> None:
         held.taken.take(action.item)
@@ -162,11 +162,22 @@ TOLD = TRACED.keys() - COMPUTE
 """What the trace tells of from begin to end; computes tell of themselves, without what they waited for before."""
 
 
-def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Array], None]) -> Iterator[tuple[int, list[Array]]]:
+def noted(trace: Any, action: Action, began: float, seconds: float, clock: int = -1, version: int = -1) -> None:
+    """Let a trace tell of an action."""
+    trace.add(CODES[action.op], began, seconds, clock, stage=action.stage, item=action.item, version=version)
+
+
+def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Array], None], trace: Any = None) -> Iterator[tuple[int, list[Array]]]:
     """Yield of each block of rows its number and the outputs of the heads, where the last stage lives, and nothing elsewhere: forward alone, dropout off.
 
-    `held`: this rank's stages in their order; `fill(block, x)` gives the first stage its rows.
+    `held`: this rank's stages in their order; `fill(block, x)` gives the first stage its rows. With one stage a rank it is the schedule `inference`, and so the
+    `trace`, if there is one, tells of it, without a clock.
     """
+
+    def told(op: str, own: Held, block: int, began: float) -> None:
+        if trace is not None:
+            noted(trace, Action(own.number, op, block), began, clock_now() - began)
+
     for own in held:
         own.expect(len(sizes), trains=False)
         own.stage.bring(own.weights(), own.scored)
@@ -176,16 +187,22 @@ def outputs(held: Sequence[Held], sizes: Sequence[int], fill: Callable[[int, Arr
         for own in held:
             edges, w = own.edges(block, rows), own.weights()
             assert edges.x is not None
+            began = clock_now()
             if own.taken is not None:
                 own.taken.take(block)
+                told("RF", own, block, began)
             else:
                 fill(block, edges.x)
             own.claim(block, back=False)
             thunks, outs = own.scoring(block, rows, w, edges)
+            began = clock_now()
             for function, arguments in thunks:
                 function(*arguments)
+            told("F", own, block, began)
             if own.stage.is_last:
                 yield block, outs
             else:
+                began = clock_now()
                 own.given.send(block, rows)
+                told("SF", own, block, began)
             own.done(block, len(sizes), trains=False)

@@ -70,7 +70,7 @@ class Flow:
             rows[...] = x[number * block : number * block + len(rows)]
 
         found, all_held = list[list[tuple[float, int]]](), list(self.strategy.held.values())
-        blocks: Iterable[tuple[int, list[Array]]] = outputs(all_held, sizes, fill)
+        blocks: Iterable[tuple[int, list[Array]]] = outputs(all_held, sizes, fill, self.strategy.trace)
         if all_held[-1].stage.is_last and all_held[-1].n_turns > 1:  # each has the outputs of its own turns
             every = self.strategy.replicas.allgather([(number, [each.copy() for each in outs]) for number, outs in blocks])
             blocks = sorted(chain.from_iterable(every), key=lambda block: block[0])

@@ -186,6 +186,10 @@ class WaveUpdates(Updates):
             self.strategy.driver.be_slow((wave,))
         return self.weights(held, wave)
 
+    def told(self, held: Held, item: int) -> int:
+        """Return -1: the policy says which version a wave reads, not its program."""
+        return -1
+
     def start(self, held: Held) -> None:
         """Push the gradient of the wave whose last microbatch is back, unless its norm is measured first."""
         if not self.links:

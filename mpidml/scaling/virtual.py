@@ -21,11 +21,11 @@ from mpidml.core.scale_request import sized
 from mpidml.core.share_cost import ShareCosts
 from mpidml.core.simulation import Simulation
 from mpidml.nn.network import Network
+from mpidml.nn.parts import NetParts
 from mpidml.optim.base import make_chain
 from mpidml.planner.candidate import Candidate
 from mpidml.planner.layout import laid_out
 from mpidml.planner.machine import Link, Machine
-from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Cost, Costs, Pricer, Task
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.dataset import load

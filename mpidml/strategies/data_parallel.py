@@ -3,9 +3,8 @@
     gradient of rank r   | bucket 2 | bucket 1 | bucket 0 |      slices of one buffer, final from the end to the start
     sum over ranks       |  0 .. P  |  0 .. P  |  0 .. P  |      of each bucket every rank owns a part: its sum, its optimizer state, its weights
 
-So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, or the collective leaves
-the whole sum on every rank (recursive_doubling, mpi, hierarchical), each rank changes all weights by itself, to the same bits. On a device weights, gradient and optimizer
-stay there where they can (`_stays`), and only gradients travel, and their sums; each rank changes all weights then, too.
+So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, the collective leaves the
+whole sum on every rank (recursive_doubling, mpi, hierarchical), or all stays on a device (`_stays`) but gradients, each rank changes all weights, to the same bits.
 Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 """
 
@@ -38,6 +37,7 @@ from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
+from mpidml.runtime.rank_memory import check_replica
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.summed_there import Chosen, choose, verdict
@@ -69,10 +69,10 @@ class DataParallel(Serverless):
         self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
         if self.ordered and job.bucket != Job.bucket:
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
-        if job.bucket < 1:
-            raise UserError(f"--bucket {job.bucket}: is no number of bytes; give one from 1 up, as 1000000")
         if self.ordered and job.shares != Job.shares:
             raise UserError(f"--shares {job.shares}: cannot go beside blocks of a batch that are each rank's own (ordered); leave one of them out")
+        if self.ordered and job.memory_per_rank:
+            raise UserError(f"--memory-per-rank {job.memory_per_rank}: does not count gradients of each block of a batch (ordered); leave one of them out")
         if self.ordered and job.accumulate > 1:
             raise UserError(f"--accumulate {job.accumulate}: does nothing where gradients are computed block by block (ordered); leave it out, or give more blocks")
         if not self.collective.exact:
@@ -115,6 +115,7 @@ class DataParallel(Serverless):
         self.progress = ByHand() if stays else make_progress(job.progress_thread, comm, not self.ordered)
         net.split = not comm.one_host and not self.ordered and not job.compress  # it costs 2%, and hides a little of what travels
         task, cuts, halves = (self._by_blocks if self.ordered else self._on_device if stays else self._by_buckets)(net)
+        check_replica(self, self.picked)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
         self.link_state: State = {} if self.links is None else self.links.init(net.n_params, net.dtype)

@@ -64,7 +64,7 @@ class Hybrid(Staged):
             raise UserError(f"{sync}: {error}") from None
         if job.deterministic and not policy.repeatable:
             raise UserError(f"--deterministic: {job.policy()} cannot repeat, its reads depend on timing; use bsp or ssp")
-        job.refuse(("collective", "compress"), f"{sync}, under which replicas push to servers of each stage")
+        job.refuse(("collective", "compress", "memory_per_rank"), f"{sync}, under which replicas push to servers of each stage")
         if job.mix:
             raise UserError(f"{sync}: lets replicas go ahead of each other, and parts of layers under --mix {job.mix} need all ranks at once; leave one of them out")
         if self.n_parts > 1 and any(link.scope == "tensor" for link in make_chain(job.optimizer, job.rate).links):

@@ -97,7 +97,7 @@ def test_an_unknown_key_names_the_nearest():
         (
             "one",
             "data test_data labels test_labels label task categories unseen missing view validate memory scratch hidden class_weights "
-            "epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
+            "memory_per_rank epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
         ),
         ("commas", "label hidden class_weights grid mix replicas partition"),
     ],

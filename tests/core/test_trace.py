@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpidml.core.trace import KINDS, Trace, shares, to_chrome
+from mpidml.core.trace import KINDS, OF_ACTIONS, Trace, shares, to_chrome
 
 events_of_one_rank = st.lists(st.tuples(st.sampled_from(KINDS), st.floats(0, 100), st.floats(0, 10), st.integers(-1, 99)), max_size=60)
 
@@ -39,12 +39,13 @@ def collisions(chrome: dict[str, Any]) -> int:
 def test_columns_hold_each_event_as_it_was_added_and_grow_past_the_capacity() -> None:
     trace = Trace(capacity=1)
     for i in range(5):
-        trace.add(i, i * 0.5, 0.25, i, 10 * i, 4 - i)
+        trace.add(i, i * 0.5, 0.25, i, 10 * i, 4 - i, i + 1, i + 2, i + 3)
     columns = trace.columns()
     assert len(trace) == 5
     assert columns["kind"].tolist() == [0, 1, 2, 3, 4] and columns["start"].tolist() == [0, 0.5, 1, 1.5, 2]
     assert columns["seconds"].tolist() == [0.25] * 5 and columns["clock"].tolist() == [0, 1, 2, 3, 4]
     assert columns["nbytes"].tolist() == [0, 10, 20, 30, 40] and columns["peer"].tolist() == [4, 3, 2, 1, 0]
+    assert [columns[name].tolist() for name in OF_ACTIONS] == [[i + k for i in range(5)] for k in (1, 2, 3)]
     trace.add("apply", 9.0, 1.0)  # columns are copies: the trace may go on
     assert len(columns["kind"]) == 5 and trace.columns()["kind"][5] == KINDS.index("apply")
 
@@ -75,6 +76,9 @@ def test_the_chrome_trace_is_json_with_all_kinds_and_names_of_ranks_and_roles() 
     pull = next(event for event in complete(chrome) if event["name"] == "pull")
     assert (pull["pid"], pull["ts"], pull["dur"]) == (2, 2e6, 5e5)
     assert pull["args"] == {"clock": 2, "bytes": 200, "peer": 3}
+    of_stage = Trace()
+    of_stage.add("forward", 0.0, 1.0, clock=0, stage=0, item=5, version=0)
+    assert complete(to_chrome([(0, [], of_stage.columns())]))[0]["args"] == {"clock": 0, "stage": 0, "microbatch": 5, "version": 0}
     names = {(event["name"], event["args"]["name"]) for event in chrome["traceEvents"] if event["name"].endswith("_name")}
     assert ("process_name", "rank 2: server 0, worker 1") in names and ("thread_name", "compute") in names
 

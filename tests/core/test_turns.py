@@ -137,7 +137,7 @@ def test_a_warm_up_of_stages_instead_of_ranks_would_leave_ranks_idle():
 
 def test_sends_and_receives_of_a_trace_name_the_rank_whose_turn_it_is():
     program = made((2, 1), 4)
-    columns = [list(zip(of["kind"].tolist(), of["clock"].tolist(), of["peer"].tolist(), strict=True)) for of in traces(program, replay(program))]
+    columns = [list(zip(of["kind"].tolist(), of["item"].tolist(), of["peer"].tolist(), strict=True)) for of in traces(program, replay(program))]
     sent = [[(clock, peer) for kind, clock, peer in of if KINDS[kind] == "send"] for of in columns]
     assert sent == [[(0, 2), (2, 2)], [(1, 2), (3, 2)], [(0, 0), (1, 1), (2, 0), (3, 1)]]
 

@@ -10,6 +10,7 @@ from mpidml.core.rounds import moved
 from mpidml.nn.layers.base import Pass
 from mpidml.nn.layers.dense import Dense
 from mpidml.nn.split.dense import Columns, Rows, Slices
+from mpidml.nn.split.embedding import Ranges
 from mpidml.nn.split.line import gathered, own, summed
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.line import TensorLine
@@ -21,7 +22,7 @@ SUMS = {
     "rows": lambda layer, m: ([m * layer.n_out], []),
     "slices": lambda layer, m: ([m * layer.n_out], [m * layer.n_in]),
     "part": lambda layer, m: ([], []),
-    "ranges": lambda layer, m: ([m * layer.n_out], []),  # with the columns that pass through
+    "ranges": lambda layer, m: ([m * len(layer.columns) * layer.units], []),  # without the columns that pass through
 }
 
 
@@ -112,9 +113,16 @@ class SlicesThatGatherTheirInput(Slices):
         return [*gathered(backend, self.line, a.x[:, self.columns], x), *super().forward(backend, a._replace(x=x))]
 
 
+class RangesThatSumWhatPasses(Ranges):
+    """Broken: columns that pass through, which every rank has, are summed, too."""
+
+    def forward(self, backend, a):
+        return [*super().forward(backend, a), summed(self.line, np.zeros((len(a.x), len(self.whole.passed))))]
+
+
 BROKEN = [
     ("columns", ColumnsOfWholeWeights), ("columns", ColumnsThatSumForNobody), ("columns", ColumnsWithoutSum), ("rows", RowsThatSumTheirGradient),
-    ("slices", SlicesThatGatherTheirInput),
+    ("slices", SlicesThatGatherTheirInput), ("ranges", RangesThatSumWhatPasses),
 ]  # fmt: skip
 
 

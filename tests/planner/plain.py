@@ -11,7 +11,7 @@ from mpidml.core.balance import Profile, balanced
 from mpidml.core.cost import CostModel
 from mpidml.core.lowering import lower
 from mpidml.core.replay import Seconds, replay
-from mpidml.planner.parts import Part
+from mpidml.nn.parts import Part
 from mpidml.planner.price import Cost, Costs
 from mpidml.sim.data_parallel import sum_seconds
 from mpidml.sim.parameter_server import Plan

@@ -8,11 +8,11 @@ from mpidml.nn.layers.dense import Dense
 from mpidml.nn.layers.embedding import Embedding
 from mpidml.nn.losses.base import make_loss
 from mpidml.nn.models import connect
+from mpidml.nn.parts import NetParts
 from mpidml.nn.split.mix import cut_layers, dominant
 from mpidml.plan import plan
 from mpidml.planner.candidate import Candidate, candidates
 from mpidml.planner.machine import Link, Machine, sum_costs
-from mpidml.planner.parts import NetParts
 from mpidml.planner.price import Pricer, Task
 from tests.nn.lines import BACKENDS
 from tests.nn.test_mix import CarryingLine, batch_of, network, spread_over

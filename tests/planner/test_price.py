@@ -13,13 +13,13 @@ from mpidml.core import plugins
 from mpidml.core.lowering import lower
 from mpidml.core.replay import Seconds, replay
 from mpidml.nn.models import build
+from mpidml.nn.parts import NetParts, _Fullest
 from mpidml.nn.split.chain import split
 from mpidml.nn.stage import Stage
 from mpidml.nn.step import Edges, Memory
 from mpidml.planner.candidate import Candidate, candidates, factorisations, numbers
 from mpidml.planner.course import Course
 from mpidml.planner.machine import Link, Machine, Places, places, sum_costs
-from mpidml.planner.parts import NetParts, _Fullest
 from mpidml.planner.price import Pricer, Task
 from tests.planner.plain import FLUSHING, Chain, costs, crossing, factorised, slow_seconds, summed
 

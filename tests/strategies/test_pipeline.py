@@ -9,7 +9,6 @@ import pytest
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import Job
-from mpidml.core.replay import replay
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.channel_here import ChannelHere
@@ -17,7 +16,6 @@ from mpidml.runtime.held import Held
 from mpidml.runtime.monitor import N_COLUMNS
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
-from mpidml.sim.program import traces
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import driven, trained
 
@@ -306,15 +304,6 @@ def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
 def test_flags_of_stages_are_refused_elsewhere(comm, strategy):
     with pytest.raises(UserError, match="--schedule gpipe: does nothing"):
         run(comm, strategy=strategy, microbatches=0, schedule="gpipe")
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("name", FLUSHED)
-def test_a_run_leaves_the_trace_of_its_program_on_virtual_clocks(comm, name):
-    with driven(comm, JOB, schedule=name, steps=2, trace=True) as running:
-        program, found = running.strategy.program(), running.trace.columns()
-    expected = traces(program, replay(program))[comm.rank]
-    assert found["kind"][found["clock"] == 1].tolist() == expected["kind"].tolist()
 
 
 @pytest.mark.mpi

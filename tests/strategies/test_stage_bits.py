@@ -1,13 +1,11 @@
-"""Hold stages to the bits, the slots and the trace of their schedules: for any number of microbatches up to nine, also fewer than there are stages."""
+"""Hold stages to the bits and the slots of their schedules: for any number of microbatches up to nine, also fewer than there are stages."""
 
 import numpy as np
 import pytest
 
 from mpidml.core.job import Job
-from mpidml.core.replay import replay
 from mpidml.runtime import staged, staged_training
 from mpidml.runtime.held import Held
-from mpidml.sim.program import traces
 from tests.changed import changed
 from tests.contracts.test_schedules import PEAKS
 from tests.strategies.test_pipeline import FLUSHED, JOB, SCHEDULES, alone, run
@@ -123,18 +121,3 @@ def test_with_a_slot_less_a_microbatch_would_go_back_through_another_s_activatio
 
     monkeypatch.setattr(Held, "__init__", keeps_less)
     assert not np.abs(run(comm, DEEP, microbatches=MOST)[1] - expected).max() < 1e-6
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("other", ["gpipe", "zero_bubble", "three_step"])
-def test_the_trace_of_a_run_tells_schedules_apart(comm, other):
-    """The trace of a run is that of its program on virtual clocks, and of no other program."""
-
-    def look(schedule):
-        with driven(comm, DEEP, schedule=schedule, steps=2, trace=True, microbatches=MOST) as run:
-            found = run.trace.columns()
-            return run.strategy.program(), found["kind"][found["clock"] == 1].tolist()
-
-    program, kinds = look("one_f_one_b")
-    assert kinds == traces(program, replay(program))[comm.rank]["kind"].tolist()
-    assert look(other)[1] != kinds

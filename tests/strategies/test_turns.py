@@ -8,18 +8,16 @@ import pytest
 from mpidml.collectives.base import Sum
 from mpidml.core import turns
 from mpidml.core.errors import UserError
-from mpidml.core.replay import replay
 from mpidml.runtime import staged, staged_training
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.held import Held
 from mpidml.runtime.monitor import N_COLUMNS
 from mpidml.runtime.resume import resumed
-from mpidml.sim.program import traces
 from tests.changed import changed
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.strategies.test_pipeline import FLUSHED, SCHEDULES, whole_slots
-from tests.training import driven, trained
+from tests.training import trained
 
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5, "hidden": (24, 16, 12)}, "test")
 LAYOUTS = {1: ["1"], 2: ["2", "1,1"], 3: ["2,1", "1,2", "3"], 5: ["2,2,1", "3,1,1", "2,3"]}
@@ -220,13 +218,6 @@ def test_rows_on_the_disk_come_to_every_rank_of_the_first_stage(comm, tmp_path):
 
 
 @pytest.mark.mpi
-def test_the_trace_of_a_run_is_that_of_its_program_on_virtual_clocks(comm):
-    with driven(comm, JOB, replicas=layouts(comm)[0], steps=2, trace=True) as running:
-        program, found = running.strategy.program(), running.trace.columns()
-    assert found["kind"][found["clock"] == 1].tolist() == traces(program, replay(program))[comm.rank]["kind"].tolist()
-
-
-@pytest.mark.mpi
 def test_the_planner_cuts_and_says_on_how_many_ranks_each_stage_is(comm, monkeypatch):
     """With parameters that are costly to sum but in the first layers, whose computes are most of all: two ranks, or all but one, take turns there."""
     from mpidml.core.balance import Profile
@@ -235,7 +226,7 @@ def test_the_planner_cuts_and_says_on_how_many_ranks_each_stage_is(comm, monkeyp
     rows = [Profile(4.0 * (comm.size - 1), 8.0 * (comm.size - 1), 1.0, 1.0), *[Profile(1.0, 3.0, 1.0, 1e6)] * 3]
     monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, slow: (rows, [1.0] * comm.size))
     monkeypatch.setattr(stage_plan, "pingpong", lambda mpi, partner: (0.0, 1e3))
-    summary, values = run(comm, "auto")
+    summary, values = run(comm, "auto", microbatches=8)
     assert np.abs(values - serial(JOB)).max() < 1e-12
     expected = [[0]] if comm.size == 1 else [list(range(comm.size - 1)), [comm.size - 1]]
     assert [stage["ranks"] for stage in summary["stages"]] == expected
@@ -261,6 +252,27 @@ def test_what_cannot_be_is_refused_in_one_line(comm, changes, told):
     with pytest.raises(UserError) as caught:
         trained(comm, JOB.with_values({"replicas": layouts(comm)[0], **changes}, "test"))
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_planner_gives_no_stage_more_ranks_than_there_are_microbatches(comm, microbatches):
+    if comm.size > 4 * microbatches:
+        with pytest.raises(UserError, match=r"^--replicas auto: 4 layer\(s\) on at most 1 rank\(s\) each, .* do not take 5 ranks; give --microbatches 2 or more"):
+            run(comm, "auto", microbatches=microbatches)
+        return
+    summary, values = run(comm, "auto", microbatches=microbatches)
+    assert np.abs(values - serial(JOB)).max() < 1e-12
+    assert max(len(stage["ranks"]) for stage in summary["stages"]) <= microbatches
+
+
+@pytest.mark.mpi
+def test_the_planner_takes_what_a_rank_may_hold(comm):
+    """Less than the whole network takes, and enough for stages; with less still the line names the choice."""
+    summary, _ = run(comm, "auto", hidden=(40, 120, 110, 100), memory_per_rank="1.5M" if comm.size > 1 else "1G")
+    assert summary["samples"] == 400 and (comm.size == 1 or len(summary["stages"]) > 1)
+    with pytest.raises(UserError, match=r"^--memory-per-rank 1K: rank \d+ \(pipe \d.*\), the fullest, needs "):
+        run(comm, "auto", memory_per_rank="1K")
 
 
 @pytest.mark.mpi

@@ -1,10 +1,14 @@
-"""Cut an embedding's table by rows: each rank gives the rows that it holds, zeros for those of others, and a sum puts them together."""
+"""Cut an embedding's table by rows: each rank gives the rows that it holds, zeros for those of others, and a sum puts them together.
+
+    x | 0.5 | 2 | 7.1 |  ->  | row 2, or 0 |, summed  ->  out | 0.5 | 7.1 | row 2 |        what passes through every rank has: it is no part of the sum
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Group, Pass, Thunk
@@ -13,9 +17,12 @@ from mpidml.nn.split.draws import draw_part
 from mpidml.nn.split.line import Line, own, summed
 from mpidml.nn.split.part import Part
 
+NONE = np.zeros(0, np.int64)
+"""No columns."""
+
 
 class Ranges(Part):
-    """table: (own rows of those of all columns, units); x and out are whole, and the columns that pass through come from rank 0.
+    """table: (own rows of those of all columns, units); x and out are whole.
 
     The sum has one term that is not 0, so the values are those of the whole table, to the bit (Shoeybi et al., Megatron-LM, 2019, section 3).
     """
@@ -23,6 +30,7 @@ class Ranges(Part):
     def __init__(self, whole: Embedding, line: Line) -> None:
         super().__init__(whole, line)
         self.shape = sum(whole.n_rows), whole.units
+        self.n_found = len(whole.columns) * whole.units
         rows = own(line, self.shape[0])
         self.first = rows.start
         self.hold(table=(rows, slice(0, whole.units)))
@@ -42,19 +50,24 @@ class Ranges(Part):
         whole: Embedding = self.whole
         return whole.flops(m, wants_dx) * self.tensors[0][1][0] // self.shape[0]
 
+    def kept(self, m: int, dtype: DTypeLike) -> tuple[Array, ...]:
+        """Return a buffer for what is found, where columns pass through beside it: a sum takes what lies in one piece."""
+        return (np.zeros((m, self.n_found), dtype),) if len(self.whole.passed) else ()
+
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
-        """Return the calls that fill `out` with the rows at hand, and sum it."""
-        passed = a.out[:, : len(self.whole.passed)]
-        once: list[Thunk] = [(passed.fill, (0,))] if self.line.rank else []  # what passes through may come from one rank only
-        return [(backend.embed_part, (a.x, *self._where(backend), a.parameters["table"], a.out)), *once, summed(self.line, a.out)]
+        """Return the calls that look up the rows at hand, sum them, and lay them beside what passes through."""
+        passed, columns, starts, first = self._where(backend)
+        found, n = a.kept[0] if a.kept else a.out, len(passed)
+        calls = [(backend.embed_part, (a.x, backend.here(NONE), columns, starts, first, a.parameters["table"], found)), summed(self.line, found)]
+        return [*calls, (backend.take_columns, (a.x, passed, a.out[:, :n])), (backend.copy, (a.out[:, n:], found))] if n else calls
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the call that adds up the gradient of the own rows; d is whole, so nothing is summed."""
         return [Group([(backend.embed_part_backward, (a.d, a.x, *self._where(backend), a.gradients["table"]))], *next(iter(self.parts(0, False)), (0, 0)))]
 
     def forward_sums(self, m: int) -> list[int]:
-        """Return the length of the output."""
-        return [m * self.n_out]
+        """Return the length of what is found."""
+        return [m * self.n_found]
 
     def _where(self, backend: Any) -> tuple[Any, ...]:
         whole: Embedding = self.whole

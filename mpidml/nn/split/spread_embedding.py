@@ -16,11 +16,9 @@ from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Group, Pass, Thunk
 from mpidml.nn.layers.embedding import Embedding
 from mpidml.nn.split.draws import draw_part
+from mpidml.nn.split.embedding import NONE
 from mpidml.nn.split.line import own
 from mpidml.nn.split.spread import Spread, SpreadPart, Whole
-
-NONE = np.zeros(0, np.int64)
-"""No columns."""
 
 
 class SpreadEmbedding(SpreadPart):

@@ -1,0 +1,142 @@
+"""Hold a run to the bytes that a rank may take (--memory-per-rank): counted as a plan counts them, before anything is allocated, alike on all ranks.
+
+    stages -> bytes of each place of the pipe -> more than the limit: one line, with what would fit
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+from mpidml.collectives.base import owned
+from mpidml.core import plugins
+from mpidml.core.balance import Stage, balanced
+from mpidml.core.errors import UserError
+from mpidml.core.lowering import lower
+from mpidml.core.replay import replay
+from mpidml.core.sizes import parse_size, size_words
+from mpidml.core.turns import lower_by_turns
+from mpidml.nn.parts import NetParts, Part
+from mpidml.nn.room import replica_nbytes, stages_nbytes
+from mpidml.optim.base import make_chain
+from mpidml.runtime.profiling import counted
+from mpidml.runtime.scoring import BLOCK
+from mpidml.schedules.base import Schedule
+
+FLAG = "--memory-per-rank"
+FOLDER = "mpidml.schedules"
+
+
+class Stages:
+    """What the ranks of a strategy would hold that is `cut` into stages: `needs` says it of the run, and of what might be in its place.
+
+    `hosts`: of each rank, by a number; `grid`: where ranks would lie, if not as they do.
+    """
+
+    def __init__(self, strategy: Any, cut: Sequence[Stage], hosts: Sequence[int], grid: Any = None) -> None:
+        self.strategy, self.cut, self.net, self.job, self.grid = strategy, tuple(cut), strategy.net, strategy.job, grid or strategy.grid
+        self.parts, self.state = NetParts(strategy.net), make_chain(strategy.job.optimizer, strategy.job.rate).state_per_byte(strategy.net.dtype)
+        self.n_pipe: int = self.grid.sizes["pipe"]
+        self.hops = tuple(any(hosts[a] != hosts[b] for a, b in self._neighbours(p)) for p in range(self.n_pipe))
+
+    def _neighbours(self, p: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranks at a place of the pipe, each with those that it sends to."""
+        for data, tensor in product(range(self.strategy.n_workers), range(self.strategy.n_parts)):
+            yield from self.grid.ways(*({"data": data, "pipe": at % self.n_pipe, "tensor": tensor} for at in (p, p + 1)))
+
+    def needs(self, schedule: Schedule | None = None, n_items: int = 0, recompute: bool = False, n_pipe: int = 0) -> list[float]:
+        """Return the bytes of a rank at each place of the pipe: of the run, but for what is given, which is for a schedule with a flush."""
+        strategy, n_items = self.strategy, n_items or self.strategy.n_items
+        made, places = schedule or strategy.schedule, n_pipe or self.n_pipe
+        if made is strategy.schedule and n_items == strategy.n_items and places == self.n_pipe and self.grid is strategy.grid:
+            run = strategy.replayed
+        else:
+            run = replay(lower_by_turns(made, self.grid.replicas, n_items) if self.job.replicas else lower(made, places, n_items))
+        share = -(-min(self.job.batch, len(strategy.data.x)) // strategy.n_workers)
+        cut = balanced(counted(self.net, 1), places * made.n_chunks, 0.0).stages if n_pipe else self.cut
+        hops = self.hops if not n_pipe else (any(self.hops),) * n_pipe
+        m = max(-(-share // n_items), BLOCK)
+        return stages_nbytes(self._parts(cut), m, run.activations, hops, self.state, recompute or self.job.recompute, run.versions)
+
+    def _parts(self, cut: Sequence[Stage]) -> list[Part]:
+        """Return what the fullest rank of each stage has; UserError where layers cannot be cut so."""
+        found = []
+        for s, (lo, hi, _) in enumerate(cut):
+            mixed = bool(self.strategy.cut_layers)
+            part = self.parts.mixed(self.strategy.n_workers, self.job.mix) if mixed else self.parts.part(lo, hi, self.strategy.n_parts, s == 0, s == len(cut) - 1)
+            if isinstance(part, str):
+                raise UserError(part)
+            found.append(part)
+        return found
+
+    def fitting(self, limit: float) -> list[str]:
+        """Say what would fit: more microbatches, activations that are computed again, another schedule, more stages."""
+        strategy, job = self.strategy, self.job
+        schedule, most = strategy.schedule, job.batch // strategy.n_workers
+        splits = any(action.op == "W" for action in strategy.program().lists[0])
+        found = ["--recompute"] * (not job.recompute and not splits and max(self.needs(recompute=True)) <= limit)
+        if strategy.every:
+            return found
+        numbers = [n for k in range(1, most.bit_length()) if (n := strategy.n_items << k) <= most]
+        found += [f"--microbatches {n}" for n in numbers if max(self.needs(n_items=n)) <= limit][:1]
+        if self.n_pipe > 1:
+            others = {name: plugins.make(FOLDER, name) for name in plugins.names(FOLDER)}
+            alike = {name: of for name, of in others.items() if of.trains and of.n_chunks == schedule.n_chunks == 1 and not of.update_every(self.n_pipe)}
+            once = {name: of for name, of in alike.items() if not (job.recompute and any(action.op == "W" for action in of.order(0, self.n_pipe, 1)))}
+            needed = {name: max(self.needs(of)) for name, of in once.items() if type(of) is not type(schedule)}
+            fitting = [name for name, nbytes in needed.items() if nbytes <= limit]
+            found += [f"--schedule {max(fitting, key=lambda name: needed[name])}"] if fitting else []  # that which has most under way
+        if not job.replicas and not strategy.cut_layers:
+            stages = range(self.n_pipe + 1, self.parts.n_layers // schedule.n_chunks + 1)
+            found += [f"{n} stages" for n in stages if max(self.needs(n_pipe=n)) <= limit][:1]
+        return found
+
+
+def hosts_of(comm: Any) -> list[int]:
+    """Return of each rank the first rank of its host (Collective on comm)."""
+    return list(comm.allgather(comm.leader))
+
+
+def check_stages(strategy: Any, cut: Sequence[Stage]) -> None:
+    """Refuse stages that are more than a rank may take (Collective on the strategy's comm); UserError names the fullest rank, and what would fit."""
+    if not strategy.job.memory_per_rank:
+        return
+    of, limit = Stages(strategy, cut, hosts_of(strategy.comm)), parse_size(strategy.job.memory_per_rank, FLAG)
+    needs = of.needs()
+    place = needs.index(max(needs))
+    if needs[place] > limit:
+        rank = strategy.grid.rank(pipe=place, tensor=strategy.n_parts - 1, data=strategy.n_workers - 1 if strategy.cut_layers else 0)
+        raise UserError(_line(strategy, rank, needs[place], limit, of.fitting(limit)))
+
+
+def replica_needs(strategy: Any, picked: str, n_parts: int) -> float:
+    """Return the bytes of a rank that has the whole network, sums gradients by the collective `picked`, and computes its share in `n_parts`."""
+    job, net, n = strategy.job, strategy.net, strategy.comm.size
+    parts = NetParts(net)
+    part = parts.part(0, parts.n_layers, 1, True, True)
+    assert isinstance(part, Part)
+    state = make_chain(job.optimizer, job.rate).state_per_byte(net.dtype) * (owned(picked, n) if strategy.links is None else 1.0)
+    share = -(-min(job.batch, len(strategy.data.x)) // n)
+    return replica_nbytes(part, -(-share // n_parts), n_parts, state)
+
+
+def check_replica(strategy: Any, picked: str) -> None:
+    """Refuse a whole network that is more than a rank may take; UserError as `check_stages`."""
+    job = strategy.job
+    if not job.memory_per_rank:
+        return
+    limit, most = parse_size(job.memory_per_rank, FLAG), job.batch // strategy.comm.size
+    if (needs := replica_needs(strategy, picked, job.accumulate)) > limit:
+        numbers = [n for k in range(1, most.bit_length()) if (n := job.accumulate << k) <= most]
+        raise UserError(_line(strategy, 0, needs, limit, [f"--accumulate {n}" for n in numbers if replica_needs(strategy, picked, n) <= limit][:1]))
+
+
+def _line(strategy: Any, rank: int, nbytes: float, limit: int, fitting: Sequence[str]) -> str:
+    """Say which rank needs how much, and what would fit."""
+    words = [size_words(limit), size_words(math.ceil(nbytes))]
+    has, needs = words if words[0] != words[1] else (str(limit), str(math.ceil(nbytes)))
+    named = strategy.placement.names()[rank][0]
+    would = f"give as much, or what would fit: {' or '.join(fitting)}" if fitting else "give as much, or more ranks, a smaller batch, or an optimizer with less state"
+    return f"{FLAG} {has}: rank {rank} ({named}), the fullest, needs {needs}; {would}"
