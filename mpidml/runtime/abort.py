@@ -255,10 +255,9 @@ class _End:
             return
         if self.code:
             sys.stdout.flush()
-            if self.comm.rank:
-                time.sleep(TELL_SECONDS)  # the end of this rank takes rank 0 along, which tells
-            elif not self.watchdog.another_failed:
+            if self.comm.rank == 0 and not self.watchdog.another_failed:
                 _say(signals.line(self.code))
+            time.sleep(TELL_SECONDS)  # the end of another rank takes rank 0 along, which tells; and a launcher may drop what it has not read of a rank that ends
             self.abort(self.code)
         try:
             self.meet_at_the_end()
