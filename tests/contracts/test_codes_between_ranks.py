@@ -37,11 +37,11 @@ def given(rank, step, i, dtype):
     return (random.standard_normal(SHAPES[i]) * np.exp(random.standard_normal(SHAPES[i])) * (1 + rank)).astype(dtype)
 
 
-def sent(ranks, code, nbytes):
-    """Send a code to every other rank, as it is; return all ranks' codes, in their order. What nobody has sent of the `nbytes` that a receiver expects is 0."""
+def sent(ranks, code, goes=None):
+    """Send a code, or what `goes` in place of it, to every other rank; return all ranks' codes, in their order. Bytes that nobody has sent are 0."""
     others = [r for r in range(ranks.size) if r != ranks.rank]
-    came = [code if r == ranks.rank else np.zeros(nbytes, np.uint8) for r in range(ranks.size)]
-    for request in [ranks.Irecv(came[r], r, TAG) for r in others] + [ranks.Isend(code, r, TAG) for r in others]:
+    came = [code if r == ranks.rank else np.zeros(code.size, np.uint8) for r in range(ranks.size)]
+    for request in [ranks.Irecv(came[r], r, TAG) for r in others] + [ranks.Isend(code if goes is None else goes, r, TAG) for r in others]:
         request.Wait()
     return came
 
@@ -61,7 +61,7 @@ def breaches(ranks, text, dtype, wire=lambda code, itemsize: code, spoil=lambda 
             x, code = given(ranks.rank, step, i, dtype), np.full(codec.nbytes(shape, itemsize), 0xCD, np.uint8)
             codec.encode(BACKEND, x, state, code, rng.key(0, "between ranks", step, i, ranks.rank))
             before = ranks.nbytes_sent
-            came = sent(ranks, wire(code, itemsize), codec.nbytes(shape, itemsize))
+            came = sent(ranks, code, wire(code, itemsize))
             if ranks.nbytes_sent - before != (ranks.size - 1) * codec.nbytes(shape, itemsize):
                 found.add("bytes")
             outs = [np.empty(shape, dtype) for _ in came]
@@ -71,9 +71,9 @@ def breaches(ranks, text, dtype, wire=lambda code, itemsize: code, spoil=lambda 
             received[i] += outs[ranks.rank]
             total[i] += x
             size[i] += np.abs(x)
-    everyone = ranks.allgather(seen)
-    if any(mine[r] != own[r] for mine in everyone for r, theirs in enumerate(everyone) for mine, own in zip(mine, theirs, strict=True)):
-        found.add("bits")
+    for rank, its in enumerate(ranks.allgather(seen)):
+        if any(own[rank] != theirs[rank] for own, theirs in zip(seen, its, strict=True)):
+            found.add("bits")
     for of, came, state, shape, scale in zip(total, received, states, SHAPES, size, strict=True):
         if codec.has_residual and of.size and np.abs(of - came - state["residual"].reshape(shape)).max() > tolerance(dtype) * scale.max():
             found.add("residual")
@@ -131,7 +131,7 @@ def added_up(ranks, text, sender=None, steps=STEPS):
     for step in range(steps):
         code, total = np.zeros(coder.nbytes(0, PARAMS.size), np.uint8), np.zeros(PARAMS.size)
         coder.encode(values(ranks.rank, step), 0, PARAMS.size, code, step)
-        for came in sent(ranks, code, code.size):
+        for came in sent(ranks, code):
             coder.decode_add(came, 0, PARAMS.size, total)
         coder.combine(total, 0, PARAMS.size)
         found.append(total)
@@ -175,7 +175,7 @@ def errors(ranks, text, sender, copies=1000, n_steps=5):
     for step in range(n_steps):
         code, total, first = np.zeros(coder.nbytes(0, x.size), np.uint8), np.zeros(x.size), np.empty(x.size)
         coder.encode(x, 0, x.size, code, step)
-        all_came = sent(ranks, code, code.size)
+        all_came = sent(ranks, code)
         for came in all_came:
             coder.decode_add(came, 0, x.size, total)
         coder.decode(all_came[0], 0, x.size, first)
