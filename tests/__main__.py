@@ -7,7 +7,7 @@ the modules that took longest.
 Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
-                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums with either MPI on 1 to 5
+                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums and codes with either MPI on 1 to 5
                                      where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Of a test with many parameter sets 5 ranks take a third and 3 ranks the rest, which with 1 and 2 ranks have seen each set; --whole runs all at all.
@@ -47,8 +47,8 @@ SIZES = (1, 2, 3, 5)
 SHARED = (3, 5)
 """Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py)."""
 OPENMPI_SIZES = (2, 3)
-SUMS, MORE = "tests/contracts/test_collectives.py", (1, 2, 3, 4, 5)
-"""The contract of collectives is held by both MPIs at all of these numbers of ranks."""
+SUMS, MORE = ("tests/contracts/test_collectives.py", "tests/contracts/test_codes_between_ranks.py"), (1, 2, 3, 4, 5)
+"""The contracts of collectives and of codes between ranks are held by both MPIs at all of these numbers of ranks."""
 GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
 N_LONGEST = 15
@@ -163,14 +163,14 @@ def suite(
     marks: str,
     n: int | None = None,
     under: Sequence[str] = (),
-    within: str = "tests",
+    within: Sequence[str] = ("tests",),
 ) -> None:
-    """Run the tests of a folder with `marks` by pytest, on n ranks where n is given, `under` a tool, and count what their result file says."""
+    """Run the tests `within` a folder, or files, with `marks` by pytest, on n ranks where n is given, `under` a tool, and count what their result file says."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, "results.jsonl")
         # The second -q takes pytest's own total away: there is one total, at the end.
-        command = [*under, python, "-m", "pytest", "-q", "--color=no", "-m", marks, *(["-k", keyword] if keyword else []), within]
+        command = [*under, python, "-m", "pytest", "-q", "--color=no", "-m", marks, *(["-k", keyword] if keyword else []), *within]
         env = without_launcher({**environment, "MPIDML_TEST_RESULTS": str(results), "MPIDML_TEST_LARGEST": str(SIZES[-1])})
         if n is not None:
             try:

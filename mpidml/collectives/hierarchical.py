@@ -1,10 +1,10 @@
-"""Sum inside each host in shared memory, between the hosts among their first ranks, and hand the sum out inside again."""
+"""Sum inside each host in shared memory, between the hosts among their first ranks, and hand the sum out inside again; or leave each rank its part of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mpidml.collectives.base import FOLDER, Collective, Sum
+from mpidml.collectives.base import FOLDER, Collective, Halves, Sum
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import Array, cut
@@ -17,6 +17,8 @@ class Hierarchical(Collective):
     """Between hosts travels what the algorithm `between` sends for one rank a host, not for each: 1 / (ranks a host) of rabenseifner's bytes.
 
     On one host nothing travels at all. Buffers from `allocate` are summed where they are, if every rank gives the same part.
+    In halves a host owns the part that its first rank has after the first half of `between`, its ranks a part of that each. Where `between` leaves the
+    whole sum on all hosts (recursive_doubling, mpi), each rank has it.
     Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).
     """
 
@@ -36,6 +38,9 @@ class Hierarchical(Collective):
         self.members = [rank for leader, rank in everyone if leader == comm.leader]
         self.leaders = sorted({leader for leader, _ in everyone})
         self.outer: Collective | None = None
+        self.n_hosts = n = len(self.leaders)
+        by_rounds = type(self.named).rounds is not Collective.rounds
+        self.parts = between is None and (n == 1 or (by_rounds and bool(self.named.rounds(0, n, n).gather)))
         if leaders is not None:
             self.outer = self.named if between is None else between
             self.outer.open(leaders)
@@ -51,7 +56,30 @@ class Hierarchical(Collective):
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`."""
         self.check(buffer)
-        return _HostsSum(self, buffer)
+        total = _HostsSum(self, buffer)
+        return total if self.outer is None else total.by(self.outer.plan(total.views[0]))
+
+    def weights(self, n: int, dtype: Any) -> Array:
+        """Return n zeros, one array for all ranks of a host where each owns a part."""
+        whole: Array = self.comm.shared(n, dtype) if self.parts else super().weights(n, dtype)
+        return whole
+
+    def halves(self, gradient: Array, weights: Array) -> Halves:
+        """Each rank changes its part of what its host owns, in the weights that all of the host read; then the first ranks bring the hosts' parts together."""
+        if not self.parts:
+            return super().halves(gradient, weights)
+        self.check(gradient)
+        reduce, gather = _HostsSum(self, gradient, spreads=False), _HostsSum(self)
+        if self.outer is not None:
+            between = self.outer.halves(reduce.views[0], weights)
+            reduce.by(between.reduce)
+            gather.by(between.gather)
+        lo, hi = 0, gradient.size
+        if self.n_hosts > 1:
+            of_host = self.named.rounds(self.leaders.index(self.comm.leader), self.n_hosts, gradient.size)
+            lo, hi = of_host.lo, of_host.hi
+        first, end = (lo + edge for edge in cut(hi - lo, self.host.size, self.host.rank))
+        return Halves(reduce, gather, first, end, reduce.views[0][first:end], self.comm.size > 1)
 
     def free(self) -> None:
         """Free the communicators."""
@@ -62,23 +90,28 @@ class Hierarchical(Collective):
 
 
 class _HostsSum(Sum):
-    """Arrive; sum the own slice of all segments into the first one; the first rank sums that between hosts; all take it from there; all have it.
+    """Arrive; sum the own slice of all segments into the first one; the first rank sums that `between` hosts; where it `spreads` all take it from there; all have it.
 
-    The last wait keeps the first rank from filling its buffer anew before all have taken the sum.
+    That last wait keeps the first rank from filling its buffer anew before all have taken the sum. Without a buffer nothing is summed inside: what is `between` begins
+    once all have arrived, and all wait for its end.
     """
 
-    def __init__(self, collective: Hierarchical, buffer: Array) -> None:
-        host, outer = collective.host, collective.outer
-        self.members, self.leaders, self.buffer = collective.members, collective.leaders, buffer
-        self.views, in_place = collective.segments.adopt(buffer)
-        self.own = None if in_place else self.views[host.rank]
-        self.takes = not in_place or host.rank > 0  # the first rank's segment is where the sum comes to lie
-        self.counters = collective.segments.counters()
-        self.between = outer.plan(self.views[0]) if outer is not None else None
-        if self.between is not None:
-            self.nbytes, self.n_rounds = self.between.nbytes, self.between.n_rounds
-        self.blocks = blocks(self.views, *cut(buffer.size, host.size, host.rank))
+    def __init__(self, of: Hierarchical, buffer: Array | None = None, spreads: bool = True) -> None:
+        self.members, self.leaders, self.buffer = of.members, of.leaders, buffer
+        self.views, in_place = ([], True) if buffer is None else of.segments.adopt(buffer)
+        self.own = None if in_place else self.views[of.host.rank]
+        self.spreads = spreads and buffer is not None
+        self.takes = self.spreads and (not in_place or of.host.rank > 0)  # the first rank's segment is where the sum comes to lie
+        self.counters = of.segments.counters()
+        self.between: Sum | None = None
+        self.blocks = [] if buffer is None else blocks(self.views, *cut(buffer.size, of.host.size, of.host.rank))
+        self.arrives_at = SUMMED if buffer is None else ARRIVED
         self.n_started, self.phase = 0, TAKEN + 1
+
+    def by(self, between: Sum) -> _HostsSum:
+        """Let this rank, the first of its host, take part `between` hosts; return this."""
+        self.between, self.nbytes, self.n_rounds = between, between.nbytes, between.n_rounds
+        return self
 
     def start(self) -> None:
         """Tell the host that this rank's buffer is complete."""
@@ -87,7 +120,7 @@ class _HostsSum(Sum):
         if self.own is not None:
             self.own[:] = self.buffer
         self.n_started += 1
-        self._reach(ARRIVED)
+        self._reach(self.arrives_at)
 
     def test(self) -> bool:
         """Go through the phases as far as possible."""
@@ -103,10 +136,10 @@ class _HostsSum(Sum):
             if self.between is not None and self.between.test():
                 self._reach(BETWEEN)
             if counters.has_reached(0, BETWEEN, times):
-                if self.takes:
+                if self.takes and self.buffer is not None:
                     self.buffer[:] = self.views[0]
                 self._reach(TAKEN)
-        if self.phase == TAKEN and counters.all_reached(TAKEN, times):
+        if self.phase == TAKEN and (not self.spreads or counters.all_reached(TAKEN, times)):
             self.phase = TAKEN + 1
         return self.phase > TAKEN
 

@@ -131,18 +131,21 @@ class Serverless:
         """Return where the run stands (Collective on comm)."""
         return Position(self.driver.clock, (self.driver.clock,) * self.n_workers)
 
-    def alike(self) -> list[Array]:
-        """Name what must be the same on all ranks."""
-        return [self.weights]
+    def alike(self) -> list[tuple[int, Array]]:
+        """Give what must be the same on all ranks, each with the number of the parameter that it begins with."""
+        return [(0, self.weights)]
 
     def check_alike(self) -> None:
-        """Compare what is `alike` (Collective on comm). RuntimeError names who differs."""
-        digest = hashlib.blake2b()
-        for array in self.alike():
-            digest.update(array.data)
-        found = self.comm.allgather(digest.hexdigest())
+        """Compare what is `alike` (Collective on comm). RuntimeError names who differs, and in which parameter first."""
+        digests = {name: hashlib.blake2b() for name in self.net.params.slices}
+        for start, array in self.alike():
+            for name, of in self.net.params.slices.items():
+                digests[name].update(array[max(of.start - start, 0) : max(of.stop - start, 0)].data)
+        found = self.comm.allgather([digest.digest() for digest in digests.values()])
         if odd := [rank for rank, of in enumerate(found) if of != found[0]]:
-            raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {', '.join(map(str, odd))} has other weights or optimizer state than rank 0")
+            first = next(name for name, *of in zip(digests, *found, strict=True) if len(set(of)) > 1)
+            who = f"after clock {self.driver.clock} rank {', '.join(map(str, odd))} has other weights or optimizer state than rank 0"
+            raise RuntimeError(f"replicas differ: {who}, first in {first}")
 
     def settle(self) -> None:
         """Bring the weights to what the run ends with (Collective on comm)."""

@@ -3,8 +3,10 @@
     gradient of rank r   | bucket 2 | bucket 1 | bucket 0 |      slices of one buffer, final from the end to the start
     sum over ranks       |  0 .. P  |  0 .. P  |  0 .. P  |      of each bucket every rank owns a part: its sum, its optimizer state, its weights
 
-So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree. Where a link of the optimizer needs the whole gradient, the collective leaves the
-whole sum on every rank (recursive_doubling, mpi, hierarchical), or all stays on a device (`_stays`) but gradients, each rank changes all weights, to the same bits.
+So no rank holds more than 1 / P of the optimizer's memory, but for rank 0 after tree, and after hierarchical ranks of small hosts. Each rank changes all weights by
+itself, to the same bits, where the collective leaves the whole sum on every rank (recursive_doubling, mpi), where it comes in codes, and where a link of the optimizer
+measures tensors (lars, lamb; of sums in a fixed order also the gradient: clip). On a device weights, gradient and optimizer stay there where they can (`_stays`), and
+only gradients travel, and their sums; each rank changes all weights then, too.
 Sources: Li et al. 2020 (buckets, overlap), Rajbhandari et al. 2020 (ownership).
 """
 
@@ -27,7 +29,7 @@ from mpidml.core.partition import Shard, merge_parts
 from mpidml.core.role import Array
 from mpidml.core.shares import Shares
 from mpidml.nn.network import Network
-from mpidml.optim.base import State, make_chain
+from mpidml.optim.base import make_chain
 from mpidml.ps.store import Store
 from mpidml.ps.task import Turn
 from mpidml.runtime.block_training import N_LOSSES, BlockTraining
@@ -36,6 +38,7 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.nccl_sum import check_between
+from mpidml.runtime.own_links import OwnLinks, needs_whole
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
 from mpidml.runtime.rank_memory import check_replica
 from mpidml.runtime.serverless import Recorder, Serverless
@@ -118,7 +121,7 @@ class DataParallel(Serverless):
         check_replica(self, self.picked)
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
-        self.link_state: State = {} if self.links is None else self.links.init(net.n_params, net.dtype)
+        self.linked = OwnLinks(self)
         stores: dict[int, Store] = {}
         buckets: list[Bucket] = []
         shards: list[Shard] = []
@@ -127,15 +130,12 @@ class DataParallel(Serverless):
             self.weights[lo:hi] = initial[lo:hi]
             store = Store([self.weights[slice(*own)]], own[0], 1, net.backend, self.chain, None if self.mirror is not None else net.device.kernels)
             buckets.append(Bucket(lo, hi, half, store if self.mirror is None else self.mirror.store(store, [self.there[slice(*own)]])))
-            store.add_state({name: array[slice(*own)] for name, array in self.link_state.items()})  # saved, and compared, with the store's
+            store.add_state(self.linked.state(half.total, *own))  # saved, and compared, with the store's
             for rank, (first, end) in enumerate(comm.allgather(own) if half.shares else [own]):
                 if first < end:
                     if rank == comm.rank or not half.shares:
                         stores[len(shards)] = store
                     shards.append(Shard(first, end, rank))
-        self.linked: tuple[Any, ...] = net.backend, self.total, self.link_state, self.weights
-        if self.mirror is not None:
-            self.linked = net.device.kernels, self.total, self.mirror.state(self.link_state), self.there
         self.employ(task, self.total, stores, shards)
         return Stepper(self, task, buckets, self.part, record, look, self.look_seconds)
 
@@ -148,7 +148,7 @@ class DataParallel(Serverless):
         self.gradient = self.total = collective.allocate(net.n_params, net.dtype)
         if self.compressed is not None:
             self.compressed.look_at(self.gradient)
-        shared = self.links is None and self.compressed is None
+        shared = coded is None and not needs_whole(self.links)
         self.weights = collective.weights(net.n_params, net.dtype) if shared else np.zeros(net.n_params, net.dtype)
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
 
@@ -240,20 +240,19 @@ class DataParallel(Serverless):
             self.mirror.up()
 
     def transform(self, step: int) -> None:
-        """Run the links that need the whole gradient on it."""
-        if self.links is not None:
-            backend, total, state, weights = self.linked
-            self.links.transform(backend, total, state, weights, step)
+        """Run the links that need the whole gradient."""
+        self.linked.transform(step)
 
     def land(self) -> None:
         """Bring what the device has of weights and optimizer to the host."""
         if self.mirror is not None:
             self.mirror.down()
 
-    def alike(self) -> list[Array]:
-        """Name what every rank holds for itself: weights, and where all change them the optimizer."""
+    def alike(self) -> list[tuple[int, Array]]:
+        """Give what every rank holds for itself: weights, and where all change them the optimizer."""
         self.land()
-        return [self.weights, *(array for store in self.stores.values() if not self.shares for array in store.optimizer.values())]
+        optimizer = [(self.extent(number)[0], array) for number, store in self.stores.items() if not self.shares for array in store.optimizer.values()]
+        return [(0, self.weights), *optimizer]
 
     @property
     def promise(self) -> str:
@@ -270,7 +269,7 @@ class DataParallel(Serverless):
         owners = sorted({shard.server for _, shard in self.shards})
         some = f"{len(owners)} ranks own" if len(owners) > 1 else f"rank {owners[0]} alone owns"
         owner = "each owns a part of weights and optimizer" if len(owners) == self.n_workers else f"{some} weights and optimizer"
-        owner = owner if self.shares else "each changes all weights"
+        owner = owner if self.shares else "each changes all weights and holds all of the optimizer"
         chosen, alone = " (chosen by measurement)" * self.chosen, ["collective"] * (not self.ordered) + ["bucket"] * (not self.in_codes)
         alone += ["transport"] * (self.job.transport == "mpi" and not self.in_codes)
         what = f"{self.sampler.n_blocks} blocks a batch" if self.ordered else f"sums by {self.picked}{chosen}, buckets from {self.job.bucket / 1e6:g} MB"

@@ -210,6 +210,58 @@ def test_every_rank_gets_the_sum_to_the_same_bits(name, ranks, monkeypatch):
     collective.free()
 
 
+def halved(ranks, collective, n, dtype, second=lambda half: half.gather):
+    """Sum in halves, three times: each rank makes its part of the weights the sum that it owns. Return of each time whether all then have it, and the halves."""
+    gradient, weights = collective.allocate(n + 9, dtype)[4 : 4 + n], collective.weights(n, dtype)
+    half, found = collective.halves(gradient, weights), []
+    for k in range(3):
+        given = [(np.random.default_rng([r, k, n]).standard_normal(n) * 100).astype(dtype) for r in range(ranks.size)]
+        gradient[:] = given[ranks.rank]
+        half.reduce.start()
+        half.reduce.wait(30)
+        weights[half.lo : half.hi] = half.total
+        gather = second(half)
+        gather.start()
+        gather.wait(30)
+        right = np.allclose(weights, sum(values.astype("f8") for values in given), rtol=1e-5, atol=1e-3)
+        found.append(all(ranks.allgather(right)) and len(set(ranks.allgather(weights.tobytes()))) == 1)
+    half.reduce.free()
+    half.gather.free()
+    return found, half
+
+
+@pytest.mark.mpi
+@pytest.mark.openmpi
+@pytest.mark.parametrize("name", [*SUMS, "hierarchical:ring", "hierarchical:tree", "hierarchical:mpi"])
+@pytest.mark.parametrize(("n", "dtype"), [(0, "f4"), (3, "f8"), (701, "f4")])
+def test_in_halves_each_element_has_one_owner_and_all_get_what_owners_make_of_it(name, n, dtype, ranks, monkeypatch):
+    monkeypatch.setattr(auto, "SIZES_NBYTES", (1 << 8, 1 << 12))
+    collective = opened(name, ranks)
+    if collective is None:
+        return
+    found, half = halved(ranks, collective, n, dtype)
+    assert found == [True] * 3
+    owners = np.zeros(n, int)
+    for lo, hi in ranks.allgather((half.lo, half.hi)):
+        owners[lo:hi] += 1
+    assert (owners == (1 if half.shares else ranks.size)).all() and half.total.size == half.hi - half.lo
+    whole = ("mpi", "auto", "ordered", "recursive_doubling", *(() if ranks.one_host else ("hierarchical:mpi",)))
+    assert half.shares == (name not in whole and ranks.size > 1)
+    collective.free()
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("name", ["ring", "hierarchical"])
+def test_the_check_of_halves_catches_weights_that_are_not_brought_together(name, comm):
+    from mpidml.runtime.comm import CountedComm
+
+    ranks = CountedComm(comm, ranks_per_host=2)
+    collective = make_collective(name, ranks)
+    assert halved(ranks, collective, 60, "f8", second=lambda half: base.Done())[0] == [False] * 3
+    collective.free()
+    ranks.free()
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", [*ALL, "hierarchical:mpi"])
 def test_what_has_no_sum_or_mean_is_refused_in_one_line(name, ranks):
