@@ -33,14 +33,13 @@ from mpidml.core.errors import DeviceFailed, UserError, WaitTimeout
 from mpidml.runtime import launcher_daemon, segment_files, signals, start_limit
 from mpidml.runtime.host_table import N_SEATS, SEATS
 from mpidml.runtime.launch import world_from_environment
-from mpidml.runtime.signals import GRACE_SECONDS, Signals, Terminated
+from mpidml.runtime.signals import GRACE_SECONDS, TELL_SECONDS, Signals, Terminated
 from mpidml.runtime.watchdog import LIMIT_SECONDS, Watchdog
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 FINALIZE_SECONDS = 300.0
-TELL_SECONDS = 0.3
 
 _end: _End | None = None
 _limits: list[list[float]] = []
@@ -127,7 +126,7 @@ class _End:
 
     def take_over(self) -> None:
         """Take signals, exceptions and the end of the program (main thread only)."""
-        self.signals = Signals(alone=self.watchdog is None)
+        self.signals = Signals(alone=self.watchdog is None, leads=self.comm.rank == 0)
         sys.excepthook, threading.excepthook = self.of_main_thread, self.of_thread
         told = sys.unraisablehook  # a signal while the interpreter waits for its threads is no error of theirs
         sys.unraisablehook = lambda args: None if isinstance(args.exc_value, Terminated) else told(args)
@@ -181,7 +180,7 @@ class _End:
             if time.monotonic() > end:
                 if self.comm.rank and self.claim():
                     _say(f"mpidml: {self.where} {error}\n")
-                    time.sleep(TELL_SECONDS)  # a launcher that ends ranks at once may drop what it has not read
+                    time.sleep(TELL_SECONDS)
                 self.abort(2)
             time.sleep(0.001)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun --kill-on-bad-exit sends it to all for the first that has ended
@@ -257,7 +256,7 @@ class _End:
             sys.stdout.flush()
             if self.comm.rank == 0 and not self.watchdog.another_failed:
                 _say(signals.line(self.code))
-            time.sleep(TELL_SECONDS)  # the end of another rank takes rank 0 along, which tells; and a launcher may drop what it has not read of a rank that ends
+            time.sleep(TELL_SECONDS)  # the end of another rank takes rank 0 along, which tells
             self.abort(self.code)
         try:
             self.meet_at_the_end()

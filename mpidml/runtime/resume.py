@@ -42,7 +42,7 @@ from mpidml.runtime.signals import Terminated, asked_to_end
 PRINTED_ROWS = 1024
 LEARNT = "learnt."
 OPTIMIZER = ".optimizer."
-TELL_SECONDS = 2.0
+TELL_SECONDS = 2.5
 """Other ranks wait for rank 0's line, which ends them once it is told: so long only where rank 0 cannot."""
 
 
@@ -105,13 +105,13 @@ def ended(job: Job, comm: CountedComm, error: Ended, quiet: bool) -> dict[str, A
 
 
 @contextmanager
-def asking(saves: bool, interrupted: Callable[[], None]) -> Iterator[Callable[[], int]]:
-    """Let signals ask where the run can be saved, end it as ever where it cannot; `interrupted` is called where one ends a run that saves."""
+def asking(saves: bool, interrupted: Callable[[], None], goes_on: Callable[[], str] | None) -> Iterator[Callable[[], int]]:
+    """Let signals ask where the run can be saved, end it as ever where it cannot; then `interrupted` is called, or while this rank is blocked `goes_on` said."""
     if not saves:
         yield lambda: 0
         return
     try:
-        with asked_to_end() as asked:
+        with asked_to_end(goes_on) as asked:
             yield asked
     except Terminated:
         interrupted()

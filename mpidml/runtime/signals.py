@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE_SECONDS = 2.0
+TELL_SECONDS = 0.3  # a launcher that ends ranks at once may drop what it has not read
 UNWIND_SECONDS = 20.0  # for `finally` blocks after a signal; Slurm kills 30 s after its SIGTERM
 
 
@@ -31,10 +32,10 @@ class Terminated(SystemExit):
 
 
 class Asked:
-    """SIGTERM and SIGUSR1 that only ask; each of the two does so once."""
+    """SIGTERM and SIGUSR1 that only ask; each of the two does so once. `goes_on` says what there is to say should a signal end this process while it is blocked."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, goes_on: Callable[[], str] | None) -> None:
+        self.number, self.goes_on = 0, goes_on
         self.noted: Counter[int] = Counter()
         self.passed: Counter[int] = Counter()
         self.before: dict[int, Any] = {int(n): signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
@@ -58,6 +59,7 @@ class Asked:
 
     def ends(self) -> None:
         """Let signals do what they did before; but no SIGUSR1 that is still to come ends a job whose run is saved and about to be written, or requeued."""
+        self.goes_on = None
         for each, handler in self.before.items():
             late = each == signal.SIGUSR1 and not self.noted[each] and getattr(handler, "__func__", None) is Signals.unwind
             signal.signal(each, self.late if late else handler)
@@ -68,7 +70,7 @@ _asked: Asked | None = None
 
 
 @contextlib.contextmanager
-def asked_to_end() -> Iterator[Callable[[], int]]:
+def asked_to_end(goes_on: Callable[[], str] | None = None) -> Iterator[Callable[[], int]]:
     """Within this SIGTERM and SIGUSR1 only ask to end: yields a function that returns the signal's number, 0 while there was none.
 
     A second one ends as ever, and a first SIGUSR1 that comes afterwards nothing. Outside the main thread, where no signal arrives, nobody asks.
@@ -77,7 +79,7 @@ def asked_to_end() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    asked = _asked = Asked()
+    asked = _asked = Asked(goes_on)
     try:
         yield lambda: asked.number
     finally:
@@ -98,11 +100,11 @@ def line(code: int) -> str:
 class Signals:
     """The handlers of signals that end, and the watch beside them. `code`: 128 + the signal that ends this process, 0 while there is none.
 
-    `alone`: no other rank tells of a signal that this one is too blocked to tell of.
+    `alone`: no other rank tells of a signal that this one is too blocked to tell of. `leads`: others leave it to this one to tell from where a run can go on.
     """
 
-    def __init__(self, alone: bool = False) -> None:
-        self.code, self.alone, self.around_fork = 0, alone, threading.local()
+    def __init__(self, alone: bool = False, leads: bool = True) -> None:
+        self.code, self.alone, self.leads, self.around_fork = 0, alone, leads, threading.local()
         for number in ENDING:
             if number != signal.SIGUSR1 or signal.getsignal(number) == signal.SIG_DFL:  # else it is the program's, which may have itself requeued by it
                 signal.signal(number, self.unwind)
@@ -142,7 +144,17 @@ class Signals:
                 time.sleep(GRACE_SECONDS)
                 if self.code:  # the handler ran, the main thread is unwinding
                     time.sleep(UNWIND_SECONDS)
-                with contextlib.suppress(OSError, ValueError):
-                    if self.alone and select.select([], [2], [], 0)[1]:  # no lock that the main thread holds, and no pipe that is full
-                        os.write(2, line(128 + number).encode())
+                elif _asked is not None and _asked.goes_on is not None:
+                    _write(1, _asked.goes_on() + "\n")
+                if self.alone:
+                    _write(2, line(128 + number))
+                else:
+                    time.sleep(TELL_SECONDS * (1 if self.leads else 2))  # the end of this rank takes those along that have something to tell
                 os._exit(128 + number)
+
+
+def _write(to: int, text: str) -> None:
+    """Write to a file that can take it: by no lock that the main thread holds, and to no pipe that is full."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [to], [], 0)[1]:
+            os.write(to, text.encode())

@@ -186,7 +186,7 @@ class Run:
             if self.deadline is not None:
                 self.deadline.expect(job.checkpoint_every * saves, strategy.n_clocks - self.n_before, job.seconds)
         self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
-        with np.errstate(all="ignore"), resume.asking(saves, self._interrupted) as self.asked:  # a loss that is no longer a number is told once, at the end
+        with np.errstate(all="ignore"), resume.asking(saves, self._interrupted, self._goes_on if self.leads and not self.quiet else None) as self.asked:
             while True:
                 since = time.perf_counter()
                 strategy.driver.roles = strategy.roles(self.position, self._next_pause(saves))

@@ -218,6 +218,26 @@ def test_ranks_blocked_inside_mpi_end_on_sigterm(job, target):
     pytest.fail("the job ended, its ranks did not")
 
 
+BLOCKED = """
+from mpidml.runtime.signals import asked_to_end
+try:
+    with asked_to_end({told}):
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        comm.Recv(bytearray(1), 1 - comm.rank) if comm.rank in {blocked} else time.sleep(60)
+finally:
+    time.sleep(2.5)
+"""
+
+
+@pytest.mark.parametrize("blocked", [(0,), (0, 1)])
+@pytest.mark.parametrize("told", ["lambda: 'interrupted: here' if comm.rank == 0 else 'no'", "None"])
+def test_a_rank_0_that_is_blocked_while_a_signal_ends_all_still_says_from_where_the_run_can_go_on(job, told, blocked):
+    """Without anything to say it says nothing."""
+    result = mpirun(2, [job(BLOCKED.format(told=told, blocked=blocked))], timeout=30)
+    assert result.code not in (0, 2) and not result.timed_out
+    assert result.out.count("interrupted: here\n") == (told != "None"), result
+
+
 def test_a_stuck_job_shows_every_ranks_stack_at_the_limit(job):
     result = mpirun(2, [job("def waits_for_nobody(): comm.Recv(bytearray(1), 1 - comm.rank)\nwaits_for_nobody()")], timeout=6)
     assert result.timed_out
