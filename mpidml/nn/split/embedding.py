@@ -56,10 +56,16 @@ class Ranges(Part):
 
     def forward(self, backend: Any, a: Pass) -> list[Thunk]:
         """Return the calls that look up the rows at hand, sum them, and lay them beside what passes through."""
-        passed, columns, starts, first = self._where(backend)
-        found, n = a.kept[0] if a.kept else a.out, len(passed)
+        _, columns, starts, first = self._where(backend)
+        found, n = a.kept[0] if a.kept else a.out, len(self.whole.passed)
         calls = [(backend.embed_part, (a.x, backend.here(NONE), columns, starts, first, a.parameters["table"], found)), summed(self.line, found)]
-        return [*calls, (backend.take_columns, (a.x, passed, a.out[:, :n])), (backend.copy, (a.out[:, n:], found))] if n else calls
+        if not n:
+            return calls
+        at = 0
+        for run in np.split(self.whole.passed, np.flatnonzero(np.diff(self.whole.passed) != 1) + 1):  # of neighbours: taking single columns into a part of a row needs room
+            calls.append((backend.copy, (a.out[:, at : at + len(run)], a.x[:, run[0] : run[-1] + 1])))
+            at += len(run)
+        return [*calls, (backend.copy, (a.out[:, n:], found))]
 
     def backward(self, backend: Any, a: Pass, split: bool = False) -> list[Group]:
         """Return the call that adds up the gradient of the own rows; d is whole, so nothing is summed."""
