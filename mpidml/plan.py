@@ -42,6 +42,7 @@ from mpidml.runtime.dataset import Dataset, load
 from mpidml.runtime.info import pingpong
 from mpidml.runtime.net import build_net
 from mpidml.runtime.outputs import RunFolder, default_out, to_toml
+from mpidml.runtime.own_links import needs_whole
 from mpidml.runtime.payload import refuse_sparse
 from mpidml.runtime.profiling import counted, profiles, written
 from mpidml.runtime.rank_memory import FLAG
@@ -94,7 +95,7 @@ def _found(
     inside = Link(request.host_latency, request.host_bandwidth) if link is None else Link(*link)
     machine = Machine(request.ranks, request.hosts, n_cores, inside, Link(request.latency, request.bandwidth), request.wake)
     costs = costs_of(request, net, min(job.batch, len(data.x)), after)
-    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), links is None, job.collective, BLOCK)
+    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), links is None if job.deterministic else not needs_whole(links), job.collective, BLOCK)
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
     grids = grids if job.grid else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all

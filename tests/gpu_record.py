@@ -81,7 +81,7 @@ def sanitized(tally: Tally, limit: float, keyword: str | None) -> str:
     for tool in TOOLS:
         under = [SANITIZER, "--tool", tool, "--error-exitcode", str(ERROR_CODE)]
         before = tally.counts["passed"] + tally.counts["failed"]
-        suite(tally, sys.executable, os.environ, keyword, limit, tool, "gpu and not mpi", under=under, within="tests/kernels")
+        suite(tally, sys.executable, os.environ, keyword, limit, tool, "gpu and not mpi", under=under, within=("tests/kernels",))
         if tally.counts["passed"] + tally.counts["failed"] == before:
             tally.add(f"{tool}: no test ran", 0.0, {"failed": 1})
     return f"Under {SANITIZER}, which counts as one failure whatever it finds: " + "; ".join(f"{tool}, {what}" for tool, what in TOOLS.items()) + "."

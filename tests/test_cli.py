@@ -17,8 +17,8 @@ def other(f):
     """Return a value of the field that can be and is not its default."""
     if f.name == "staleness":
         return "3"
-    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "requeue", "scratch"):
-        return f.default  # beside another hold_out, no test data, other epochs, no budget, checkpoints, validation rows, folder of a run or memory, they would be refused
+    if f.name in ("test_data", "test_labels", "unseen", "steps", "order", "keep_checkpoints", "patience", "resume", "requeue", "scratch", "memory_per_rank"):
+        return f.default  # beside another hold_out, codes, no test data, other epochs, budget, checkpoints, validation rows or folder they would be refused
     if f.name == "memory":
         return "2G"
     if f.name == "transport":

@@ -91,7 +91,7 @@ def test_what_is_marked_gpu_runs_in_one_process_and_on_ranks_where_there_is_one(
 def test_all_parts_run_each_tool_is_asked_and_what_one_finds_is_a_failure(as_gpu, monkeypatch, tmp_path, capsys):
     out = tmp_path / "records" / "r.md"
     monkeypatch.setattr(gpu_record, "TOOLS", {tool: TOOLS[tool] for tool in ("memcheck", "racecheck")})
-    monkeypatch.setattr(gpu_record, "on_gpu", lambda here: here("gpu", "gpu and not mpi", within="tests/kernels/test_gpu.py"))  # all tests take a minute to find
+    monkeypatch.setattr(gpu_record, "on_gpu", lambda here: here("gpu", "gpu and not mpi", within=("tests/kernels/test_gpu.py",)))  # all tests take a minute to find
     assert main(["--out", str(out), "-k", "nan_passes_every_kernel", "--smoke", "--limit", "90"]) == 1
     text, printed = out.read_text(), capsys.readouterr().out
     assert text in printed and printed.splitlines()[-1] == "6 passed, 1 failed, 0 skipped"

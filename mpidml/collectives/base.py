@@ -15,8 +15,6 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Array, Rounds
 
 FOLDER = "mpidml.collectives"
-SEEN_RANKS = 64
-"""Ranks among which is one that owns as much as any."""
 NUMBERS = "biufc"
 """Kinds of types that have sums."""
 WORK_SECONDS = 10e-6
@@ -222,6 +220,10 @@ class Collective:
         reduce, gather = RoundSum(self.comm, part.reduce, gradient), RoundSum(self.comm, part.gather, weights)
         return Halves(reduce, gather, part.lo, part.hi, gradient[part.lo : part.hi], bool(part.gather))
 
+    def largest(self, hosts: Sequence[int]) -> float:
+        """Return the largest share that a rank owns between the halves, where `hosts` have so many ranks each; asked of a collective without rounds."""
+        return 1 / sum(hosts)
+
     def pick(self, nbytes: int) -> Collective:
         """Return the collective that sums buffers of `nbytes`: this one, unless it is one that chooses."""
         return self
@@ -237,16 +239,6 @@ def make_collective(text: str, comm: Any) -> Collective:
     if getattr(comm, "checks", None) is not None:
         _compare_starts(collective, comm)
     return collective
-
-
-def owned(text: str, n_ranks: int) -> float:
-    """Return the largest share of a buffer that a rank owns between the halves of the sum that `text` describes; 1 where each rank then has all of it."""
-    collective: Collective = plugins.make(FOLDER, text)
-    if n_ranks == 1 or type(collective).rounds is Collective.rounds:
-        return 1.0 if n_ranks == 1 or type(collective).halves is Collective.halves else 1 / n_ranks
-    n = n_ranks << (n_ranks.bit_length() + 6)  # whatever it is cut into
-    parts = (collective.rounds(rank, n_ranks, n) for rank in range(min(n_ranks, SEEN_RANKS)))
-    return max(part.hi - part.lo for part in parts) / n
 
 
 def _compare_starts(collective: Collective, comm: Any) -> None:

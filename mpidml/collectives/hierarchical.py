@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mpidml.collectives.base import FOLDER, Collective, Halves, Sum
@@ -39,11 +40,22 @@ class Hierarchical(Collective):
         self.leaders = sorted({leader for leader, _ in everyone})
         self.outer: Collective | None = None
         self.n_hosts = n = len(self.leaders)
-        by_rounds = type(self.named).rounds is not Collective.rounds
-        self.parts = between is None and (n == 1 or (by_rounds and bool(self.named.rounds(0, n, n).gather)))
+        self.parts = between is None and self._cuts(n)
         if leaders is not None:
             self.outer = self.named if between is None else between
             self.outer.open(leaders)
+
+    def _cuts(self, n_hosts: int) -> bool:
+        """Tell whether each host has a part of the sum after the first half of what goes between them."""
+        return n_hosts == 1 or (type(self.named).rounds is not Collective.rounds and bool(self.named.rounds(0, n_hosts, n_hosts).gather))
+
+    def largest(self, hosts: Sequence[int]) -> float:
+        """Return the share of the fullest rank, which may be one of a small host."""
+        if not self._cuts(len(hosts)):
+            return 1.0
+        n = len(hosts) << (len(hosts).bit_length() + 6)
+        parts = [self.named.rounds(h, len(hosts), n) for h in range(len(hosts))] if len(hosts) > 1 else []
+        return max(((of.hi - of.lo) / n / size for of, size in zip(parts, hosts, strict=True)), default=0) if parts else 1 / hosts[0]
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros in this rank's segment of its host's window."""

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from mpidml.collectives.base import owned
+from mpidml.collectives.base import FOLDER as COLLECTIVES
+from mpidml.collectives.base import Collective
 from mpidml.core import plugins
 from mpidml.core.balance import Stage, balanced
 from mpidml.core.errors import UserError
@@ -21,12 +23,15 @@ from mpidml.core.turns import lower_by_turns
 from mpidml.nn.parts import NetParts, Part
 from mpidml.nn.room import replica_nbytes, stages_nbytes
 from mpidml.optim.base import make_chain
+from mpidml.runtime.own_links import needs_whole
 from mpidml.runtime.profiling import counted
 from mpidml.runtime.scoring import BLOCK
 from mpidml.schedules.base import Schedule
 
 FLAG = "--memory-per-rank"
 FOLDER = "mpidml.schedules"
+SEEN_RANKS = 64
+"""Ranks among which is one that owns as much as any."""
 
 
 class Stages:
@@ -94,6 +99,19 @@ class Stages:
         return found
 
 
+def owned(text: str, n_ranks: int, hosts: Sequence[int] = ()) -> float:
+    """Return the largest share of a buffer that a rank owns between the halves of the sum that `text` describes; 1 where each rank then has all of it.
+
+    `hosts`: the ranks of each host (none: all on one).
+    """
+    collective: Collective = plugins.make(COLLECTIVES, text)
+    if n_ranks == 1 or type(collective).rounds is Collective.rounds:
+        return 1.0 if n_ranks == 1 or type(collective).halves is Collective.halves else collective.largest(hosts or (n_ranks,))
+    n = n_ranks << (n_ranks.bit_length() + 6)  # whatever it is cut into
+    parts = (collective.rounds(rank, n_ranks, n) for rank in range(min(n_ranks, SEEN_RANKS)))
+    return max(part.hi - part.lo for part in parts) / n
+
+
 def hosts_of(comm: Any) -> list[int]:
     """Return of each rank the first rank of its host (Collective on comm)."""
     return list(comm.allgather(comm.leader))
@@ -112,25 +130,33 @@ def check_stages(strategy: Any, cut: Sequence[Stage]) -> None:
 
 
 def replica_needs(strategy: Any, picked: str, n_parts: int) -> float:
-    """Return the bytes of a rank that has the whole network, sums gradients by the collective `picked`, and computes its share in `n_parts`."""
+    """Return the bytes of the fullest rank that has the whole network, sums gradients by the collective `picked`, and computes its share in `n_parts`
+    (Collective on the strategy's comm).
+    """
     job, net, n = strategy.job, strategy.net, strategy.comm.size
     parts = NetParts(net)
     part = parts.part(0, parts.n_layers, 1, True, True)
     assert isinstance(part, Part)
-    state = make_chain(job.optimizer, job.rate).state_per_byte(net.dtype) * (owned(picked, n) if strategy.links is None else 1.0)
+    whole = strategy.links is not None if strategy.ordered else needs_whole(strategy.links)
+    share_owned = 1.0 if whole else owned(picked, n, tuple(Counter(hosts_of(strategy.comm)).values()))
+    state = make_chain(job.optimizer, job.rate).state_per_byte(net.dtype) * share_owned
     share = -(-min(job.batch, len(strategy.data.x)) // n)
     return replica_nbytes(part, -(-share // n_parts), n_parts, state)
 
 
-def check_replica(strategy: Any, picked: str) -> None:
-    """Refuse a whole network that is more than a rank may take; UserError as `check_stages`."""
+def check_replica(strategy: Any, picked: str, n_owned: int) -> None:
+    """Refuse a whole network that is more than a rank may take, whose gradients are summed by the collective `picked` and who owns `n_owned` values between
+    the halves of the sum; UserError as `check_stages`.
+    """
     job = strategy.job
     if not job.memory_per_rank:
         return
     limit, most = parse_size(job.memory_per_rank, FLAG), job.batch // strategy.comm.size
+    of_each = strategy.comm.allgather(n_owned)
     if (needs := replica_needs(strategy, picked, job.accumulate)) > limit:
         numbers = [n for k in range(1, most.bit_length()) if (n := job.accumulate << k) <= most]
-        raise UserError(_line(strategy, 0, needs, limit, [f"--accumulate {n}" for n in numbers if replica_needs(strategy, picked, n) <= limit][:1]))
+        fitting = [f"--accumulate {n}" for n in numbers if replica_needs(strategy, picked, n) <= limit][:1]
+        raise UserError(_line(strategy, of_each.index(max(of_each)), needs, limit, fitting))
 
 
 def _line(strategy: Any, rank: int, nbytes: float, limit: int, fitting: Sequence[str]) -> str:

@@ -12,12 +12,11 @@ Everything else of a run is a function of these: order of samples and noise are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from mpidml.core.position import Position
 from mpidml.core.role import Array
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.shard import Shard
+from mpidml.runtime import data_print
 from mpidml.runtime.checkpoint import Checkpoint, Piece, last
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.net import NET_FILE, net_text
@@ -39,7 +39,6 @@ from mpidml.runtime.outputs import RunFolder
 from mpidml.runtime.progress import show
 from mpidml.runtime.signals import Terminated, asked_to_end
 
-PRINTED_ROWS = 1024
 LEARNT = "learnt."
 OPTIMIZER = ".optimizer."
 TELL_SECONDS = 2.5
@@ -62,14 +61,19 @@ def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
     if found.strategy != job.strategy:  # what the other one alone knew of is not asked of this one
         given = {name.replace("-", "_") for name in changes}
         found = found.with_values({name: getattr(Job, name) for name in OF_STRATEGIES if name not in given}, "train")
-    for name in members("fixed"):
-        if getattr(found, name) != getattr(job, name):
-            flag, old = name.replace("_", "-"), getattr(job, name)
-            old = ",".join(map(str, old)) if isinstance(old, tuple) else old
-            raise UserError(f"--{flag}: the run in {folder} has {old!r}, and what it saved fits that alone; leave it out, or start a new run")
+    _fits(found, job, members("fixed"), "leave it out")
     if found.strategy != job.strategy and ("averaging" in (found.strategy, job.strategy) or job.compress):
         raise UserError(f"--strategy {found.strategy}: the run in {folder} has {job.strategy!r}, whose workers keep other state; leave it out, or start a new run")
     return found
+
+
+def _fits(job: Job, had: Job, names: Sequence[str], remedy: str) -> None:
+    """Refuse what does not fit what the run saved that `job` goes on with and that was `had`."""
+    for name in names:
+        if getattr(job, name) != (old := getattr(had, name)):
+            old = ",".join(map(str, old)) if isinstance(old, tuple) else old
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: the run in {job.resume} has {old!r}, and what it saved fits that alone; {remedy}, or start a new run")
 
 
 def found(job: Job) -> Job:
@@ -124,6 +128,9 @@ def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
     One that was saved at its end, and ended before it was written, is let come to its end again, where it stands.
     """
     done, comm = min(Position(0, tuple(saved.facts["turns"])).among(strategy.n_workers).turns), strategy.comm
+    had = Job().with_values({name: saved.facts["job"][name] for name in members("fixed")}, f"{job.resume}/checkpoints")
+    files = job.model.endswith(".toml") or had.model.endswith(".toml")  # the network's own file may have been moved since
+    _fits(job, had, [name for name in members("fixed") if not (files and name == "model")], "give the same")
     if not (why := _end(job, strategy.n_clocks, done, saved.facts)):
         return
     mine = bool(job.checkpoint_every) and Path(job.out) == Path(job.resume)
@@ -148,16 +155,6 @@ def _end(job: Job, n_clocks: int, done: int, known: Mapping[str, Any]) -> str:
         if patience.over:
             return f"its last {job.patience} looks brought nothing better; give a larger --patience"
     return ""
-
-
-def fingerprint(data: Any) -> str:
-    """Return a sum over labels, scaling, and some rows as they are trained on: other data, or the same in another order, have another."""
-    found = hashlib.sha256()
-    some = data.x[:: len(data.x) // PRINTED_ROWS + 1]
-    rows = some.arrays if data.is_sparse else (some,)
-    for array in (data.y, data.test_y, data.val_y, data.scaler.offset, data.scaler.factor, *rows):
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 def position(strategy: Any) -> Position:
@@ -202,7 +199,7 @@ def mine(strategy: Any) -> list[tuple[int, Any]]:
 def facts(
     strategy: Any, comm: CountedComm, position: Position, seconds: float, monitor: Any, data_sum: str, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the data's `fingerprint`, `measured` what each rank has of `summary.of_rank`."""
+    """Return on rank 0 what else is saved (Collective on comm); `data_sum` is the `data_print` of the data, `measured` what each rank has of `summary.of_rank`."""
     updates = comm.gather([(*strategy.extent(number), store.n_whole) for number, store in mine(strategy)])
     ranks = comm.gather(measured)
     if updates is None:
@@ -230,7 +227,7 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
     if (rows := [*data.x.shape, len(data.test_x)]) != known["rows"]:
         of, now = (f"{n} training rows of {k} features and {t} test rows" for n, k, t in (known["rows"], rows))
         raise UserError(f"--resume {strategy.job.resume}: the run learnt from {of}, {strategy.job.data} has {now}; give the same data")
-    if known["data"] != fingerprint(data):
+    if known["data"] != data_print.of(data):
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
     position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
     fill(strategy, saved, position)

@@ -24,7 +24,7 @@ from mpidml.core import plugins
 from mpidml.core.job import AUTO, Job
 from mpidml.core.position import Position
 from mpidml.core.trace import Trace
-from mpidml.runtime import abort, checkpoint, device, device_fault, events, resume, run_files, scoring, slurm, sparse_rows, summary
+from mpidml.runtime import abort, checkpoint, data_print, device, device_fault, events, resume, run_files, scoring, slurm, sparse_rows, summary
 from mpidml.runtime.agree import agree
 from mpidml.runtime.arithmetic import beyond, compile_on, compiled
 from mpidml.runtime.comm import CountedComm
@@ -185,7 +185,7 @@ class Run:
             self.n_before = self.monitor.n_groups
             if self.deadline is not None:
                 self.deadline.expect(job.checkpoint_every * saves, strategy.n_clocks - self.n_before, job.seconds)
-        self.data_sum = resume.fingerprint(self.data) if saves and self.leads else ""
+        self.data_sum = data_print.of(self.data) if saves and self.leads else ""
         with np.errstate(all="ignore"), resume.asking(saves, self._interrupted, self._goes_on if self.leads and not self.quiet else None) as self.asked:
             while True:
                 since = time.perf_counter()

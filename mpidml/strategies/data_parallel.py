@@ -118,7 +118,7 @@ class DataParallel(Serverless):
         self.progress = ByHand() if stays else make_progress(job.progress_thread, comm, not self.ordered)
         net.split = not comm.one_host and not self.ordered and not job.compress  # it costs 2%, and hides a little of what travels
         task, cuts, halves = (self._by_blocks if self.ordered else self._on_device if stays else self._by_buckets)(net)
-        check_replica(self, self.picked)
+        check_replica(self, self.picked, sum(half.hi - half.lo for half in halves))
         self.shares = any(half.shares for half in halves)
         initial = net.init(job.seed)
         self.linked = OwnLinks(self)

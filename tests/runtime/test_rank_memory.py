@@ -1,12 +1,15 @@
 """Hold a run to the bytes that a rank may take: counted as a plan counts the same candidate, refused in one line before anything is made, alike on all ranks."""
 
 import math
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mpidml.collectives.base import Collective, make_collective
+from mpidml.collectives.hierarchical import Hierarchical
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.nn import room
@@ -17,7 +20,8 @@ from mpidml.planner.machine import Link, Machine
 from mpidml.planner.price import Pricer, Task
 from mpidml.runtime import rank_memory
 from mpidml.runtime.comm import CountedComm
-from mpidml.runtime.rank_memory import Stages, hosts_of, replica_needs
+from mpidml.runtime.own_links import needs_whole
+from mpidml.runtime.rank_memory import Stages, hosts_of, owned, replica_needs
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.scoring import BLOCK
 from mpidml.strategies.base import Run
@@ -40,7 +44,7 @@ def pricer_of(strategy, hosts):
     job, net, n = strategy.job, strategy.net, strategy.comm.size
     chain = make_chain(job.optimizer, job.rate)
     parts = NetParts(net)
-    task = Task(job.batch, chain.state_per_byte(net.dtype), chain.split()[0] is None, job.collective, BLOCK)
+    task = Task(job.batch, chain.state_per_byte(net.dtype), not needs_whole(chain.split()[0]), job.collective, BLOCK)
     found = Pricer(task, Machine(n, n if hosts > 1 else 1, n, Link(1e-6, 1e9), Link(1e-4, 1e8)), costs([(0, 1, 0, 2)] * parts.n_layers), parts)
     if hasattr(strategy, "plan"):
         found.cut = lambda n_stages: strategy.plan.stages
@@ -112,6 +116,37 @@ def test_what_is_owned_of_shared_memory_is_a_share(comm):
     with built(comm, strategy="data_parallel", microbatches=0, collective="shared") as strategy:
         own, shared = replica_needs(strategy, "ring", 1), replica_needs(strategy, "shared", 1)
         assert shared == pytest.approx(own, rel=1e-12) and replica_needs(strategy, "mpi", 1) >= own
+
+
+def shares(comm, name, per_host):
+    """Return the largest share of 960 values that a rank really owns between the halves of a sum, and what is counted for it."""
+    ranks = CountedComm(comm, ranks_per_host=per_host)
+    found = make_collective(name, ranks)
+    halves = found.halves(found.allocate(960, "f8"), found.weights(960, "f8"))
+    hosts = tuple(Counter(hosts_of(ranks)).values())
+    most = max(ranks.allgather(halves.hi - halves.lo if halves.shares else 960)) / 960
+    for half in (halves.reduce, halves.gather):
+        half.free()
+    found.free()
+    ranks.free()
+    return most, owned(name, comm.size, hosts)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("per_host", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["hierarchical", "hierarchical:ring", "hierarchical:tree", "hierarchical:mpi", "hierarchical:recursive_doubling", "shared", "ring"])
+def test_what_the_fullest_rank_owns_is_what_is_counted_also_where_hosts_are_unlike(comm, name, per_host):
+    if name == "shared" and per_host:
+        return  # it is for one host
+    most, counted = shares(comm, name, per_host)
+    assert most == pytest.approx(counted, abs=1 / 960)
+
+
+@pytest.mark.mpi(min_size=3)
+def test_the_check_catches_a_count_that_knows_no_hosts(comm, monkeypatch):
+    monkeypatch.setattr(Hierarchical, "largest", Collective.largest)
+    most, counted = shares(comm, "hierarchical", 2)
+    assert most > counted + 1 / 960
 
 
 @pytest.mark.mpi

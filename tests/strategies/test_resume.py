@@ -271,3 +271,14 @@ def test_data_that_have_changed_are_refused_and_the_same_in_another_place_are_no
     comm.Barrier()
     with pytest.raises(UserError, match="is not what the run learnt from, it has changed since"):
         go_on(comm, mpi_tmp_path / "run")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("changes", "says"), [({"hidden": (9,)}, "--hidden: the run in"), ({"optimizer": "adam"}, "--optimizer: the run in"), ({"batch": 32}, "--batch")])
+def test_a_job_of_a_program_s_own_is_held_to_what_the_run_saved_too(comm, mpi_tmp_path, changes, says):
+    """Not only flags, which are those of the run but for what is given."""
+    start(comm, mpi_tmp_path, 9)
+    job = resumed(mpi_tmp_path, {"steps": STEPS}).with_values(changes, "test")
+    with pytest.raises(UserError, match=says) as error:
+        run(comm, job)
+    assert "and what it saved fits that alone; give the same, or start a new run" in str(error.value)
