@@ -99,7 +99,7 @@ def _simulate(values: Mapping[str, Any], comm: CountedComm, quiet: bool, write: 
         cost = _fit(scale, values, variants[0].job, net, comm, speak)
         one = fit_alone(variants[0].job, comm) if len(variants) > 1 and not scale.compute else None
     if leads:
-        means = f"compute {cost.mean_seconds * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us"
+        means = f"compute {cost.mean_of(scale.workers) * 1e3:.3g} ms a clock, latency {cost.latency * 1e6:.3g} us, apply {cost.apply * 1e6:.3g} us"
         link = f", bandwidth {cost.bytes_per_second / 1e9:.3g} GB/s" if cost.bytes_per_second else NO_LINK if scale.fits and "bandwidth" not in values else ""
         speak(f"costs ({cost.source}): {means}{link}")
         if slow := cost.slow(scale.workers):

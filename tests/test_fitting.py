@@ -127,6 +127,7 @@ def check_speeds(cost):
 def test_a_worker_that_is_slow_for_good_is_slow_in_the_model_and_the_others_jitter_little():
     cost = modelled(steps(1, 3))
     check_speeds(cost)
+    assert cost.slow(1) == "" and cost.mean_of(1) == pytest.approx(0.1, rel=0.03), "none of the simulated ones is slow"
     assert cost.slow(100) == (
         f"of 2 measured workers, worker 1 took {cost.slowness[1]:.2f} times as long throughout: simulated worker w is as slow as measured worker "
         "w mod 2, so are 50 of 100; for workers that are alike, fit without slow ones"

@@ -24,6 +24,9 @@ from mpidml.core.errors import UserError
 Array = np.ndarray[Any, Any]
 
 
+COPIES = 4
+
+
 class Profile(NamedTuple):
     """What one layer costs for one microbatch: seconds, bytes of its output (its gradient, which comes back, has as many), of its parameters."""
 
@@ -54,6 +57,11 @@ class Plan(NamedTuple):
     def n_in_flight(self) -> int:
         """Return how many microbatches keep all ranks busy, for each replica of the first stage: ceil(ranks / these replicas) (NOAM in PipeDream)."""
         return -(-sum(stage.replicas for stage in self.stages) // self.stages[0].replicas)
+
+
+def by_memory(profiles: Sequence[Profile]) -> list[Profile]:
+    """Return profiles by which a cut evens out memory in place of seconds: a few copies of parameters (gradient, optimizer), and outputs."""
+    return [each._replace(forward_seconds=COPIES * each.parameter_nbytes + each.activation_nbytes, backward_seconds=0.0) for each in profiles]
 
 
 def balanced(

@@ -58,15 +58,18 @@ class CostModel:
     @property
     def mean_seconds(self) -> float:
         """Return the mean of a compute, over all workers that were measured."""
-        alike = math.fsum(self.compute) / len(self.compute)
-        return alike * math.fsum(self.slowness) / len(self.slowness) if self.slowness else alike
+        return self.mean_of(len(self.slowness))
+
+    def mean_of(self, n_workers: int) -> float:
+        """Return the mean of a compute of so many simulated workers."""
+        alike, n = math.fsum(self.compute) / len(self.compute), len(self.slowness)
+        return alike * math.fsum(self.slowness[w % n] for w in range(n_workers)) / n_workers if n else alike
 
     def slow(self, n_workers: int) -> str:
         """Say in one line which workers were slow throughout when they were measured, and how many of `n_workers` are so; "" where all are alike."""
-        slow = [w for w, times in enumerate(self.slowness) if times != 1]
+        n, slow = len(self.slowness), [w for w, times in enumerate(self.slowness[:n_workers]) if times != 1]
         if not slow:
             return ""
-        n = len(self.slowness)
         each = ", ".join(f"worker {w} took {self.slowness[w]:.2f} times as long" for w in slow[:5]) + ", ..." * (len(slow) > 5)
         n_slow = sum(self.slowness[w % n] != 1 for w in range(n_workers))
         rule = f"simulated worker w is as slow as measured worker w mod {n}"

@@ -11,7 +11,7 @@ from math import comb
 from typing import Any
 
 from mpidml.core.action import Action
-from mpidml.core.balance import Plan, Profile, Stage, planned, priced
+from mpidml.core.balance import Plan, Profile, Stage, by_memory, planned, priced
 from mpidml.core.errors import UserError
 from mpidml.core.replay import Seconds, replay
 from mpidml.core.turns import lower_by_turns
@@ -32,7 +32,9 @@ def chosen(
     if len(profiles) * n_items < n_ranks:
         needed, which = -(-n_ranks // len(profiles)), f"{len(profiles)} layer(s) on at most {n_items} rank(s) each, as there are microbatches"
         raise UserError(f"--replicas auto: {which}, do not take {n_ranks} ranks; give --microbatches {needed} or more, or fewer ranks")
-    listed = layouts(profiles, n_ranks, n_items, bytes_per_second)
+    listed = [*layouts(profiles, n_ranks, n_items, bytes_per_second)]
+    if limit:
+        listed += [priced(profiles, plan.stages, bytes_per_second) for plan in layouts(by_memory(profiles), n_ranks, n_items, bytes_per_second)]
     found = [(seconds(plan, profiles, n_items, schedule, bytes_per_second), len(plan.stages), plan) for plan in listed]
     if limit:
         needs = {plan: nbytes(plan) for *_, plan in found}

@@ -102,7 +102,7 @@ def alone(job: Job) -> Job:
     """Return `job` for one process: no policy, no servers, no grid, and of injected slowness only what slows every worker."""
     slowdown = job.slowdown if job.slowdown.startswith("exponential") else ""
     plain = {"sync": "bsp", "staleness": "", "servers": "colocated", "assign": "static", "reads": "fresh", "early_push": "auto", "slowdown": slowdown}
-    plain |= {"budget": "0", "order": "fifo", "progress_thread": "auto"}
+    plain |= {"budget": "0", "order": "fifo", "progress_thread": "auto", "memory_per_rank": ""}  # which limits a rank of many
     plain |= {"compress": ""} if job.transport == "auto" else {}  # nothing is sent inside a host
     if job.strategy in STAGED:
         plain |= {"grid": "data=1", "partition": Job.partition, "replicas": ""}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpidml.core.balance import Plan, balanced, by_hand, priced
+from mpidml.core.balance import Plan, balanced, by_hand, by_memory, priced
 from mpidml.core.job import AUTO, Job
 from mpidml.core.pace import paced, stage_speeds
 from mpidml.core.sizes import parse_size
@@ -57,9 +57,19 @@ def _stages(strategy: Any) -> Plan:
         return plan
     if strategy.profiles and job.partition == Job.partition:
         plan, strategy.part_weights = paced(strategy.profiles, grid, strategy.speeds, strategy.n_stages)
-        return plan
+        return _lighter(strategy, plan)
     if strategy.n_stages == 1:
         return Plan((by_hand(str(n_layers), n_layers, 1)), 0.0, "stage", 0, "")
     if job.partition == EQUAL:
         return balanced(strategy.profiles, strategy.n_stages, 0.0, speeds=stage_speeds(grid, [1.0] * comm.size, strategy.part_weights, strategy.n_stages))
     return priced(strategy.profiles, by_hand(job.partition, n_layers, strategy.n_stages), 0.0)
+
+
+def _lighter(strategy: Any, plan: Plan) -> Plan:
+    """Return `plan`, or where its fullest rank takes more than it may a cut that evens out memory, which the seconds of layers decide nothing of."""
+    if not strategy.job.memory_per_rank or strategy.n_stages == 1:
+        return plan
+    hosts, limit = hosts_of(strategy.comm), parse_size(strategy.job.memory_per_rank, FLAG)
+    even = priced(strategy.profiles, balanced(by_memory(strategy.profiles), strategy.n_stages, 0.0).stages, 0.0)
+    needs, least = (max(Stages(strategy, each.stages, hosts).needs()) for each in (plan, even))
+    return plan if needs <= max(limit, least) else even

@@ -84,6 +84,19 @@ def test_what_a_rank_may_take_decides_before_what_is_fast():
     assert [len(chosen(profiles, 3, 6, made, 0.0, nbytes, limit).stages) for limit in (300.0, 200.0, 100.0, 50.0)] == [1, 2, 3, 3]
 
 
+def fullest(plan, profiles):
+    return max(sum(profile.parameter_nbytes for profile in profiles[lo:hi]) for lo, hi, _ in plan.stages)
+
+
+def test_of_many_layouts_one_that_evens_out_memory_is_looked_at_too(monkeypatch):
+    """The layers that take long are not those that are large."""
+    profiles = [Profile(9.0, 18.0, 1.0, 1.0)] * 6 + [Profile(1.0, 2.0, 1.0, 100.0)] * 6
+    made = SCHEDULES["one_f_one_b"]
+    assert fullest(chosen(profiles, 6, 6, made, 0.0, lambda plan: fullest(plan, profiles), 106.0), profiles) <= 106
+    monkeypatch.setattr(turn_plan, "by_memory", lambda profiles: profiles)
+    assert fullest(chosen(profiles, 6, 6, made, 0.0, lambda plan: fullest(plan, profiles), 106.0), profiles) > 106
+
+
 def test_too_few_microbatches_for_all_ranks_are_one_line():
     with pytest.raises(UserError) as caught:
         chosen([Profile(1.0, 2.0, 1.0, 1.0)] * 2, 5, 2, SCHEDULES["gpipe"], 0.0)

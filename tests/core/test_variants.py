@@ -61,6 +61,7 @@ def test_what_cannot_be_is_one_line(values, says):
 def test_one_process_has_no_policy_and_only_the_slowness_that_everybody_has():
     job = Job(sync="asp", servers="2", reads="cached", assign="dynamic", slowdown="permanent:3", lr=0.2)
     assert alone(job) == Job(lr=0.2)
+    assert alone(Job(strategy="pipeline", memory_per_rank="1M")).memory_per_rank == "", "a limit is of one rank of many"
     assert alone(Job(slowdown="exponential:2")).slowdown == "exponential:2"
 
 

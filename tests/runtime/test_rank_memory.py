@@ -10,15 +10,17 @@ import pytest
 
 from mpidml.collectives.base import Collective, make_collective
 from mpidml.collectives.hierarchical import Hierarchical
+from mpidml.core.balance import by_memory
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.core.pace import paced
 from mpidml.nn import room
 from mpidml.nn.parts import NetParts
 from mpidml.optim.base import make_chain
 from mpidml.planner.candidate import Candidate
 from mpidml.planner.machine import Link, Machine
 from mpidml.planner.price import Pricer, Task
-from mpidml.runtime import rank_memory
+from mpidml.runtime import rank_memory, stage_plan
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.own_links import needs_whole
 from mpidml.runtime.rank_memory import Stages, hosts_of, owned, replica_needs
@@ -180,6 +182,27 @@ def refused(comm, **way):
         found = str(error)
     assert len(set(comm.allgather(found))) == 1 and "\n" not in found
     return found
+
+
+@pytest.mark.mpi(min_size=2)
+def test_seconds_of_layers_decide_nothing_of_what_fits(comm, monkeypatch):
+    """By seconds the first layer has a stage for itself; a cut that evens out memory fits, and is taken. Without it the run is refused."""
+    way = {"hidden": (64, 64, 64, 64, 64, 64), "schedule": "gpipe", "microbatches": 2}
+    net_of = stage_plan.of_all
+
+    def skewed(comm, net, m, slow):
+        profiles, speeds = net_of(comm, net, m, slow)
+        return [each._replace(forward_seconds=1000.0 if i == 0 else 1e-3, backward_seconds=0.0) for i, each in enumerate(profiles)], speeds
+
+    monkeypatch.setattr(stage_plan, "of_all", skewed)
+    by_seconds, _ = needed(comm, **way)
+    monkeypatch.setattr(stage_plan, "paced", lambda profiles, *more: paced(by_memory(profiles), *more))
+    least, _ = needed(comm, **way)
+    monkeypatch.undo()
+    monkeypatch.setattr(stage_plan, "of_all", skewed)
+    assert least < by_seconds and refused(comm, memory_per_rank=str(least), **way) == ""
+    monkeypatch.setattr(stage_plan, "by_memory", lambda profiles: profiles)
+    assert "the fullest, needs" in refused(comm, memory_per_rank=str(least), **way)
 
 
 RUNS = [
