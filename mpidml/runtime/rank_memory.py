@@ -95,7 +95,8 @@ class Stages:
             found += [f"--schedule {max(fitting, key=lambda name: needed[name])}"] if fitting else []  # that which has most under way
         if not job.replicas and not strategy.cut_layers:
             stages = range(self.n_pipe + 1, self.parts.n_layers // schedule.n_chunks + 1)
-            found += [f"{n} stages" for n in stages if max(self.needs(n_pipe=n)) <= limit][:1]
+            each = strategy.n_workers * strategy.n_parts
+            found += [f"{n * schedule.n_chunks} stages on {n * each} ranks" for n in stages if max(self.needs(n_pipe=n)) <= limit][:1]
         return found
 
 
