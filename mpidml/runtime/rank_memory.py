@@ -85,6 +85,7 @@ class Stages:
         if strategy.every:
             return found
         numbers = [n for k in range(1, most.bit_length()) if (n := strategy.n_items << k) <= most]
+        numbers += [n for k in range(1, strategy.n_items.bit_length()) if (n := strategy.n_items >> k) >= max(getattr(self.grid, "replicas", (1,)))]
         found += [f"--microbatches {n}" for n in numbers if max(self.needs(n_items=n)) <= limit][:1]
         if self.n_pipe > 1:
             others = {name: plugins.make(FOLDER, name) for name in plugins.names(FOLDER)}
