@@ -126,32 +126,27 @@ def tensors(replica, lo, hi):
     return {name for name, of in replica.net.params.slices.items() if of.start < hi and lo < of.stop}
 
 
-def flip_weight(comm, replica, harmed):
-    does, buckets = harms(comm, replica)
-    if not does:
-        return
-    bucket = buckets[0]
-    at = bucket.lo + bucket.halves.lo
+def flips(what, values):
+    """Return a harm that flips a bit of the first of the `values` of a rank's own part."""
 
-    def harm():
-        replica.strategy.weights[at : at + 1].view(np.uint64)[:] ^= np.uint64(1 << 30)
+    def harms_it(comm, replica, harmed):
+        does, buckets = harms(comm, replica)
+        if not does:
+            return
+        bucket = buckets[0]
+        at = bucket.lo + bucket.halves.lo
 
-    after(replica.strategy.driver, AT, harm)
-    harmed.update(f"weights of {name}" for name in tensors(replica, at, at + 1))
+        def harm():
+            values(replica, bucket, at)[:1].view(np.uint64)[:] ^= np.uint64(1 << 30)
+
+        after(replica.strategy.driver, AT, harm)
+        harmed.update(f"{what} of {name}" for name in tensors(replica, at, at + 1))
+
+    return harms_it
 
 
-def flip_optimizer(comm, replica, harmed):
-    does, buckets = harms(comm, replica)
-    if not does:
-        return
-    bucket = buckets[0]
-    at = bucket.lo + bucket.halves.lo
-
-    def harm():
-        bucket.store.optimizer["0.adam.v"][:1].view(np.uint64)[:] ^= np.uint64(1 << 30)
-
-    after(replica.strategy.driver, AT, harm)
-    harmed.update(f"0.adam.v of {name}" for name in tensors(replica, at, at + 1))
+flip_weight = flips("weights", lambda replica, bucket, at: replica.strategy.weights[at:])
+flip_optimizer = flips("0.adam.v", lambda replica, bucket, at: bucket.store.optimizer["0.adam.v"])
 
 
 def skip_a_sum(comm, replica, harmed):
@@ -166,7 +161,7 @@ def skip_a_sum(comm, replica, harmed):
 
 
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("spoil", [flip_weight, flip_optimizer, skip_a_sum], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("spoil", [flip_weight, flip_optimizer, skip_a_sum], ids=["a weight", "the optimizer", "a sum"])
 @pytest.mark.parametrize(("name", "per_host"), [("shared", 0), ("ring", 0), ("mpi", 0), ("tree", 0), ("hierarchical", 2)])
 def test_the_replica_catches_one_bit_and_one_sum_and_names_the_parameter(comm, name, per_host, spoil):
     found, harmed = unlike(comm, name, per_host, spoil)
