@@ -83,6 +83,7 @@ class Sum:
                 if waited > SPIN_SECONDS:
                     if MAIN.now is around:
                         MAIN.begin(Wait(lambda: f"a sum over ranks from {self.waits_for()}", began, late=self.missing))
+                    self.go_on()
                     time.sleep(nap)
                     nap = min(LONGEST_NAP_SECONDS, waited / 8)
                 now = time.perf_counter()
@@ -91,6 +92,9 @@ class Sum:
         after = time.perf_counter()
         worked += after - now if after - now > WORK_SECONDS else 0.0
         return after - began - worked, last
+
+    def go_on(self) -> None:
+        """Let MPI move messages while this waits, of which somebody else may be in need; a sum of messages does so when it is tested."""
 
     def waits_for(self) -> str:
         """Say who is waited for."""

@@ -83,7 +83,11 @@ class Counters:
     """Say how often this rank has come to a place, and see how often the others have."""
 
     def __init__(self, comm: Any, lines: Sequence[memoryview]) -> None:
-        self.lines, self.own, self.fence = lines, lines[comm.rank], comm.fence
+        self.comm, self.lines, self.own, self.fence = comm, lines, lines[comm.rank], comm.fence
+
+    def go_on(self) -> None:
+        """Let MPI move messages: who waits here does nothing else, and another rank may wait for one of this rank's."""
+        self.comm.mpi.Iprobe()
 
     def reach(self, place: int, times: int) -> None:
         """Tell that this rank has come to `place` for the `times`-th time; what it wrote before is seen by who sees that."""
