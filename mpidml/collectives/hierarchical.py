@@ -53,9 +53,11 @@ class Hierarchical(Collective):
         """Return the share of the fullest rank, which may be one of a small host."""
         if not self._cuts(len(hosts)):
             return 1.0
-        n = len(hosts) << (len(hosts).bit_length() + 6)
-        parts = [self.named.rounds(h, len(hosts), n) for h in range(len(hosts))] if len(hosts) > 1 else []
-        return max(((of.hi - of.lo) / n / size for of, size in zip(parts, hosts, strict=True)), default=0) if parts else 1 / hosts[0]
+        if len(hosts) == 1:
+            return 1 / hosts[0]
+        n = len(hosts) << (len(hosts).bit_length() + 6)  # whatever it is cut into
+        parts = [self.named.rounds(h, len(hosts), n) for h in range(len(hosts))]
+        return max((of.hi - of.lo) / n / size for of, size in zip(parts, hosts, strict=True))
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros in this rank's segment of its host's window."""

@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 
 
 COPIES = 4
+"""Of parameters in a rank's memory: they, their gradient, that of one microbatch, and an optimizer's state."""
 
 
 class Profile(NamedTuple):
@@ -60,7 +61,7 @@ class Plan(NamedTuple):
 
 
 def by_memory(profiles: Sequence[Profile]) -> list[Profile]:
-    """Return profiles by which a cut evens out memory in place of seconds: a few copies of parameters (gradient, optimizer), and outputs."""
+    """Return profiles by which a cut evens out memory in place of seconds: copies of parameters, and outputs."""
     return [each._replace(forward_seconds=COPIES * each.parameter_nbytes + each.activation_nbytes, backward_seconds=0.0) for each in profiles]
 
 

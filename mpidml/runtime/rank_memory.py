@@ -1,4 +1,4 @@
-"""Hold a run to the bytes that a rank may take (--memory-per-rank): counted as a plan counts them, before anything is allocated, alike on all ranks.
+"""Hold a run to the bytes that a rank may take (--memory-per-rank): counted as a plan counts them, before the first step, alike on all ranks.
 
     stages -> bytes of each place of the pipe -> more than the limit: one line, with what would fit
 """
@@ -139,16 +139,15 @@ def replica_needs(strategy: Any, picked: str, n_parts: int) -> float:
     parts = NetParts(net)
     part = parts.part(0, parts.n_layers, 1, True, True)
     assert isinstance(part, Part)
-    whole = strategy.links is not None if strategy.ordered else needs_whole(strategy.links)
-    share_owned = 1.0 if whole else owned(picked, n, tuple(Counter(hosts_of(strategy.comm)).values()))
+    share_owned = 1.0 if needs_whole(strategy.links) else owned(picked, n, tuple(Counter(hosts_of(strategy.comm)).values()))
     state = make_chain(job.optimizer, job.rate).state_per_byte(net.dtype) * share_owned
     share = -(-min(job.batch, len(strategy.data.x)) // n)
     return replica_nbytes(part, -(-share // n_parts), n_parts, state)
 
 
 def check_replica(strategy: Any, picked: str, n_owned: int) -> None:
-    """Refuse a whole network that is more than a rank may take, whose gradients are summed by the collective `picked` and who owns `n_owned` values between
-    the halves of the sum; UserError as `check_stages`.
+    """Refuse a whole network that is more than a rank may take, UserError as `check_stages`. Its gradients are summed by the collective `picked`, between
+    whose halves this rank owns `n_owned` values.
     """
     job = strategy.job
     if not job.memory_per_rank:
