@@ -118,7 +118,7 @@ class Network:
 
     def init(self, seed: int) -> Array:
         """Return initial weights, equal for equal seeds on every rank."""
-        flat = np.zeros(self.n_params, self.dtype)
+        flat: Array = self.backend.zeros(self.n_params, self.dtype)
         for place, i in enumerate(self._names):
             self.layers[i].initial(rng.stream(seed, "init", place), self.layer_views(i, flat))
         return flat

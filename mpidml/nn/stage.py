@@ -127,7 +127,7 @@ class Stage:
 
     def init(self, seed: int) -> Array:
         """Return initial weights: those of the network, whatever it is cut into; no others are drawn."""
-        flat = np.zeros(self.n_params, self.dtype)
+        flat: Array = self.backend.zeros(self.n_params, self.dtype)
         for i, layer in enumerate(self.layers):
             if self._names[i]:
                 layer.initial(rng.stream(seed, "init", self.places[i]), self.layer_views(i, flat))

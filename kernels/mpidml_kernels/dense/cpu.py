@@ -10,12 +10,17 @@ import functools
 import numpy as np
 from numba import njit
 
+from mpidml_kernels.dots import dots, fits
 from mpidml_kernels.elementary import exp, tanh
 from mpidml_kernels.jit import kernel
 
 u32 = np.uint32
 
-matmul = np.dot
+def matmul(a, b, out):
+    if fits(a, b, out):  # what few rows leave of a gradient, through a weight as it lies
+        dots(a, b.T, out)
+    else:
+        np.dot(a, b, out)
 
 
 def matmul_add(a, b, out):

@@ -1,0 +1,121 @@
+"""Multiply few rows by a transposed matrix as it lies, out = a @ b.T: each element is the dot of two contiguous rows, and nothing is copied beforehand.
+
+BLAS copies the whole of b into the order that it wants before it multiplies, which for 64 rows of a is a third of its time. Where it has several threads, it multiplies.
+
+    b    8 rows   ----------------->      one vector of each, kept in registers
+    a    3 rows   ----------------->      one vector of each: 24 multiplications and additions of vectors for 11 that are read
+    out  3 x 8                            24 vectors of sums, in the end each added up: neighbouring lanes, then neighbouring pairs, ...
+
+8 rows of b stay in the first cache while all rows of a pass. An element has the same bits wherever its tile lies, and however many rows a and b have.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# The types of a compiled function stand in its signature.
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import extending, types
+from numba.core import cgutils
+
+from mpidml_kernels.jit import kernel
+
+ROWS, COLUMNS = 3, 8
+MOST_ROWS, MOST_NBYTES, LEAST = 192, 4096, 1 << 18
+"""Up to how many rows, of what size, this was measured to be faster than BLAS, since what is read again stays in caches; and multiplications of a product worth a look."""
+intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
+i32 = ir.IntType(32)
+
+
+def vector_nbytes() -> int:
+    """Return how many bytes of a row are taken at once; 0 where registers do not hold a tile of such vectors, and BLAS multiplies."""
+    return 64 if binding.get_host_cpu_features().get("avx512f") else 0
+
+
+NBYTES = vector_nbytes()
+
+
+def fits(a: Any, b: Any, out: Any) -> bool:
+    """Tell whether `dots(a, b.T, out)` computes a @ b, and is the fastest way to."""
+    m, k = a.shape
+    n = out.shape[1]
+    return bool(
+        NBYTES
+        and m <= MOST_ROWS
+        and k * a.itemsize <= MOST_NBYTES
+        and m * k * n >= LEAST
+        and not (k * a.itemsize % NBYTES or n % COLUMNS)
+        and b.flags.f_contiguous
+        and a.flags.c_contiguous
+        and out.flags.c_contiguous
+        and (os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")) == "1"
+    )
+
+
+def _tile(n_rows: int) -> Any:
+    @intrinsic
+    def tile(typing, a, i, b, j, out):
+        """Compute out[i + r, j + c] for the rows r of a tile and its columns c."""
+
+        def generate(context, builder, signature, arguments):
+            views = [context.make_array(signature.args[at])(context, builder, arguments[at]) for at in (0, 2, 4)]
+            i, j = arguments[1], arguments[3]
+            n = builder.extract_value(views[0].shape, 1)
+            n_lanes = NBYTES * 8 // a.dtype.bitwidth
+            real = context.get_value_type(a.dtype)
+            vector = ir.VectorType(real, n_lanes)
+            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{n_lanes}f{a.dtype.bitwidth}")
+
+            def row(view, start, r, length):
+                return builder.gep(view.data, [builder.mul(builder.add(start, start.type(r)), length)])
+
+            def take(pointer, at):
+                return builder.load(builder.bitcast(builder.gep(pointer, [at]), vector.as_pointer()), align=a.dtype.bitwidth // 8)
+
+            left, right = [row(views[0], i, r, n) for r in range(n_rows)], [row(views[1], j, c, n) for c in range(COLUMNS)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in right] for _ in left]
+            for each in chain(*sums):
+                builder.store(ir.Constant(vector, [0.0] * n_lanes), each)
+            with cgutils.for_range(builder, builder.udiv(n, n.type(n_lanes)), intp=n.type) as loop:
+                at = builder.mul(loop.index, n.type(n_lanes))
+                taken = [take(pointer, at) for pointer in right]
+                for pointer, of_row in zip(left, sums, strict=True):
+                    x = take(pointer, at)
+                    for y, each in zip(taken, of_row, strict=True):
+                        builder.store(builder.call(fma, [x, y, builder.load(each)]), each)
+            found = [builder.load(each) for of_row in sums for each in of_row]
+            even, odd = (ir.Constant(ir.VectorType(i32, n_lanes), list(range(first, 2 * n_lanes, 2))) for first in (0, 1))
+            for _ in range(n_lanes.bit_length() - 1):  # of two vectors one, of half as many lanes of each
+                found += found[-1:] * (len(found) % 2)
+                pairs = zip(found[::2], found[1::2], strict=True)
+                found = [builder.fadd(builder.shuffle_vector(p, q, even), builder.shuffle_vector(p, q, odd)) for p, q in pairs]
+            width = builder.extract_value(views[2].shape, 1)
+            for r in range(n_rows):
+                place = builder.gep(row(views[2], i, r, width), [j])
+                for c in range(COLUMNS):
+                    whole, lane = divmod(r * COLUMNS + c, n_lanes)
+                    builder.store(builder.extract_element(found[whole], i32(lane)), builder.gep(place, [j.type(c)]))
+            return context.get_dummy_value()
+
+        return types.void(a, types.intp, b, types.intp, out), generate
+
+    return tile
+
+
+_many, _one = _tile(ROWS), _tile(1)
+
+
+@kernel("void(R2, R2, T[:,::1])")
+def dots(a, b, out):
+    """Compute out = a @ b.T of what `fits`."""
+    m, n = out.shape
+    whole = m - m % ROWS
+    for j in range(0, n, COLUMNS):
+        for i in range(0, whole, ROWS):
+            _many(a, i, b, j, out)
+        for i in range(whole, m):
+            _one(a, i, b, j, out)
