@@ -6,7 +6,8 @@ BLAS copies the whole of b into the order that it wants before it multiplies, wh
     a    3 rows   ----------------->      one vector of each: 24 multiplications and additions of vectors for 11 that are read
     out  3 x 8                            24 vectors of sums, in the end each added up: neighbouring lanes, then neighbouring pairs, ...
 
-8 rows of b stay in the first cache while all rows of a pass. An element has the same bits wherever its tile lies, and however many rows a and b have.
+A CPU with half as many registers, of half the size, takes tiles of 3 x 4. The rows of b stay in the first
+cache while all rows of a pass. An element has the same bits wherever its tile lies, and however many rows a and b have.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -24,7 +25,8 @@ from numba.core import cgutils
 
 from mpidml_kernels.jit import kernel
 
-ROWS, COLUMNS = 3, 8
+TILES = {64: (3, 8), 32: (3, 4)}
+"""Of vectors of so many bytes: rows and columns whose sums, and what is read for them, registers hold."""
 MOST_ROWS, MOST_NBYTES, LEAST = 192, 4096, 1 << 18
 """Up to how many rows, of what size, this was measured to be faster than BLAS, since what is read again stays in caches; and multiplications of a product worth a look."""
 intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
@@ -32,11 +34,15 @@ i32 = ir.IntType(32)
 
 
 def vector_nbytes() -> int:
-    """Return how many bytes of a row are taken at once; 0 where registers do not hold a tile of such vectors, and BLAS multiplies."""
-    return 64 if binding.get_host_cpu_features().get("avx512f") else 0
+    """Return how many bytes of a row are taken at once; 0 on a CPU for which nothing was measured, or if Numba compiles for another, and BLAS multiplies."""
+    has = binding.get_host_cpu_features()
+    if os.environ.get("NUMBA_CPU_NAME") or not (has.get("avx2") and has.get("fma")):
+        return 0
+    return 64 if has.get("avx512f") else 32
 
 
 NBYTES = vector_nbytes()
+ROWS, COLUMNS = TILES.get(NBYTES, TILES[64])
 
 
 def fits(a: Any, b: Any, out: Any) -> bool:
