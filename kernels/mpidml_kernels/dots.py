@@ -1,7 +1,5 @@
 """Multiply few rows by a transposed matrix as it lies, out = a @ b.T: each element is the dot of two contiguous rows, and nothing is copied beforehand.
 
-BLAS copies the whole of b into the order that it wants before it multiplies, which for 64 rows of a is a third of its time. Where it has several threads, it multiplies.
-
     b    8 rows   ----------------->      one vector of each, kept in registers
     a    3 rows   ----------------->      one vector of each: 24 multiplications and additions of vectors for 11 that are read
     out  3 x 8                            24 vectors of sums, in the end each added up: neighbouring lanes, then neighbouring pairs, ...
@@ -15,51 +13,29 @@ cache while all rows of a pass. An element has the same bits wherever its tile l
 
 from __future__ import annotations
 
-import os
 from itertools import chain
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
+from mpidml_kernels.few_rows import NBYTES
 from mpidml_kernels.jit import kernel
 
 TILES = {64: (3, 8), 32: (3, 4)}
 """Of vectors of so many bytes: rows and columns whose sums, and what is read for them, registers hold."""
-MOST_ROWS, MOST_NBYTES, LEAST = 192, 4096, 1 << 18
-"""Up to how many rows, of what size, this was measured to be faster than BLAS, since what is read again stays in caches; and multiplications of a product worth a look."""
+ROWS, COLUMNS = TILES.get(NBYTES, TILES[64])
+MOST_NBYTES = 4096
+"""Of a row, up to which this was measured to be faster than BLAS: what is read again stays in caches."""
 intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
 i32 = ir.IntType(32)
 
 
-def vector_nbytes() -> int:
-    """Return how many bytes of a row are taken at once; 0 on a CPU for which nothing was measured, or if Numba compiles for another, and BLAS multiplies."""
-    has = binding.get_host_cpu_features()
-    if os.environ.get("NUMBA_CPU_NAME") or not (has.get("avx2") and has.get("fma")):
-        return 0
-    return 64 if has.get("avx512f") else 32
-
-
-NBYTES = vector_nbytes()
-ROWS, COLUMNS = TILES.get(NBYTES, TILES[64])
-
-
 def fits(a: Any, b: Any, out: Any) -> bool:
-    """Tell whether `dots(a, b.T, out)` computes a @ b, and is the fastest way to."""
-    m, k = a.shape
-    n = out.shape[1]
-    return bool(
-        NBYTES
-        and m <= MOST_ROWS
-        and k * a.itemsize <= MOST_NBYTES
-        and m * k * n >= LEAST
-        and not (k * a.itemsize % NBYTES or n % COLUMNS)
-        and b.flags.f_contiguous
-        and a.flags.c_contiguous
-        and out.flags.c_contiguous
-        and (os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")) == "1"
-    )
+    """Tell whether `dots(a, b.T, out)` computes a product a @ b of few rows faster than BLAS does."""
+    row = a.shape[1] * a.itemsize
+    return row <= MOST_NBYTES and not (row % NBYTES or out.shape[1] % COLUMNS) and b.flags.f_contiguous
 
 
 def _tile(n_rows: int) -> Any:

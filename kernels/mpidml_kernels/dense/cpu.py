@@ -10,15 +10,23 @@ import functools
 import numpy as np
 from numba import njit
 
-from mpidml_kernels.dots import dots, fits
+from mpidml_kernels import dots as by_dots
+from mpidml_kernels import strips as by_strips
 from mpidml_kernels.elementary import exp, tanh
+from mpidml_kernels.few_rows import NBYTES, few
 from mpidml_kernels.jit import kernel
 
 u32 = np.uint32
 
+if NBYTES:  # so that they are compiled with the kernels of this file
+    dots, strips = by_dots.dots, by_strips.strips
+
+
 def matmul(a, b, out):
-    if fits(a, b, out):  # what few rows leave of a gradient, through a weight as it lies
+    if few(a, out) and by_dots.fits(a, b, out):
         dots(a, b.T, out)
+    elif few(a, out) and by_strips.fits(a, b, out):
+        strips(a, b, out)
     else:
         np.dot(a, b, out)
 
