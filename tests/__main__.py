@@ -10,7 +10,9 @@ Parts that keep about one core busy go side by side in two lanes; several ranks 
                                      MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums and codes with either MPI on 1 to 5
                                      where there is a GPU: what runs on it, then on 2 ranks that share it
 
-Of a test with many parameter sets 5 ranks take a third and 3 ranks the rest, which with 1 and 2 ranks have seen each set; --whole runs all at all.
+Of a test with more than three parameter sets 2 ranks take a half, 3 ranks a third and 5 ranks a sixth, and 1 rank takes all: so each set runs on one rank and on
+several. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their half besides. The contracts
+of sums and codes (`everywhere`) are run whole at every number of ranks, as are the tests for Open MPI; --whole runs all at all.
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
 
@@ -44,7 +46,7 @@ from tests.ranks import LACKING, ROOT, Result, descendants, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi", "gpu")
 SIZES = (1, 2, 3, 5)
-SHARED = (3, 5)
+SHARED = (2, 3, 5)
 """Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py)."""
 OPENMPI_SIZES = (2, 3)
 SUMS, MORE = ("tests/contracts/test_collectives.py", "tests/contracts/test_codes_between_ranks.py"), (1, 2, 3, 4, 5)
@@ -89,7 +91,7 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
     parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="end a part after this time and show its stacks (1800)")
-    parser.add_argument("--whole", action="store_true", help="run every parameter set at every number of ranks (half as long again)")
+    parser.add_argument("--whole", action="store_true", help="run every parameter set at every number of ranks (nearly twice as long)")
     given = parser.parse_args()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
     tally = Tally()
