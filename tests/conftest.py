@@ -173,7 +173,7 @@ class Voting:
         self.limit = LIMIT_SECONDS * max(1.0, self.world.size / (os.cpu_count() or 1))
         self.stderr = stderr
         self.processes = self.private.allgather((socket.gethostname(), os.getpid()))
-        own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}")  # ranks that tidy one folder trip each other
+        own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}-of-{self.world.size}")  # ranks that tidy one folder trip each other
         own.mkdir(exist_ok=True)
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
         auto.WARM_NBYTES = 1 << 12  # 5 to 16 sums are measured where `auto` is opened, in place of up to 2,048: whatever it takes, the sum has to be right
