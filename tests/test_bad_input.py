@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -403,11 +404,21 @@ def test_on_three_ranks_the_line_comes_once_and_all_end(folder, argv, says):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize(("name", "text"), [("OMP_NUM_THREADS", "0"), ("OMP_NUM_THREADS", "all"), ("NUMBA_NUM_THREADS", "two"), ("OPENBLAS_NUM_THREADS", "-3")])
-def test_a_number_of_threads_that_is_none_is_one_line(name, text):
+NO_NUMBERS = ["OMP_NUM_THREADS=0", "OMP_NUM_THREADS=all", "NUMBA_NUM_THREADS=two", "OPENBLAS_NUM_THREADS=-3"]
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Start a job with each: all sleep for seconds, so that rank 0 tells it first, and do so at once."""
+    with ThreadPoolExecutor(len(NO_NUMBERS)) as threads:
+        yield {given: threads.submit(mpirun, 2, ["-m", "mpidml", "info"], env=dict([given.split("=")])) for given in NO_NUMBERS}
+
+
+@pytest.mark.parametrize("given", NO_NUMBERS)
+def test_a_number_of_threads_that_is_none_is_one_line(told, given):
     """Numba ends by a traceback at the first, warns at the third on each rank; OpenBLAS takes all cores at the last."""
-    result = mpirun(2, ["-m", "mpidml", "info"], env={name: text})
-    check_one_line(result, (f"{name}={text}: is not a number of threads", "give a whole number from 1 up"), launched=True)
+    says = f"{given}: is not a number of threads", "give a whole number from 1 up"
+    check_one_line(told[given].result(), says, launched=True)
 
 
 def test_a_number_of_ranks_that_is_none_is_one_line():

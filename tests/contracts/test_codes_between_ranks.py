@@ -15,6 +15,8 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.compressed_sum import Compressed
 from tests.contracts.test_compression import BACKEND, DTYPES, LOSSY, NAMES, UNBIASED, VARIANTS, block_of, tolerance
 
+pytestmark = pytest.mark.everywhere
+
 TAG, STEPS = 7, 4
 SHAPES = [(0,), (1,), (7,), (513,), (3000,), (0, 5), (40, 30), (40, 30), (3, 341)]
 """Tensors with nothing in them, of odd lengths, of lengths that fill no block, and two of one shape: TWINS."""

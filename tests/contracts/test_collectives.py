@@ -18,6 +18,8 @@ from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced
 from tests.changed import changed
 
+pytestmark = pytest.mark.everywhere
+
 ALL = plugins.names(base.FOLDER)
 MEANS = [name for name in ALL if not plugins.load(base.FOLDER, name).exact]
 SUMS = [name for name in ALL if name not in MEANS]

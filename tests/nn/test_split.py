@@ -22,6 +22,8 @@ from mpidml.nn.split.ways import choose
 from tests.nn.lines import BACKENDS, CASES, LINES, Bound, MuteLine, connected, data_of, on_ranks, random_chain, ways_of, whole_of
 from tests.nn.test_split_parts import ColumnsWithoutSum, DropoutByOwnColumn, M, lines, near
 
+pytestmark = pytest.mark.shows_from(3)
+
 cases = pytest.mark.parametrize("name", CASES)
 
 

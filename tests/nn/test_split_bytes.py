@@ -16,6 +16,8 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.line import TensorLine
 from tests.nn.test_split_parts import BACKENDS, GIVES, PARTS, TAKES, ColumnsWithoutSum, M, arrays_of, layer_of
 
+pytestmark = pytest.mark.shows_from(3)
+
 # The lengths of what m rows sum forward, and backward where the gradient of the input is wanted.
 SUMS = {
     "columns": lambda layer, m: ([], [m * layer.n_in]),

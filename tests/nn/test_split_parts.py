@@ -17,6 +17,8 @@ from mpidml.nn.split.line import own
 from mpidml.nn.split.ways import GIVES_PART
 from tests.nn.lines import BACKENDS, LINES, MuteLine, connected, on_ranks
 
+pytestmark = pytest.mark.shows_from(3)
+
 lines = pytest.mark.parametrize("weights", LINES, ids=str)
 M = 6
 AT_ONE = ("gelu", "softplus", "relu")

@@ -21,7 +21,7 @@ from tests.shim.devices import PLACES, device, over_the_double, placed
 from tests.strategies.test_on_device import SAME, on_device
 from tests.training import trained
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.shows_from(3)]
 HOST = backend("numpy")
 CUTS = [(2707, 3007), (1207, 2707), (0, 1207)]
 EXACT = ["bf16", "int8", "two_bit:0.1", "top_k:0.1", "sign_majority"]

@@ -13,6 +13,8 @@ from mpidml.runtime import abort, gradients
 from mpidml.runtime.gradients import Gradients
 from tests.changed import changed
 
+pytestmark = pytest.mark.shows_from(3)
+
 SHAPES = {"a": (5, 3), "b": (3,), "c": (3, 4), "d": (4,)}
 RATE = 0.1
 

@@ -139,6 +139,7 @@ CODES = [{"compress": code, "transport": "mpi"} for code in ("two_bit", "top_k:0
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("per_host", [0, 2])
 @pytest.mark.parametrize("way", [*({"collective": name} for name in SUMS if name not in ("auto", "ordered")), *CODES], ids=str)
 def test_training_gives_the_bits_of_training_without_it(comm, way, per_host):

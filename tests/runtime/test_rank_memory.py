@@ -32,6 +32,8 @@ from tests.planner.plain import costs
 from tests.strategies.test_identities import SMALL
 from tests.training import trained
 
+pytestmark = pytest.mark.shows_from(3)
+
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "hidden": (80, 64, 48, 20), "batch": 400, "microbatches": 2, "steps": 1}, "test")
 WAYS = [
     {}, {"schedule": "gpipe", "microbatches": 4}, {"schedule": "zero_bubble", "microbatches": 5}, {"schedule": "looped_bfs", "optimizer": "sgd"},

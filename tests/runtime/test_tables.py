@@ -17,6 +17,7 @@ def total(comm, value):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("reads", ["fresh", "cached", "eager"])
 @pytest.mark.parametrize("servers", ["colocated", "1"])
 def test_a_run_leaves_nothing_for_the_next_one(comm, reads, servers):
@@ -188,6 +189,7 @@ def descended(n_workers, staleness=0, tuned=True):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("servers", ["colocated", "1"])
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_pushed_gradients_descend_as_a_plain_loop_does(comm, servers, staleness):

@@ -161,6 +161,7 @@ def skip_a_sum(comm, replica, harmed):
 
 
 @pytest.mark.mpi(min_size=2)
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("spoil", [flip_weight, flip_optimizer, skip_a_sum], ids=["a weight", "the optimizer", "a sum"])
 @pytest.mark.parametrize(("name", "per_host"), [("shared", 0), ("ring", 0), ("mpi", 0), ("tree", 0), ("hierarchical", 2)])
 def test_the_replica_catches_one_bit_and_one_sum_and_names_the_parameter(comm, name, per_host, spoil):

@@ -18,6 +18,8 @@ from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
 from mpidml.strategies.base import train
 
+pytestmark = pytest.mark.shows_from(3)
+
 SMALL = Job(hidden=(12,), steps=9, batch=50, dtype="float64", backend="numpy", seed=3, lr=0.02, deterministic=True)
 DIGITS = read("digits", "kar")
 

@@ -138,6 +138,7 @@ def test_the_serial_loop_catches_replicas_that_do_not_meet(comm, monkeypatch):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("name", SUMS)
 def test_the_mean_is_the_same_by_every_sum(comm, name):
     expected = simulated(comm, to_mean)[0].mean(axis=0)

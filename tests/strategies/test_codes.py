@@ -29,6 +29,8 @@ from tests.strategies.test_sparse import SMALL as SPARSE
 from tests.strategies.test_sparse import rows
 from tests.training import trained
 
+pytestmark = pytest.mark.shows_from(3)
+
 CODED = SMALL.with_values({"transport": "mpi", "wait_limit": 20.0, "compress": "two_bit"}, "test")
 LOGISTIC = Job(
     data="digits", model="softmax", optimizer="sgd", lr=0.5, epochs=12, batch=60, report=False, backend="numpy", dtype="float64", transport="mpi",

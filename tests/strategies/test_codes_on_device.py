@@ -60,7 +60,7 @@ def ways(comm, way):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.shows_from(3)) if changes.keys() & {"group", "servers"} else way for way, changes in WAYS.items()])
 def test_what_workers_make_there_is_what_they_make_here(comm, monkeypatch, way, place):
     if (changes := ways(comm, way)) is None:
         return  # alone nobody takes a part early, or shares
@@ -165,6 +165,7 @@ def crossed(comm, monkeypatch, job, n_steps):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("codec", ["two_bit", "fp16", "top_k:0.05", "sign_majority"])
 @pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
 def test_codes_alone_cross_each_way(comm, monkeypatch, codec, sync):

@@ -170,6 +170,7 @@ def waits_for_the_last(comm, seen):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @BY_MESSAGES
 def test_bytes_are_the_formula_and_accumulation_sends_none_before_its_last_part(comm, name, monkeypatch):
     seen, sent, parts = accumulated(comm, name, monkeypatch)

@@ -21,6 +21,8 @@ from tests.ranks import mpirun, python
 from tests.strategies.test_identities import SMALL, run, serial
 from tests.strategies.test_resume import STEPS, go_on, start
 
+pytestmark = pytest.mark.shows_from(3)
+
 LIMIT = {"wait_limit": 30.0}
 
 

@@ -20,6 +20,8 @@ from tests.strategies.test_heads import job_in
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import driven, trained
 
+pytestmark = pytest.mark.shows_from(3)
+
 JOB = SMALL.with_values({"strategy": "hybrid", "wait_limit": 20.0, "microbatches": 2, "collective": "ring"}, "test")
 
 

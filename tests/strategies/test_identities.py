@@ -133,6 +133,7 @@ SCHEDULED = [
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("way", SCHEDULED, ids=str)
 def test_with_a_schedule_any_number_of_ranks_is_a_serial_loop(comm, way):
     if "servers" in way and comm.size == 1:
@@ -169,6 +170,7 @@ ACCUMULATED = [
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("way", ACCUMULATED, ids=str)
 def test_a_share_in_parts_gives_the_weights_of_the_whole(comm, way):
     """With a batch of 533 the last one of an epoch has one row, fewer than parts."""
@@ -268,6 +270,7 @@ def test_transport_early_pushes_and_reads_do_not_change_a_bit(comm, sync):
 
 
 @pytest.mark.mpi(min_size=2)
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("sync", ["bsp", "ssp:1"])
 @pytest.mark.parametrize("servers", ["colocated", "1"])
 def test_several_hosts_give_the_bits_of_one(comm, sync, servers):

@@ -18,6 +18,8 @@ from tests.strategies.test_hybrid import run
 from tests.strategies.test_identities import NET, SMALL
 from tests.training import driven
 
+pytestmark = pytest.mark.shows_from(3)
+
 JOB = SMALL.with_values({"strategy": "hybrid", "grid": "data=0", "wait_limit": 20.0, "collective": "ring", "hidden": Job.hidden}, "test")
 MIXES = ["embedding=tensor,dense=data", "dense=tensor", "embedding=tensor,5=tensor", "embedding=tensor,dense=tensor"]
 TABLE = 2 * (6 + 1) * 2

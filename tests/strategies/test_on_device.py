@@ -85,7 +85,7 @@ def agree(got, expected, same=SAME, dtype="float64"):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.shows_from(3)) if "pipeline" in changes.values() else way for way, changes in WAYS.items()])
 def test_training_on_a_device_is_training_on_the_cpu(comm, monkeypatch, way, place, tmp_path):
     changes = WAYS[way]
     if "mix" in changes and comm.size == 1:

@@ -27,6 +27,8 @@ from mpidml.runtime.resume import resumed
 from mpidml.runtime.waves import WaveStepper
 from tests.strategies.test_waves import JOB, run, some
 
+pytestmark = pytest.mark.shows_from(3)
+
 CHAIN = {"optimizer": "decay:0.01+clip:0.05+lamb", "lr": 0.01}
 WAYS = [{}, {"microbatches": 1, "transport": "mpi"}, {"schedule": "two_bw", "microbatches": 0, "steps": 14}, {"schedule": "zero_bubble"}, CHAIN]
 ASP = {"sync": "asp", "tune": False, "slowdown": "exponential:2"}

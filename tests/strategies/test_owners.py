@@ -15,6 +15,8 @@ from mpidml.runtime.own_links import OwnLinks
 from mpidml.strategies import data_parallel
 from tests.strategies.test_data_parallel import prepared, run
 
+pytestmark = pytest.mark.shows_from(3)
+
 
 class Owned(NamedTuple):
     """How many values of optimizer state each rank holds, of how many in all; the most that each may hold where they are shared out evenly; the heading."""

@@ -19,6 +19,8 @@ from mpidml.runtime.staged import Staged
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import driven, trained
 
+pytestmark = pytest.mark.shows_from(3)
+
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5}, "test")
 SCHEDULES = {name: plugins.make("mpidml.schedules", name) for name in plugins.names("mpidml.schedules")}
 FLUSHED = [name for name, schedule in SCHEDULES.items() if schedule.trains and not schedule.update_every(2)]

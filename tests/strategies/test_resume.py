@@ -52,6 +52,7 @@ def clocks(path):
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize("servers", ["colocated", "1"])
 @pytest.mark.parametrize("sync", ["bsp", "ssp:1", "ssp:3", "warmup:5:2"])
 def test_in_repeat_mode_a_resumed_run_has_the_bits_of_one_without_checkpoints(comm, mpi_tmp_path, sync, servers):

@@ -72,6 +72,7 @@ OPTIMIZERS = ["adagrad", "clamp:0.001+sgd", "ftrl:0", "clip:0.05+sgd", "clip:0.0
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)
 @pytest.mark.parametrize(("model", "place"), [*((model, "beside the workers") for model in MODELS), ("mlp", "apart"), ("mlp", "by MPI")])
 def test_sparse_rows_teach_what_dense_ones_do(comm, model, place):
     if comm.size == 1 and place == "apart":

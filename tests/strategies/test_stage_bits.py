@@ -11,6 +11,8 @@ from tests.contracts.test_schedules import PEAKS
 from tests.strategies.test_pipeline import FLUSHED, JOB, SCHEDULES, alone, run
 from tests.training import driven
 
+pytestmark = pytest.mark.shows_from(3)
+
 DEEP = JOB.with_values({"hidden": (24, 16, 12, 11), "steps": 3}, "test")
 MOST = 9
 """Microbatches up to which the bits are looked at."""

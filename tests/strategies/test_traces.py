@@ -18,6 +18,8 @@ from tests.strategies.test_identities import SMALL
 from tests.strategies.test_turns import NAMES, layouts
 from tests.training import driven
 
+pytestmark = pytest.mark.shows_from(3)
+
 FOLDER = "mpidml.schedules"
 EVERY = [name for name in plugins.names(FOLDER) if plugins.make(FOLDER, name).trains]
 SCHEDULES = [*EVERY, "interleaved:3", "looped_bfs:3", "pipedream:true", "two_bw:7"]

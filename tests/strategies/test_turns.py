@@ -19,6 +19,8 @@ from tests.strategies.test_identities import NET, SMALL, serial
 from tests.strategies.test_pipeline import FLUSHED, SCHEDULES, whole_slots
 from tests.training import trained
 
+pytestmark = pytest.mark.shows_from(3)
+
 JOB = SMALL.with_values({"strategy": "pipeline", "wait_limit": 20.0, "microbatches": 5, "hidden": (24, 16, 12)}, "test")
 LAYOUTS = {1: ["1"], 2: ["2", "1,1"], 3: ["2,1", "1,2", "3"], 5: ["2,2,1", "3,1,1", "2,3"]}
 NAMES = [name for name in FLUSHED if SCHEDULES[name].n_chunks == 1]

@@ -19,6 +19,8 @@ from mpidml.runtime.waves import Exchange, WaveUpdates
 from tests.strategies import test_hybrid as hybrid
 from tests.strategies.test_hybrid import grids
 
+pytestmark = pytest.mark.shows_from(3)
+
 N_TRACED = 20
 """Waves of a replica whose times are looked at."""
 EXACT = {"deterministic": True, "tune": False}

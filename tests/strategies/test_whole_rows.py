@@ -7,6 +7,8 @@ from mpidml.core.job import Job
 from mpidml.nn.split.dense import Slices
 from tests.strategies.test_hybrid import alone, grids, run
 
+pytestmark = pytest.mark.shows_from(3)
+
 NET = "\n".join('[[layer]]\ntype = "dense"\nunits = 8\n[[layer]]\ntype = "layer_norm"' for _ in range(2)) + '\n[[layer]]\ntype = "dense"\n'
 SCHEDULES = ("gpipe", "one_f_one_b", "zero_bubble", "interleaved")
 
