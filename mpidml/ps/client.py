@@ -8,7 +8,6 @@ So a worker reads its own writes, however early it asked.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpidml.core.clocks import ENDED
-from mpidml.core.role import CLOCK, END, LAST, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting, new
+from mpidml.core.role import CLOCK, END, LAST, NOTHING, PULL, PUSH, Array, Effect, Lease, Message, Send, Waiting, new
 from mpidml.ps.own_writes import OwnWrites, Write, add_to
 from mpidml.ps.routing import Routing, mask
 from mpidml.ps.table import TableSpec
@@ -49,7 +48,7 @@ class Client:
         self.clock = 0
         self.batch = -1  # number of the global batch that the next pushes are a share of
         self.tickets: dict[int, Ticket] = {}
-        self.sent = array("q", [0]) * len(self.routing.shard_of)
+        self.sent = [0] * len(self.routing.shard_of)
         adds = [role for role, (t, _) in self.routing.shard_of.items() if self.tables[t].update is None]
         holds = any(t.reads != "fresh" for t in self.tables)
         # What a client does not need is one empty dict for all: of 100,000 clients each is small.
@@ -115,9 +114,9 @@ class Client:
     def ride(self, now: float, table: int, out: Array | None) -> Ticket:
         """Ask for all rows as of the policy's `asks_ahead` clocks after this one, by the messages that end this one."""
         self.next_ticket = self.riding = number = self.next_ticket + 1
-        routing, clock = self.routing, self.clock + self.ahead
+        routing = self.routing
         into = None if out is None else out.reshape(-1, self.tables[table].width)
-        ticket = Ticket(number, table, clock, self.policy.oldest_readable(clock), into, now, routing.whole[table], routing.masks[table])
+        ticket = Ticket(number, table, self.clock + self.ahead, 0, into, now, routing.whole[table], routing.masks[table])  # no copy is held that could do
         self.tickets[number] = ticket
         if self.own:
             for role in ticket.pieces:
@@ -134,24 +133,24 @@ class Client:
         `ends`: it also ends the clock for the shards that it reaches. `version`: the clock that the delta was computed from.
         Each reached shard ends its part of the lease once it has applied it.
         """
-        width = self.tables[table].width
         effects: list[Send] = []
-        ticket_number = self.riding if ends else -1
+        clock, ticket = self.clock, self.riding if ends else -1
         pieces = self.routing.whole[table] if rows is None and block is None else self.routing.split(table, rows, block)
-        for role, (_, region, lo, hi, place) in pieces.items():
-            if len(pieces) == 1 and rows is None:
-                lease = delta
-            elif isinstance(place, slice):
-                lease = delta.part(place.start * width, place.stop * width)
-            else:
-                lease = Lease(delta.array.reshape(-1, width)[place].ravel())
+        for role, piece in pieces.items():
+            lease = delta if rows is None and len(pieces) == 1 else self._part(table, delta, piece.place)
             number = self.sent[role] = self.sent[role] + 1
             if ends:
                 self.told |= 1 << role
-            effects.append(new(Send, (role, new(Message, (PUSH, self.clock, ticket_number, number, version, lo, hi, region[2], lease, ends, self.batch)))))
+            lo, hi, listed = piece[2], piece[3], None if rows is None else piece.region.rows
+            effects.append(new(Send, (role, new(Message, (PUSH, clock, ticket, number, version, lo, hi, listed, lease, ends, self.batch)))))
             if self.own and role in self.own:
-                self._wrote(role, self.own[role].add(number, self.clock, region, lease.array.reshape(-1, width)))
+                self._wrote(role, self.own[role].add(number, clock, piece.region, lease.array.reshape(-1, self.tables[table].width)))
         return effects
+
+    def _part(self, table: int, delta: Lease, place: Any) -> Lease:
+        """Return what lies in one shard, at `place` of the rows of `delta`."""
+        width = self.tables[table].width
+        return delta.part(place.start * width, place.stop * width) if isinstance(place, slice) else Lease(delta.array.reshape(-1, width)[place].ravel())
 
     def _wrote(self, role: int, write: Write) -> None:
         """Add an own write to what was read, but not yet taken."""
@@ -164,10 +163,12 @@ class Client:
         if self.untaken:
             self.untaken.pop(ticket.number, None)
 
-    def tick(self, now: float) -> list[Effect]:
+    def tick(self, now: float) -> Sequence[Effect]:
         """End the clock: tell each shard, except those that a push has told already."""
         clock, riding, told = self.clock, self.riding, self.told
         self.clock, self.riding, self.told = clock + 1, -1, 0
+        if told == self.routing.everyone and not self.own:
+            return NOTHING
         effects = self._learn(now) if self.own else []
         if told != self.routing.everyone:
             effects += [self._numbered(role, Message(CLOCK, clock, riding)) for role in self.routing.shard_of if not told >> role & 1]

@@ -138,8 +138,8 @@ class Shard(Passive):
             return effects if self.active else [*effects, Stop()]
         else:
             assert kind == CLOCK
-        self.n_ended += 1
         if self.by_updates:
+            self.n_ended += 1
             self.read_at.pop((source, clock), None)
             if self.in_place:  # the next compute begins about now, and reads what is there now
                 self.read_at[source, clock + 1] = self.n_ended

@@ -49,8 +49,8 @@ class Ticket:
         """Count the answer of `role`, which shows clock `version`; return whether it was the last."""
         if version < self.version or self.version < 0:
             self.version = version
-        self.unanswered &= ~(1 << role)
-        return not self.unanswered
+        self.unanswered = left = self.unanswered & ~(1 << role)
+        return not left
 
     def lacks(self) -> list[int]:
         """List the roles that have not answered."""

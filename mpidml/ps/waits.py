@@ -108,7 +108,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.waited: dict[int, Waited] = {}
-        self.staleness: dict[int, int] = {}
+        self.staleness: defaultdict[int, int] = defaultdict(int)
 
     def wait(self, role: int, clock: int, since: float, now: float) -> None:
         """Count a wait for `role` from `since` to `now` that kept `clock` from starting."""
@@ -116,7 +116,3 @@ class Tally:
         if waited is None:
             waited = self.waited[role] = Waited()
         waited.add(clock, since, now)
-
-    def read(self, staleness: int) -> None:
-        """Count a compute that read values `staleness` clocks old."""
-        self.staleness[staleness] = self.staleness.get(staleness, 0) + 1

@@ -52,9 +52,8 @@ class Worker:
         seen: Callable[[], int] | None = None,
         tally: Tally | None = None,
     ) -> None:
-        self.client, self.task, self.n_clocks, self.traced = client, task, n_clocks, traced
+        self.client, self.task, self.n_clocks, self.traced, policy = client, task, n_clocks, traced, client.policy
         self.index, self.n_workers, self.coordinator, self.load, self.seen = index, n_workers, coordinator, load, seen
-        policy = client.policy
         self.gated, self.admitted = policy.gate_at != "", policy.gate_at == "push"
         self.steps_in_clock = policy.gate_at == "start"  # a clock of the tables holds several steps; the gate says when it ends
         self.watch_seconds = policy.watches_seconds if load is not None else 0.0
@@ -88,7 +87,7 @@ class Worker:
 
     def handle(self, now: float, source: int, message: Message) -> Effects:
         """Take an answer or a grant; begin to compute when it was the last that was missing. Stop when every shard has taken its leave."""
-        if message.kind != ROWS:
+        if message[0] != ROWS:
             if message.kind == GRANT:
                 return self._granted(now, message)
             return (Stop(),) if self.client.farewell(source) else NOTHING
@@ -154,8 +153,8 @@ class Worker:
     def _ask_by_push(self, now: float, effects: list[Effect], step: int) -> Sequence[Ticket]:
         """Ask for what `step` reads by the push that ends this clock; for listed rows at once, and so from now on."""
         reads = self.task.reads(step)
-        if len(reads) == 1 and reads[0][2] is None:
-            return (self.client.ride(now, reads[0][0], reads[0][1]),)
+        if len(reads) == 1 and (read := reads[0])[2] is None:
+            return (self.client.ride(now, read[0], read[1]),)
         self.rides = 0
         return self._ask(now, effects, self.client.clock + self.client.ahead, step)
 
@@ -183,40 +182,42 @@ class Worker:
         clock = oldest = client.clock
         versions: tuple[int, ...] = ()
         for ticket in self.coming:
-            version = ticket.version
-            versions += (version,)
+            versions += (version := ticket.version,)
             if version < oldest:
                 oldest = version
             if client.untaken:
                 client.take(ticket)
         block, weight = self.next  # type: ignore[misc]
-        self.turn = turn = new(Turn, (step, clock, block, weight, versions, self.staleness if self.staleness >= 0 else clock - oldest))
+        turn = (step, clock, block, weight, versions, self.staleness if self.staleness >= 0 else clock - oldest)
         self.computing, self.begun_at, client.batch = True, now, block // self.n_workers
         if self.traced:
             effects.append(Record("pull", (clock, since := self.coming[0].since if self.coming else now, max(self.answered_at - since, 0.0))))
         if self.last:
-            effects.append(Compute(self.task.finish, turn, -1))
+            self.turn = Turn(*turn)
+            effects.append(Compute(self.task.finish, self.turn, -1))
             return
         self.coming, self.after, self.next = self.after, NO_TICKETS, None
-        if self.ahead and self.n_grants + 1 in self.ahead:
+        if self.coordinator < 0:
+            self.next, self.leaving = (block + self.n_workers, weight), step + 1 == self.n_clocks
+        elif self.n_grants + 1 in self.ahead:
             self._accept(now, effects)
-        elif self.coordinator < 0:
-            self.next = ((step + 1) * self.n_workers + self.index, 1.0)
-            self.leaving = step + 1 == self.n_clocks
         elif not self.gated:
             effects.append(self._ask_turn(now, clock))
-        if self.early and not self.coming and not self.leaving:
+        if not self.coming and self.early and not self.leaving:
             self.coming = self._ask_by_push(now, effects, step + 1) if self.rides == 1 else self._ask(now, effects, clock + 1, step + 1)
-        effects.append(new(Compute, (self.task.compute if self.seen is None else self._compute_in_place, turn, step)))
+            if self.rides == 2 and any(ticket.pieces is not client.routing.whole[0] for ticket in self.coming):
+                self.rides = 0  # listed rows are asked for by themselves
+        effects.append(new(Compute, (self._compute, turn, step)))
 
-    def _compute_in_place(self, turn: Turn, report: Callable[[int, int], None]) -> Any:
-        """Compute from the values that are there now: perhaps newer than when the read was allowed, and all there are where nobody else writes."""
-        if turn.staleness and (self.staleness < 0 or self.n_workers == 1):
-            missed = turn.clock - self.seen() if self.n_workers > 1 else 0  # type: ignore[misc]
-            if missed < turn.staleness:
-                step, clock, block, weight, versions, _ = turn
-                self.turn = turn = new(Turn, (step, clock, block, weight, versions, missed if missed > 0 else 0))
-        return self.task.compute(turn, report)
+    def _compute(self, turn: tuple[int, int, int, float, tuple[int, ...], int], report: Callable[[int, int], None]) -> Any:
+        """Compute; where read in place from the values that are there now: newer perhaps than when it was allowed, and all there are where nobody else writes."""
+        step, clock, block, weight, versions, staleness = turn
+        if staleness and self.seen is not None and (self.staleness < 0 or self.n_workers == 1):
+            missed = clock - self.seen() if self.n_workers > 1 else 0
+            if missed < staleness:
+                staleness = missed if missed > 0 else 0
+        self.turn = new(Turn, (step, clock, block, weight, versions, staleness))
+        return self.task.compute(self.turn, report)
 
     def part(self, now: float, lo: int, hi: int) -> Effects:
         """Push the shards of table 0 whose rows from `lo` (in elements) up are final."""
@@ -234,7 +235,7 @@ class Worker:
     def done(self, now: float, result: Any) -> Effects:
         """Push what is not pushed yet, which asks for what is read early and whole, end the clock, and begin the next one if its read has come."""
         self.computing, self.done_at = False, now
-        self.tally.read(self.turn.staleness)
+        self.tally.staleness[self.turn[5]] += 1
         if self.last:
             self.ended, self.result = True, result
             return self.client.end(now)
@@ -242,9 +243,9 @@ class Worker:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
         effects: list[Effect] = []
-        if self.rides == 2 and (coming := self.coming) and coming[0].pieces is self.client.routing.whole[0] and self.step + 2 < self.n_clocks and not self.client.told:
+        if self.rides == 2 and self.step + 2 < self.n_clocks and not self.client.told:
             self.after = self._ask_by_push(now, effects, self.step + 2)
-        self._close(now, effects, *result)
+        self._close(now, effects, result[0], result[1])
         if self.gated and not self.leaving:
             effects.append(self._ask_turn(now, self.client.clock))
         elif not self.early and not self.leaving:
@@ -254,15 +255,14 @@ class Worker:
 
     def _close(self, now: float, effects: list[Effect], pushes: Sequence[Push], measured: tuple[float, ...], counts: bool = True) -> None:
         """Send what a turn has computed, if it counts, and end its clock."""
-        client, staleness = self.client, self.turn.staleness
+        client, staleness = self.client, self.turn[5]
         clock, n_left = client.clock, len(pushes)
         if counts:
             if not pushes:
                 effects += self.part(now, 0, 0)
             for table, delta, rows in pushes:
                 n_left -= 1
-                # The last push of a clock to a table ends the clock there.
-                ends = not self.steps_in_clock and (not n_left or table not in [push.table for push in pushes[-n_left:]])
+                ends = not self.steps_in_clock and (not n_left or table not in [push.table for push in pushes[-n_left:]])  # the last of a clock to a table
                 effects += client.push(table, delta, rows, None, ends, clock - staleness)
         effects.append(new(Record, ("clock", (clock, staleness, counts, self.done_at - self.begun_at, *measured))))
         self.step += 1

@@ -201,7 +201,7 @@ class GridStepper(Stepper):
         staleness = self._staleness(self.clock + i)
         row = (self.clock + i, staleness, True, seconds, loss * task.loss_factor, len(self.shares[i]), *self.measured)
         self._tell(now, row)
-        self.part.tally.read(staleness)
+        self.part.tally.staleness[staleness] += 1
         self.measured, self.step_began = task.not_scored, now
 
     def _tell(self, now: float, row: tuple[Any, ...]) -> None:

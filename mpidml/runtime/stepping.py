@@ -151,7 +151,7 @@ class Stepper:
             measured = (strategy.loss() * self.task.loss_factor, *measured[1:])
         self.record(strategy.worker_role, clock_now(), "clock", (clock, 0, True, ended - began - self.away_seconds, *measured))
         self._share(int(measured[1]), ended - began - self.away_seconds)
-        self.part.tally.read(0)
+        self.part.tally.staleness[0] += 1
         self.clock += 1
         self.part.step = self.clock
 

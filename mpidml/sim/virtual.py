@@ -25,8 +25,8 @@ Event = tuple[float, int, int, int, Any]
 """When, its number, for whom, from whom or of what kind, what."""
 
 DONE, PART, TIMER, STARTS = -1, -2, -3, -4
-LATER = 1 << 60
-"""Added to the numbers of what comes after the messages of the same time."""
+BEFORE = -1 << 60
+"""Added to the numbers of messages, which come before all else of the same time; small numbers are the faster ones."""
 
 
 class Result(NamedTuple):
@@ -107,7 +107,7 @@ def run(
             for effect in effects:
                 event: Event
                 if type(effect) is Send:
-                    target, message = effect
+                    target, message = effect[0], effect[1]
                     data = message[8]
                     if data is not None:
                         nbytes += data.array.nbytes
@@ -123,12 +123,9 @@ def run(
                     if in_order:
                         pair = (me, target)
                         at = last_arrival[pair] = max(at, last_arrival.get(pair, 0.0))
-                    event = (at, number, target, me, message)
-                elif type(effect) is Record:
-                    note(now, me, effect[0], effect[1])
-                    continue
+                    event = (at, BEFORE + number, target, me, message)
                 elif type(effect) is Compute:
-                    function, turn, step = effect
+                    function, turn, step = effect[0], effect[1], effect[2]
                     seconds = compute_seconds(me, step, now)
                     busy_seconds[me] += seconds
                     at = now + seconds
@@ -137,16 +134,19 @@ def run(
                         result = function(turn, lambda lo, hi, found=found: found.append((lo, hi)))
                         for i, piece in enumerate(ranges := [r for r in found if r[0] < r[1]] or parts(me, step)):
                             number += 1
-                            heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), LATER + number, me, PART, piece))
+                            heappush(heap, (now + seconds * (i + 1) / (len(ranges) + 1), number, me, PART, piece))
                         due = heap[0][0] if heap else due
                     else:
                         result = function(turn, None)
                     number += 1
-                    event = (at, LATER + number, me, DONE, result)
+                    event = (at, number, me, DONE, result)
+                elif type(effect) is Record:
+                    note(now, me, effect[0], effect[1])
+                    continue
                 elif type(effect) is After:
                     number += 1
                     at = now + effect[0]
-                    event = (at, LATER + number, me, TIMER, None)
+                    event = (at, number, me, TIMER, None)
                 else:
                     assert type(effect) is Stop
                     running[me] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mpidml.ps.task import Turn
 from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
 from mpidml.sync.asp import Asp
@@ -17,8 +18,9 @@ class AsAllowed(Worker):
 
     __slots__ = ()
 
-    def _compute_in_place(self, turn, report):
-        return self.task.compute(turn, report)
+    def _compute(self, turn, report):
+        self.turn = Turn(*turn)
+        return self.task.compute(self.turn, report)
 
 
 def counted(policy, worker_class=Worker, n=4, n_clocks=60, latency=0.02):
