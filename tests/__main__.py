@@ -13,7 +13,7 @@ Waits of Open MPI spin, and its ranks have the machine to themselves:
     where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Of a test with more than three parameter sets 2 ranks take a half, 3 ranks a third and 5 ranks a sixth, and 1 rank takes all: so each set runs on one rank and on
-several. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their half besides. The contracts
+several, if it has a meaning on one. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their half besides. The contracts
 of sums and codes (`everywhere`) are run whole at every number of ranks, as are the tests for Open MPI; --whole runs all at all.
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
@@ -40,6 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from benchmarks import card
@@ -66,13 +67,15 @@ class Tally:
     """The sum over all parts, and how often each reason for a skip was given."""
 
     def __init__(self) -> None:
+        self.lock = Lock()  # two parts may end at once
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.seconds: Counter[tuple[str, str]] = Counter()  # of each part and module
         self.parts: list[tuple[str, float, Mapping[str, int]]] = []
 
     def add(self, part: str, seconds: float, counts: Mapping[str, int]) -> None:
-        self.counts.update(counts)
+        with self.lock:
+            self.counts.update(counts)
         self.parts.append((part, seconds, counts))
         shown = ", ".join(f"{word} {counts.get(word, 0)}" for word in ("passed", "failed", "skipped"))
         print(f"{part:<20} {seconds:7.1f} s   {shown}", flush=True)

@@ -27,11 +27,11 @@ LINE_NBYTES, LARGE_NBYTES = 64, 1 << 12
 def aligned_zeros(shape: Any, dtype: Any) -> Array:
     """Return zeros that, where they are many, begin with a line of the cache: of vectors as long as a line each then reads one, not two.
 
-    NumPy's begin 16 bytes after one. Pages that nobody touches take no memory, as with NumPy's.
+    NumPy's may begin in the middle of one. Pages that nobody touches take no memory, as with NumPy's.
     """
     of = np.dtype(dtype)
     nbytes = math.prod(np.atleast_1d(shape).tolist()) * of.itemsize
-    if nbytes < LARGE_NBYTES:
+    if nbytes < LARGE_NBYTES or of.hasobject:
         return np.zeros(shape, of)
     room = np.zeros(nbytes + LINE_NBYTES, np.uint8)
     start = -int(room.__array_interface__["data"][0]) % LINE_NBYTES

@@ -32,10 +32,10 @@ intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the c
 i32 = ir.IntType(32)
 
 
-def fits(a: Any, b: Any, out: Any) -> bool:
+def fits(a: Any, b: Any) -> bool:
     """Tell whether `dots(a, b.T, out)` computes a product a @ b of few rows faster than BLAS does."""
     row = a.shape[1] * a.itemsize
-    return row <= MOST_NBYTES and not (row % NBYTES or out.shape[1] % COLUMNS) and b.flags.f_contiguous
+    return row <= MOST_NBYTES and not (row % NBYTES or b.shape[1] % COLUMNS) and b.flags.f_contiguous
 
 
 def _tile(n_rows: int) -> Any:

@@ -4,8 +4,8 @@
     b    1 row       three vectors: 24 multiplications and additions of vectors for 11 that are read
     out  8 x 3       vectors of sums, kept in registers for PART terms; then those rows of b have given all, and come no more
 
-While the first rows of a take a strip, the next strip of b is asked for. An element is the sum of its terms in their order, each rounded once: it has the
-same bits wherever its tile lies, and however many rows and columns there are. With half as many registers of half the size it is no faster than BLAS.
+While the first rows of a take a strip, the next strip of b is asked for. An element is the sum, in their order, of sums of PART terms, each term rounded once:
+it has the same bits wherever its tile lies, and however many rows and columns there are.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -24,19 +24,21 @@ from mpidml_kernels.few_rows import NBYTES
 from mpidml_kernels.jit import kernel
 
 ROWS, VECTORS, PART = 8, 3, 128
+LEAST_NBYTES = 64
+"""Of a vector: where registers are half as large and half as many this is no faster than BLAS."""
 intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
 i8, i32 = ir.IntType(8), ir.IntType(32)
 
 
-def fits(a: Any, b: Any, out: Any) -> bool:
+def fits(a: Any, b: Any) -> bool:
     """Tell whether `strips(a, b, out)` computes a product of few rows faster than BLAS does."""
-    return NBYTES == 64 and len(a) >= ROWS and out.shape[1] * a.itemsize % NBYTES == 0 and b.flags.c_contiguous
+    return NBYTES == LEAST_NBYTES and len(a) >= ROWS and b.shape[1] * a.itemsize % NBYTES == 0 and b.flags.c_contiguous
 
 
 def _tile(n_rows: int, n_vectors: int, asks: bool = False) -> Any:
     @intrinsic
     def tile(typing, a, i, b, j, first, last, out):
-        """Add the terms first .. last - 1, after what comes before them, to out of n_rows rows from i and n_vectors vectors of columns from j on."""
+        """Add the sum of the terms first .. last - 1 to out, which begins with the first, of n_rows rows from i and n_vectors vectors of columns from j on."""
 
         def generate(context, builder, signature, arguments):
             views = [context.make_array(signature.args[at])(context, builder, arguments[at]) for at in (0, 2, 6)]
@@ -62,8 +64,8 @@ def _tile(n_rows: int, n_vectors: int, asks: bool = False) -> Any:
             places = [vectors(views[2], row, n) for row in rows]
             sums = [[cgutils.alloca_once(builder, vector) for _ in of_row] for of_row in places]
             begins, align = builder.icmp_signed("==", first, first.type(0)), a.dtype.bitwidth // 8
-            for pointer, each in zip(chain(*places), chain(*sums), strict=True):
-                builder.store(builder.select(begins, zeros, builder.load(pointer, align=align)), each)
+            for each in chain(*sums):
+                builder.store(zeros, each)
             with cgutils.for_range_slice(builder, first, last, first.type(1), intp=first.type) as (term, _):
                 taken = [builder.load(pointer, align=align) for pointer in vectors(views[1], term, n)]
                 for pointer in vectors(views[1], term, n, n_vectors) if asks else ():
@@ -76,7 +78,8 @@ def _tile(n_rows: int, n_vectors: int, asks: bool = False) -> Any:
                     for y, each in zip(taken, of_row, strict=True):
                         builder.store(builder.call(fma, [x, y, builder.load(each)]), each)
             for pointer, each in zip(chain(*places), chain(*sums), strict=True):
-                builder.store(builder.load(each), pointer, align=align)
+                before = builder.select(begins, zeros, builder.load(pointer, align=align))
+                builder.store(builder.fadd(before, builder.load(each)), pointer, align=align)
             return context.get_dummy_value()
 
         return types.void(a, types.intp, b, types.intp, types.intp, types.intp, out), generate

@@ -243,7 +243,7 @@ class Worker:
             self.unsent = result
             return (self._ask_turn(now, self.client.clock),)
         effects: list[Effect] = []
-        if self.rides == 2 and self.step + 2 < self.n_clocks and not self.client.told:
+        if self.rides == 2 and self.early and self.step + 2 < self.n_clocks and not self.client.told:
             self.after = self._ask_by_push(now, effects, self.step + 2)
         self._close(now, effects, result[0], result[1])
         if self.gated and not self.leaving:

@@ -82,8 +82,9 @@ def test_the_check_catches_a_wrong_tile(dtype, way, old, new):
 
 @types
 @ways
-def test_an_element_has_the_same_bits_however_many_rows_and_columns_there_are(way, dtype):
-    go = of_vectors(way, 64)
+@pytest.mark.parametrize("nbytes", [64, 32])
+def test_an_element_has_the_same_bits_however_many_rows_and_columns_there_are(way, dtype, nbytes):
+    go = of_vectors(way, nbytes)
     a, b = given(64, 1024, 144, dtype)
     whole = np.empty((64, 144), dtype)
     multiply(way, go, a, b, whole)
@@ -96,13 +97,46 @@ def test_an_element_has_the_same_bits_however_many_rows_and_columns_there_are(wa
     assert np.array_equal(part, whole[:, 80:])
 
 
-def test_terms_are_added_in_their_order_each_rounded_once():
+def test_sums_of_so_many_terms_in_their_order_are_added_each_term_rounded_once():
     a, b = given(9, 300, 64, np.float32)
     multiply(strips, of_vectors(strips, 64), a, b, out := np.empty((9, 64), np.float32))
     expected = np.zeros((9, 64), np.float32)
-    for term in range(300):  # float64 holds a product of two float32 whole, and its sum with a third nearly so
-        expected = (expected.astype(np.float64) + np.multiply.outer(a[:, term].astype(np.float64), b[term])).astype(np.float32)
+    for first in range(0, 300, strips.PART):
+        part = np.zeros_like(expected)
+        for term in range(first, min(first + strips.PART, 300)):  # float64 holds a product of two float32 whole, and its sum with a third nearly so
+            part = (part.astype(np.float64) + np.multiply.outer(a[:, term].astype(np.float64), b[term])).astype(np.float32)
+        expected += part
     assert np.array_equal(out, expected)
+
+
+def off(module):
+    """Return by how many roundings the sum of very many terms of one sign is off."""
+    k = 1 << 18
+    go, out = of_vectors(module, 64), np.empty((8, 16), np.float32)
+    go(np.full((8, k), 0.1, np.float32), np.ones((k, 16), np.float32), out)
+    exact = float(np.float32(0.1)) * k
+    return np.abs(out - exact).max() / exact / np.finfo(np.float32).eps
+
+
+def test_very_many_terms_are_no_matter_and_one_sum_of_all_would_be_seen(monkeypatch):
+    assert off(strips) < 1e3
+    source = of_vectors
+    monkeypatch.setitem(globals(), "of_vectors", lambda module, nbytes: source(module, nbytes, ("PART = 8, 3, 128", "PART = 8, 3, 1 << 30")))
+    assert off(strips) > 3e3
+
+
+@types
+@pytest.mark.parametrize("turn", [False, True], ids=["strips", "dots"])
+def test_the_kernels_as_they_are_declared_take_read_only_arrays_and_rows_of_a_larger_one(monkeypatch, dtype, turn):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    a, b = given(64, 512, 512, dtype)
+    b = np.ascontiguousarray(b.T).T if turn else b
+    a.flags.writeable = b.flags.writeable = False
+    room = np.full((66, 512), 9, dtype)
+    assert few_rows.few(a, b, room[1:65]) is bool(few_rows.NBYTES)
+    backend("numba").matmul(a, b, room[1:65])
+    np.testing.assert_allclose(room[1:65], a.astype(np.float64) @ b, atol=1e-3)
+    assert (room[[0, 65]] == 9).all()
 
 
 TAKEN = [(64, 1024, 512), (65, 128, 96), (1, 512, 512), (192, 512, 784)]
@@ -131,6 +165,11 @@ def test_which_products_are_made_how(monkeypatch):
     assert go(STRIPS, turn=False) == (["strips"] * 4, [(m, k) for m, k, _ in STRIPS])
     assert go([*LEFT, (64, 2048, 96), (64, 100, 72)], turn=True) == go([*LEFT, (7, 1024, 512)], turn=False) == ([], [])
     assert go(TAKEN[:1], turn=False, order="F") == go(TAKEN[:1], turn=True, order="F") == ([], [])
+    kernels.matmul(*(x.astype(np.float16) for x in given(64, 512, 512, np.float16)), np.empty((64, 512), np.float16))
+    for shape in ((32, 512), (64, 256)):
+        with pytest.raises(ValueError, match="output array"):  # what does not fit is NumPy's to refuse
+            kernels.matmul(*given(64, 512, 512, np.float32), np.empty(shape, np.float32))
+    assert not calls[1:]
     for openblas, omp, taken in (("1", "2", True), ("2", "1", False), ("", "1", True), ("", "2", False), ("", "", False)):  # the last: all cores
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", openblas)
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
@@ -143,16 +182,16 @@ def test_which_products_are_made_how(monkeypatch):
 @pytest.mark.parametrize(
     ("way", "old", "new", "shape"),
     [
-        (dots, "row % NBYTES or out.shape[1] % COLUMNS", "out.shape[1] % COLUMNS", (64, 100, 72)),
-        (strips, "out.shape[1] * a.itemsize % NBYTES == 0 and ", "", (64, 100, 74)),
+        (dots, "row % NBYTES or b.shape[1] % COLUMNS", "b.shape[1] % COLUMNS", (64, 100, 72)),
+        (strips, "b.shape[1] * a.itemsize % NBYTES == 0 and ", "", (64, 100, 74)),
     ],
 )
 def test_a_rule_that_lets_through_what_no_tile_covers_is_caught(monkeypatch, way, old, new, shape):
     m, k, n = shape
-    b, out = np.empty((k, n), "f4", "F" if way is dots else "C"), np.empty((m, n), "f4")
+    b = np.empty((k, n), "f4", "F" if way is dots else "C")
     for changes, lets in (([], False), ([(old, new)], True)):
         module = changed(way, [(FROM, "NBYTES = 64"), *changes])
-        assert module.fits(np.empty((m, k), "f4"), b, out) is lets
+        assert module.fits(np.empty((m, k), "f4"), b) is lets
     if way is dots:  # the other writes beyond the end
         monkeypatch.setitem(SHAPES, dots, [shape])
         assert wrong(way, of_vectors(way, 64), np.float32)

@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.role import END, PULL, PUSH, Send
+from mpidml.ps import worker
 from mpidml.ps.client import Client
 from mpidml.ps.own_writes import OwnWrites, Region
 from mpidml.ps.shard import Shard
+from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from mpidml.sync.dssp import Dssp
 from mpidml.sync.ssp import Ssp
 from mpidml.sync.warmup import Warmup
+from tests.changed import changed
 from tests.scenarios import Scenario, lag, misses
 
 POLICIES = {"bsp": Bsp(), "ssp0": Ssp(0), "ssp1": Ssp(1), "ssp3": Ssp(3), "asp": Asp()}
@@ -224,6 +227,20 @@ def test_what_rides_on_a_push_is_answered_as_if_it_were_asked_right_after_it(pol
     clocks = [[(t, role, value) for t, role, name, value in found.records if name == "clock"] for found in (riding, apart)]
     assert clocks[0] == clocks[1] and seen == seen_apart
     assert apart.n_messages - riding.n_messages == 5 * 2 * (40 - 2)
+
+
+def asked_by_who_reads_late():
+    """Return how many messages 50 clocks of a worker took that does not read early, and how many reads it has asked for and never taken."""
+    roles = Scenario(Ssp(1), 1, 1, 50).roles()
+    roles[1].early = False
+    return virtual.run(roles, lambda *step: 1.0).n_messages, len(roles[1].client.untaken)
+
+
+def test_who_does_not_read_early_asks_for_nothing_by_its_pushes(monkeypatch):
+    assert asked_by_who_reads_late() == (3 * 50 + 5, 0)
+    monkeypatch.setattr(Worker, "done", changed(worker, [("self.rides == 2 and self.early and", "self.rides == 2 and")]).Worker.done)
+    messages, untaken = asked_by_who_reads_late()
+    assert messages > 3 * 50 + 5 and untaken > 40
 
 
 class TakesItForTheNextClock(Shard):

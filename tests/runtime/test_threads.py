@@ -161,12 +161,14 @@ def test_promised_bits_know_nothing_of_threads(monkeypatch):
         assert weights(1, strategy="pipeline") != weights(2, strategy="pipeline")
 
 
-def test_a_model_is_found_as_good_by_any_number_of_threads():
+def test_a_model_is_found_as_good_by_any_number_of_threads(monkeypatch):
     """So `evaluate` finds what a run with other ranks has found; blocks that were computed with as many threads as there are would not agree."""
     keep: dict = {}
     train(Job(hidden=(512,), batch=33, steps=1, epochs=0, hold_out=0.0), quiet=True, write=False, data=ROWS, keep=keep)
     given = keep["network"], keep["values"], ROWS[0].astype(np.float32), ROWS[1]
     found, raw = [], []
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     for n in (1, 2):
         with threadpool_limits(n, "blas"):
             found.append(scoring.score(*given, None))

@@ -6,6 +6,7 @@ import pytest
 
 from mpidml.core import plugins
 from mpidml.core.job import Job
+from mpidml.ps.task import Turn
 from mpidml.ps.worker import Worker
 from mpidml.strategies.base import train
 
@@ -29,7 +30,11 @@ def test_every_policy_has_the_bits_of_bsp_and_no_read_is_stale(sync, bsp):
 
 
 def test_the_bits_catch_a_worker_that_counts_its_own_clocks_as_missed(bsp, monkeypatch):
-    monkeypatch.setattr(Worker, "_compute_in_place", lambda self, turn, report: self.task.compute(turn, report))
+    def compute(self, turn, report):
+        self.turn = Turn(*turn)
+        return self.task.compute(self.turn, report)
+
+    monkeypatch.setattr(Worker, "_compute", compute)
     assert trained("adaptive:4:32")["model_sha256"] != bsp
 
 

@@ -37,6 +37,7 @@ def asks(comm, way):
     return n > 1
 
 
+@pytest.mark.shows_from(3)  # a server, and a group of two
 @pytest.mark.parametrize("way", WAYS)
 def test_the_verdict_and_its_reason_are_told(comm, monkeypatch, way):
     if comm.size == 1 and way != "sums":

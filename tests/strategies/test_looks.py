@@ -119,6 +119,7 @@ WAYS = [
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(3)  # a server, and two workers
 @pytest.mark.parametrize("regress", [False, True], ids=["classes", "regression"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_the_saved_model_has_the_least_validation_loss_that_was_seen(comm, mpi_tmp_path, way, regress):

@@ -19,13 +19,16 @@ from mpidml_kernels.jit import kernel
 u32 = np.uint32
 
 if NBYTES:  # so that they are compiled with the kernels of this file
-    dots, strips = by_dots.dots, by_strips.strips
+    dots = by_dots.dots
+if NBYTES == by_strips.LEAST_NBYTES:
+    strips = by_strips.strips
 
 
 def matmul(a, b, out):
-    if few(a, out) and by_dots.fits(a, b, out):
+    of_few = few(a, b, out)
+    if of_few and by_dots.fits(a, b):
         dots(a, b.T, out)
-    elif few(a, out) and by_strips.fits(a, b, out):
+    elif of_few and by_strips.fits(a, b):
         strips(a, b, out)
     else:
         np.dot(a, b, out)

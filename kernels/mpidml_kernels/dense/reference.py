@@ -9,7 +9,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 matmul = np.dot
-"""Compute out = a @ b, `matmul(a, b, out)`; a and b may be transposed views, out is contiguous. NumPy's BLAS is the fastest at hand."""
+"""Compute out = a @ b, `matmul(a, b, out)`; a and b may be transposed views, out is contiguous and shares no memory with them."""
 
 
 def matmul_add(a: Array, b: Array, out: Array) -> None:
