@@ -13,8 +13,8 @@ Waits of Open MPI spin, and its ranks have the machine to themselves:
     where there is a GPU: what runs on it, then on 2 ranks that share it
 
 Of a test with more than three parameter sets 2 ranks take a half, 3 ranks a third and 5 ranks a sixth, and 1 rank takes all: so each set runs on one rank and on
-several, if it has a meaning on one. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their half besides. The contracts
-of sums and codes (`everywhere`) are run whole at every number of ranks, as are the tests for Open MPI; --whole runs all at all.
+several, if it has a meaning on one. Where fewer than three do not show what it is about (`shows_from`), 3 ranks take two thirds, 5 ranks a third, and 2 ranks their
+half besides. The contracts of sums and codes (`everywhere`) are run whole at every number of ranks, as are the tests for Open MPI; --whole runs all at all.
 
 Open MPI has an environment of its own, since one environment holds one MPI; it is made while the first parts run.
 
