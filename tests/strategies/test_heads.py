@@ -80,7 +80,12 @@ def run(folder: Path, **changes: Any) -> tuple[dict[str, Any], Any]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    "how", [{}, {"transport": "mpi"}, {"early_push": "on"}, {"accumulate": 2}, {"sync": "ssp:1"}, {"deterministic": True}, {"group": 2}], ids=str
+    "how",
+    [
+        *({}, {"transport": "mpi"}, {"early_push": "on"}, {"accumulate": 2}, {"sync": "ssp:1"}, {"deterministic": True}),
+        pytest.param({"group": 2}, marks=pytest.mark.shows_from(3)),
+    ],
+    ids=str,
 )
 def test_several_heads_on_any_number_of_ranks_are_one_rank(comm: Any, mpi_tmp_path: Path, how: dict[str, Any]) -> None:
     if comm.rank == 0:
