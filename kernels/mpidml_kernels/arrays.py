@@ -9,7 +9,6 @@ On the CPU `here` and `host` return what they are given.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -30,7 +29,7 @@ def aligned_zeros(shape: Any, dtype: Any) -> Array:
     NumPy's may begin in the middle of one. Pages that nobody touches take no memory, as with NumPy's.
     """
     of = np.dtype(dtype)
-    nbytes = math.prod(np.atleast_1d(shape).tolist()) * of.itemsize
+    nbytes = int(np.prod(shape)) * of.itemsize
     if nbytes < LARGE_NBYTES or of.hasobject:
         return np.zeros(shape, of)
     room = np.zeros(nbytes + LINE_NBYTES, np.uint8)

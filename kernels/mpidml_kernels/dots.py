@@ -17,19 +17,18 @@ from itertools import chain
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from numba.core import cgutils
 
 from mpidml_kernels.few_rows import NBYTES
 from mpidml_kernels.jit import kernel
+from mpidml_kernels.lanes import fma, i32, intrinsic
 
 TILES = {64: (3, 8), 32: (3, 4)}
 """Of vectors of so many bytes: rows and columns whose sums, and what is read for them, registers hold."""
 ROWS, COLUMNS = TILES.get(NBYTES, TILES[64])
 MOST_NBYTES = 4096
 """Of a row, up to which this was measured to be faster than BLAS: what is read again stays in caches."""
-intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
-i32 = ir.IntType(32)
 
 
 def fits(a: Any, b: Any) -> bool:
@@ -48,9 +47,8 @@ def _tile(n_rows: int) -> Any:
             i, j = arguments[1], arguments[3]
             n = builder.extract_value(views[0].shape, 1)
             n_lanes = NBYTES * 8 // a.dtype.bitwidth
-            real = context.get_value_type(a.dtype)
-            vector = ir.VectorType(real, n_lanes)
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{n_lanes}f{a.dtype.bitwidth}")
+            vector = ir.VectorType(context.get_value_type(a.dtype), n_lanes)
+            multiply_add = fma(builder, vector)
 
             def row(view, start, r, length):
                 return builder.gep(view.data, [builder.mul(builder.add(start, start.type(r)), length)])
@@ -68,7 +66,7 @@ def _tile(n_rows: int) -> Any:
                 for pointer, of_row in zip(left, sums, strict=True):
                     x = take(pointer, at)
                     for y, each in zip(taken, of_row, strict=True):
-                        builder.store(builder.call(fma, [x, y, builder.load(each)]), each)
+                        builder.store(builder.call(multiply_add, [x, y, builder.load(each)]), each)
             found = [builder.load(each) for of_row in sums for each in of_row]
             even, odd = (ir.Constant(ir.VectorType(i32, n_lanes), list(range(first, 2 * n_lanes, 2))) for first in (0, 1))
             for _ in range(n_lanes.bit_length() - 1):  # of two vectors one, of half as many lanes of each

@@ -25,7 +25,7 @@ def _all(element, n, value):
     return ir.Constant(ir.VectorType(element, n), [value] * n)
 
 
-def _spread(builder, n, value):
+def spread(builder, n, value):
     """Return a vector of one value that is not constant."""
     empty = ir.Constant(ir.VectorType(value.type, n), ir.Undefined)
     return builder.shuffle_vector(builder.insert_element(empty, value, i32(0)), empty, _all(i32, n, 0))
@@ -41,6 +41,19 @@ def _take(context, builder, array_type, array, at, n):
     return values, builder.call(fabs, [values])
 
 
+def fma(builder, vector):
+    """Return the function that multiplies two vectors and adds a third, rounded once."""
+    name = f"llvm.fma.v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+
+
+def ask(builder, place, cache):
+    """Ask for the cache line of a place, to be read from the first of the caches (3), or the second (2)."""
+    byte = i8.as_pointer()
+    fetches = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
+    builder.call(fetches, [builder.bitcast(place, byte), i32(0), i32(cache), i32(1)])  # to read, data
+
+
 @intrinsic
 def reaching(typing, xs, at, bound):
     """Return a uint32 whose bit i says whether |xs[at + i]| >= bound, or is NaN."""
@@ -48,7 +61,7 @@ def reaching(typing, xs, at, bound):
     def generate(context, builder, signature, arguments):
         array, at, bound = arguments
         _, sizes = _take(context, builder, signature.args[0], array, at, N)
-        return builder.bitcast(builder.fcmp_unordered(">=", sizes, _spread(builder, N, bound)), ir.IntType(N))
+        return builder.bitcast(builder.fcmp_unordered(">=", sizes, spread(builder, N, bound)), ir.IntType(N))
 
     return types.uint32(xs, types.intp, xs.dtype), generate
 
@@ -74,7 +87,7 @@ def pack_three(typing, xs, bound, codes):
     def generate(context, builder, signature, arguments):
         array, bound, codes = arguments
         real, whole = context.get_value_type(xs.dtype), ir.IntType(xs.dtype.bitwidth)
-        bound, words, none = _spread(builder, FEW, bound), ir.VectorType(whole, FEW), _all(real, FEW, 0.0)
+        bound, words, none = spread(builder, FEW, bound), ir.VectorType(whole, FEW), _all(real, FEW, 0.0)
         total, count = cgutils.alloca_once_value(builder, none), cgutils.alloca_once_value(builder, i64(0))
         size = builder.extract_value(context.make_array(signature.args[0])(context, builder, array).shape, 0)
         with cgutils.for_range(builder, builder.mul(builder.udiv(size, size.type(4 * GROUP)), size.type(GROUP // FEW))) as loop:
@@ -111,10 +124,7 @@ def fetch(typing, xs, at):
 
     def generate(context, builder, signature, arguments):
         array, at = arguments
-        byte = i8.as_pointer()
-        ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
-        place = builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [at])
-        builder.call(ask, [builder.bitcast(place, byte), i32(0), i32(2), i32(1)])  # to read, into the second of the caches, data
+        ask(builder, builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [at]), 2)
         return context.get_dummy_value()
 
     return types.void(xs, types.intp), generate

@@ -17,17 +17,16 @@ from itertools import chain
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from numba.core import cgutils
 
 from mpidml_kernels.few_rows import NBYTES
 from mpidml_kernels.jit import kernel
+from mpidml_kernels.lanes import ask, fma, intrinsic, spread
 
 ROWS, VECTORS, PART = 8, 3, 128
 LEAST_NBYTES = 64
 """Of a vector: where registers are half as large and half as many this is no faster than BLAS."""
-intrinsic: Any = extending.intrinsic  # which is typed as if `typing` were the caller's to give
-i8, i32 = ir.IntType(8), ir.IntType(32)
 
 
 def fits(a: Any, b: Any) -> bool:
@@ -46,12 +45,7 @@ def _tile(n_rows: int, n_vectors: int, asks: bool = False) -> Any:
             k, n = (builder.extract_value(view.shape, 1) for view in views[:2])
             n_lanes = NBYTES * 8 // a.dtype.bitwidth
             vector = ir.VectorType(context.get_value_type(a.dtype), n_lanes)
-            zeros, empty = ir.Constant(vector, [0.0] * n_lanes), ir.Constant(vector, ir.Undefined)
-            every = ir.Constant(ir.VectorType(i32, n_lanes), [0] * n_lanes)
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{n_lanes}f{a.dtype.bitwidth}")
-            ask = builder.module.declare_intrinsic(
-                "llvm.prefetch", [i8.as_pointer()], ir.FunctionType(ir.VoidType(), [i8.as_pointer(), i32, i32, i32])
-            )
+            zeros, multiply_add = ir.Constant(vector, [0.0] * n_lanes), fma(builder, vector)
 
             def place(view, row, length, column, h=0):
                 return builder.gep(view.data, [builder.add(builder.add(builder.mul(row, length), column), column.type(h * n_lanes))])
@@ -69,14 +63,11 @@ def _tile(n_rows: int, n_vectors: int, asks: bool = False) -> Any:
             with cgutils.for_range_slice(builder, first, last, first.type(1), intp=first.type) as (term, _):
                 taken = [builder.load(pointer, align=align) for pointer in vectors(views[1], term, n)]
                 for pointer in vectors(views[1], term, n, n_vectors) if asks else ():
-                    builder.call(
-                        ask, [builder.bitcast(pointer, i8.as_pointer()), i32(0), i32(3), i32(1)]
-                    )  # to read, into the first of the caches, data
+                    ask(builder, pointer, 3)
                 for row, of_row in zip(rows, sums, strict=True):
-                    x = builder.insert_element(empty, builder.load(place(views[0], row, k, term)), i32(0))
-                    x = builder.shuffle_vector(x, empty, every)
+                    x = spread(builder, n_lanes, builder.load(place(views[0], row, k, term)))
                     for y, each in zip(taken, of_row, strict=True):
-                        builder.store(builder.call(fma, [x, y, builder.load(each)]), each)
+                        builder.store(builder.call(multiply_add, [x, y, builder.load(each)]), each)
             for pointer, each in zip(chain(*places), chain(*sums), strict=True):
                 before = builder.select(begins, zeros, builder.load(pointer, align=align))
                 builder.store(builder.fadd(before, builder.load(each)), pointer, align=align)

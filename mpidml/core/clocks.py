@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 NO_CLOCK = "no clock ended in the time given, give more --seconds"
@@ -30,13 +29,13 @@ class Clocks:
         self.active = len(self.workers)
         self.everyone = needed is None or needed == self.active
         self.needed = self.active if needed is None else needed
-        self.behind = defaultdict(int, {0: self.active})
+        self.behind = {0: self.active}
         self.ahead = self.reached = self.highest = 0
 
     def begin(self, clock: int) -> None:
         """Start where all workers have completed `clock`; before the first tick."""
         self.completed = array("q", [clock]) * len(self.completed)
-        self.behind = defaultdict(int, {clock: self.active})
+        self.behind = {clock: self.active}
         self.reached = self.highest = clock
 
     def tick(self, worker: int, now: float = 0.0, to: int = -1) -> bool:
@@ -52,7 +51,7 @@ class Clocks:
             behind[old] = left
         else:
             del behind[old]
-        behind[new] += 1
+        behind[new] = behind[new] + 1 if new in behind else 1
         if old > self.reached or new <= self.reached:
             return False
         self.ahead += 1
