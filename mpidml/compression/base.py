@@ -124,6 +124,10 @@ class Codec:
     def combine(self, backend: Any, total: Array) -> None:
         """Turn the sum of all senders' decoded codes into the result, in place: for most codecs it is the result."""
 
+    def of_results(self) -> Codec:
+        """Return the codec by which a combined sum goes back to the senders: this one, unless that would change what a code can hold as it is."""
+        return self
+
 
 class HalfPrecision(Codec):
     """Round values to 16 bits each by the kernels `<name>_encode`, `<name>_round` and `<name>_decode_add`.

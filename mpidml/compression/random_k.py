@@ -50,5 +50,9 @@ class RandomK(Codec):
         key, values = self._fields(code, out)
         backend.strata_add(values, backend.host(key)[0], out.reshape(-1))
 
+    def of_results(self) -> Codec:
+        """Return the codec that sends values as they are: a sum has some in the places of the draw alone, and each stands for its stretch already."""
+        return RandomK(self.ratio) if self.unbiased else self
+
     def _fields(self, code: Array, x: Array) -> list[Array]:
         return fields(code, (np.uint64, 1), (x.dtype, ceil(self.ratio * x.size)))

@@ -2,8 +2,8 @@
 
     decoded votes of three senders    +1 -1 +1    total +1    combine -> +1
 
-A value of exactly 0 votes by a coin of its own, or rows that nobody touched would all move one way; an even vote gives 0. The result is no gradient but its sign, so
-the learning rate is the step itself, and there is no residual.
+A value of exactly 0 votes by a coin of its own, or rows that nobody touched would all move one way; an even vote gives 0, so results go back in 2 bits a value. The result
+is no gradient but its sign, so the learning rate is the step itself, and there is no residual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mpidml.compression.base import Codec, Shape, State, fields, packed
+from mpidml.compression.base import Codec, Shape, State, fields, make_codec, packed
 from mpidml.core.flat import Array
 
 
@@ -43,6 +43,10 @@ class SignMajority(Codec):
     def combine(self, backend: Any, total: Array) -> None:
         """Take the sign of the sum."""
         backend.sign(total, total)
+
+    def of_results(self) -> Codec:
+        """Return a codec that holds -1, 0 and 1 as they are, in 2 bits a value."""
+        return make_codec("ternary")
 
     def _fields(self, code: Array, x: Array) -> list[Array]:
         return fields(code, (np.uint8, -(-x.size // 8)))

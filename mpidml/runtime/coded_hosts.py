@@ -118,7 +118,7 @@ class Reading(Sum):
 
     def __init__(self, of: CodedHosts, gradient: Any, parts: list[tuple[int, int]], laid: list[Any], counters: Counters) -> None:
         self.of, self.parts, self.laid, self.counters, self.n_started, codes = of, parts, laid, counters, 0, of.codes
-        self.reader = Compressor(make_codec(codes.codec), codes.params, codes.dtype, of.kernels, held=(0, 0))
+        self.reader = Compressor(make_codec(codes.codec).of_results(), codes.params, codes.dtype, of.kernels, held=(0, 0))
         with of.kernels.naming("codes of gradients"):
             self.codes = [codes.code(each.size) for each in laid]
         first = parts[0][0]

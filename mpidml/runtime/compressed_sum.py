@@ -19,7 +19,7 @@ import numpy as np
 from mpidml_kernels import CODES
 
 from mpidml.collectives.base import Collective, Sum
-from mpidml.compression.base import Compressor, make_codec
+from mpidml.compression.base import Codec, Compressor, make_codec
 from mpidml.core.errors import UserError
 from mpidml.core.flat import FlatParams
 from mpidml.core.grid import ProcessGrid
@@ -70,7 +70,7 @@ class Compressed(Collective):
         """Make room for what this rank's codes leave, and compile what makes them on a device."""
         super().open(comm)
         self.compile()
-        self.up = self._coder(None)
+        self.up = self._coder(make_codec(self.codec), self.comm.rank)
 
     def compile(self) -> None:
         """Compile what makes and reads codes on a device."""
@@ -78,9 +78,9 @@ class Compressed(Collective):
             self.backend.load(*CODES)
             self.backend.fetch(self.dtype.str[1:])
 
-    def _coder(self, held: tuple[int, int] | None) -> Compressor:
+    def _coder(self, codec: Codec, sender: int, held: tuple[int, int] | None = None) -> Compressor:
         with self.backend.naming("what codes leave"):
-            return Compressor(make_codec(self.codec), self.params, self.dtype, self.backend, self.seed, self.comm.rank, held)
+            return Compressor(codec, self.params, self.dtype, self.backend, self.seed, sender, held)
 
     def look_at(self, gradient: Array) -> Array:
         """Take this rank's gradient, of which ranges are to be summed; return it."""
@@ -95,7 +95,8 @@ class Compressed(Collective):
         lo = (self.backend.address(buffer) - self.start) // self.dtype.itemsize
         edges = self._edges(lo, lo + buffer.size)
         parts = list(pairwise(edges))
-        self.downs.append(self._coder(parts[self.comm.rank]))
+        owner = self.comm.size + self.comm.rank  # who draws noise of its own: with that of what it gave itself, roundings would add up
+        self.downs.append(self._coder(make_codec(self.codec).of_results(), owner, parts[self.comm.rank]))
         with self.backend.naming("codes of gradients"):
             return CompressedSum(self, buffer, parts, self.downs[-1])
 

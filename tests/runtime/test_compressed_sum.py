@@ -235,6 +235,13 @@ def test_training_in_codes_is_nearly_as_good_and_repeats(comm, codec, loses):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("codec", ["random_k:0.1:unbiased=true", "ternary", "qsgd"])
+def test_training_in_unbiased_codes_is_nearly_as_good(comm, codec):
+    plain, coded = (run(comm, steps=100, optimizer="sgd", **way)[0] for way in ({"collective": "ring"}, {"compress": codec}))
+    assert coded["test_accuracy"] >= plain["test_accuracy"] - 0.03
+
+
+@pytest.mark.mpi
 def test_a_saved_run_in_codes_goes_on_to_the_same_bits(comm, mpi_tmp_path):
     options = {"compress": "two_bit", "bucket": 4096}
     whole, _ = run(comm, **options)
