@@ -1,4 +1,4 @@
-"""Simulate ssp:3 once: `python measure.py ours|plain WORKERS CLOCKS`; prints one JSON line: virtual seconds, CPU seconds, peak memory.
+"""Simulate ssp:3 once: `python measure.py ours|plain WORKERS CLOCKS`; prints one JSON line: virtual seconds, CPU seconds, peak memory, messages.
 
 The plain simulator is the limit: a queue, a heap and lists, that know this one policy, one server and no payloads, no records, no reports.
 """
@@ -78,11 +78,12 @@ def main() -> None:
     which, n_workers, n_clocks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with Watch() as watch:
         if which == "ours":
-            virtual = simulate(Plan(Ssp(STALENESS), n_workers, n_clocks, COST)).seconds
+            found = simulate(Plan(Ssp(STALENESS), n_workers, n_clocks, COST))
+            virtual, n_messages = found.seconds, found.n_messages
         else:
-            virtual = plain(n_workers, n_clocks, COST.seconds(0, n_workers).of)
+            virtual, n_messages = plain(n_workers, n_clocks, COST.seconds(0, n_workers).of), 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"virtual": virtual, "seconds": watch.cpu_seconds, "others": watch.others(), "mb": peak}))
+    print(json.dumps({"virtual": virtual, "seconds": watch.cpu_seconds, "others": watch.others(), "mb": peak, "messages": n_messages}))
 
 
 if __name__ == "__main__":
