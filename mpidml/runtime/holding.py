@@ -57,7 +57,7 @@ class Holding:
         if s in strategy.sums:
             strategy.sums[s].ranks = strategy.replicas.ranks
         own = (channels[s - 1][0] if s else None, channels[s][0] if follows else None, channels[s][1] if follows else None, channels[s - 1][1] if s else None)
-        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.replayed.activations[s], strategy.m, job.recompute, own, strategy.turn)
+        return Held(stage, s, (store, here), gradient, strategy.n_items, strategy.programs.activations[s], strategy.m, job.recompute, own, strategy.turn)
 
     def _gradient(self, stage: Stage, s: int) -> Any:
         """Return room for the gradient of a stage, and plan its sum, if it is summed."""

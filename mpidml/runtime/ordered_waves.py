@@ -17,7 +17,6 @@ from mpidml.ps.order import OrderedServer, Place
 from mpidml.runtime.credited import Credited
 from mpidml.runtime.held import Held
 from mpidml.runtime.order import Opened, Order
-from mpidml.runtime.staged_training import GridStepper
 from mpidml.runtime.stepping import clock_now
 from mpidml.runtime.waves import WaveStepper, WaveUpdates
 
@@ -158,10 +157,6 @@ class OrderedStepper(WaveStepper):
         if order.by_clock:
             self.clock = self.part.step = order.row[0].server.clocks.reached
         return bool(pauses)
-
-    def _span(self) -> int:
-        """Return of how many clocks the next program is: where a gate says which one is next, of one."""
-        return 1 if self.updates.gated else GridStepper._span(self)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, and take meanwhile what comes."""

@@ -56,7 +56,7 @@ class Stages:
         strategy, n_items = self.strategy, n_items or self.strategy.n_items
         made, places = schedule or strategy.schedule, n_pipe or self.n_pipe
         if made is strategy.schedule and n_items == strategy.n_items and places == self.n_pipe and self.grid is strategy.grid:
-            run = strategy.replayed
+            run = strategy.programs
         else:
             run = replay(lower_by_turns(made, self.grid.replicas, n_items) if self.job.replicas else lower(made, places, n_items))
         share = -(-min(self.job.batch, len(strategy.data.x)) // strategy.n_workers)

@@ -20,7 +20,7 @@ def between(strategy: Any, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
     """
     lines = list[Line]()
     grid, n_pipe, n_parts, n_stages = strategy.grid, strategy.n_pipe, strategy.n_parts, strategy.n_stages
-    kept, m = strategy.replayed.activations, max(strategy.m, BLOCK)
+    kept, m = strategy.programs.activations, max(strategy.m, BLOCK)
     for data, tensor in product(range(strategy.n_workers), range(n_parts)):
         edges = [0]  # of the lines between each two stages
         for s in range(n_stages - 1):

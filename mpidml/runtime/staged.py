@@ -26,12 +26,12 @@ from mpidml.core.errors import UserError
 from mpidml.core.grid import GridPlacement
 from mpidml.core.idle import BESIDES
 from mpidml.core.job import AUTO, Job
-from mpidml.core.lowering import late_reads
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
+from mpidml.core.spans import Spans
 from mpidml.core.turns import TurnGrid, agrees, lower_by_turns
 from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.nn.split.mix import mixed
@@ -51,6 +51,7 @@ from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.slowness import Slowness
 from mpidml.runtime.stage_channels import between
 from mpidml.runtime.stage_plan import EQUAL, stages
+from mpidml.runtime.stage_programs import Programs, spans
 from mpidml.runtime.staged_training import GridStepper, StageTraining
 from mpidml.runtime.summed_there import verdict
 from mpidml.schedules.base import make as make_schedule
@@ -145,10 +146,14 @@ class Staged(Serverless):
         found = self.program(n_clocks)
         return found, check(found, f"--schedule {self.job.schedule}")
 
+    def spans(self) -> Spans:
+        """Return of how many clocks programs are."""
+        return spans(self)
+
     @cached_property
-    def replayed(self) -> Replay:
-        """Return the replay that proves the program, and says what is kept at once."""
-        return self.checked(self.n_pipe + 2 if self.every else 1)[1]
+    def programs(self) -> Programs:
+        """Return all programs of the run, and what they keep at once."""
+        return Programs(self)
 
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
@@ -209,7 +214,7 @@ class Staged(Serverless):
 
     def n_versions(self, s: int) -> int:
         """Return how many versions of its weights a stage keeps."""
-        return self.replayed.versions[s]
+        return self.programs.versions[s]
 
     def _chains(self) -> tuple[Transforms | None, Chain]:
         """Return what transforms a stage's whole gradient, and what a rank then does to its part of it."""
@@ -243,19 +248,14 @@ class Staged(Serverless):
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of the stages (Collective on comm)."""
-        late = {"staleness_bound": self.oldest} if self.every and not self.pushes else {}
+        late = {"staleness_bound": self.programs.oldest} if self.every and not self.pushes else {}
         asked = [of.gpu_mpi for of in (self.holding.chosen, self.there) if of is not None]
         return stage_report.told(self) | (late if self.comm.rank == 0 else {}) | verdict(self.comm, *asked)
-
-    @cached_property
-    def oldest(self) -> int:
-        """Return how many updates old the weights may be that a microbatch reads under a schedule without a flush."""
-        return max(late_reads(self.program(2 * self.n_pipe + 2), self.n_items))
 
     @property
     def promise(self) -> str:
         """Say what is repeated, and what one rank does not do."""
-        old = f"; gradients are at weights up to {self.oldest} update(s) old, as on no single rank" if self.every and self.oldest else ""
+        old = f"; gradients are at weights up to {oldest} update(s) old, as on no single rank" if self.every and (oldest := self.programs.oldest) else ""
         return super().promise + old
 
     def words(self) -> str:

@@ -7,7 +7,6 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from mpidml.collectives.base import Sum
-from mpidml.core.lowering import late_reads
 from mpidml.core.role import Array
 from mpidml.nn.on_device import OnDevice
 from mpidml.nn.step import Step
@@ -18,9 +17,6 @@ from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.staged_step import Executor, outputs
 from mpidml.runtime.stepping import Stepper, clock_now
 from mpidml.runtime.training import Training
-
-MOST_ITEMS = 64
-"""Microbatches of a program without a flush: it ends, and all is drained, after so many."""
 
 
 class StageTraining(Training):
@@ -94,8 +90,6 @@ class GridStepper(Stepper):
         super().__init__(strategy, task, (), *rest)
         self.updates: Any = self.make_updates(strategy)
         self.executor = Executor(strategy.held, strategy.waiting, self.updates, strategy.trace, self._lost, strategy.slowness)
-        self.programs: dict[int, Any] = {}
-        self.stale: dict[int, list[int]] = {}
         self.read: list[int] = []
         self.losses: list[float] = []
         self.measured: tuple[float, ...] = ()
@@ -104,20 +98,13 @@ class GridStepper(Stepper):
 
     def run(self) -> None:
         """Step, and score in the end; what was waited for then is no compute."""
+        self.strategy.programs.go_on(self.clock, self.until)
         began, self.left_at = clock_now(), -1.0
         super().run()
         if self.left_at >= 0:
             self.compute_seconds -= self.strategy.waiting.away_seconds - self.left_at
         self.wait_seconds = self.strategy.waiting.seconds
         self.run_seconds += clock_now() - began
-
-    def _span(self) -> int:
-        """Return of how many clocks the next program is."""
-        strategy = self.strategy
-        if not strategy.every:
-            return 1
-        per_epoch = strategy.sampler.clocks_per_epoch
-        return int(min(self.until - self.clock, per_epoch - self.clock % per_epoch, max(1, MOST_ITEMS // strategy.n_items)))
 
     def _open(self, first: int, n: int) -> None:
         """Do what a program of `n` clocks needs before it."""
@@ -131,7 +118,8 @@ class GridStepper(Stepper):
         return 1.0
 
     def _step(self) -> None:
-        strategy, task, first, n = self.strategy, self.task, self.clock, self._span()
+        strategy, task, first = self.strategy, self.task, self.clock
+        n = strategy.programs.spans.next(first, self.until)
         began = clock_now()
         epoch = first // strategy.sampler.clocks_per_epoch
         self._open(first, n)
@@ -161,16 +149,13 @@ class GridStepper(Stepper):
             if held.stage.is_last:
                 step.load(task.data.y, rows)
 
-        if n not in self.programs:
-            self.programs[n] = strategy.checked(n)[0]
-            self.stale[n] = late_reads(self.programs[n], strategy.n_items)
-        self.read = self.stale[n]
+        program, self.read = strategy.programs.made[n]
         sizes = [part.stop - part.start for part in parts]
         self.updates.clock, self.losses, self.shares = first, [], shares
         scales = [self._weight(clock) / strategy.sampler.batch_size(clock) for clock in range(first, first + n)]
         self.step_began = began
         executor = self.executor
-        executor.run(self.programs[n], strategy.place, sizes, fill, lambda item: scales[item // strategy.n_items], first)
+        executor.run(program, strategy.place, sizes, fill, lambda item: scales[item // strategy.n_items], first)
         if self.losses:  # the other turns have theirs
             self._told(0, sum(strategy.waiting.gather(strategy.replicas, sum(self.losses), "the loss of a batch")))
         self.compute_seconds, self.serve_seconds = sum(executor.compute_seconds.values()) + self.score_seconds, executor.update_seconds

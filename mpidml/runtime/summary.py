@@ -181,7 +181,7 @@ def opening(job: Job, strategy: Any, data: Any, position: Position) -> str:
         lines.append(f"learning rate {strategy.rates.words(job.rate, 0 if strategy.endless else strategy.n_clocks)}")
     if position.turns:
         drained = f"; --schedule {job.schedule} begins there with a drained pipeline, as only a run that saves at the same clocks does"
-        lines.append(f"resumed: {_done(strategy, position)} are done" + drained * bool(getattr(strategy, "every", 0) and strategy.oldest))
+        lines.append(f"resumed: {_done(strategy, position)} are done" + drained * bool(getattr(strategy, "every", 0) and strategy.programs.oldest))
     bound = strategy.policy.bound
     if job.tune and bound != 0 and not (strategy.n_workers == 1 and strategy.in_place):
         typical = strategy.policy.tuning(1)

@@ -248,11 +248,6 @@ class WaveStepper(GridStepper):
     def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def _span(self) -> int:
-        """Return of how many clocks the next program is: none goes past a clock at which the run may end."""
-        every = self.strategy.vote_every if self.strategy.coordinator is not None else 0
-        return min(super()._span(), every - self.clock % every) if every else super()._span()
-
     def _open(self, first: int, n: int) -> None:
         """Start the first wave; what is looked at is what it reads."""
         self.updates.open(first)

@@ -31,7 +31,10 @@ class Schedule:
         return -1
 
     def order(self, rank: int, n_ranks: int, n_microbatches: int) -> Iterator[Action]:
-        """Yield a rank's computes, and its waits for all. Backwards of a stage come in the order of microbatches, so that every schedule sums gradients alike."""
+        """Yield a rank's computes, and its waits for all. Backwards of a stage come in the order of microbatches, so that every schedule sums gradients alike.
+
+        Without a flush it is asked for each number of microbatches that a run has between two drains, and every order is proven before the run begins.
+        """
         raise NotImplementedError
 
     def bubble(self, n_ranks: int, n_microbatches: int) -> float | None:

@@ -12,9 +12,10 @@ from mpidml.schedules.base import Schedule, pairs
 
 
 class Pipedream(Schedule):
-    """Items are minibatches of a whole run. Stage k of K reads weights K - 1 - k updates old, and keeps as many versions as minibatches in flight, K - k.
+    """Items are minibatches from one drain to the next. Stage k of K reads weights K - 1 - k updates old, and keeps as many versions as minibatches in flight, K - k.
 
-    A save drains the pipeline: what follows it reads newer weights until all stages are busy again, in a run that goes on as in one that is resumed there.
+    An epoch's end, a save, and many minibatches (`runtime.stage_programs`) drain the pipeline: what follows reads newer weights until all stages are busy
+    again, in a run that goes on as in one that is resumed there.
 
     `vertical`: a minibatch reads on every stage the version that it read on the first one, K - 1 updates old.
     """
@@ -37,5 +38,5 @@ class Pipedream(Schedule):
         return pairs(rank, min(n_ranks - rank - 1, n_microbatches), n_microbatches)
 
     def bubble(self, n_ranks: int, n_microbatches: int) -> float:
-        """Return (K - 1) / (M + K - 1): there is one fill and one drain in the whole run."""
+        """Return (K - 1) / (M + K - 1): M minibatches come between one fill and one drain."""
         return (n_ranks - 1) / (n_microbatches + n_ranks - 1)

@@ -11,8 +11,8 @@ from mpidml.schedules.base import Schedule, pairs
 class TwoBw(Schedule):
     """`every` microbatches make an update (0: as many as there are ranks, the least that two versions allow).
 
-    W(t + 1) = W(t) - rate x gradient at W(t - 1), on every stage. A save drains the pipeline, and what follows it reads the newest weights at first, in
-    a run that goes on as in one that is resumed there.
+    W(t + 1) = W(t) - rate x gradient at W(t - 1), on every stage. An epoch's end, a save, and many microbatches (`runtime.stage_programs`) drain the pipeline:
+    the update that follows reads the newest weights, in a run that goes on as in one that is resumed there.
     """
 
     def __init__(self, every: int = 0) -> None:

@@ -17,6 +17,8 @@ from mpidml.core.errors import UserError
 from mpidml.core.idle import OF_PUSHES, OF_SERVERS
 from mpidml.core.job import Job
 from mpidml.core.position import Position
+from mpidml.core.program import Program
+from mpidml.core.spans import Spans
 from mpidml.optim.base import Chain, Transforms, make_chain
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.order import Wish
@@ -46,7 +48,7 @@ class Hybrid(Staged):
             self.slowness = Slowness(None, comm.rank)  # replicas are slow, not ranks
             self.in_step = self.policy.bound == 0 and not self.ordered
             self.vote_every = 1 if self.ordered else (self.policy.bound or 0) + 1
-            self.n_flight = self._in_flight() if self.every else 1
+            self.n_flight = 1
             self.coordinated &= not self.ordered  # the order of pushes also says when all end
 
     def _check_pushes(self, sync: str) -> None:
@@ -73,23 +75,24 @@ class Hybrid(Staged):
         if (job.checkpoint_every or job.resume) and before is not None and (states := before.init(1, job.dtype)):
             where = f"--resume {job.resume}" if job.resume else f"--checkpoint-every {job.checkpoint_every}"
             raise UserError(f"{where}: under {sync} each replica has '{next(iter(states))}' of --optimizer {job.optimizer} for itself, which is not saved; use --sync bsp")
-        for wave, closed in enumerate(self._own_pushes() if self.every else ()):
-            if policy.oldest_readable(wave) > closed:
+        if self.every:
+            self._check_waves(self.program(self.n_pipe + 2))
+
+    def _check_waves(self, program: Program) -> None:
+        """Refuse a program in which a wave waits for one of its own replica that cannot be pushed before it."""
+        actions = program.lists[0]
+        begins = [i for i, action in enumerate(actions) if action.op == "V" and not action.item % self.n_items]
+        for wave, closed in enumerate(sum(action.op == "U" for action in actions[:i]) for i in begins):
+            if self.policy.oldest_readable(wave) > closed:
                 raise UserError(
-                    f"{sync}: under --schedule {job.schedule} a wave starts while {wave - closed} before it of its own replica are in flight;"
-                    f" give --sync ssp:{wave - closed} or more"
+                    f"--sync {self.job.policy()}: under --schedule {self.job.schedule} a wave starts while {wave - closed} before it of its own replica"
+                    f" are in flight; give --sync ssp:{wave - closed} or more"
                 )
 
-    def _own_pushes(self) -> list[int]:
-        """Return for each wave how many of its own replica are pushed before it starts."""
-        actions = self.program(self.n_pipe + 2).lists[0]
-        begins = [i for i, action in enumerate(actions) if action.op == "V" and not action.item % self.n_items]
-        return [sum(action.op == "U" for action in actions[:i]) for i in begins]
-
-    def _in_flight(self) -> int:
+    def _in_flight(self, program: Program) -> int:
         """Return how many waves of a replica are in flight at once, at most."""
         most = 1
-        for actions in self.program(self.n_pipe + 2).lists:
+        for actions in program.lists:
             begun, pushed = Counter[int](), Counter[int]()
             for stage, op, item, _ in actions:
                 begun[stage] += op == "V" and not item % self.n_items
@@ -97,8 +100,21 @@ class Hybrid(Staged):
                 most = max(most, begun[stage] - pushed[stage])
         return most
 
+    def spans(self) -> Spans:
+        """Return of how many clocks programs are: of one where a gate says which is next, and none goes past a clock at which the run may end."""
+        found = super().spans()
+        if not self.ordered:
+            return found._replace(cuts=(*found.cuts, *[self.vote_every] * (self.pushes and self.coordinated)))
+        if self.policy.gate_at:
+            return Spans(1, (1,))
+        return found._replace(cuts=found.cuts[:1])  # where it is saved each replica has its own clock
+
     def build(self, record: Recorder, look: Callable[[float], None]) -> Any:
         """Cut, open channels, and fill the first weights; return what steps (Collective on comm)."""
+        if self.pushes and self.every:
+            for program, _ in self.programs.made.values():
+                self._check_waves(program)
+                self.n_flight = max(self.n_flight, self._in_flight(program))
         found = super().build(record, look)
         if self.ordered:
             self.coordinator: Any = Wish()

@@ -8,7 +8,7 @@ from mpidml.core.lowering import lower
 from mpidml.core.replay import replay
 from mpidml.core.trace import KINDS
 from mpidml.core.turns import lower_by_turns
-from mpidml.runtime import staged_step, staged_training
+from mpidml.runtime import stage_programs, staged_step, staged_training
 from mpidml.runtime.grid_updates import Updates
 from mpidml.runtime.scoring import BLOCK
 from mpidml.runtime.staged import Staged
@@ -61,7 +61,8 @@ def compared(comm, monkeypatch, **how):
     """Train under a schedule; name what the run did otherwise than virtual clocks, whose programs are made here, of the schedule and numbers alone."""
     made = plugins.make(FOLDER, how.get("schedule", Job.schedule))
     every = made.update_every(comm.size)
-    monkeypatch.setattr(staged_training, "MOST_ITEMS", SPAN * every)
+    monkeypatch.setattr(stage_programs, "MOST_ITEMS", SPAN * every)
+    monkeypatch.setattr(stage_programs, "LEAST_CLOCKS", 1)
     with driven(comm, JOB, **how, **({} if every else {"microbatches": MICROBATCHES})) as run:
         found = run.trace.columns()
     n, clocks = every or MICROBATCHES, list(range(0, STEPS, SPAN if every else 1))
