@@ -95,7 +95,8 @@ def _found(
     inside = Link(request.host_latency, request.host_bandwidth) if link is None else Link(*link)
     machine = Machine(request.ranks, request.hosts, n_cores, inside, Link(request.latency, request.bandwidth), request.wake)
     costs = costs_of(request, net, min(job.batch, len(data.x)), after)
-    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), links is None if job.deterministic else not needs_whole(links), job.collective, BLOCK)
+    owns = links is None if job.deterministic else not needs_whole(links)
+    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), owns, job.collective, BLOCK, job.transport != "auto")
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
     grids = grids if job.grid else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all
