@@ -67,7 +67,7 @@ def plan(values: Mapping[str, Any], comm: CountedComm | None = None, quiet: bool
     """
     with given_or_all(comm) as ranks, one_thread():  # a rank is a core
         request, job = agree(ranks, lambda: asked(values))
-        schedules, grids = agree(ranks, lambda: (_schedules(job), _grids(request, job)))
+        schedules, grids = agree(ranks, lambda: (_schedules(job, values), _grids(request, job, _of_stages(job, values))))
         agree(ranks, lambda: _check_sync(job))
         agree(ranks, lambda: _check_collective(job))
         data = load(job, ranks)
@@ -95,10 +95,11 @@ def _found(
     inside = Link(request.host_latency, request.host_bandwidth) if link is None else Link(*link)
     machine = Machine(request.ranks, request.hosts, n_cores, inside, Link(request.latency, request.bandwidth), request.wake)
     costs = costs_of(request, net, min(job.batch, len(data.x)), after)
-    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), links is None if job.deterministic else not needs_whole(links), job.collective, BLOCK)
+    owns = links is None if job.deterministic else not needs_whole(links)
+    task = Task(min(job.batch, len(data.x)), chain.state_per_byte(net.dtype), owns, job.collective, BLOCK, job.transport != "auto")
     pricer = Pricer(task, machine, costs, NetParts(net))
     began = time.perf_counter()
-    grids = grids if job.grid else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all
+    grids = grids if job.grid or _of_stages(job, values) else list(dict.fromkeys([*grids, (1, 1, 1)]))  # one rank alone may be faster than all
     listed = list(candidates(grids, task.batch, schedules, job.microbatches, _mixes(request, job, net)))
     if not listed:
         raise UserError(f"--microbatches {job.microbatches}: no grid's share of --batch {job.batch} has as many samples; give fewer, or a larger batch")
@@ -142,10 +143,9 @@ def _result(request: PlanRequest, machine: Machine, costs: Costs, found: Found, 
     return said | {"update_seconds_per_byte": costs.update, "add_seconds_per_byte": costs.add, "layers": layers} | table.everything(found, job.batch)
 
 
-def _schedules(job: Job) -> list[str]:
+def _schedules(job: Job, values: Mapping[str, Any]) -> list[str]:
     """Return the schedules that are looked at: the one that is given, or all that end a batch by a flush."""
-    given = job.schedule != Job.schedule
-    names = [job.schedule] if given else [f"{name}:2" if made(name).n_chunks > 1 else name for name in plugins.names("mpidml.schedules")]
+    names = [job.schedule] if "schedule" in values else [f"{name}:2" if made(name).n_chunks > 1 else name for name in plugins.names("mpidml.schedules")]
     found = [name for name in names if made(name).trains and not _every(name)]
     if not found:
         raise UserError(f"--schedule {job.schedule}: ends no batch by a flush, and a plan counts seconds of a batch; give another, as one_f_one_b, or leave it out")
@@ -159,12 +159,22 @@ def _every(name: str) -> int:
         return 1
 
 
-def _grids(request: PlanRequest, job: Job) -> list[Grid]:
-    """Return the grids that are looked at."""
-    if job.grid:
-        sizes = parse_grid(job.grid, request.ranks).sizes
-        return [(sizes["data"], sizes["pipe"], sizes["tensor"])]
-    return list(factorisations(request.ranks))
+def _of_stages(job: Job, values: Mapping[str, Any]) -> str:
+    """Return the flag that is given and does nothing without several stages, "" where none is."""
+    return f"--schedule {job.schedule}" if "schedule" in values else "--recompute" * job.recompute
+
+
+def _grids(request: PlanRequest, job: Job, of_stages: str) -> list[Grid]:
+    """Return the grids that are looked at: those with several stages alone where a flag is given that is `of_stages`; UserError where there are none."""
+    sizes = parse_grid(job.grid, request.ranks).sizes if job.grid else {}
+    found = [(sizes["data"], sizes["pipe"], sizes["tensor"])] if job.grid else list(factorisations(request.ranks))
+    if of_stages and job.mix:
+        raise UserError(f"{of_stages}: is for several stages, and --mix {job.mix} for one that replicas share out; leave one of them out")
+    found = [each for each in found if each[1] > 1 or not of_stages]
+    if not found:
+        where = f"--grid {job.grid}" if job.grid else f"--ranks {request.ranks}"
+        raise UserError(f"{of_stages}: is for several stages, and {where} has one; leave it out, or give more on the pipe")
+    return found
 
 
 def _mixes(request: PlanRequest, job: Job, net: Network) -> list[str]:

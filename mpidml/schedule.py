@@ -98,7 +98,8 @@ def _ranks(asked: ScheduleRequest, made: Schedule) -> int:
     if asked.turns:
         agrees(made, asked.name, asked.replicas)
     if asked.stages % n_chunks:
-        raise UserError(f"--stages {asked.stages}: {asked.name} has {n_chunks} stages a rank; give a multiple of {n_chunks}")
+        default = " (the default)" * (asked.stages == ScheduleRequest.stages)
+        raise UserError(f"--stages {asked.stages}{default}: {asked.name} has {n_chunks} stages a rank; give a multiple of {n_chunks}")
     n_ranks = asked.stages // n_chunks
     if asked.travel and n_ranks == 1:
         raise UserError(f"--travel {asked.travel:g}: does nothing on one {'stage' if asked.turns else 'rank'}, where nothing is sent; give more stages, or leave it out")

@@ -170,6 +170,7 @@ def test_a_schedule_of_ones_own_is_drawn_and_a_wrong_one_is_shown_with_what_it_l
         ("gpipe --replicas 3 --travel 1", "--travel 1: does nothing on one stage"),
         ("--replicas 2,1", "--replicas 2,1: does nothing without the name of a schedule; give one"),
         ("interleaved --stages 5", "--stages 5: interleaved has 2 stages a rank; give a multiple of 2"),
+        ("interleaved:3", "--stages 4 (the default): interleaved:3 has 3 stages a rank; give a multiple of 3"),
         ("interleaved:0", "'interleaved:0': chunks = 0 is not a whole number from 1 up; give the number of stages of a rank"),
         ("two_bw:2", "two_bw:2: every = 2 is below the 4 ranks, and more than two versions would be read; give 4 or more"),
         ("pipedream:3", "'pipedream:3': vertical = 3 is neither true nor false; give one of them"),

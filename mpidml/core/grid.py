@@ -61,6 +61,11 @@ class ProcessGrid:
         return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "data=1"
 
 
+def n_ranks_of(word: str) -> int | None:
+    """Read a number of ranks, None where it is none: of more than nine digits there never are so many."""
+    return int(word) if word.isdecimal() and len(word) <= 9 else None
+
+
 def parse_grid(text: str, n_ranks: int, where: str = "--grid") -> ProcessGrid:
     """Return the grid that `text` describes for `n_ranks`; an axis of size 0 takes what the others leave. UserError where it does not fit."""
     sizes: dict[str, int] = {}
@@ -68,11 +73,11 @@ def parse_grid(text: str, n_ranks: int, where: str = "--grid") -> ProcessGrid:
         axis, equals, size = (part.strip() for part in word.partition("="))
         if axis not in AXES:
             raise UserError(f"{where} {text}: there is no axis '{axis}'; {nearest(axis, AXES)}")
-        if not equals or not size.isdecimal():
+        if not equals or (number := n_ranks_of(size)) is None:
             raise UserError(f"{where} {text}: '{word.strip()}' gives no number of ranks; write {axis}=2")
         if axis in sizes:
             raise UserError(f"{where} {text}: names {axis} twice; give it once")
-        sizes[axis] = int(size)
+        sizes[axis] = number
     rest = [axis for axis, size in sizes.items() if size == 0]
     given = prod(size for size in sizes.values() if size)
     if len(rest) == 1 and n_ranks % given == 0:

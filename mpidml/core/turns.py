@@ -17,18 +17,19 @@ from typing import Any
 from mpidml.core.action import Action
 from mpidml.core.balance import route
 from mpidml.core.errors import UserError
-from mpidml.core.grid import ProcessGrid
+from mpidml.core.grid import ProcessGrid, n_ranks_of
 from mpidml.core.lowering import moves, updates
 from mpidml.core.program import Program, program
 
 
 def parse_replicas(text: str, where: str = "--replicas") -> tuple[int, ...]:
     """Read how many ranks each stage is on, as `2,1`. UserError where a number is none from 1 up."""
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if not word.isdecimal() or not int(word):
+    found = []
+    for word in map(str.strip, text.split(",")):
+        if not (number := n_ranks_of(word)):
             raise UserError(f"{where} {text}: '{word}' is no number of ranks from 1 up; give one for each stage, as 2,1")
-    return tuple(map(int, words))
+        found.append(number)
+    return tuple(found)
 
 
 def agrees(schedule: Any, name: str, replicas: str) -> None:

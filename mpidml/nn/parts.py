@@ -6,8 +6,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-import numpy as np
-
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import cut
 from mpidml.nn.layers.base import Layer
@@ -22,9 +20,10 @@ from mpidml.nn.stage import Stage, n_cuts
 class Part(NamedTuple):
     """One rank's part of a stage, the fullest one's. `shares`: of each layer's compute; bytes of its parameters.
 
-    Bytes for each row: `kept` of activations between forward and backward, `comes` and `goes` what the stage takes and hands on, `forward_sums` and
-    `backward_sums` what is summed over the line. Of a mix: bytes that a rank sends for each row, in each exchange of a forward and a backward pass, and
-    `summed_nbytes` of parameters whose gradients are summed over replicas; those of all where it is None.
+    Bytes for each row: `kept` of activations between forward and backward, of its number and what is learnt of it, `scored` of what is kept of it where it is
+    scored, `comes` and `goes` what the stage takes and hands on, `forward_sums` and `backward_sums` what is summed over the line. Of a mix: bytes that a rank
+    sends for each row, in each exchange of a forward and a backward pass, and `summed_nbytes` of parameters whose gradients are summed over replicas; those
+    of all where it is None. `places_nbytes`: what tells where its parameters lie in the network, if it is not a range.
     """
 
     shares: tuple[float, ...]
@@ -37,6 +36,8 @@ class Part(NamedTuple):
     forward_moves: tuple[float, ...] = ()
     backward_moves: tuple[float, ...] = ()
     summed_nbytes: float | None = None
+    scored: float = 0.0
+    places_nbytes: float = 0.0
 
     @property
     def replicated_nbytes(self) -> float:
@@ -97,19 +98,18 @@ class NetParts:
         whole = [layer.flops(1, i > of.first) for i, layer in enumerate(of.layers)]
         own = [layer.flops(1, i > stage.first) for i, layer in enumerate(layers)]
         shares = tuple(part / all_ if all_ else 1.0 for part, all_ in zip(own, whole, strict=True))
-        kept = sum(_kept(layer, i, stage, is_last or i < len(layers) - 1, net.dtype) for i, layer in enumerate(layers))
-        edges = float(stage.n_features * size), float(stage.n_out * size)
-        return Part(shares, float(stage.n_params * size), kept, *edges, tuple(map(float, forward)), tuple(map(float, backward)))
+        edges, sent = (float(stage.n_features * size), float(stage.n_out * size)), (tuple(map(float, forward)), tuple(map(float, backward)))
+        return Part(shares, float(stage.n_params * size), _kept(stage), *edges, *sent, scored=_scored(stage), places_nbytes=_places_nbytes(stage, n))
 
     def _mixed(self, n: int, mix: str) -> Part:
         net, size = self.net, self.net.dtype.itemsize
         stage = Stage(net, 0, self.n_layers, True, True, mixed(net, _Fullest(n), cut_layers(mix, net.layers)))
         moves = [layer.moved(i > stage.first) for i, layer in enumerate(stage.layers) if isinstance(layer, SpreadPart)]
         forward, backward = (tuple(float(each * size) for of in halves for each in of) for halves in zip(*moves, strict=True))
-        kept = sum(_kept(layer, i, stage, True, net.dtype) for i, layer in enumerate(stage.layers))
         shares = tuple(n * _n_cut(layer) / _n_cut(layer.whole) if isinstance(layer, SpreadPart) else 1.0 for layer in stage.layers)
         edges = float(stage.n_features * size), float(stage.n_out * size)
-        return Part(shares, float(stage.n_params * size), kept, *edges, (), (), forward, backward, float(stage.n_summed * size))
+        more = float(stage.n_summed * size), _scored(stage), _places_nbytes(stage, n)
+        return Part(shares, float(stage.n_params * size), _kept(stage), *edges, (), (), forward, backward, *more)
 
 
 def _n_cut(layer: Layer) -> int:
@@ -117,12 +117,29 @@ def _n_cut(layer: Layer) -> int:
     return prod(layer.tensors[0][1])
 
 
-def _kept(layer: Layer, i: int, stage: Stage, has_output: bool, dtype: Any) -> float:
-    """Return the bytes of a row that a layer keeps: its output, the gradient of its input, and what its backward needs besides."""
-    size = np.dtype(dtype).itemsize
-    inner = layer.n_in if stage.sources[i] >= 0 and not layer.in_place else 0
+def _kept(stage: Stage) -> float:
+    """Return the bytes of a row that a slot keeps: of each layer its output, the gradient of its input, and what its backward needs besides; its number, its answers."""
+    size, last = stage.dtype.itemsize, len(stage.layers) - 1
+    outputs = sum(layer.n_out for i, layer in enumerate(stage.layers) if stage.is_last or i < last)
+    inner = sum(layer.n_in for i, layer in enumerate(stage.layers) if stage.sources[i] >= 0 and not layer.in_place)
+    learnt = sum(8 * (1 + len(head.columns)) + head.n_outputs * size * head.loss.from_values for head in stage.heads)
+    return float((outputs + inner) * size + sum(_besides(layer, stage.dtype) for layer in stage.layers) + 8 + learnt)
+
+
+def _scored(stage: Stage) -> float:
+    """Return the bytes of a row that is scored: of each layer that is more than of training its output, and what its forward fills besides."""
+    layers = [layer for layer in stage.layers if not layer.training_only]
+    outputs = sum(layer.n_out for layer in layers if stage.is_last or layer is not stage.layers[-1])
+    return float(outputs * stage.dtype.itemsize + sum(_besides(layer, stage.dtype) for layer in layers))
+
+
+def _places_nbytes(stage: Stage, n: int) -> float:
+    """Return the bytes that tell which of the network's parameters a part over n ranks has, and which of them others have, too."""
+    return 9.0 * stage.n_params * (n > 1)
+
+
+def _besides(layer: Layer, dtype: Any) -> int:
+    """Return the bytes of a row that a layer's backward needs besides what comes and leaves."""
     if isinstance(layer, SpreadPart):
-        besides = sum(array.nbytes for array in layer.kept(1, dtype))
-    else:
-        besides = sum(array[:1].nbytes for array in layer.kept(2, dtype) if len(array) == 2)
-    return float(layer.n_out * size * has_output + inner * size + besides)
+        return sum(array.nbytes for array in layer.kept(1, dtype))
+    return sum(array[:1].nbytes for array in layer.kept(2, dtype) if len(array) == 2)

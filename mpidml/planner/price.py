@@ -47,13 +47,14 @@ class Costs(NamedTuple):
 
 class Task(NamedTuple):
     """What of a job decides its price. `batch`: rows of a batch; `state`: bytes of optimizer state for each byte of parameters; `owns`: whether ranks
-    of data_parallel share the optimizer; `collective` as --collective; `least_rows`: every buffer of a stage has room for so many."""
+    of data_parallel share the optimizer; `collective` as --collective; `block`: rows that stages score at once; `apart`: ranks of a host share no memory."""
 
     batch: int
     state: float = 0.0
     owns: bool = True
     collective: str = "auto"
-    least_rows: int = 1
+    block: int = 0
+    apart: bool = False
 
 
 class Priced(NamedTuple):
@@ -104,8 +105,9 @@ class Pricer:
         if of.is_plain:
             owned = self._plain_sum(of, stages[0]).owned if self.task.owns else 1.0
             return replica_nbytes(stages[0].part, stages[0].rows, of.microbatches, state * owned)
-        kept, m = course(of.schedule, of.pipe, of.microbatches).kept, max(stages[0].rows, self.task.least_rows)
-        return max(stages_nbytes([stage.part for stage in stages], m, kept, places(of, self.machine).hops, state, of.recompute))
+        kept, hops = course(of.schedule, of.pipe, of.microbatches).kept, places(of, self.machine).hops
+        hops = (True,) * of.pipe if self.task.apart and of.pipe > 1 else hops
+        return max(stages_nbytes([stage.part for stage in stages], stages[0].rows, self.task.block, of.microbatches, kept, hops, state, of.recompute))
 
     def least_seconds(self, of: Candidate) -> float:
         """Return what no replay of a candidate falls below: some rank's computes, and the way of a microbatch there and back."""

@@ -44,7 +44,8 @@ class Stages:
         self.strategy, self.cut, self.net, self.job, self.grid = strategy, tuple(cut), strategy.net, strategy.job, grid or strategy.grid
         self.parts, self.state = NetParts(strategy.net), make_chain(strategy.job.optimizer, strategy.job.rate).state_per_byte(strategy.net.dtype)
         self.n_pipe: int = self.grid.sizes["pipe"]
-        self.hops = tuple(any(hosts[a] != hosts[b] for a, b in self._neighbours(p)) for p in range(self.n_pipe))
+        self.apart = strategy.job.transport != "auto"  # then no memory is shared
+        self.hops = tuple(self.n_pipe > 1 and (self.apart or any(hosts[a] != hosts[b] for a, b in self._neighbours(p))) for p in range(self.n_pipe))
 
     def _neighbours(self, p: int) -> Iterator[tuple[int, int]]:
         """Yield the ranks at a place of the pipe, each with those that it sends to."""
@@ -61,9 +62,9 @@ class Stages:
             run = replay(lower_by_turns(made, self.grid.replicas, n_items) if self.job.replicas else lower(made, places, n_items))
         share = -(-min(self.job.batch, len(strategy.data.x)) // strategy.n_workers)
         cut = balanced(counted(self.net, 1), places * made.n_chunks, 0.0).stages if n_pipe else self.cut
-        hops = self.hops if not n_pipe else (any(self.hops),) * n_pipe
-        m = max(-(-share // n_items), BLOCK)
-        return stages_nbytes(self._parts(cut), m, run.activations, hops, self.state, recompute or self.job.recompute, run.versions)
+        hops, turns = (self.hops, getattr(self.grid, "replicas", ())) if not n_pipe else ((n_pipe > 1 and (self.apart or any(self.hops)),) * n_pipe, ())
+        rows, again = -(-share // n_items), recompute or self.job.recompute
+        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns)
 
     def _parts(self, cut: Sequence[Stage]) -> list[Part]:
         """Return what the fullest rank of each stage has; UserError where layers cannot be cut so."""

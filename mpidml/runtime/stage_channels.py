@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpidml.nn.room import channel_slots
 from mpidml.nn.stage import Stage
 from mpidml.runtime.channel import Line, open_channels
 from mpidml.runtime.held import Local
@@ -25,7 +26,7 @@ def between(strategy: Any, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
         edges = [0]  # of the lines between each two stages
         for s in range(n_stages - 1):
             ways = grid.ways(*({"data": data, "pipe": stage % n_pipe, "tensor": tensor} for stage in (s, s + 1)))
-            width, n, each = every[tensor][s].n_out, max(kept[s], kept[s + 1] + 1), len(ways)  # one is on its way
+            width, n, each = every[tensor][s].n_out, channel_slots(kept, s), len(ways)
             for a, b in ways:
                 lines += [Line(a, b, m, width, n, f"the output of stage {s}", each), Line(b, a, m, width, n, f"the gradient of stage {s}'s output", each)]
             edges.append(edges[-1] + 2 * each)

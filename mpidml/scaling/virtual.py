@@ -162,7 +162,8 @@ class Virtual:
         machine = Machine(n_ranks, place.hosts, place.cores, inside, place.link if place.crosses else inside, PlanRequest.wake, place.per_host)
         layers = tuple((Cost(*forward), Cost(*backward)) for forward, backward in self.costs["layers"])
         costs = Costs(layers, self.costs["update"], self.costs["add"], self.costs["rows"])
-        pricer = Pricer(Task(job.batch, chain.state_per_byte(self.net.dtype), chain.split()[0] is None, job.collective, BLOCK), machine, costs, NetParts(self.net))
+        task = Task(job.batch, chain.state_per_byte(self.net.dtype), chain.split()[0] is None, job.collective, BLOCK, job.transport != "auto")
+        pricer = Pricer(task, machine, costs, NetParts(self.net))
         if why := pricer.why_not(of):
             raise UserError(f"plan: {why}")
         found = pricer.price(of)

@@ -40,7 +40,8 @@ def test_what_is_written_is_the_grid(text, sizes):
         ("pip=4", "no axis 'pip'; known: data, pipe, tensor; did you mean 'pipe'"),
         ("pipe", "gives no number of ranks"), ("pipe=x", "gives no number"), ("pipe=2,pipe=2", "names pipe twice"),
         ("pipe=3", "3 = 3 ranks, and 4 were started"), ("data=2,pipe=3", "2 x 3 = 6 ranks, and 4 were started"), ("data=0,pipe=3", "do not divide 4"),
-        ("data=0,pipe=0", "one axis of size 0 alone"),
+        ("data=0,pipe=0", "one axis of size 0 alone"), ("pipe=" + "9" * 5000, "gives no number of ranks"),
+        ("pipe=" + "9" * 4000 + ",data=" + "9" * 4000, "gives no number of ranks"),
     ],
 )  # fmt: skip
 def test_a_grid_that_does_not_fit_is_refused_in_one_line(text, told):

@@ -159,7 +159,7 @@ def test_layers_are_cut_by_what_a_stages_ranks_do_together():
     assert [stage.hi - stage.lo for stage in slow] == [2, 4], "turns are alike, so the slower replica says how fast both are"
 
 
-@pytest.mark.parametrize("text", ["2,0", "2,,1", "2,-1", "two", "1.5,1"])
+@pytest.mark.parametrize("text", ["2,0", "2,,1", "2,-1", "two", "1.5,1", "2," + "9" * 5000], ids=lambda text: text[:6])
 def test_what_is_no_number_of_ranks_is_refused_in_a_line(text):
     with pytest.raises(UserError, match=r"^--replicas .*: '.*' is no number of ranks from 1 up; give one for each stage, as 2,1$"):
         parse_replicas(text)

@@ -14,6 +14,7 @@ from mpidml.plan import plan
 from mpidml.planner.candidate import Candidate, candidates
 from mpidml.planner.machine import Link, Machine, sum_costs
 from mpidml.planner.price import Pricer, Task
+from tests.held import owners
 from tests.nn.lines import BACKENDS
 from tests.nn.test_mix import CarryingLine, batch_of, network, spread_over
 from tests.planner.plain import costs
@@ -45,7 +46,7 @@ def test_what_a_plan_counts_is_what_ranks_send(evenly, mix, n):
 def test_a_price_is_a_formula():
     """3 replicas on a host each, 6 rows in 2 microbatches: computes, 3 exchanges of each, one sum of a ring, one update."""
     net, n, rows, per_row = wide(), 3, 1, 1e-3
-    link, task = Link(1e-4, 1e6), Task(6, collective="ring", least_rows=1)
+    link, task = Link(1e-4, 1e6), Task(6, collective="ring", block=1)
     given = costs([(0, per_row, 0, 2 * per_row)] * 3, update=1e-8, add=1e-9)
     found = Pricer(task, Machine(n, n, 4, Link(), link), given, NetParts(net)).price(Candidate(n, 1, 1, "", 2, mix="embedding=tensor"))
     table, width, n_codes, others = 2 * 300 * 4 * 8 / n, 8 * 8, 2 * 8, 8 * (net.n_params - 2 * 300 * 4)
@@ -61,14 +62,13 @@ def test_a_price_is_a_formula():
 
 
 def test_what_a_mix_keeps_is_what_it_allocates(evenly):
-    """The arrays of a slot on the rank that has most; the labels' and the key of a mask are left out."""
+    """The arrays of a slot on the rank that has most; the rows and the keys of masks are left out."""
     for mix in ("embedding=tensor", BOTH):
         net, m = network(), 4
         *_, found = spread_over(net, cut_layers(mix, net.layers), (1, 1, 1), (m,) * 3, batch_of(net, 3 * m))
         kept = []
         for *_, memory, _, _ in found:
-            own = [array for name, array in memory.arrays.items() if isinstance(name, tuple) and name[0] in ("out", "inner")]
-            own += [array for name, of in memory.arrays.items() if isinstance(name, tuple) and name[0] == "kept" for array in of if array.size > 1]
+            own = [array for array in owners([{**memory.arrays, "x": None}]).values() if array.size > 1]
             kept.append(sum(array.nbytes for array in own) / memory.m)
         assert NetParts(net).mixed(3, mix).kept == max(kept)
 

@@ -21,6 +21,7 @@ from mpidml.planner.candidate import Candidate, candidates, factorisations, numb
 from mpidml.planner.course import Course
 from mpidml.planner.machine import Link, Machine, Places, places, sum_costs
 from mpidml.planner.price import Pricer, Task
+from tests.held import owners
 from tests.planner.plain import FLUSHING, Chain, costs, crossing, factorised, slow_seconds, summed
 
 INSIDE, BETWEEN = Link(1e-6, 1e10), Link(1e-4, 1e8)
@@ -190,7 +191,7 @@ NET = {"n_features": 12, "n_outputs": 6, "hidden": (16, 8, 24), "dropout": 0.1, 
 
 @pytest.mark.parametrize(("lo", "hi"), [(0, 7), (0, 3), (3, 5), (5, 7), (0, 1), (2, 7)])
 def test_what_a_stage_keeps_is_what_it_allocates(lo, hi):
-    """The arrays of a slot, made by the code that trains; the labels' are left out."""
+    """The arrays of a slot, made by the code that trains; the keys of masks are left out."""
     net = build("mlp", **NET)
     rows, stage = 5, Stage(net, lo, hi, lo == 0, hi == 7)
     dy = None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
@@ -198,8 +199,7 @@ def test_what_a_stage_keeps_is_what_it_allocates(lo, hi):
     x, out = np.zeros((rows, stage.n_features), net.dtype), None if stage.is_last else np.zeros((rows, stage.n_out), net.dtype)
     memory = Memory(rows, net.backend)
     stage.bind(rows, *np.zeros((2, stage.n_params), net.dtype), memory, Edges(x, out, dy, dx))
-    own = [array for name, array in memory.arrays.items() if isinstance(name, tuple) and name[0] in ("out", "inner")]
-    own += [array for name, of in memory.arrays.items() if isinstance(name, tuple) and name[0] == "kept" for array in of if len(array) == rows]
+    own = [array for array in owners([memory]).values() if len(array) == rows]
     part = NetParts(net).part(lo, hi, 1, lo == 0, hi == 7)
     assert part.kept * rows == sum(array.nbytes for array in own)
     assert (part.parameter_nbytes, part.comes, part.goes) == (stage.n_params * 4, stage.n_features * 4, stage.n_out * 4) and set(part.shares) == {1.0}
@@ -208,7 +208,7 @@ def test_what_a_stage_keeps_is_what_it_allocates(lo, hi):
 def test_memory_is_weights_gradients_state_and_what_is_in_flight():
     net = build("mlp", **NET)
     parts = NetParts(net)
-    pricer = Pricer(Task(32, state=2.0, least_rows=4), Machine(4, 1, 4), costs([(0, 1, 0, 2)] * 7), parts)
+    pricer = Pricer(Task(32, state=2.0, block=4), Machine(4, 1, 4), costs([(0, 1, 0, 2)] * 7), parts)
     whole = parts.part(0, 7, 1, True, True)
     assert pricer.memory_nbytes(Candidate()) == net.n_params * 4 * 4 + 32 * (whole.kept + whole.comes)
     assert pricer.memory_nbytes(Candidate(1, microbatches=4)) == net.n_params * 4 * 5 + 8 * (whole.kept + whole.comes)
@@ -216,17 +216,19 @@ def test_memory_is_weights_gradients_state_and_what_is_in_flight():
     cut = pricer.cut(2)[0].hi
     first, last = parts.part(0, cut, 1, True, False), parts.part(cut, 7, 1, False, True)
     for schedule, n, kept in (("gpipe", 4, (4, 4)), ("one_f_one_b", 4, (2, 1)), ("gpipe", 16, (16, 16))):
-        rows = max(32 // n, 4)
+        rows, most, slots = 32 // n, max(32 // n, 4), max(kept[0], kept[1] + 1)
         sides = [
-            first.parameter_nbytes * 5 + kept[0] * rows * (first.kept + first.comes) + max(kept) * rows * first.goes,
-            last.parameter_nbytes * 5 + kept[1] * rows * last.kept + max(kept) * rows * last.comes,
+            first.parameter_nbytes * 5 + kept[0] * (rows * first.kept + most * first.comes) + slots * most * first.goes + 4 * first.scored,
+            last.parameter_nbytes * 5 + kept[1] * rows * last.kept + slots * most * last.comes + 4 * last.scored,
         ]
         assert pricer.memory_nbytes(Candidate(1, 2, 1, schedule, n)) == max(sides)
         assert pricer.memory_nbytes(Candidate(1, 2, 1, schedule, n, True)) <= max(sides)
     late = Pricer(Task(8), Machine(2, 1, 2), costs([(0, 1, 0, 2)] * 2), Chain([7] * 2, [1000, 5000]))
     assert late.memory_nbytes(Candidate(1, 2, 1, "one_f_one_b", 4)) == 3 * 7 + 2 * (1 * 10000 + 2 * 1000), "what comes has as many slots as its sender keeps"
-    far = Pricer(Task(32, state=2.0, least_rows=4), Machine(2, 2, 4), costs([(0, 1, 0, 2)] * 7), parts)
+    alone = Pricer(Task(32, state=2.0, block=4, apart=True), Machine(4, 1, 4), costs([(0, 1, 0, 2)] * 7), parts).memory_nbytes(Candidate(1, 2, 1, "gpipe", 4))
+    far = Pricer(Task(32, state=2.0, block=4), Machine(2, 2, 4), costs([(0, 1, 0, 2)] * 7), parts)
     assert far.memory_nbytes(Candidate(1, 2, 1, "gpipe", 4)) > pricer.memory_nbytes(Candidate(1, 2, 1, "gpipe", 4)), "between hosts each side has slots"
+    assert alone == far.memory_nbytes(Candidate(1, 2, 1, "gpipe", 4)), "and where ranks of one host share no memory"
 
 
 def test_parts_of_a_real_net_hold_a_share_and_sum_what_the_split_sums():
