@@ -211,6 +211,10 @@ class Collective:
         part = self.rounds(self.comm.rank, self.comm.size, buffer.size)
         return RoundSum(self.comm, (*part.reduce, *part.gather), buffer)
 
+    def plan_beside(self, buffer: Array) -> Sum:
+        """Prepare the sum of what is none of a gradient, as votes are: as `plan` does, which may be made for gradients alone (Collective on comm)."""
+        return self.plan(buffer)
+
     def weights(self, n: int, dtype: Any) -> Array:
         """Return n zeros for the weights that `halves` keeps alike (Collective on comm): of each rank, or where ranks share memory one for all."""
         return np.zeros(n, dtype)

@@ -401,6 +401,29 @@ def test_an_ordered_run_that_was_saved_goes_on_to_the_same_bits_on_other_ranks(c
     part.Free()
 
 
+VOTED = [{"checkpoint_every": 2}, {"target": "loss:1e-9"}, {"seconds": 0.2, "steps": 0}, {"patience": 9, "validate": 0.1}]
+
+
+def ends_as_without(comm, out, option):
+    """Tell whether a run of 32 blocks that votes on its end has the model of one of as many clocks that does not."""
+    given = {"collective": "ordered:32", "bucket": Job.bucket, "batch": 400, "validate": option.get("validate", 0.0)}
+    voted, _ = run(comm, write=True, out=str(out), **given | option)
+    return voted["model_sha256"] == run(comm, **given, steps=voted["clocks"])[0]["model_sha256"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("option", VOTED, ids=str)
+def test_votes_have_no_blocks_and_are_summed_beside_any_number_of_them(comm, mpi_tmp_path, option):
+    assert ends_as_without(comm, mpi_tmp_path / "voted", option)
+
+
+@pytest.mark.mpi
+def test_the_check_catches_votes_that_are_planned_as_gradients_are(comm, mpi_tmp_path, monkeypatch):
+    monkeypatch.delattr(plugins.load("mpidml.collectives", "ordered"), "plan_beside")
+    with pytest.raises(UserError, match="ordered:32: blocks are of a batch's samples"):
+        ends_as_without(comm, mpi_tmp_path / "voted", VOTED[0])
+
+
 @pytest.mark.mpi
 def test_blocks_that_cannot_be_are_refused(comm):
     plain = {"bucket": Job.bucket}
