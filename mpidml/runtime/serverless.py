@@ -162,8 +162,8 @@ class Serverless:
         given = [f"--{name.replace('_', '-')} {getattr(job, name)}" for name in alone if getattr(job, name) != getattr(Job, name)]
         if self.n_workers == 1 and given:
             found = f"; on one rank {', '.join(given)} change{'s' * (len(given) == 1)} nothing"
-        elif self.n_blocks and job.transport == "mpi" and self.n_workers > 1:
-            found = "; blocks go by messages with --transport mpi as without"
+        elif job.transport == "mpi" and (self.n_blocks or job.collective != Job.collective) and self.n_workers > 1:
+            found = f"; {'blocks go' if self.n_blocks else 'what is summed goes'} by messages with --transport mpi as without"
         elif named == "hierarchical" and between and self.comm.one_host:
             found = f"; on one host nothing goes by {between.removeprefix('between=')}"
         return found

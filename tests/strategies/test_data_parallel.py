@@ -100,11 +100,16 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
     said = words(collective="auto:memory=false")
     assert "(chosen by measurement)" in said and "auto" not in said.partition("(chosen")[0], said
     if of_sums:
-        assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2)) == alone
+        assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2, steps=9)) == alone
         assert ("; on one rank --bucket 99, --transport mpi change nothing" in words(bucket=99, transport="mpi")) == alone
         in_codes = words(bucket=99, transport="mpi", compress="bf16")
         assert "nothing" not in in_codes, "one rank, too, computes with what its codes say"
-        assert ("with --transport mpi as without" in words(deterministic=True, transport="mpi")) == (not alone)
+        as_without = "by messages with --transport mpi as without"
+        assert (f"; blocks go {as_without}" in words(deterministic=True, transport="mpi")) == (not alone)
+        for name in ("ring", "rabenseifner", "tree", "recursive_doubling", "mpi", "auto:memory=false"):
+            assert (f"; what is summed goes {as_without}" in words(collective=name, transport="mpi")) == (not alone)
+        for changes in ({}, {"collective": "ring"}, {"transport": "mpi"}, {"transport": "mpi", "compress": "bf16"}):
+            assert as_without not in words(**changes), "there it does something, or was not given"
         assert "--collective" not in words(collective="ordered:32")
         monkeypatch.setattr(DataParallel, "asides", lambda self, *alone: "")
         assert "nothing" not in words(bucket=99, collective="ring"), "the heading says so by `asides` alone"
@@ -303,6 +308,8 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
         run(comm, tune=False)
     with pytest.raises(UserError, match=r"--check-replicas 9: does nothing in a run of 8 clocks, .*; give at most 8"):
         run(comm, check_replicas=9)
+    with pytest.raises(UserError, match=r"--shares measured: does nothing in a run of 8 clocks, which are learnt after 8; give at least 9, or leave it out"):
+        run(comm, shares="measured")
     for collective, what in (("auto:memory=nope", "memory = nope is neither true nor false"), ("auto:5", "memory = 5 is"), ("ordered:true", "no power of two")):
         with pytest.raises(UserError, match=what):
             run(comm, collective=collective)
