@@ -176,10 +176,12 @@ class Collective:
 
     Those that are rounds give `rounds` alone. `exact`: the result is the sum on every rank (otherwise, say, a mean with neighbours).
     `by_timing`: what is added to what depends on measured times, so no two runs need have the same bits.
+    `in_memory`: on one host `weights` are one array for all ranks.
     """
 
     exact: ClassVar[bool] = True
     by_timing: ClassVar[bool] = False
+    in_memory: ClassVar[bool] = False
     comm: Any
 
     def open(self, comm: Any) -> None:

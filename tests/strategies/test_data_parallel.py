@@ -117,6 +117,36 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
         assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
 
 
+def tells_of_one_array(comm, per_host=0, **changes):
+    """Tell whether the heading says that weights are one array exactly where all ranks see what one of them writes to its own."""
+    found, _ = prepared(counted := CountedComm(comm, per_host), check_replicas=2, **{"bucket": Job.bucket} | changes)
+    comm.Barrier()
+    if comm.rank == 0:
+        found.weights[0] = 7.25
+    comm.Barrier()
+    one = comm.size > 1 and comm.allreduce(int(found.weights[0] == 7.25)) == comm.size
+    said = "; --check-replicas 2 finds no difference: the weights are one array, which all ranks read" in found.words()
+    found.free()
+    counted.free()
+    return said == one
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("per_host", [0, 2])
+@pytest.mark.parametrize("name", SUMS)
+def test_where_no_comparison_of_replicas_can_find_anything_it_is_said(comm, name, per_host):
+    if name != "shared" or not per_host or comm.size <= per_host:
+        assert tells_of_one_array(comm, per_host, collective=name)
+    assert tells_of_one_array(comm, per_host, collective="hierarchical", optimizer="lars:0.1"), "each rank has all weights then"
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", ["shared", "hierarchical"])
+def test_the_check_catches_a_heading_that_does_not_say_so(comm, name, monkeypatch):
+    monkeypatch.setattr(plugins.load("mpidml.collectives", name), "in_memory", False)
+    assert not tells_of_one_array(comm, collective=name)
+
+
 def is_named(comm, out, strategy, name):
     """Tell whether summary and trace of a run name what summed, which is what the heading says; None on one rank."""
     counted = CountedComm(comm)
