@@ -176,10 +176,12 @@ class Collective:
 
     Those that are rounds give `rounds` alone. `exact`: the result is the sum on every rank (otherwise, say, a mean with neighbours).
     `by_timing`: what is added to what depends on measured times, so no two runs need have the same bits.
+    `in_memory`: on one host `weights` are one array for all ranks.
     """
 
     exact: ClassVar[bool] = True
     by_timing: ClassVar[bool] = False
+    in_memory: ClassVar[bool] = False
     comm: Any
 
     def open(self, comm: Any) -> None:
@@ -210,6 +212,10 @@ class Collective:
         self.check(buffer)
         part = self.rounds(self.comm.rank, self.comm.size, buffer.size)
         return RoundSum(self.comm, (*part.reduce, *part.gather), buffer)
+
+    def plan_beside(self, buffer: Array) -> Sum:
+        """Prepare the sum of what is none of a gradient, as votes are: as `plan` does, which may be made for gradients alone (Collective on comm)."""
+        return self.plan(buffer)
 
     def weights(self, n: int, dtype: Any) -> Array:
         """Return n zeros for the weights that `halves` keeps alike (Collective on comm): of each rank, or where ranks share memory one for all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mpidml.collectives.base import FOLDER, Collective, Halves, Sum
 from mpidml.core import plugins
@@ -22,6 +22,8 @@ class Hierarchical(Collective):
     whole sum on all hosts (recursive_doubling, mpi), each rank has it.
     Source: Sanders, Speck and Träff 2009; Cho et al. 2019 (BlueConnect).
     """
+
+    in_memory: ClassVar[bool] = True
 
     def __init__(self, between: str = "rabenseifner") -> None:
         if str(between).partition(":")[0] in ("hierarchical", "shared", "auto", "gossip"):

@@ -36,9 +36,14 @@ class Ordered(Collective):
 
     def plan(self, buffer: Array) -> Sum:
         """Prepare the sum of `buffer`, one block of each rank. UserError where a number of blocks was given."""
-        self.check(buffer)
         if self.given:
+            self.check(buffer)
             raise UserError(f"ordered:{self.blocks}: blocks are of a batch's samples, under --strategy data_parallel; what is summed here has none, so give ordered")
+        return self.plan_beside(buffer)
+
+    def plan_beside(self, buffer: Array) -> Sum:
+        """Prepare the sum of `buffer`, one block of each rank, however many blocks a batch has."""
+        self.check(buffer)
         size = self.comm.size
         tree = BlockTree(1 << (size - 1).bit_length(), 1 << (size - 1).bit_length())
         rows = np.zeros((tree.n_blocks, buffer.size), buffer.dtype)  # blocks that no rank has are zero

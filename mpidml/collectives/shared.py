@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Shared(Collective):
 
     Buffers from `allocate` are summed where they are, if every rank gives the same part of its own; others are copied to and fro.
     """
+
+    in_memory: ClassVar[bool] = True
 
     def open(self, comm: Any) -> None:
         """Take the communicator of one host; UserError where there are several."""

@@ -9,6 +9,7 @@ Gradients are summed over samples, so shares change nothing but who computes wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 EVERY = 8
 """Clocks between two measurements: of so many the mean is taken."""
@@ -43,9 +44,11 @@ class Shares:
     def edge(self, size: int, worker: int) -> int:
         """Return the first of `size` samples that belongs to `worker`; for the number of workers it is the end.
 
-        Each has one at least where there are enough: who computes nothing could not be measured any more.
+        Each has one at least where there are enough: who computes nothing could not be measured any more. The rest is cut by what each share has above
+        one sample: where none has less than one, that is a cut by the shares themselves.
         """
         n = len(self.parts)
-        if worker in (0, n) or size < n:
+        if size <= n:
             return size * worker // n
-        return min(max(round(size * sum(self.parts[:worker])), worker), size - (n - worker))
+        above = list(accumulate((max(size * part - 1, 0.0) for part in self.parts), initial=0.0))
+        return worker + round((size - n) * above[worker] / above[n])

@@ -16,6 +16,7 @@ from mpidml.core.csr import Csr
 from mpidml.core.errors import UserError, nearest
 from mpidml.core.job import Job
 from mpidml.core.role import Array
+from mpidml.core.shares import EVERY
 from mpidml.core.target import parse_target
 from mpidml.data import learnt
 from mpidml.data.readers import HEADS, Reading, given, read, read_pair
@@ -114,6 +115,8 @@ def check_target(job: Job, data: Dataset) -> None:
     """Refuse a target that these data cannot show, and what a run on so many rows never comes to."""
     if job.check_replicas > (n := job.n_clocks(-(-len(data.x) // job.batch))):
         raise UserError(f"--check-replicas {job.check_replicas}: does nothing in a run of {n} clocks, compared at its end anyway; give at most {n}, or leave it out")
+    if job.shares == "measured" and n <= EVERY:
+        raise UserError(f"--shares measured: does nothing in a run of {n} clocks, which are learnt after {EVERY}; give at least {EVERY + 1}, or leave it out")
     if job.averaging.startswith("elastic") and job.average_every > n:
         why = f"in a run of {n} clocks the centre of --averaging {job.averaging}, which is what is saved, would stay as it began"
         raise UserError(f"--average-every {job.average_every}: {why}; give at most {n}")

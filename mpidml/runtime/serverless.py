@@ -56,6 +56,8 @@ class Serverless:
     weights: Array
     gradient: Array
     whole: ClassVar[bool] = True
+    one_array = False
+    """Whether the weights are one array for all ranks, so that none can have others; each part of an optimizer is then one rank's, too."""
     same_bits = False
     """Whether this promises the same bits at any number of ranks also where nobody asks for it, by --deterministic."""
     idle: ClassVar[tuple[str, ...]] = OF_SERVERS
@@ -160,12 +162,14 @@ class Serverless:
         job, found = self.job, ""
         named, _, between = job.collective.partition(":")
         given = [f"--{name.replace('_', '-')} {getattr(job, name)}" for name in alone if getattr(job, name) != getattr(Job, name)]
-        if self.n_workers == 1 and given:
-            found = f"; on one rank {', '.join(given)} change{'s' * (len(given) == 1)} nothing"
-        elif self.n_blocks and job.transport == "mpi" and self.n_workers > 1:
-            found = "; blocks go by messages with --transport mpi as without"
-        elif named == "hierarchical" and between and self.comm.one_host:
-            found = f"; on one host nothing goes by {between.removeprefix('between=')}"
+        if self.n_workers == 1:
+            return f"; on one rank {', '.join(given)} change{'s' * (len(given) == 1)} nothing" if given else ""
+        if job.transport == "mpi" and (self.n_blocks or job.collective != Job.collective):
+            found = f"; {'blocks go' if self.n_blocks else 'what is summed goes'} by messages with --transport mpi as without"
+        if named == "hierarchical" and between and self.comm.one_host:
+            found += f"; on one host nothing goes by {between.removeprefix('between=')}"
+        if job.check_replicas and self.one_array:
+            found += f"; --check-replicas {job.check_replicas} finds no difference: the weights are one array, which all ranks read"
         return found
 
     @property

@@ -41,7 +41,7 @@ class Votes:
     def __init__(self, collective: Collective, leads: bool, progress: ByHand) -> None:
         self.progress = progress
         self.buffer = collective.allocate(2, np.float64)
-        self.sum = collective.plan(self.buffer)
+        self.sum = collective.plan_beside(self.buffer)
         self.leads, self.wants, self.pauses = leads, (0.0, 0.0), False
 
     def stop(self, pause: bool = False) -> None:

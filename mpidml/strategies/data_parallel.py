@@ -150,6 +150,7 @@ class DataParallel(Serverless):
             self.compressed.look_at(self.gradient)
         shared = coded is None and not needs_whole(self.links)
         self.weights = collective.weights(net.n_params, net.dtype) if shared else np.zeros(net.n_params, net.dtype)
+        self.one_array = shared and self.comm.one_host and collective.in_memory
         cuts = merge_parts(net.parts(), max(1, self.job.bucket // net.dtype.itemsize))
 
         def halves(lo: int, hi: int) -> Halves:

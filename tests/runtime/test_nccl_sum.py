@@ -289,7 +289,7 @@ def on_device(monkeypatch, takes_pointers=False, place="lazy"):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimizer": "clip:0.5+adam", "lr": 0.01, "dropout": 0.2, "shares": "measured"}, {"dtype": "float32"}, {"accumulate": 3}], ids=str
+    "changes", [{}, {"optimizer": "clip:0.5+adam", "lr": 0.01, "dropout": 0.2, "shares": "measured", "steps": 10}, {"dtype": "float32"}, {"accumulate": 3}], ids=str
 )
 @pytest.mark.parametrize("per_host", [0, 2])
 @pytest.mark.parametrize("takes_pointers", [False, True])

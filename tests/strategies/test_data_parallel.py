@@ -100,16 +100,51 @@ def test_flags_that_decide_nothing_on_these_ranks_are_named_and_what_was_measure
     said = words(collective="auto:memory=false")
     assert "(chosen by measurement)" in said and "auto" not in said.partition("(chosen")[0], said
     if of_sums:
-        assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2)) == alone
+        assert ("--shares measured, --check-replicas 2 change nothing" in words(shares="measured", check_replicas=2, steps=9)) == alone
         assert ("; on one rank --bucket 99, --transport mpi change nothing" in words(bucket=99, transport="mpi")) == alone
         in_codes = words(bucket=99, transport="mpi", compress="bf16")
         assert "nothing" not in in_codes, "one rank, too, computes with what its codes say"
-        assert ("with --transport mpi as without" in words(deterministic=True, transport="mpi")) == (not alone)
+        as_without = "by messages with --transport mpi as without"
+        assert (f"; blocks go {as_without}" in words(deterministic=True, transport="mpi")) == (not alone)
+        for name in ("ring", "rabenseifner", "tree", "recursive_doubling", "mpi", "auto:memory=false"):
+            assert (f"; what is summed goes {as_without}" in words(collective=name, transport="mpi")) == (not alone)
+        for changes in ({}, {"collective": "ring"}, {"transport": "mpi"}, {"transport": "mpi", "compress": "bf16"}):
+            assert as_without not in words(**changes), "there it does something, or was not given"
         assert "--collective" not in words(collective="ordered:32")
         monkeypatch.setattr(DataParallel, "asides", lambda self, *alone: "")
         assert "nothing" not in words(bucket=99, collective="ring"), "the heading says so by `asides` alone"
     else:
         assert ("the end alone, in 8 clocks" in words(average_every=9)) and "the end alone" not in words(average_every=8)
+
+
+def tells_of_one_array(comm, per_host=0, **changes):
+    """Tell whether the heading says that weights are one array exactly where all ranks see what one of them writes to its own."""
+    found, _ = prepared(counted := CountedComm(comm, per_host), check_replicas=2, **{"bucket": Job.bucket} | changes)
+    comm.Barrier()
+    if comm.rank == 0:
+        found.weights[0] = 7.25
+    comm.Barrier()
+    one = comm.size > 1 and comm.allreduce(int(found.weights[0] == 7.25)) == comm.size
+    said = "; --check-replicas 2 finds no difference: the weights are one array, which all ranks read" in found.words()
+    found.free()
+    counted.free()
+    return said == one
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("per_host", [0, 2])
+@pytest.mark.parametrize("name", SUMS)
+def test_where_no_comparison_of_replicas_can_find_anything_it_is_said(comm, name, per_host):
+    if name != "shared" or not per_host or comm.size <= per_host:
+        assert tells_of_one_array(comm, per_host, collective=name)
+    assert tells_of_one_array(comm, per_host, collective="hierarchical", optimizer="lars:0.1"), "each rank has all weights then"
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", ["shared", "hierarchical"])
+def test_the_check_catches_a_heading_that_does_not_say_so(comm, name, monkeypatch):
+    monkeypatch.setattr(plugins.load("mpidml.collectives", name), "in_memory", False)
+    assert not tells_of_one_array(comm, collective=name)
 
 
 def is_named(comm, out, strategy, name):
@@ -303,6 +338,8 @@ def test_flags_of_servers_are_refused_here_and_those_of_sums_there(comm):
         run(comm, tune=False)
     with pytest.raises(UserError, match=r"--check-replicas 9: does nothing in a run of 8 clocks, .*; give at most 8"):
         run(comm, check_replicas=9)
+    with pytest.raises(UserError, match=r"--shares measured: does nothing in a run of 8 clocks, which are learnt after 8; give at least 9, or leave it out"):
+        run(comm, shares="measured")
     for collective, what in (("auto:memory=nope", "memory = nope is neither true nor false"), ("auto:5", "memory = 5 is"), ("ordered:true", "no power of two")):
         with pytest.raises(UserError, match=what):
             run(comm, collective=collective)
@@ -399,6 +436,29 @@ def test_an_ordered_run_that_was_saved_goes_on_to_the_same_bits_on_other_ranks(c
         job = resumed(mpi_tmp_path / "cut", {"steps": 20, "out": str(mpi_tmp_path / "alone")})
         assert run(part, job, write=True)[0]["model_sha256"] == whole["model_sha256"]
     part.Free()
+
+
+VOTED = [{"checkpoint_every": 2}, {"target": "loss:1e-9"}, {"seconds": 0.2, "steps": 0}, {"patience": 9, "validate": 0.1}]
+
+
+def ends_as_without(comm, out, option):
+    """Tell whether a run of 32 blocks that votes on its end has the model of one of as many clocks that does not."""
+    given = {"collective": "ordered:32", "bucket": Job.bucket, "batch": 400, "validate": option.get("validate", 0.0)}
+    voted, _ = run(comm, write=True, out=str(out), **given | option)
+    return voted["model_sha256"] == run(comm, **given, steps=voted["clocks"])[0]["model_sha256"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("option", VOTED, ids=str)
+def test_votes_have_no_blocks_and_are_summed_beside_any_number_of_them(comm, mpi_tmp_path, option):
+    assert ends_as_without(comm, mpi_tmp_path / "voted", option)
+
+
+@pytest.mark.mpi
+def test_the_check_catches_votes_that_are_planned_as_gradients_are(comm, mpi_tmp_path, monkeypatch):
+    monkeypatch.delattr(plugins.load("mpidml.collectives", "ordered"), "plan_beside")
+    with pytest.raises(UserError, match="ordered:32: blocks are of a batch's samples"):
+        ends_as_without(comm, mpi_tmp_path / "voted", VOTED[0])
 
 
 @pytest.mark.mpi

@@ -51,7 +51,7 @@ def on_device(monkeypatch, takes_pointers=False, place="lazy"):
     [
         {},
         {"optimizer": "clip:0.5+decay:1e-3+adam", "dropout": 0.2, "lr": 0.01},
-        {"optimizer": "lars:0.02", "collective": "auto", "shares": "measured"},
+        {"optimizer": "lars:0.02", "collective": "auto", "shares": "measured", "steps": 10},
         {"optimizer": "nesterov", "collective": "hierarchical", "lr_policy": "warmup:3", "dtype": "float32"},
         {"batch": 1599, "steps": 2, "collective": "mpi"},  # an epoch ends with one sample: the other ranks have none
         {"accumulate": 3, "dropout": 0.2},
