@@ -20,7 +20,8 @@ from mpidml.core.errors import UserError
 from mpidml.core.job import STAGED
 from mpidml.core.rounds import Sizes, priced
 from mpidml.ps.waits import Waited
-from mpidml.sim.parameter_server import MOST_ROWS, Plan, Simulated
+from mpidml.sim.parameter_server import Plan, Simulated
+from mpidml.sim.thinned import MOST_ROWS, joined
 
 CHOSEN = ("ring", "rabenseifner", "recursive_doubling")
 """What `auto` stands for: the cheapest of these."""
@@ -87,7 +88,7 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     found = Simulated(done_by=[0] * n, staleness={0: 0})
     busy = np.zeros(n)
     now, clock = 0.0, 0
-    every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
+    every = 1 if plan.seconds else max(1, -(-plan.n_clocks // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
         computes = np.array([drawn(w, clock) for w in range(n)])
         if plan.slowdown is not None:
@@ -99,7 +100,9 @@ def simulate(plan: Plan, collective: str) -> Simulated:
         busy += computes
         now += float(computes[slowest]) + after
         clock += 1
-        if not clock % every or clock == plan.n_clocks:
+        if not clock % every and len(found.rows) == MOST_ROWS:
+            found.rows, every = joined(found.rows), 2 * every
+        if not clock % every:
             found.rows.append((now, clock * n, 0.0))
     if not found.rows or found.rows[-1][1] != clock * n:
         found.rows.append((now, clock * n, 0.0))

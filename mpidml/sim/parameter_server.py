@@ -29,6 +29,7 @@ from mpidml.ps.task import Push, Read, Turn
 from mpidml.ps.waits import Tally, Waited
 from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
+from mpidml.sim.thinned import MOST_ROWS, Row, Thinned, joined
 from mpidml.sync.base import SyncPolicy, Tuning
 
 WORKER_NBYTES = 5000
@@ -39,7 +40,6 @@ SERVER_NBYTES = 470
 """Memory that a server's name takes, which lies apart from all workers, in a summary."""
 BASE_NBYTES = 80_000_000
 """Memory that a simulation takes by itself, the plot half of it."""
-MOST_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Simulated:
     busy_seconds: list[float] = field(default_factory=list)
     left_seconds: list[float] = field(default_factory=list)
     staleness: dict[int, int] = field(default_factory=dict)
-    rows: list[tuple[float, int, float]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     waited: dict[int, Waited] = field(default_factory=dict)
-    quotas: list[tuple[float, ...]] = field(default_factory=list)
+    quotas: Thinned = field(default_factory=Thinned)
 
 
 class Sizes:
@@ -194,11 +194,13 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     done_by = array("q", [0]) * n
 
     def record(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
-        nonlocal since, stale
+        nonlocal since, stale, every
         if name == "clock":
             if value[2]:
                 done_by[role - n_servers] += 1
                 since, stale = since + 1, stale + int(value[1])
+                if since == every and len(found.rows) == MOST_ROWS:
+                    found.rows, every = joined(found.rows), 2 * every
                 if since == every:
                     found.n_done += since
                     found.rows.append((now, found.n_done, stale / since))
@@ -207,8 +209,8 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
                 found.n_dropped += 1
         elif name == "left":
             found.left_seconds[role - n_servers] = now
-        elif name == "quota" and len(found.quotas) < MOST_ROWS:
-            found.quotas.append((now, *value))
+        elif name == "quota":
+            found.quotas.add((now, *value))
         if note is not None:
             note(now, role, name, value)
 

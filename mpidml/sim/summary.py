@@ -56,7 +56,8 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "comm_seconds": [0.0] * n,
         "waited_for": [],
         "most_waited_for": None,
-        "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in found.quotas],
+        "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in found.quotas.rows],
+        "quotas_set": found.quotas.n,
         "staleness_max": max(found.staleness, default=0),
         "staleness_bound": plan.policy.bound,
         "staleness_histogram": {str(s): found.staleness[s] for s in sorted(found.staleness)},
@@ -75,6 +76,8 @@ def sentence(name: str, summary: dict[str, Any]) -> str:
     text += f" ({summary['samples_per_second'] or 0:,.0f} samples/s), waiting {waiting:.0%}, staleness {mean:.2f}; loss "
     text += "-" if summary["final_loss"] is None else f"{summary['final_loss']:.4f}"
     text += "" if summary["test_accuracy"] is None else f", test accuracy {summary['test_accuracy']:.2%}"
+    if len(summary["quotas"]) < summary["quotas_set"]:
+        text += f"; summary.json has {len(summary['quotas']):,} of the {summary['quotas_set']:,} quotas that were set, evenly over the run"
     return text + f"{_of_target(summary)}; {summary['messages'][0]:,} messages, simulated in {summary['wall_seconds']:.1f} s"
 
 
