@@ -45,7 +45,7 @@ from mpidml.sim import data_parallel, memory
 from mpidml.sim.parameter_server import Plan, Simulated
 from mpidml.sim.parameter_server import simulate as run
 from mpidml.sim.ranks import VirtualRanks
-from mpidml.sim.summary import of_job, sentence
+from mpidml.sim.summary import of_job, sentence, too_many
 from mpidml.sync.base import make_policy
 
 SAMPLES_A_WORKER = 16
@@ -152,6 +152,8 @@ def _run_all(
             folder.write_json("compare.json", entries)
         curves.append(metrics)
         speak(sentence(name, summary) + ASSUMED * (name == ONE_PROCESS and one is None))
+        if name != ONE_PROCESS and (many_messages := too_many(plan, found)):
+            speak(f"{name}: {many_messages}")
         server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
         if most is not None and most["is_straggler"] and not many and not server_bound:
             speak(straggler.sentence(most, None if job.budget else plan.policy.bound))

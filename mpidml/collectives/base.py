@@ -12,7 +12,7 @@ from mpidml.core import plugins
 from mpidml.core.carry import Carry
 from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.core.rounds import Array, Rounds
+from mpidml.core.rounds import Array, Rounds, Sizes, sizes
 
 FOLDER = "mpidml.collectives"
 NUMBERS = "biufc"
@@ -191,6 +191,10 @@ class Collective:
     def rounds(self, rank: int, size: int, n: int) -> Rounds:
         """Return the part of `rank` of `size` in the sum of n elements."""
         raise NotImplementedError
+
+    def sizes(self, rank: int, size: int, n: int) -> Sizes:
+        """Return what those rounds move; where they are many, better without building them."""
+        return sizes(self.rounds(rank, size, n))
 
     def allocate(self, n: int, dtype: Any) -> Array:
         """Return n zeros where this algorithm is fastest with them (Collective on comm)."""

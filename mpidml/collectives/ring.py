@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mpidml.collectives.base import Collective
-from mpidml.core.rounds import Move, Round, Rounds, cut
+from mpidml.core.rounds import Move, Round, Rounds, Sizes, cut
 
 
 class Ring(Collective):
@@ -22,3 +24,10 @@ class Ring(Collective):
         reduce = tuple(step(rank - 1 - s, rank - 2 - s, True) for s in range(size - 1))
         gather = tuple(step(rank - s, rank - 1 - s, False) for s in range(size - 1))
         return Rounds(reduce, gather, *cut(n, size, rank))
+
+    def sizes(self, rank: int, size: int, n: int) -> Sizes:
+        """Return what the rounds move: a chunk goes out, the one before it comes in."""
+        parts = np.arange(size + 1)
+        chunks = np.diff(n // size * parts + n % size * parts // size)  # those of `cut`, in whole numbers that stay small
+        sent = (np.concatenate([rank - 1 - parts[:-2], rank - parts[:-2]]) if size > 1 else parts[:0]) % size
+        return Sizes(chunks[sent], chunks[sent - 1], 2 * (size - 1), int(chunks[rank]))

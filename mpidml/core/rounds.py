@@ -48,6 +48,15 @@ class Rounds(NamedTuple):
     hi: int
 
 
+class Sizes(NamedTuple):
+    """What one rank's rounds move, without where: elements that are `sent` and `taken` in each, `n_messages` that it sends in all, elements that it owns."""
+
+    sent: Array
+    taken: Array
+    n_messages: int
+    owned: int
+
+
 def cut(n: int, n_parts: int, part: int) -> tuple[int, int]:
     """Return the elements of a part of [0, n): contiguous parts whose sizes differ by at most one."""
     return n * part // n_parts, n * (part + 1) // n_parts
@@ -58,13 +67,17 @@ def moved(rounds: Sequence[Round]) -> int:
     return sum(move.hi - move.lo for each in rounds for move in each.sends)
 
 
-def priced(rounds: Sequence[Round], itemsize: int, latency_seconds: float, bytes_per_s: float) -> float:
+def sizes(part: Rounds) -> Sizes:
+    """Return what a rank's rounds move."""
+    rounds = (*part.reduce, *part.gather)
+    sent, taken = (np.array([sum(move.hi - move.lo for move in moves) for moves in of], np.int64) for of in ([r.sends for r in rounds], [r.receives for r in rounds]))
+    return Sizes(sent, taken, sum(len(each.sends) for each in rounds), part.hi - part.lo)
+
+
+def priced(of: Sizes, itemsize: int, latency_seconds: float, bytes_per_s: float) -> float:
     """Return the seconds of a rank's rounds, one after the other: each its latency and the larger of what it sends and takes over the bandwidth."""
-    seconds = 0.0
-    for each in rounds:
-        sent, taken = (sum(move.hi - move.lo for move in moves) for moves in (each.sends, each.receives))
-        seconds += latency_seconds + max(sent, taken) * itemsize / bytes_per_s
-    return seconds
+    seconds = latency_seconds + np.maximum(of.sent, of.taken) * itemsize / bytes_per_s
+    return float(np.cumsum(seconds)[-1]) if len(seconds) else 0.0  # in their order, to the bits of a loop
 
 
 def carried_out(parts: Sequence[Sequence[Round]], buffers: Sequence[Array]) -> int:

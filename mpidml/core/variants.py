@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 from mpidml.core import plugins
@@ -63,27 +64,42 @@ def expand(values: Mapping[str, Any], where: str) -> list[Variant]:
         if len(set(map(str, found))) < len(found):
             raise UserError(f"{where}: {raw}: '{_text(value)}' names a value twice; name each once")
         lists[name] = found
-    names = list(lists)
-    variants = []
-    strategies = lists.get("strategy", ())
-    every: list[Any] = []
+    if (n := _count(lists, single)) > MOST_VARIANTS:
+        raise UserError(f"{where}: the lists make {n:,} variants, more than {MOST_VARIANTS}; shorten them")
+    variants: list[Variant] = []
+    every: set[tuple[tuple[str, str], ...]] = set()
     for combination in product(*lists.values()):
-        meant = dict(zip(names, combination, strict=True))
-        grouped = str({**single, **meant}.get("group", Job.group)) != str(Job.group)
-        left_out = {n for n in idle(meant.get("strategy", ""), grouped) if any(n not in idle(other, grouped) for other in strategies)}
-        chosen = tuple((name, value) for name, value in meant.items() if name not in left_out)
-        if chosen in every:
+        meant = dict(zip(lists, combination, strict=True))
+        left_out = _left_out(lists, single, meant)
+        chosen = {name: value for name, value in meant.items() if name not in left_out}
+        if (known := tuple((name, str(value)) for name, value in chosen.items())) in every:
             continue
-        every.append(chosen)
+        every.add(known)
         given = {name: value for name, value in single.items() if name not in left_out}
-        job = Job().with_values({**given, **dict(chosen)}, where).checked()
-        words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in chosen]
+        job = Job().with_values(given | chosen, where).checked()
+        words = [str(v) if n in ("sync", "strategy", "optimizer") else f"{n.replace('_', '-')} {v}" for n, v in chosen.items()]
         variants.append(Variant(", ".join(words) or job.policy(), job))
         if (twin := next((v.name for v in variants[:-1] if _same(v.job, job)), None)) is not None:
             raise UserError(f"{where}: '{twin}' and '{variants[-1].name}' are the same job; name each once")
-    if len(variants) > MOST_VARIANTS:
-        raise UserError(f"{where}: the lists make {len(variants)} variants, more than {MOST_VARIANTS}; shorten them")
     return variants
+
+
+def _left_out(lists: Mapping[str, Sequence[Any]], single: Mapping[str, Any], meant: Mapping[str, Any]) -> set[str]:
+    """Return the flags that decide nothing under the strategy that is `meant`, but something under another one of the list."""
+    grouped = str({**single, **meant}.get("group", Job.group)) != str(Job.group)
+    return {n for n in idle(meant.get("strategy", ""), grouped) if any(n not in idle(other, grouped) for other in lists.get("strategy", ()))}
+
+
+def _count(lists: Mapping[str, Sequence[Any]], single: Mapping[str, Any]) -> int:
+    """Return how many variants the lists make, before any is built: under each strategy the product of the lengths of the lists that are for it."""
+    found: dict[tuple[tuple[str, str], ...], int] = {}
+    heads = {name: lists[name] for name in ("strategy", "group") if name in lists}
+    for combination in product(*heads.values()):
+        meant = dict(zip(heads, combination, strict=True))
+        left_out = _left_out(lists, single, meant)
+        known = tuple((name, str(value)) for name, value in meant.items() if name not in left_out)
+        found[known] = prod(len(values) for name, values in lists.items() if name not in heads and name not in left_out)
+    return sum(found.values())
 
 
 def _same(a: Job, b: Job) -> bool:

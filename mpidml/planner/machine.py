@@ -8,15 +8,14 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from mpidml.collectives.base import FOLDER
-from mpidml.core import plugins
-from mpidml.core.rounds import moved, priced
+from mpidml.core.rounds import priced
 from mpidml.planner.candidate import Candidate
-from mpidml.sim.data_parallel import CHOSEN, rounds_of
+from mpidml.sim.data_parallel import CHOSEN, sizes_of
 
 
 class Link(NamedTuple):
@@ -123,11 +122,9 @@ def sum_costs(name: str, n_ranks: int) -> tuple[SumCost, ...]:
     n = n_ranks << (n_ranks.bit_length() + 6)
     found = []
     for each in CHOSEN if name == "auto" else (name,):
-        # All ranks of a ring are alike, and it has many rounds.
-        parts = [plugins.make(FOLDER, each).rounds(0, n_ranks, n)] if each == "ring" else rounds_of(each, n_ranks, n)
-        lists = [(*of.reduce, *of.gather) for of in parts]
-        ranks = {(priced(rounds, 1, 1.0, float("inf")), priced(rounds, 1, 0.0, n)) for rounds in lists}
-        found.append(SumCost(each, tuple(sorted(ranks)), max(map(moved, lists)) / n, max(of.hi - of.lo for of in parts) / n))
+        parts = list(islice(sizes_of(each, n_ranks, n), 1 if each == "ring" else None))  # all ranks of a ring are alike, and it has many rounds
+        ranks = {(priced(of, 1, 1.0, float("inf")), priced(of, 1, 0.0, n)) for of in parts}
+        found.append(SumCost(each, tuple(sorted(ranks)), max(int(of.sent.sum()) for of in parts) / n, max(of.owned for of in parts) / n))
     return tuple(found)
 
 

@@ -9,15 +9,19 @@ that. So a clock takes the slowest compute, plus the rounds of the rank that has
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from mpidml.collectives.base import FOLDER, Collective
 from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.job import STAGED
-from mpidml.core.rounds import Rounds, moved, priced
+from mpidml.core.rounds import Sizes, priced
 from mpidml.ps.waits import Waited
-from mpidml.sim.parameter_server import MOST_ROWS, Plan, Simulated
+from mpidml.sim.parameter_server import Plan, Simulated
+from mpidml.sim.thinned import MOST_ROWS, joined
 
 CHOSEN = ("ring", "rabenseifner", "recursive_doubling")
 """What `auto` stands for: the cheapest of these."""
@@ -41,36 +45,50 @@ def check(strategy: str, name: str, learns: bool) -> None:
             raise UserError(f"--collective {name}: what it costs is not written down as rounds; simulate auto, {', '.join(CHOSEN)} or tree")
 
 
-def rounds_of(name: str, n_workers: int, n: int) -> list[Rounds]:
-    """Return the rounds of a collective for n elements: of all ranks, or of those at both ends of many."""
+class Sum(NamedTuple):
+    """What one sum takes: the `seconds` of the rank that has the most to do, the largest part that one owns, and of a rank in the mean messages and bytes."""
+
+    seconds: float
+    owned: int
+    n_messages: float
+    nbytes: float
+
+
+def sizes_of(name: str, n_workers: int, n: int) -> Iterator[Sizes]:
+    """Yield what the rounds of a collective for n elements move, one rank after the other: of all, or of those at both ends of many."""
     collective: Collective = plugins.make(FOLDER, name)
     ranks = range(n_workers) if n_workers <= SEEN_RANKS else [*range(SEEN_RANKS // 2), *range(n_workers - SEEN_RANKS // 2, n_workers)]
-    return [collective.rounds(rank, n_workers, n) for rank in ranks]
+    return (collective.sizes(rank, n_workers, n) for rank in ranks)
 
 
-def sum_seconds(plan: Plan, name: str) -> tuple[float, str]:
-    """Return the seconds of the rounds of one sum of `plan.nbytes`, and the collective, the cheapest for `auto`."""
-    rate = plan.cost.bytes_per_second or float("inf")
-    costs = {
-        each: max(priced((*of.reduce, *of.gather), 1, plan.cost.latency, rate) for of in rounds_of(each, plan.n_workers, plan.nbytes))
-        for each in (CHOSEN if name == "auto" else (name,))
-    }
-    best = min(costs, key=lambda each: costs[each])
+def sum_of(plan: Plan, name: str) -> tuple[Sum, str]:
+    """Return what one sum of `plan.nbytes` takes, and the collective, the cheapest for `auto`."""
+    costs = {each: _sum(plan, each) for each in (CHOSEN if name == "auto" else (name,))}
+    best = min(costs, key=lambda each: costs[each].seconds)
     return costs[best], best
+
+
+def _sum(plan: Plan, name: str) -> Sum:
+    rate = plan.cost.bytes_per_second or float("inf")
+    ranks = [
+        (priced(of, 1, plan.cost.latency, rate), of.owned, of.n_messages, int(of.sent.sum()))  # of all their rounds no more is kept
+        for of in sizes_of(name, plan.n_workers, plan.nbytes)
+    ]
+    seconds, owned, n_messages, nbytes = zip(*ranks, strict=True)
+    return Sum(max(seconds), max(owned), sum(n_messages) / len(ranks), sum(nbytes) / len(ranks))
 
 
 def simulate(plan: Plan, collective: str) -> Simulated:
     """Run `plan` to its end; costs O(workers) a clock."""
     n, cost = plan.n_workers, plan.cost
-    seconds, best = sum_seconds(plan, collective)
-    parts = rounds_of(best, n, plan.nbytes)
-    owned = max(of.hi - of.lo for of in parts) / max(plan.nbytes, 1)
-    after = seconds + cost.apply * owned
+    each, _ = sum_of(plan, collective)
+    owned = each.owned / max(plan.nbytes, 1)
+    after = each.seconds + cost.apply * owned
     drawn = cost.seconds(plan.seed, n).of
     found = Simulated(done_by=[0] * n, staleness={0: 0})
     busy = np.zeros(n)
     now, clock = 0.0, 0
-    every = max(1, -(-min(plan.n_clocks, MOST_ROWS * 1000) // MOST_ROWS))
+    every = 1 if plan.seconds else max(1, -(-plan.n_clocks // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
         computes = np.array([drawn(w, clock) for w in range(n)])
         if plan.slowdown is not None:
@@ -82,16 +100,17 @@ def simulate(plan: Plan, collective: str) -> Simulated:
         busy += computes
         now += float(computes[slowest]) + after
         clock += 1
-        if not clock % every or clock == plan.n_clocks:
+        if not clock % every and len(found.rows) == MOST_ROWS:
+            found.rows, every = joined(found.rows), 2 * every
+        if not clock % every:
             found.rows.append((now, clock * n, 0.0))
     if not found.rows or found.rows[-1][1] != clock * n:
         found.rows.append((now, clock * n, 0.0))
     found.seconds, found.n_done, found.done_by, found.staleness = now, clock * n, [clock] * n, {0: clock * n}
     found.busy_seconds = (busy + clock * cost.apply * owned).tolist()
     found.left_seconds = [now] * n
-    of_each = [(sum(len(each.sends) for each in (*of.reduce, *of.gather)), moved((*of.reduce, *of.gather))) for of in parts]
-    found.n_messages = round(sum(m for m, _ in of_each) / len(of_each) * n) * clock
-    found.nbytes = round(sum(b for _, b in of_each) / len(of_each) * n) * clock if cost.bytes_per_second else 0
+    found.n_messages = round(each.n_messages * n) * clock
+    found.nbytes = round(each.nbytes * n) * clock if cost.bytes_per_second else 0
     for waited in found.waited.values():
         waited.times, waited.seconds = waited.times * (n - 1), waited.seconds * (n - 1)
     return found

@@ -29,20 +29,22 @@ from mpidml.ps.task import Push, Read, Turn
 from mpidml.ps.waits import Tally, Waited
 from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
+from mpidml.sim.thinned import MOST_ROWS, Row, Thinned, joined
 from mpidml.sync.base import SyncPolicy, Tuning
 
 WORKER_NBYTES = 5000
 """Memory that a simulated worker takes, with its messages in flight; measured at 10,000 workers."""
+SUMMING_NBYTES = 1400
+"""Memory that one takes where gradients are summed, which sends no message; measured at 100,000 workers and 400,000."""
 SERVER_NBYTES = 470
 """Memory that a server's name takes, which lies apart from all workers, in a summary."""
 BASE_NBYTES = 80_000_000
 """Memory that a simulation takes by itself, the plot half of it."""
-MOST_ROWS = 2000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is simulated: `n_workers` doing `n_clocks` each (with `dynamic` as many blocks together), `n_shards` of `nbytes` in all.
+    """What is simulated: `n_workers` doing `n_clocks` each (with `dynamic` as many blocks together), `n_shards` of `nbytes` in all (0: gradients are summed).
 
     `pushed`, `answer`: bytes of a gradient and of what is read, where codes of them travel (0: `nbytes`); a worker's first and last read are of all values.
     `colocated`: a server beside each worker, whose updates take time from its computes. `seconds`: end then, besides (0: no limit).
@@ -69,7 +71,7 @@ class Plan:
     @property
     def workers_nbytes(self) -> int:
         """Estimate the memory of the workers."""
-        return self.n_workers * WORKER_NBYTES
+        return self.n_workers * (WORKER_NBYTES if self.n_shards else SUMMING_NBYTES)
 
     @property
     def servers_nbytes(self) -> int:
@@ -95,9 +97,9 @@ class Simulated:
     busy_seconds: list[float] = field(default_factory=list)
     left_seconds: list[float] = field(default_factory=list)
     staleness: dict[int, int] = field(default_factory=dict)
-    rows: list[tuple[float, int, float]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     waited: dict[int, Waited] = field(default_factory=dict)
-    quotas: list[tuple[float, ...]] = field(default_factory=list)
+    quotas: Thinned = field(default_factory=Thinned)
 
 
 class Sizes:
@@ -192,11 +194,13 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     done_by = array("q", [0]) * n
 
     def record(now: float, role: int, name: str, value: tuple[float, ...]) -> None:
-        nonlocal since, stale
+        nonlocal since, stale, every
         if name == "clock":
             if value[2]:
                 done_by[role - n_servers] += 1
                 since, stale = since + 1, stale + int(value[1])
+                if since == every and len(found.rows) == MOST_ROWS:
+                    found.rows, every = joined(found.rows), 2 * every
                 if since == every:
                     found.n_done += since
                     found.rows.append((now, found.n_done, stale / since))
@@ -205,8 +209,8 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
                 found.n_dropped += 1
         elif name == "left":
             found.left_seconds[role - n_servers] = now
-        elif name == "quota" and len(found.quotas) < MOST_ROWS:
-            found.quotas.append((now, *value))
+        elif name == "quota":
+            found.quotas.add((now, *value))
         if note is not None:
             note(now, role, name, value)
 

@@ -9,6 +9,9 @@ from mpidml.core.job import Job
 from mpidml.core.target import parse_target
 from mpidml.sim.parameter_server import Plan, Simulated
 
+MOST_MESSAGES = 100_000
+"""A second, of one rank: more than it can take, at 10 us and up for each."""
+
 
 def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the summary and the metrics of a simulation, with the keys of a run; None for what is not known where sizes alone move."""
@@ -56,7 +59,8 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "comm_seconds": [0.0] * n,
         "waited_for": [],
         "most_waited_for": None,
-        "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in found.quotas],
+        "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in found.quotas.rows],
+        "quotas_set": found.quotas.n,
         "staleness_max": max(found.staleness, default=0),
         "staleness_bound": plan.policy.bound,
         "staleness_histogram": {str(s): found.staleness[s] for s in sorted(found.staleness)},
@@ -75,7 +79,18 @@ def sentence(name: str, summary: dict[str, Any]) -> str:
     text += f" ({summary['samples_per_second'] or 0:,.0f} samples/s), waiting {waiting:.0%}, staleness {mean:.2f}; loss "
     text += "-" if summary["final_loss"] is None else f"{summary['final_loss']:.4f}"
     text += "" if summary["test_accuracy"] is None else f", test accuracy {summary['test_accuracy']:.2%}"
+    if len(summary["quotas"]) < summary["quotas_set"]:
+        text += f"; summary.json has {len(summary['quotas']):,} of the {summary['quotas_set']:,} quotas that were set, evenly over the run"
     return text + f"{_of_target(summary)}; {summary['messages'][0]:,} messages, simulated in {summary['wall_seconds']:.1f} s"
+
+
+def too_many(plan: Plan, found: Simulated) -> str:
+    """Say in one line where a server takes more messages than it could though they cost nothing here; "" elsewhere."""
+    n_ranks = plan.n_workers if plan.colocated else plan.n_shards
+    if not n_ranks or plan.cost.message or found.n_messages <= MOST_MESSAGES * n_ranks * found.seconds:
+        return ""
+    rate = f"{found.n_messages / n_ranks / found.seconds:,.0f} a second on each of the servers' ranks" if found.seconds else "all in no time"
+    return f"messages cost nothing here: {found.n_messages:,} of them, {rate}, which is more than a rank takes; real ones will be slower"
 
 
 def _of_target(summary: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from mpidml.collectives.gossip import GRAPHS, Gossip
 from mpidml.collectives.hierarchical import Hierarchical
 from mpidml.core import carry, plugins
 from mpidml.core.errors import UserError, WaitTimeout
-from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced
+from mpidml.core.rounds import Move, Round, Rounds, carried_out, cut, moved, priced, sizes
 from tests.changed import changed
 
 pytestmark = pytest.mark.everywhere
@@ -69,6 +69,28 @@ def test_rounds_sum_up_and_cost_what_their_source_says(name, size):
         assert (owned == (size if name == "recursive_doubling" else 1)).all()  # nobody's slice is missing
 
 
+def same_sizes(collective, n_ranks, n, ranks):
+    """Return whether what a collective says of its rounds is what they are."""
+    pairs = [(sizes(collective.rounds(rank, n_ranks, n)), collective.sizes(rank, n_ranks, n)) for rank in ranks]
+    return all(np.array_equal(a, b) for of in pairs for a, b in zip(*of, strict=True))
+
+
+@pytest.mark.parametrize("name", BY_ROUNDS)
+def test_what_rounds_move_is_told_without_building_them(name):
+    collective = plugins.make(base.FOLDER, name)
+    assert all(same_sizes(collective, n_ranks, n, range(n_ranks)) for n_ranks in SIZES for n in [*LENGTHS, 10**12 + 7])
+    assert same_sizes(collective, 1500, 12_345_677, (0, 1, 749, 1499))
+
+
+def test_the_check_catches_a_ring_that_takes_what_it_sends():
+    class Same(type(plugins.make(base.FOLDER, "ring"))):
+        def sizes(self, rank, size, n):
+            found = super().sizes(rank, size, n)
+            return found._replace(taken=found.sent)
+
+    assert same_sizes(Same(), 4, 60, range(4)) and not same_sizes(Same(), 4, 61, range(4))
+
+
 def test_in_a_ring_no_rank_sends_more_than_another():
     for size in SIZES:
         parts = parts_of(plugins.make(base.FOLDER, "ring"), size, 16 * 17 * 60)
@@ -110,7 +132,7 @@ def test_rounds_that_wait_for_each_other_or_send_to_nobody_are_refused():
 
 def test_few_rounds_are_cheaper_for_short_buffers_and_few_bytes_for_long_ones():
     def seconds(name, n):
-        return max(priced((*part.reduce, *part.gather), 4, 10e-6, 1e9) for part in parts_of(plugins.make(base.FOLDER, name), 16, n))
+        return max(priced(sizes(part), 4, 10e-6, 1e9) for part in parts_of(plugins.make(base.FOLDER, name), 16, n))
 
     assert seconds("recursive_doubling", 64) < seconds("rabenseifner", 64) < seconds("ring", 64)
     assert seconds("rabenseifner", 10**6) < seconds("recursive_doubling", 10**6)

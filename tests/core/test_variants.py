@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mpidml.core import plugins
+from mpidml.core import variants as variants_module
 from mpidml.core.errors import UserError
 from mpidml.core.idle import BESIDES, idle
 from mpidml.core.job import Job
-from mpidml.core.variants import alone, expand
+from mpidml.core.variants import MOST_VARIANTS, alone, expand
+from tests.changed import changed
 
 
 def test_a_list_makes_a_variant_of_each_value_and_leaves_the_rest_alone():
@@ -56,6 +58,48 @@ def test_what_cannot_be_is_one_line(values, says):
     with pytest.raises(UserError) as error:
         expand(values, "compare")
     assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def built(values, module=variants_module):
+    """Return how often a job was given values before the lists were refused."""
+    n = 0
+
+    class Counted(Job):
+        def with_values(self, *arguments):
+            nonlocal n
+            n += 1
+            return super().with_values(*arguments)
+
+    before, module.Job = module.Job, Counted
+    try:
+        with pytest.raises(UserError, match=f"variants, more than {MOST_VARIANTS}; shorten them"):
+            module.expand(values, "compare")
+    finally:
+        module.Job = before
+    return n
+
+
+def numbers(n):
+    return ",".join(str(1 + i) for i in range(n))
+
+
+def test_too_many_variants_are_refused_before_any_is_built():
+    huge = {"batch": numbers(2500), "lr": numbers(2500), "accumulate": numbers(2500)}
+    assert built(huge) == built(huge | {"strategy": "parameter_server,data_parallel", "sync": "bsp,ssp:3", "group": numbers(9)}) == 0
+    check = """    if (n := _count(lists, single)) > MOST_VARIANTS:
+        raise UserError(f"{where}: the lists make {n:,} variants, more than {MOST_VARIANTS}; shorten them")
+"""
+    late = changed(variants_module, [(check, ""), ("    return variants\n", check + "    return variants\n")])
+    assert built({"batch": numbers(8), "lr": numbers(9)}, late) >= 72, "the broken variant: it looks after all are made"
+
+
+def test_what_is_counted_is_what_would_be_made(monkeypatch):
+    """A list that is for one of the strategies alone is not multiplied by those of the others."""
+    lists = {"strategy": "data_parallel,averaging,parameter_server", "sync": "bsp,ssp:3,asp", "bucket": numbers(30), "average_every": numbers(20), "lr": "0.1,0.2"}
+    counted, count = [], variants_module._count
+    monkeypatch.setattr(variants_module, "_count", lambda *of: counted.append(count(*of)) or 0)
+    for values in (lists, lists | {"group": "1,2", "collective": "ring,tree"}, {"lr": "0.1,0.2"}, {"sync": "bsp"}):
+        assert len(expand(values, "compare")) == counted.pop()
 
 
 def test_one_process_has_no_policy_and_only_the_slowness_that_everybody_has():

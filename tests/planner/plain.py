@@ -13,7 +13,7 @@ from mpidml.core.lowering import lower
 from mpidml.core.replay import Seconds, replay
 from mpidml.nn.parts import Part
 from mpidml.planner.price import Cost, Costs
-from mpidml.sim.data_parallel import sum_seconds
+from mpidml.sim.data_parallel import sum_of
 from mpidml.sim.parameter_server import Plan
 from mpidml.sync.base import make_policy
 
@@ -62,7 +62,7 @@ def summed(n, nbytes, link):
     if n == 1:
         return 0.0
     cost = CostModel((1.0,), latency=link.latency, bytes_per_second=link.bytes_per_second)
-    return sum_seconds(Plan(make_policy("bsp"), n, 1, cost, 0, int(nbytes)), "auto")[0]
+    return sum_of(Plan(make_policy("bsp"), n, 1, cost, 0, int(nbytes)), "auto")[0].seconds
 
 
 made = cache(lambda schedule: plugins.make("mpidml.schedules", schedule or "one_f_one_b"))
@@ -91,7 +91,7 @@ def slow_seconds(of, task, machine, given, chain):
         name = ""
         if data > 1:
             cost = CostModel((1.0,), latency=along.latency, bytes_per_second=along.bytes_per_second)
-            name = sum_seconds(Plan(make_policy("bsp"), data, 1, cost, 0, int(total)), "auto")[1]
+            name = sum_of(Plan(make_policy("bsp"), data, 1, cost, 0, int(total)), "auto")[1]
         return compute + (of.microbatches - 1) * given.add * total + summed(data, total, along) + given.update * total * owned[name]
     n_stages = pipe * made(of.schedule).n_chunks
     if n_stages > chain.n_layers:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mpidml.collectives.base import Collective
 from mpidml.core import plugins
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.rounds import carried_out, moved
 from mpidml.core.slowdown import Slowdown
-from mpidml.sim.data_parallel import CHOSEN, check, simulate, sum_seconds
+from mpidml.sim.data_parallel import CHOSEN, check, simulate, sum_of
 from mpidml.sim.parameter_server import Plan
 from mpidml.sync.base import make_policy
 
@@ -42,10 +43,10 @@ def test_counts_are_those_of_the_rounds_carried_out(name):
 
 
 def test_auto_is_the_cheapest_few_rounds_for_small_models_few_bytes_for_large_ones():
-    small, large = sum_seconds(plan(64, nbytes=1000), "auto"), sum_seconds(plan(64, nbytes=10**8), "auto")
+    small, large = sum_of(plan(64, nbytes=1000), "auto"), sum_of(plan(64, nbytes=10**8), "auto")
     assert small[1] == "recursive_doubling" and large[1] in ("ring", "rabenseifner")
     for name in CHOSEN:
-        assert small[0] <= sum_seconds(plan(64, nbytes=1000), name)[0]
+        assert small[0].seconds <= sum_of(plan(64, nbytes=1000), name)[0].seconds
 
 
 def test_the_straggler_is_the_one_that_is_waited_for():
@@ -53,6 +54,17 @@ def test_the_straggler_is_the_one_that_is_waited_for():
     slow = max(found.waited, key=lambda role: found.waited[role].seconds) - 1
     assert found.busy_seconds[slow] == max(found.busy_seconds)
     assert sum(w.seconds for w in found.waited.values()) == pytest.approx(sum(found.seconds - busy for busy in found.busy_seconds), rel=1e-6)
+
+
+def test_of_many_workers_no_round_is_built_and_of_a_rank_no_more_is_kept_than_is_counted(monkeypatch):
+    """A ring of 2,000 has 3,998 rounds a rank: 64 ranks of them were a fifth of a million."""
+    ring, built = plugins.load("mpidml.collectives", "ring"), []
+    auto, found = sum_of(plan(2000), "auto"), simulate(plan(2000), "ring")
+    rounds = ring.rounds
+    monkeypatch.setattr(ring, "rounds", lambda *of: built.append(of) or rounds(*of))
+    assert sum_of(plan(2000), "auto") == auto and simulate(plan(2000), "ring") == found and not built
+    monkeypatch.setattr(ring, "sizes", Collective.sizes)
+    assert sum_of(plan(2000, nbytes=12_345), "ring")[0].seconds > 0 and len(built) == 64, "the broken variant: what moves is counted from the rounds"
 
 
 def test_ten_thousand_workers_are_no_matter_and_what_has_no_rounds_is_refused():

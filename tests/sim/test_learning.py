@@ -24,7 +24,7 @@ def learnt(comm, n_clocks=30, seconds=0.0, **changes):
     data = load(job, comm)
     plan = planned(Simulation(workers=4, clocks=n_clocks, learn=True), job, CostModel((0.01,)), None)
     found, metrics, quality = virtual_training.train(job, plan, data)
-    return found.seconds, found.quotas, [row["loss"] for row in metrics], quality
+    return found.seconds, found.quotas.rows, [row["loss"] for row in metrics], quality
 
 
 def with_load(make):

@@ -31,6 +31,8 @@ SIZES = {
     "learn, few": BIG | {"workers": 2, "hidden": "8"},
     "learn, compiled": BIG | {"workers": 8, "sync": "asp", "backend": "numba"},
     "servers": {"servers": "400000", "clocks": 5},
+    "sums": {"strategy": "data_parallel", "workers": 10_000, "clocks": 20, "jitter": 0.5, "bandwidth": 1e9},
+    "sums, many": {"strategy": "data_parallel", "workers": 300_000, "clocks": 3, "jitter": 0.5, "bandwidth": 1e9},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mpidml.core.cost import CostModel
 from mpidml.core.slowdown import Slowdown
 from mpidml.sim import parameter_server as ps
 from mpidml.sim.parameter_server import Plan, simulate
+from mpidml.sim.summary import too_many
 from mpidml.sync.adaptive import Adaptive
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
@@ -145,3 +147,15 @@ def test_where_codes_travel_their_bytes_are_counted_and_values_first_and_last(n,
     assert found.seconds < simulate(Plan(policy, n, clocks, cost, nbytes=values)).seconds / 3
     half = simulate(Plan(policy, n, clocks, cost, nbytes=values, pushed=code))
     assert half.nbytes == n * (clocks * code + (clocks + 1) * values)
+
+
+def test_messages_that_cost_nothing_are_said_where_no_rank_could_take_so_many():
+    def said(n, **cost):
+        plan = Plan(Ssp(3), n, 15, CostModel((0.01,), 0.5, **cost), n, colocated=True)
+        return too_many(plan, simulate(plan))
+
+    assert said(1000).startswith("messages cost nothing here: ") and " a second on each of the servers' ranks" in said(1000)
+    assert said(100) == said(1000, message=1e-5) == ""
+    plan = Plan(Ssp(3), 1000, 15, CostModel((0.01,), 0.5))
+    assert too_many(plan, simulate(plan)), "one server, and all are its messages"
+    assert not too_many(replace(plan, n_shards=0), simulate(plan)), "sums have no server"
