@@ -13,6 +13,7 @@ from mpidml.core.carry import Carry
 from mpidml.core.current_wait import MAIN, Wait
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.rounds import Array, Rounds, Sizes, sizes
+from mpidml.core.same_sums import compare_starts
 
 FOLDER = "mpidml.collectives"
 NUMBERS = "biufc"
@@ -251,39 +252,8 @@ def make_collective(text: str, comm: Any) -> Collective:
     collective: Collective = plugins.make(FOLDER, text)
     collective.open(comm)
     if getattr(comm, "checks", None) is not None:
-        _compare_starts(collective, comm)
+        compare_starts(collective, comm)
     return collective
-
-
-def _compare_starts(collective: Collective, comm: Any) -> None:
-    """Have ranks compare which sum each is about to start: those that start different ones would wait for each other, or add what does not belong together."""
-    plan, halves, n_planned = collective.plan, collective.halves, 0
-
-    def compared(total: Sum, what: str) -> Sum:
-        if "start" in vars(total):  # of an algorithm that this one has left it to, which compares
-            return total
-        start = total.start
-
-        def begin() -> None:
-            comm.compare(what)
-            start()
-
-        setattr(total, "start", begin)  # noqa: B010 - mypy holds a method to be its class's
-        return total
-
-    def planned(buffer: Array) -> Sum:
-        nonlocal n_planned
-        n_planned += 1
-        return compared(plan(buffer), f"the sum that was planned as number {n_planned}, of {buffer.size} x {buffer.dtype.name}")
-
-    def halved(gradient: Array, weights: Array) -> Halves:
-        nonlocal n_planned
-        n_planned += 1
-        found, what = halves(gradient, weights), f"half of the sum that was planned as number {n_planned}, of {gradient.size} x {gradient.dtype.name}"
-        return found._replace(reduce=compared(found.reduce, f"the first {what}"), gather=compared(found.gather, f"the second {what}"))
-
-    setattr(collective, "plan", planned)  # noqa: B010
-    setattr(collective, "halves", halved)  # noqa: B010
 
 
 def check_alike(comm: Any, buffer: Array) -> None:

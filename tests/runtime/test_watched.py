@@ -10,6 +10,7 @@ from mpidml.collectives import base
 from mpidml.collectives.base import make_collective
 from mpidml.core.current_wait import MAIN, Call, CurrentWait, Wait
 from mpidml.core.errors import Mismatch, UserError
+from mpidml.core.same_sums import compare_starts
 from mpidml.runtime import threads
 from mpidml.runtime.channel import Waiting
 from mpidml.runtime.comm import CountedComm
@@ -180,14 +181,14 @@ def test_a_sum_that_one_algorithm_leaves_to_another_is_compared_once(mute, monke
         def open(self, comm):
             self.inner = base.Collective()
             self.inner.plan = lambda buffer: base.Done()
-            base._compare_starts(self.inner, comm)
+            compare_starts(self.inner, comm)
 
         def plan(self, buffer):
             return self.inner.plan(buffer)
 
     outer = Leaves()
     outer.open(mute)
-    base._compare_starts(outer, mute)
+    compare_starts(outer, mute)
     outer.plan(np.zeros(3)).start()
     assert compared == ["the sum that was planned as number 1, of 3 x float64"]
 
