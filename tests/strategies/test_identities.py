@@ -10,13 +10,12 @@ import pytest
 from mpidml.core import rng
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
-from mpidml.data.readers import read
-from mpidml.data.split import hold_out
 from mpidml.nn.models import build
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.training import Training
 from mpidml.strategies.base import train
 from mpidml.strategies.parameter_server import ParameterServer
+from tests.strategies.plain import rows_of
 
 SMALL = Job(data="digits", hidden=(24, 16), steps=8, batch=50, dtype="float64", backend="numpy", seed=3, report=False)
 
@@ -39,11 +38,7 @@ def run(comm, n_ranks=None, ranks_per_host=0, **changes):
 
 def serial(job=SMALL, factor=lambda it: 1.0):
     """Train in a plain loop: momentum SGD on the same batches, the rate times `factor(clock)`, a network from NumPy alone."""
-    raw = read(job.data)
-    train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
-    x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
+    x, y = rows_of(job)
     widths = [x.shape[1], *job.hidden, 10]
     flat = build("mlp", widths[0], 10, job.hidden, dtype="float64", backend="numpy").init(job.seed)
     weights, at = [], 0

@@ -16,6 +16,7 @@ from mpidml.runtime.held import Held
 from mpidml.runtime.monitor import N_COLUMNS
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.staged import Staged
+from tests.strategies.plain import Plain
 from tests.strategies.test_identities import NET, SMALL, serial
 from tests.training import driven, trained
 
@@ -129,18 +130,8 @@ def delayed(job, cut, name, stash=True):
     """Descend by gradients at old weights, on one rank: stage k of K computes with weights of updates before."""
     from itertools import accumulate, pairwise
 
-    from mpidml.data.readers import read
-    from mpidml.data.sampler import Sampler
-    from mpidml.data.split import hold_out
-    from mpidml.nn.models import build
-
-    raw = read(job.data)
-    train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
-    x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
-    net = build("mlp", x.shape[1], 10, job.hidden, "tanh", dtype="float64", backend="numpy")
-    sampler = Sampler(len(x), job.batch, 1, job.seed)
+    plain = Plain(job)
+    net = plain.net
     n, size = len(cut), net.n_params
     bounds = [net.start(i) for i in [0, *accumulate(cut)]]
     past = [net.init(job.seed)]
@@ -149,11 +140,7 @@ def delayed(job, cut, name, stash=True):
         for k, (lo, hi) in enumerate(pairwise(bounds)):
             behind = 1 if name.startswith("two_bw") and n <= 5 else n - 1 if "vertical" in name else n - 1 - k
             at[lo:hi] = past[max(0, clock - behind)][lo:hi]
-        rows, g = sampler.indices(clock, 0), np.zeros(size)
-        step = net.bind(len(rows), at, g)
-        step.x[...], step.y[...] = x[rows], y[rows]
-        step.run(1 / len(rows))
-        past.append(past[-1] - job.lr * g)
+        past.append(past[-1] - job.lr * plain.gradient(clock, at))
     return past[-1]
 
 

@@ -9,6 +9,7 @@ from mpidml.runtime.resume import resumed
 from mpidml.runtime.stage_programs import Programs
 from mpidml.runtime.staged_training import GridStepper
 from mpidml.strategies.hybrid import Hybrid
+from tests.strategies.plain import Plain
 from tests.strategies.test_identities import SMALL
 from tests.training import driven, trained
 
@@ -41,26 +42,11 @@ def mine(folder, order="every"):
 
 def at_the_first_weights(job):
     """Descend on one rank by gradients that are all those at the first weights."""
-    from mpidml.data.readers import read
-    from mpidml.data.sampler import Sampler
-    from mpidml.data.split import hold_out
-    from mpidml.nn.models import build
-
-    raw = read(job.data)
-    train_ids, _ = hold_out(len(raw.x), job.hold_out, job.seed)
-    x, y = raw.x[train_ids].reshape(len(train_ids), -1).astype(np.float64), raw.y[train_ids]
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
-    net = build("mlp", x.shape[1], 10, job.hidden, "tanh", dtype="float64", backend="numpy")
-    sampler = Sampler(len(x), job.batch, 1, job.seed)
-    first = net.init(job.seed)
-    found, g = first.copy(), np.zeros(net.n_params)
+    plain = Plain(job)
+    first = plain.net.init(job.seed)
+    found = first.copy()
     for clock in range(job.steps):
-        rows = sampler.indices(clock, 0)
-        step = net.bind(len(rows), first, g)
-        step.x[...], step.y[...] = x[rows], y[rows]
-        step.run(1 / len(rows))
-        found -= job.lr * g
+        found -= job.lr * plain.gradient(clock, first)
     return found
 
 
