@@ -122,8 +122,18 @@ def _cost(summary: dict[str, Any], step_seconds: list[list[float]], n_ranks: int
     looked = n_ranks * summary["evaluation_seconds"]
     pure = min(max(sum(summary["compute_seconds"]) - looked - serve, 0.0) / total, 1.0)  # a step's seconds hold what it served meanwhile, and no look
     n_steps = sum(len(of) for of in step_seconds)
-    driving = sum(summary["comm_seconds"]) / n_steps  # what a clock takes besides, of every rank
+    servers, workers = (_ranks(summary, role) for role in ("server", "worker"))
+    apply, taken, n_taken = (sum(summary[name][rank] for rank in servers) for name in ("serve_seconds", "take_seconds", "messages"))
+    # What a clock takes of a worker besides; what it and the server beside it take are messages, which a simulation counts.
+    driving = sum(max(summary["comm_seconds"][rank] - summary["take_seconds"][rank], 0.0) for rank in workers)
+    driving = (driving + sum(summary["serve_seconds"][rank] for rank in workers if rank not in servers)) / n_steps
     seconds = [[s * pure + driving for s in of[WARM_UP_CLOCKS:]] for of in step_seconds]
     slow = slowness(seconds)
     alike = [of for w, of in enumerate(seconds) if not slow or slow[w] == 1]
-    return CostModel(tuple(s for of in alike for s in of), apply=serve / n_steps, source="fitted", slowness=slow)
+    message = taken / n_taken if n_taken else 0.0
+    return CostModel(tuple(s for of in alike for s in of), apply=apply / n_steps, message=message, source="fitted", slowness=slow)
+
+
+def _ranks(summary: dict[str, Any], role: str) -> list[int]:
+    """List the ranks that such a role is on."""
+    return [rank for rank, names in enumerate(summary["roles"]) if any(name.startswith(role) for name in names)]

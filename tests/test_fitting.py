@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,22 @@ from mpidml import fitting
 from mpidml.core.cost import CostModel
 from mpidml.core.job import Job
 from mpidml.runtime.comm import CountedComm
+from mpidml.sim import parameter_server as ps
+from mpidml.sync.asp import Asp
 from tests.changed import changed
 
 
 class Alone:
     rank, size = 0, 1
+
+
+def summary(compute, serve, comm, take=None, messages=None, roles=None, **others):
+    """Return what a run says of its ranks' seconds."""
+    n = len(compute)
+    return {
+        "compute_seconds": compute, "serve_seconds": serve, "comm_seconds": comm, "take_seconds": take or [0.0] * n, "messages": messages or [0] * n,
+        "roles": roles or [["server 0", "worker 0"]] * n, "evaluation_seconds": 0.0, "samples_per_second": 1.0,
+    } | others  # fmt: skip
 
 
 def fitted(monkeypatch, looked, served=1.0, **changes):
@@ -23,9 +36,7 @@ def fitted(monkeypatch, looked, served=1.0, **changes):
     def train(job, comm, quiet, write, keep):
         asked.append(job)
         keep["step_seconds"] = [[0.5] * 5 + [0.1] * 55]
-        return {
-            "compute_seconds": [8.0 + looked], "serve_seconds": [served], "comm_seconds": [0.6], "evaluation_seconds": looked, "samples_per_second": 1.0,
-        }  # fmt: skip
+        return summary([8.0 + looked], [served], [0.6], evaluation_seconds=looked)
 
     monkeypatch.setattr(fitting, "train", train)
     return fitting.fit(Job(**changes), 16, Alone(), 3e-6), asked[0]
@@ -45,6 +56,50 @@ def test_the_run_waits_for_nobody_whatever_the_job(monkeypatch):
     _, job = fitted(monkeypatch, 0.0, strategy="data_parallel", collective="ring", sync="bsp", bucket=7, servers="2", slowdown="permanent:3", epochs=9, lr=0.3)
     assert (job.strategy, job.sync, job.servers, job.slowdown, job.collective, job.bucket) == ("parameter_server", "asp", "colocated", "", "auto", Job.bucket)
     assert (job.batch, job.steps, job.epochs, job.lr) == (16, fitting.FIT_CLOCKS, 0, 0.3)
+
+
+COMPUTE, APPLY, TAKE, DRIVE = 0.01, 0.002, 0.0005, 0.001
+
+
+def of_run(n_workers, n_servers, n=60):
+    """Return the summary and the steps of a run of so many workers, `n_servers` apart or (0) one beside each, whose costs are those above."""
+    pushes, answers = n * n_workers, n * (n_servers or n_workers)
+    steps = [[COMPUTE] * n] * n_workers
+    if not n_servers:
+        each, messages = n * (COMPUTE + APPLY), pushes + answers
+        found = [each] * n_workers, [n * APPLY] * n_workers, [n * DRIVE + messages * TAKE] * n_workers, [messages * TAKE] * n_workers, [messages] * n_workers
+        return summary(*found), steps
+    of_servers = [pushes * APPLY / n_servers, pushes * APPLY / n_servers, pushes * TAKE, pushes * TAKE, pushes]
+    of_workers = [n * COMPUTE, 0.0, n * DRIVE + answers * TAKE, answers * TAKE, answers]
+    found = [[s] * n_servers + [w] * n_workers for s, w in zip(of_servers, of_workers, strict=True)]
+    return summary(*found, roles=[["server 0"]] * n_servers + [["worker 0"]] * n_workers), steps
+
+
+def check_scale(module, n_servers):
+    """Hold what a fit to two workers says of 40 to the law: servers beside workers take 40 gradients and answers each clock; one apart is busy throughout."""
+    cost = module._cost(*of_run(2, n_servers), 2 + n_servers)
+    n, clocks = 40, 100
+    simulated = ps.simulate(ps.Plan(Asp(), n, clocks, replace(cost, latency=0.0), n_servers or n, colocated=not n_servers)).seconds
+    law = COMPUTE + DRIVE + APPLY + 2 * n * TAKE if not n_servers else n * (APPLY / n_servers + TAKE)
+    assert simulated / clocks == pytest.approx(law, rel=0.03)
+
+
+@pytest.mark.parametrize("n_servers", [0, 1, 2])
+def test_what_a_message_costs_is_fitted_so_many_workers_are_not_too_good(n_servers):
+    check_scale(fitting, n_servers)
+    for change in ("message = 0.0", "message = taken / max(n_taken, 1) / 2"):
+        with pytest.raises(AssertionError):
+            check_scale(changed(fitting, [("message = taken / n_taken if n_taken else 0.0", change)]), n_servers)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("servers", ["colocated", "1"])
+def test_a_fit_knows_what_messages_take(comm, servers):
+    counted = CountedComm(comm)
+    found = fitting.fit(Job(data="digits", batch=64, hidden="8", backend="numpy", servers=servers), 16, counted)
+    counted.free()
+    if found is not None:
+        assert 1e-7 < found.cost.message < 0.05 and found.cost.apply > 0
 
 
 @pytest.mark.mpi
@@ -100,8 +155,7 @@ def run_of(step_seconds):
 
     def train(job, ranks, quiet, write, keep):
         keep["step_seconds"] = step_seconds
-        total = sum(map(sum, step_seconds))
-        return {"compute_seconds": [total], "serve_seconds": [0.0], "comm_seconds": [0.0], "evaluation_seconds": 0.0, "samples_per_second": 1.0}
+        return summary([sum(map(sum, step_seconds))], [0.0], [0.0])
 
     return train
 

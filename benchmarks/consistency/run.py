@@ -15,7 +15,7 @@ from benchmarks.rounds import QUIET
 from mpidml.runtime.launch import mpirun_command
 
 HERE = Path(__file__).resolve().parent
-QUESTIONS = ("jitter", "straggler", "hog", "hog-apart", "simulated")
+QUESTIONS = ("jitter", "straggler", "hog", "hog-apart", "simulated", "commands")
 
 
 def start(n_ranks: int, script: str, *words: str) -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="rounds with sleeps")
     parser.add_argument("--clocks", type=int, default=200, help="clocks of each measurement with sleeps")
     parser.add_argument("--hog-rounds", type=int, default=6)
+    parser.add_argument("--command-rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement beside the hog")
     parser.add_argument("--hogged", choices=("0", "1"), default="0", help="the worker whose core is hogged")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds that each part may wait for others to be quiet")
@@ -64,6 +65,9 @@ def main() -> None:
     if "simulated" in options.what and not options.smoke:
         for n_workers in (2, 3, 4):
             start(1 + n_workers, "sleeping.py", *sleeps, "--mean", mean, "simulated")
+    if "commands" in options.what:
+        sizes = ("1", "8", "--smoke") if options.smoke else (str(options.command_rounds), clocks)
+        subprocess.run([sys.executable, str(HERE / "commands.py"), "--rounds", sizes[0], "--clocks", *sizes[1:]], check=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 compute   drawn, for each (worker, step), from the seconds that were measured, or from a mean and the share of it that is jitter
 apply     a server's update by one pushed gradient, all shards together
-message   what a server spends on one message besides, and how long it travels: latency + bytes / bandwidth
+message   what a rank spends on each message that it takes besides, a server or a worker; and how long it travels: latency + bytes / bandwidth
 """
 
 from __future__ import annotations

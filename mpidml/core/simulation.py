@@ -30,6 +30,7 @@ class Simulation:
     latency: float = flag(50e-6, "seconds that a message travels")
     bandwidth: float = flag(0.0, "bytes per second of a rank's link, each way (0: payloads take no time, as in a shared window)")
     apply: float = flag(0.0, "seconds that the servers together take for one worker's gradient")
+    message: float = flag(0.0, "seconds that a rank takes for each message besides")
 
     def with_values(self, values: Mapping[str, Any], where: str) -> Simulation:
         """Return a simulation with `values` in their types; UserError names what cannot be."""
@@ -41,7 +42,7 @@ class Simulation:
         for name, least in (("workers", 1), ("clocks", 0)):
             if getattr(found, name) < least:
                 raise UserError(f"--{name} {getattr(found, name)}: is below {least}; give a whole number from {least} up")
-        for name in ("compute", "latency", "bandwidth", "apply"):
+        for name in ("compute", "latency", "bandwidth", "apply", "message"):
             value = getattr(found, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"--{name} {value}: is not a number from 0 up; give one")
@@ -60,7 +61,7 @@ class Simulation:
 
     def over(self, cost: CostModel, given: Collection[str]) -> CostModel:
         """Return `cost` with what the flags named in `given` say, be it their default."""
-        names = {"latency": "latency", "bandwidth": "bytes_per_second", "apply": "apply", "jitter": "jitter"}
+        names = {"latency": "latency", "bandwidth": "bytes_per_second", "apply": "apply", "message": "message", "jitter": "jitter"}
         changed: dict[str, Any] = {of: getattr(self, name) for name, of in names.items() if name in given}
         if self.compute:
             changed |= {"compute": (self.compute,), "slowness": ()}

@@ -26,10 +26,8 @@ from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.memory import WindowBuffer, WindowBuffers
 
 clock_now = time.perf_counter
-SPIN_SECONDS = 30e-6
-NAP_SECONDS = 5e-4
-LONG_SLEEP_SECONDS = 0.05
-LOOK_SECONDS = 0.25
+SPIN_SECONDS, NAP_SECONDS = 30e-6, 5e-4
+LONG_SLEEP_SECONDS, LOOK_SECONDS = 0.05, 0.25
 
 
 class Driver:
@@ -67,7 +65,7 @@ class Driver:
         self.todo: deque[tuple[int, Compute]] = deque()
         self.timers: list[tuple[float, int]] = []
         self.alive = self.nbytes_window = self.n_messages = 0
-        self.compute_seconds = self.wait_seconds = self.serve_seconds = 0.0
+        self.compute_seconds = self.wait_seconds = self.serve_seconds = self.take_seconds = 0.0
         self.computing = -1
         self.longest_delay_seconds = self.polled_at = self.looked_at = self.polls_seconds = 0.0
 
@@ -116,9 +114,9 @@ class Driver:
             elif not idle_since:
                 idle_since = now
             elif now - idle_since > SPIN_SECONDS:
-                served = self.serve_seconds
+                worked = self.serve_seconds + self.take_seconds
                 if self._sleep(now - idle_since):
-                    self._waited(idle_since, clock_now() - (self.serve_seconds - served))
+                    self._waited(idle_since, clock_now() - (self.serve_seconds + self.take_seconds - worked))
                     idle_since = 0.0
             if now - self.looked_at > self.look_seconds:
                 self._look(now)
@@ -225,8 +223,8 @@ class Driver:
 
     def poll(self) -> bool:
         """Move bytes, deliver what has come and call timers that are due; return whether anything happened."""
-        sending, receiving, arrived = self.sending, self.receiving, self.arrived
-        while self.timers and self.timers[0][0] <= clock_now():
+        sending, receiving, arrived, began = self.sending, self.receiving, self.arrived, clock_now()
+        while self.timers and self.timers[0][0] <= began:
             _, me = heapq.heappop(self.timers)
             self.perform(me, self.roles[me].timer(clock_now()))
         while sending:
@@ -254,21 +252,23 @@ class Driver:
             arrived.append((target, source, message))
         if not arrived:
             return happened
-        now = clock_now()
+        served = 0.0
         while arrived:
             target, source, message = arrived.popleft()
-            start = now
+            start = clock_now()
             effects = self.roles[target].handle(start, source, message)
             now = clock_now()
-            self.serve_seconds += now - start
+            served += now - start
             self.n_messages += 1
             if self.trace is not None and message.kind == PUSH:
                 self.trace.add("apply", start, now - start, message.clock)
             if effects:
                 self.perform(target, effects)
             if now - self.looked_at > 2 * self.look_seconds and self.computing < 0:  # a long queue, which the loop around this does not see the end of
-                self.looked_at = now
+                self.looked_at, before = now, clock_now()
                 self.look(now)
+                began += clock_now() - before
+        self.serve_seconds, self.take_seconds = self.serve_seconds + served, self.take_seconds + clock_now() - began - served
         return True
 
     def _expect(self, envelope: wire.Envelope) -> tuple[list[Any], int, int, Message]:

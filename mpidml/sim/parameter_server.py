@@ -233,11 +233,12 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
 
 
 def _compute(plan: Plan, n_servers: int, n_taken: int) -> Callable[[int, int, float], float]:
-    """Return the seconds of a worker's step: its draw, stretched where it is slow, and what the server beside it takes, `n_taken` messages of each worker."""
+    """Return the seconds of a worker's step: its draw, stretched where it is slow, what it takes, and what the server beside it does, `n_taken` messages of each worker."""
     cost, slowdown = plan.cost, plan.slowdown
     if (measured := plan.measured) is not None:
         return lambda role, step, now: measured[role - n_servers][step % len(measured[role - n_servers])] if step >= 0 else 0.0
-    beside = cost.apply + n_taken * plan.n_workers * cost.message if plan.colocated else 0.0
+    # Of each server an answer, and of a server beside it an update and what all workers tell that server.
+    beside = plan.n_shards * cost.message + (cost.apply + n_taken * plan.n_workers * cost.message) * plan.colocated
     # What uses the final values, in a step numbered -1, takes no time.
     if len(cost.compute) == 1 and not (cost.jitter or cost.slowness) and slowdown is None:
         constant = cost.mean_seconds + beside

@@ -20,6 +20,8 @@ from tests.scenarios import Scenario, misses, run_on_mpi, sums_up
 
 NAMES = plugins.names("mpidml.sync")
 N_WORKERS, N_CLOCKS = 4, 40
+FEW_CLOCKS = 14
+"""Enough for two slots of slowness, and for the pause."""
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -40,7 +42,7 @@ def pattern(seed):
 
 def lead(scenario):
     """Return the largest staleness of a read as its worker was told: in clocks, or where a gate stands in executions within a clock."""
-    return max(turn.staleness for task in scenario.tasks.values() for turn in task.turns)
+    return max((turn.staleness for task in scenario.tasks.values() for turn in task.turns), default=0)
 
 
 def judged(policy, seed, repeat=False, declared=None):
@@ -179,21 +181,21 @@ def test_on_one_rank_nobody_sleeps(name, alone, monkeypatch):
     assert by_itself(alone, monkeypatch, plugins.make("mpidml.sync", name)) == []
 
 
-def on_clocks(policy, seed, clocks=virtual, repeat=None):
+def on_clocks(policy, seed, clocks=virtual, repeat=None, n_clocks=N_CLOCKS):
     """Return what is read on virtual clocks in one pattern."""
-    scenario = Scenario(policy, N_WORKERS, 2, N_CLOCKS, repeat=policy.repeatable if repeat is None else repeat)
+    scenario = Scenario(policy, N_WORKERS, 2, n_clocks, repeat=policy.repeatable if repeat is None else repeat)
     clocks.run(scenario.roles(), lambda role, clock, now: pattern(seed)(role - scenario.worker_roles[0], clock))
     return scenario.seen()
 
 
-def on_ranks(policy, comm):
-    """Return what is read on MPI, and what the judge finds in it."""
-    seconds = pattern(1)
+def on_ranks(policy, comm, seed=1, n_clocks=N_CLOCKS):
+    """Return what is read on MPI in one pattern, what the judge finds in it, and the largest lead of a worker of this rank."""
+    seconds = pattern(seed)
     scenario = Scenario(
-        policy, N_WORKERS, 2, N_CLOCKS, repeat=policy.repeatable, on_compute=lambda worker, clock: time.sleep(2e-4 * min(seconds(worker, clock), 5))
+        policy, N_WORKERS, 2, n_clocks, repeat=policy.repeatable, on_compute=lambda worker, clock: time.sleep(2e-4 * min(seconds(worker, clock), 5))
     )
     seen = run_on_mpi(scenario, comm)
-    return seen, misses(scenario, seen, policy.bound)
+    return seen, misses(scenario, seen, policy.bound), lead(scenario)
 
 
 def unlike(one, other):
@@ -205,13 +207,22 @@ def unlike(one, other):
 @pytest.mark.mpi
 @each
 def test_both_drivers_agree(comm, name):
-    """On MPI the same judge finds nothing; where the policy repeats, each read shows the bits that it shows on virtual clocks."""
+    """On MPI the same judge finds nothing in any pattern, no lead is larger; where the policy repeats, each read shows the bits that it shows on virtual clocks."""
     policy = plugins.make("mpidml.sync", name)
-    seen, missed = on_ranks(policy, comm)
-    virtually = on_clocks(policy, 1)
-    assert missed == []
-    assert policy.gate_at == "push" or len(seen) == len(virtually) == N_WORKERS * N_CLOCKS  # a quorum skips some
-    assert not policy.repeatable or unlike(seen, virtually) == []
+    for seed in range(20):
+        n_clocks = N_CLOCKS if seed == 1 else FEW_CLOCKS
+        seen, missed, largest = on_ranks(policy, comm, seed, n_clocks)
+        virtually = on_clocks(policy, seed, n_clocks=n_clocks)
+        assert missed == []
+        assert policy.bound is None or largest <= policy.bound
+        assert policy.gate_at == "push" or len(seen) == len(virtually) == N_WORKERS * n_clocks  # a quorum skips some
+        assert not policy.repeatable or unlike(seen, virtually) == []
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_lead_beyond_what_a_policy_declares_is_seen_on_mpi(comm):
+    """That of asp, which declares none: worker 2 is slow for good."""
+    assert max(comm.allgather(on_ranks(Asp(), comm, 18)[2])) > 2
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if plugins.make("mpidml.sync", name).repeatable])

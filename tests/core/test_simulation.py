@@ -9,7 +9,7 @@ from mpidml.core.cost import CostModel
 from tests.changed import changed
 
 KEPT = CostModel((0.3, 0.1), 0.9, 0.02, 1e9, 0.005, 1e-6, 16, "fitted")
-DEFAULTS = {"latency": 5e-5, "bandwidth": 0.0, "apply": 0.0, "jitter": 0.0}
+DEFAULTS = {"latency": 5e-5, "bandwidth": 0.0, "apply": 0.0, "message": 0.0, "jitter": 0.0}
 OF = {"bandwidth": "bytes_per_second"}
 broken = changed(simulation, [("if name in given}", "if getattr(self, name) != getattr(Simulation(), name)}")])
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from mpidml.core import rng, slowdown
 from mpidml.core.errors import UserError
 from mpidml.core.slowdown import PATTERNS, PHASE_CLOCKS, Slowdown
+from tests.changed import changed
 
 
 def table(text, n_workers=3, n_clocks=6 * PHASE_CLOCKS, seed=0):
@@ -23,6 +25,29 @@ def test_exponential_stretches_by_the_factor_on_average_and_by_its_own_amount_ea
     assert abs(extra.mean() - 3) < 5 * 3 / np.sqrt(extra.size)
     assert len(np.unique(extra)) == extra.size
     assert not np.array_equal(extra, table("exponential:3", 4, 1000, seed=1))
+
+
+def generators(module, n_workers=3, n_clocks=50):
+    """Return how many generators all draws take."""
+    made, stream = [], rng.stream
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "stream", lambda *of: made.append(of) or stream(*of))
+        slowdown = module.Slowdown("exponential:3", n_workers, 0)
+        for clock in range(n_clocks):
+            for worker in range(n_workers):
+                slowdown.extra(worker, clock)
+    return len(made)
+
+
+def test_draws_do_not_depend_on_the_order_in_which_they_are_asked_for_and_cost_few_generators():
+    """Ten thousand simulated workers ask for a draw each clock."""
+    one, other = Slowdown("exponential:3", 3, 0), table("exponential:3")
+    asked = np.random.default_rng(0).permutation([(w, c) for w in range(3) for c in range(other.shape[1])]).tolist()
+    assert all(one.extra(w, c) == other[w, c] for w, c in asked)
+    assert generators(slowdown) == 3 * -(-50 // slowdown.DRAWN_CLOCKS)
+    assert generators(changed(slowdown, [("if number != block:", "if True:")])) == 150
+    stale = changed(slowdown, [("if number != block:", "if not drawn:")]).Slowdown("exponential:3", 3, 0)
+    assert any(stale.extra(w, c) != other[w, c] for w, c in asked)
 
 
 def test_rotating_slows_one_worker_at_a_time_and_each_for_as_long():

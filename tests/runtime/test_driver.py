@@ -11,7 +11,7 @@ import pytest
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import CLOCK, NOTHING, Message, Passive, Send, Stop, Waiting
+from mpidml.core.role import CLOCK, NOTHING, Message, Passive, Record, Send, Stop, Waiting
 from mpidml.ps.shard import Shard
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
@@ -209,6 +209,43 @@ def test_a_server_with_a_long_queue_looks_for_news_meanwhile(alone, monkeypatch)
 
     assert looks(alone, monkeypatch, driver) == [3.0, 6.0, 9.0, 12.0, 15.0, 18.0]
     assert looks(alone, monkeypatch, changed(driver, [("2 * self.look_seconds and", "2 * self.look_seconds and False and")])) == []
+
+
+def taking(alone, monkeypatch, module):
+    """Return the seconds of a server's 20 messages: in its hands, and besides, where each takes it a second and its answer two more."""
+    clock = SimpleNamespace(now=0.0)
+
+    class Answering(Passive):
+        n = 0
+
+        def start(self, now):
+            return [Send(0, Message(CLOCK))] * 20
+
+        def handle(self, now, source, message):
+            clock.now, self.n = clock.now + 1.0, self.n + 1
+            return self.answers()
+
+        def answers(self):
+            clock.now += 2.0
+            yield Stop() if self.n == 20 else Record("answered", ())
+
+        def waiting(self, now):
+            return []
+
+    monkeypatch.setattr(module, "clock_now", lambda: clock.now)
+    driver = module.Driver(alone, {0: Answering()}, [0], look=lambda now: setattr(clock, "now", clock.now + 100.0), look_seconds=1.0)
+    driver.run()
+    return driver.serve_seconds, driver.take_seconds
+
+
+def test_what_a_message_takes_besides_is_apart_from_what_its_role_does(alone, monkeypatch):
+    """A simulation rests on it; news that are looked at meanwhile are neither."""
+    from mpidml.runtime import driver
+
+    assert taking(alone, monkeypatch, driver) == (20.0, 40.0)
+    assert taking(alone, monkeypatch, changed(driver, [("began += clock_now() - before", "pass")]))[1] > 100
+    since = [("served += now - start", "served += now - began")]
+    assert taking(alone, monkeypatch, changed(driver, since))[0] > 20, "answers taken for a part of the next message"
 
 
 @pytest.mark.mpi(min_size=2)
