@@ -53,7 +53,7 @@ def fit(job: Job, share: int, comm: CountedComm, latency: float = CostModel.late
         rate *= not comm.one_host
     if comm.rank:
         return None
-    cost = replace(_cost(summary, kept["step_seconds"], comm.size), latency=latency, bytes_per_second=rate, samples=share)
+    cost = replace(_cost(summary, kept["step_seconds"], share), latency=latency, bytes_per_second=rate, samples=share)
     return Fitted(cost, workers, n_servers, summary["samples_per_second"])
 
 
@@ -91,8 +91,10 @@ def fit_alone(job: Job, comm: CountedComm) -> CostModel | None:
         ranks = CountedComm(part)
         summary, kept = _run(job, {"servers": "colocated", "batch": min(job.batch, MOST_SAMPLES), "steps": ALONE_CLOCKS}, ranks)
         ranks.free()
-        ends = [row["seconds"] for row in kept["metrics"][WARM_UP_CLOCKS:]]  # of clocks, with their updates and all that is between, but no look
-        found = CostModel(tuple(max(b - a, 0.0) * job.batch / summary["batch"] for a, b in pairwise(ends)), samples=job.batch, source="fitted")
+        # Of clocks, with their updates and all that is between, but no look; a short batch does not count.
+        ends = [(row["seconds"], row["samples"]) for row in kept["metrics"][WARM_UP_CLOCKS:]]
+        seconds = [max(b - a, 0.0) for (a, before), (b, samples) in pairwise(ends) if samples - before == summary["batch"]]
+        found = CostModel(tuple(s * job.batch / summary["batch"] for s in seconds), samples=job.batch, source="fitted")
     comm.Barrier()
     part.Free()
     return found
@@ -109,25 +111,28 @@ def _run(job: Job, changes: dict[str, Any], comm: CountedComm) -> tuple[dict[str
     """Run the job by servers and workers that wait for nobody; return its summary and what it keeps."""
     plain: dict[str, Any] = {name: getattr(Job, name) for name in OF_STRATEGIES}
     plain |= {"strategy": Job.strategy, "sync": "asp", "compress": "", "deterministic": False}
-    plain |= {"epochs": 0, "seconds": 0.0, "slowdown": "", "tensorboard": False, "out": ""}
+    plain |= {"epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "checkpoint_every": 0, "slowdown": "", "tensorboard": False, "out": ""}
     kept: dict[str, Any] = {}
     summary = train(job.with_values(plain | changes, "fit"), comm, quiet=True, write=False, keep=kept)
     return summary, kept
 
 
-def _cost(summary: dict[str, Any], step_seconds: list[list[float]], n_ranks: int) -> CostModel:
-    """Return the costs of a run's computes and updates."""
+def _cost(summary: dict[str, Any], step_seconds: list[list[float]], share: int) -> CostModel:
+    """Return the costs of a run's computes, of `share` samples each, of updates and messages.
+
+    The last batch of an epoch, which may be short, does not count, unless it is the only one: then it has all rows, and what more would take is in proportion.
+    """
     total = sum(s for of in step_seconds for s in of)
-    serve = sum(summary["serve_seconds"])
-    looked = n_ranks * summary["evaluation_seconds"]
-    pure = min(max(sum(summary["compute_seconds"]) - looked - serve, 0.0) / total, 1.0)  # a step's seconds hold what it served meanwhile, and no look
+    pure = max(1 - sum(summary["polls_seconds"]) / total, 0.0)  # a step's seconds hold what its rank served meanwhile, and no look
     n_steps = sum(len(of) for of in step_seconds)
     servers, workers = (_ranks(summary, role) for role in ("server", "worker"))
     apply, taken, n_taken = (sum(summary[name][rank] for rank in servers) for name in ("serve_seconds", "take_seconds", "messages"))
     # What a clock takes of a worker besides; what it and the server beside it take are messages, which a simulation counts.
     driving = sum(max(summary["comm_seconds"][rank] - summary["take_seconds"][rank], 0.0) for rank in workers)
     driving = (driving + sum(summary["serve_seconds"][rank] for rank in workers if rank not in servers)) / n_steps
-    seconds = [[s * pure + driving for s in of[WARM_UP_CLOCKS:]] for of in step_seconds]
+    per_epoch = round(summary["clocks"] / summary["epochs"])
+    pure *= share * len(step_seconds) / summary["batch"]
+    seconds = [[s * pure + driving for k, s in enumerate(of) if k >= WARM_UP_CLOCKS and ((k + 1) % per_epoch or per_epoch == 1)] for of in step_seconds]
     slow = slowness(seconds)
     alike = [of for w, of in enumerate(seconds) if not slow or slow[w] == 1]
     message = taken / n_taken if n_taken else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ class Alone:
     rank, size = 0, 1
 
 
-def summary(compute, serve, comm, take=None, messages=None, roles=None, **others):
-    """Return what a run says of its ranks' seconds."""
+def summary(compute, serve, comm, take=None, messages=None, roles=None, polls=None, **others):
+    """Return what a run of batches of 16 says of its ranks' seconds."""
     n = len(compute)
     return {
-        "compute_seconds": compute, "serve_seconds": serve, "comm_seconds": comm, "take_seconds": take or [0.0] * n, "messages": messages or [0] * n,
+        "batch": 16, "clocks": 60, "epochs": 0.6, "polls_seconds": polls or [0.0] * n, "compute_seconds": compute,
+        "serve_seconds": serve, "comm_seconds": comm, "take_seconds": take or [0.0] * n, "messages": messages or [0] * n,
         "roles": roles or [["server 0", "worker 0"]] * n, "evaluation_seconds": 0.0, "samples_per_second": 1.0,
     } | others  # fmt: skip
 
@@ -36,7 +38,7 @@ def fitted(monkeypatch, looked, served=1.0, **changes):
     def train(job, comm, quiet, write, keep):
         asked.append(job)
         keep["step_seconds"] = [[0.5] * 5 + [0.1] * 55]
-        return summary([8.0 + looked], [served], [0.6], evaluation_seconds=looked)
+        return summary([8.0 + looked], [served], [0.6], polls=[served], evaluation_seconds=looked)
 
     monkeypatch.setattr(fitting, "train", train)
     return fitting.fit(Job(**changes), 16, Alone(), 3e-6), asked[0]
@@ -68,16 +70,16 @@ def of_run(n_workers, n_servers, n=60):
     if not n_servers:
         each, messages = n * (COMPUTE + APPLY), pushes + answers
         found = [each] * n_workers, [n * APPLY] * n_workers, [n * DRIVE + messages * TAKE] * n_workers, [messages * TAKE] * n_workers, [messages] * n_workers
-        return summary(*found), steps
+        return summary(*found, batch=16 * n_workers), steps
     of_servers = [pushes * APPLY / n_servers, pushes * APPLY / n_servers, pushes * TAKE, pushes * TAKE, pushes]
     of_workers = [n * COMPUTE, 0.0, n * DRIVE + answers * TAKE, answers * TAKE, answers]
     found = [[s] * n_servers + [w] * n_workers for s, w in zip(of_servers, of_workers, strict=True)]
-    return summary(*found, roles=[["server 0"]] * n_servers + [["worker 0"]] * n_workers), steps
+    return summary(*found, roles=[["server 0"]] * n_servers + [["worker 0"]] * n_workers, batch=16 * n_workers), steps
 
 
 def check_scale(module, n_servers):
     """Hold what a fit to two workers says of 40 to the law: servers beside workers take 40 gradients and answers each clock; one apart is busy throughout."""
-    cost = module._cost(*of_run(2, n_servers), 2 + n_servers)
+    cost = module._cost(*of_run(2, n_servers), 16)
     n, clocks = 40, 100
     simulated = ps.simulate(ps.Plan(Asp(), n, clocks, replace(cost, latency=0.0), n_servers or n, colocated=not n_servers)).seconds
     law = COMPUTE + DRIVE + APPLY + 2 * n * TAKE if not n_servers else n * (APPLY / n_servers + TAKE)
@@ -102,13 +104,39 @@ def test_a_fit_knows_what_messages_take(comm, servers):
         assert 1e-7 < found.cost.message < 0.05 and found.cost.apply > 0
 
 
+def test_a_short_batch_is_no_whole_one():
+    """Of 22 rows batches have 16 and 6 in turn; of 8 rows each has all, and 16 would take twice as long."""
+    whole, short = [0.1] * 60, [0.1, 0.04] * 30
+    of = summary([6.0], [0.0], [0.0])
+    assert set(fitting._cost(of, [whole], 16).compute) == {0.1}
+    assert set(fitting._cost(of | {"epochs": 30.0}, [short], 16).compute) == {0.1}
+    assert set(fitting._cost(of | {"epochs": 60.0, "batch": 8}, [whole], 16).compute) == {0.2}
+    careless = changed(fitting, [(" and ((k + 1) % per_epoch or per_epoch == 1)]", "]")])
+    assert set(careless._cost(of | {"epochs": 30.0}, [short], 16).compute) == {0.1, 0.04}
+
+
+def test_a_short_batch_of_one_process_is_none_either(monkeypatch):
+    metrics = [{"seconds": 1.4 * (i // 2) + i % 2, "samples": 22 * (i // 2) + 16 * (i % 2)} for i in range(fitting.ALONE_CLOCKS)]
+    monkeypatch.setattr(fitting, "_run", lambda job, changes, comm: ({"batch": 16}, {"metrics": metrics}))
+    monkeypatch.setattr(fitting, "CountedComm", lambda comm: SimpleNamespace(free=lambda: None))
+    comm = SimpleNamespace(rank=0, watched=lambda *of: SimpleNamespace(Free=lambda: None), mpi=SimpleNamespace(Split=None), Barrier=lambda: None)
+    compute = fitting.fit_alone(Job(batch=16), comm).compute
+    assert len(compute) > 10 and compute == pytest.approx((1.0,) * len(compute))
+
+
+def test_nothing_ends_a_fit_before_its_clocks(monkeypatch):
+    """A target of the job that the first epochs reach, say."""
+    _, job = fitted(monkeypatch, 0.0, target="0.1", validate=0.1, patience=3, seconds=0.5, checkpoint_every=4)
+    assert (job.target, job.patience, job.seconds, job.checkpoint_every, job.steps) == ("", 0, 0.0, 0, fitting.FIT_CLOCKS)
+
+
 @pytest.mark.mpi
 def test_one_process_is_measured_at_the_whole_batch_by_rank_0_alone(comm, monkeypatch):
     asked, counted = [], CountedComm(comm)
 
     def train(job, ranks, quiet, write, keep):
         asked.append((ranks.size, job.batch, job.servers, job.sync))
-        keep["metrics"] = [{"seconds": 3.0 * (i + 1)} for i in range(job.steps)]
+        keep["metrics"] = [{"seconds": 3.0 * (i + 1), "samples": job.batch * (i + 1)} for i in range(job.steps)]
         return {"batch": job.batch}
 
     monkeypatch.setattr(fitting, "train", train)
@@ -155,7 +183,7 @@ def run_of(step_seconds):
 
     def train(job, ranks, quiet, write, keep):
         keep["step_seconds"] = step_seconds
-        return summary([sum(map(sum, step_seconds))], [0.0], [0.0])
+        return summary([sum(map(sum, step_seconds))], [0.0], [0.0], batch=16 * len(step_seconds))
 
     return train
 

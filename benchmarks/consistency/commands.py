@@ -75,7 +75,7 @@ def main() -> None:
                 would = simulated(virtual)
                 for number, policy in enumerate(POLICIES):
                     out = Path(folder, str(number))
-                    others = max(run(n, ["--sync", policy, "--steps", str(options.clocks), *job, *told], out), beside)
+                    others = max(run(n, ["train", "--sync", policy, "--steps", str(options.clocks), *job, *told], out), beside)
                     rates[policy].append((measured(out), would[policy]))
                     ratios[policy].append(rates[policy][-1][0] / would[policy])
                     quiet[policy] += others < QUIET

@@ -67,7 +67,7 @@ class Driver:
         self.alive = self.nbytes_window = self.n_messages = 0
         self.compute_seconds = self.wait_seconds = self.serve_seconds = self.take_seconds = 0.0
         self.computing = -1
-        self.longest_delay_seconds = self.polled_at = self.looked_at = self.polls_seconds = 0.0
+        self.longest_delay_seconds = self.polled_at = self.looked_at = self.polls_seconds = 0.0  # `polls_seconds`: within computes, in all
 
     def begin(self) -> None:
         """Take messages from now on and start the roles."""
@@ -152,12 +152,12 @@ class Driver:
             raise WaitTimeout(f"{self.name} {told(waits, self.roles).text}; the limit is {self.wait_limit_seconds:g} s (--wait-limit)")
 
     def _compute(self, me: int, compute: Compute) -> None:
-        self.computing, self.polls_seconds, MAIN.now = me, 0.0, None
+        self.computing, before, MAIN.now = me, self.polls_seconds, None
         start = self.polled_at = clock_now()
         result = compute.function(compute.turn, self._report if self.many else None)
         now = clock_now()
         self.computing = -1
-        self.compute_seconds += now - start - self.polls_seconds
+        self.compute_seconds += now - start - (self.polls_seconds - before)
         if self.trace is not None:
             self.trace.add("compute", start, now - start, compute.clock)
         self.longest_delay_seconds = max(self.longest_delay_seconds, now - self.polled_at)

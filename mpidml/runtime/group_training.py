@@ -177,7 +177,7 @@ class Member:
     """Do what the leader's word asks for; to the run around it, what `driver.Driver` is: `run`, and what was counted."""
 
     nbytes_window = n_messages = 0
-    take_seconds = 0.0
+    take_seconds = polls_seconds = 0.0
     serve_seconds = longest_delay_seconds = 0.0
 
     def __init__(self, task: GroupTraining, look: Callable[[float], None], look_seconds: float = LOOK_SECONDS) -> None:

@@ -74,7 +74,7 @@ class Stepper:
     """
 
     nbytes_window = n_messages = 0
-    take_seconds = 0.0
+    take_seconds = polls_seconds = 0.0
 
     def __init__(self, strategy: Any, task: Any, buckets: Sequence[Bucket], part: Part, record: Any, look: Callable[[float], None], look_seconds: float) -> None:
         self.strategy, self.task, self.buckets, self.part, self.record, self.look = strategy, task, list(buckets), part, record, look

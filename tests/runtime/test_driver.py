@@ -11,7 +11,7 @@ import pytest
 
 from mpidml.core.buffers import Buffers
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.role import CLOCK, NOTHING, Message, Passive, Record, Send, Stop, Waiting
+from mpidml.core.role import CLOCK, NOTHING, Compute, Message, Passive, Record, Send, Stop, Waiting
 from mpidml.ps.shard import Shard
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
@@ -246,6 +246,47 @@ def test_what_a_message_takes_besides_is_apart_from_what_its_role_does(alone, mo
     assert taking(alone, monkeypatch, changed(driver, [("began += clock_now() - before", "pass")]))[1] > 100
     since = [("served += now - start", "served += now - began")]
     assert taking(alone, monkeypatch, changed(driver, since))[0] > 20, "answers taken for a part of the next message"
+
+
+def polled(alone, monkeypatch, module):
+    """Return what two computes of 10 s each count, within each of which a message takes its role a second."""
+    clock = SimpleNamespace(now=0.0)
+
+    class Busy(Passive):
+        n = 0
+
+        def start(self, now):
+            return [Compute(self.work, None, 0)]
+
+        def work(self, turn, report):
+            clock.now += 5.0
+            driver.arrived.append((0, 0, Message(CLOCK)))
+            report(0, 0)
+            clock.now += 5.0
+
+        def done(self, now, result):
+            self.n += 1
+            return [Stop() if self.n == 2 else Compute(self.work, None, 1)]
+
+        def handle(self, now, source, message):
+            clock.now += 1.0
+            return NOTHING
+
+        def waiting(self, now):
+            return []
+
+    monkeypatch.setattr(module, "clock_now", lambda: clock.now)
+    driver = module.Driver(alone, {0: Busy()}, [0])
+    driver.many = True  # else nobody could ask
+    driver.run()
+    return driver.compute_seconds, driver.polls_seconds, driver.serve_seconds
+
+
+def test_what_is_served_within_a_compute_is_apart_from_it(alone, monkeypatch):
+    from mpidml.runtime import driver
+
+    assert polled(alone, monkeypatch, driver) == (20.0, 2.0, 2.0)
+    assert polled(alone, monkeypatch, changed(driver, [(" - (self.polls_seconds - before)", "")]))[0] == 22.0
 
 
 @pytest.mark.mpi(min_size=2)
