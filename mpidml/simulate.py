@@ -167,7 +167,7 @@ def _run_all(
 def _waits(plan: Plan, found: Simulated) -> list[dict[str, Any]]:
     first = 0 if plan.colocated else plan.n_shards
     names = ["server 0", *(f"worker {w}" for w in range(plan.n_workers))]
-    return straggler.totals(found.waited, names, [0, *range(first, first + plan.n_workers)])
+    return straggler.totals(found.waited, names, [0, *range(first, first + plan.n_workers)], 2 * plan.cost.latency if plan.n_shards else 0.0)
 
 
 def _idle(values: Mapping[str, Any], scale: Simulation, cost: CostModel) -> list[str]:

@@ -7,7 +7,10 @@ import re
 
 import pytest
 
+from mpidml.runtime import straggler
 from mpidml.sim.summary import sentence
+from mpidml.simulate import simulate
+from tests.changed import changed
 from tests.ranks import mpirun, python
 from tests.test_bad_input import run_many
 
@@ -148,3 +151,26 @@ def test_one_policy_says_whether_its_target_was_reached(tmp_path):
     none = ok(python([*words, "--out", tmp_path / "none"]))
     assert "reached" not in none
     assert "reached" not in sentence("bsp", summary | {"target": None}), "the broken variant: a summary whose target is not told"
+
+
+def waited_for(*words):
+    return simulate(dict(words) | {"compute": 1e-3, "clocks": 50}, quiet=True, write=False)[0]
+
+
+def test_of_equal_workers_none_is_a_straggler_and_a_slow_one_is_with_what_others_waited():
+    """All ten wait for messages alone; of two, of which worker 0 is twice as slow, each clock of worker 1 waits 1 ms, without what messages take."""
+    assert waited_for(("workers", 10))["most_waited_for"] is None
+    slow = waited_for(("workers", 2), ("slowdown", "permanent:2"), ("latency", 2e-4))["most_waited_for"]
+    assert slow["rank"] == 0 and slow["is_straggler"] and slow["seconds"] == pytest.approx(49 * 1e-3, rel=0.05)
+    every = changed(straggler, [("row[\"seconds\"] - travel_seconds * row[\"times\"])", "row[\"seconds\"])")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mpidml.simulate.straggler", every)
+        assert waited_for(("workers", 10))["most_waited_for"]["is_straggler"]
+
+
+def test_what_lists_are_of_ranks_has_a_place_for_servers_apart():
+    found = waited_for(("workers", 3), ("servers", 2), ("slowdown", "permanent:4"))
+    of = dict(zip([names[0] for names in found["roles"]], zip(found["compute_seconds"], found["wait_seconds"], strict=True), strict=True))
+    assert list(of) == ["server 0", "server 1", "worker 0", "worker 1", "worker 2"]
+    assert of["server 0"] == (0.0, 0.0) and of["worker 0"][0] == pytest.approx(4 * of["worker 1"][0]) and of["worker 1"][1] > of["worker 0"][1]
+    assert len(found["comm_seconds"]) == 5

@@ -25,9 +25,15 @@ def pairs(waiting: str, rank: int, waited: Mapping[int, Waited], names: Sequence
     return [_row(rank, waiting, for_rank, name, waits, started) for (name, for_rank), waits in found.items() if waits.seconds > 0]
 
 
-def totals(waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence[int]) -> list[dict[str, Any]]:
-    """Return one row for each role that was waited for, where all workers have added to one record; who waited (rank -1) is then unknown."""
-    return [_row(-1, "", rank_of[role], names[role], waits, 0.0) for role, waits in waited.items() if role < len(names) and waits.seconds > 0]
+def totals(waited: Mapping[int, Waited], names: Sequence[str], rank_of: Sequence[int], travel_seconds: float = 0.0) -> list[dict[str, Any]]:
+    """Return one row for each role that was waited for, where all workers have added to one record; who waited (rank -1) is then unknown.
+
+    `travel_seconds`: what question and answer take of each wait, whoever is slow; what is left counts. So the last of many equal workers, which all
+    wait for at the same time, is no straggler, and a slow one's waits for its own answers are none.
+    """
+    rows = [_row(-1, "", rank_of[role], names[role], waits, 0.0) for role, waits in waited.items() if role < len(names) and waits.seconds > 0]
+    left = [(row, row["seconds"] - travel_seconds * row["times"]) for row in rows]
+    return [row | {"seconds": seconds} for row, seconds in left if seconds > 1e-6 * row["seconds"]]
 
 
 def _row(rank: int, waiting: str, for_rank: int, name: str, waits: Waited, started: float) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     after = each.seconds + cost.apply * owned
     drawn = cost.seconds(plan.seed, n).of
     found = Simulated(done_by=[0] * n, staleness={0: 0})
-    busy = np.zeros(n)
+    busy, longest_of = np.zeros(n), dict[int, float]()
     now, clock = 0.0, 0
     every = 1 if plan.seconds else max(1, -(-plan.n_clocks // MOST_ROWS))
     while clock < plan.n_clocks and not (plan.seconds and now >= plan.seconds):
@@ -96,7 +96,10 @@ def simulate(plan: Plan, collective: str) -> Simulated:
         slowest = int(computes.argmax())
         if (waits := float(computes[slowest] * n - computes.sum())) > 0:
             end = now + float(computes[slowest])
-            found.waited.setdefault(slowest + 1, Waited()).add(clock, end - waits / (n - 1), end)  # the mean of those of all others
+            waited = found.waited.setdefault(slowest + 1, Waited())
+            waited.add(clock, end - waits / (n - 1), end)  # the mean of those of all others
+            if (longest := float(computes[slowest] - computes.min())) > longest_of.get(slowest, 0.0):
+                longest_of[slowest], waited.longest_clock = longest, clock
         busy += computes
         now += float(computes[slowest]) + after
         clock += 1
@@ -111,6 +114,6 @@ def simulate(plan: Plan, collective: str) -> Simulated:
     found.left_seconds = [now] * n
     found.n_messages = round(each.n_messages * n) * clock
     found.nbytes = round(each.nbytes * n) * clock if cost.bytes_per_second else 0
-    for waited in found.waited.values():
-        waited.times, waited.seconds = waited.times * (n - 1), waited.seconds * (n - 1)
+    for role, waited in found.waited.items():
+        waited.times, waited.seconds, waited.longest_seconds = waited.times * (n - 1), waited.seconds * (n - 1), longest_of[role - 1]
     return found

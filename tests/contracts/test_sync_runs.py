@@ -15,6 +15,7 @@ from mpidml.core.role import PUSH, Lease, Send
 from mpidml.sim import virtual
 from mpidml.sync.asp import Asp
 from mpidml.sync.base import SyncPolicy
+from mpidml.sync.warmup import Warmup
 from tests.changed import changed
 from tests.scenarios import Scenario, misses, run_on_mpi, sums_up
 
@@ -23,6 +24,11 @@ N_WORKERS, N_CLOCKS = 4, 40
 FEW_CLOCKS = 14
 """Enough for two slots of slowness, and for the pause."""
 each = pytest.mark.parametrize("name", NAMES)
+
+
+def policy_of(name):
+    """Make a policy that comes to what it declares within FEW_CLOCKS."""
+    return plugins.make("mpidml.sync", {"warmup": "warmup:5:3"}.get(name, name))
 
 
 def pattern(seed):
@@ -60,11 +66,30 @@ def judged(policy, seed, repeat=False, declared=None):
 @each
 @pytest.mark.parametrize("seed", range(20))
 def test_a_run_ends_and_no_read_is_staler_than_declared_whatever_the_stragglers(name, seed):
-    policy = plugins.make("mpidml.sync", name)
+    policy = policy_of(name)
     for repeat in {False, policy.repeatable}:
         missed, largest, bound = judged(policy, seed, repeat)  # a deadlock ends the virtual run with an error
         assert missed == []
         assert bound is None or largest <= bound
+
+
+@each
+def test_what_a_policy_allows_is_made_use_of_in_some_pattern(name):
+    """Else the patterns would show nothing of it."""
+    policy = policy_of(name)
+    largest = max(judged(policy, seed)[1] for seed in range(20))
+    assert (largest > 0) == (policy.bound != 0)
+
+
+class Unbounded(Warmup):
+    """Forgets its bound once it is warm."""
+
+    def oldest_readable(self, clock, worker=-1, view=None):
+        return super().oldest_readable(clock, worker, view) if clock <= self.n_clocks else 0
+
+
+def test_a_warm_up_that_lets_everybody_run_on_is_caught():
+    assert any(judged(Unbounded(5, 3), seed)[0] for seed in range(20))
 
 
 def test_a_policy_that_declares_a_bound_that_it_does_not_keep_is_caught():
@@ -208,7 +233,7 @@ def unlike(one, other):
 @each
 def test_both_drivers_agree(comm, name):
     """On MPI the same judge finds nothing in any pattern, no lead is larger; where the policy repeats, each read shows the bits that it shows on virtual clocks."""
-    policy = plugins.make("mpidml.sync", name)
+    policy = policy_of(name)
     for seed in range(20):
         n_clocks = N_CLOCKS if seed == 1 else FEW_CLOCKS
         seen, missed, largest = on_ranks(policy, comm, seed, n_clocks)
