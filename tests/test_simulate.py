@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mpidml.runtime import straggler
+from mpidml.runtime import report, straggler
 from mpidml.sim.summary import sentence
 from mpidml.simulate import simulate
 from tests.changed import changed
@@ -168,9 +168,17 @@ def test_of_equal_workers_none_is_a_straggler_and_a_slow_one_is_with_what_others
         assert waited_for(("workers", 10))["most_waited_for"]["is_straggler"]
 
 
-def test_what_lists_are_of_ranks_has_a_place_for_servers_apart():
+def labels(found, module=report):
+    """Return the labels of the bars in the order of their length of work."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    module._rank_time(axes, found)
+    return [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+
+
+def test_a_bar_is_called_by_its_rank_where_servers_lie_apart():
     found = waited_for(("workers", 3), ("servers", 2), ("slowdown", "permanent:4"))
-    of = dict(zip([names[0] for names in found["roles"]], zip(found["compute_seconds"], found["wait_seconds"], strict=True), strict=True))
-    assert list(of) == ["server 0", "server 1", "worker 0", "worker 1", "worker 2"]
-    assert of["server 0"] == (0.0, 0.0) and of["worker 0"][0] == pytest.approx(4 * of["worker 1"][0]) and of["worker 1"][1] > of["worker 0"][1]
-    assert len(found["comm_seconds"]) == 5
+    assert len(found["roles"]) == 5 and found["compute_seconds"][0] == pytest.approx(4 * found["compute_seconds"][1])
+    assert labels(found) == ["rank 2 worker 0", "rank 3 worker 1", "rank 4 worker 2"]
+    assert labels(found, changed(report, [('first = len(summary["roles"]) - n', "first = 0")]))[0] == "rank 0 server 0"

@@ -184,7 +184,9 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_ylim(n - 0.5, -0.5) if n > 2 else axes.set_ylim(n - 0.5 + (3 - n) / 2, -0.5 - (3 - n) / 2)
     step = 1 if thick else -(-n // 12)
     gap = "\n" if n <= 8 else ": "
-    labels = [f"rank {rank}" + (gap + _role_names(summary["roles"][rank]) if thick and summary["roles"][rank] else "") for rank in range(0, n, step)]
+    first = len(summary["roles"]) - n  # of a simulation, servers apart have no bars
+    named = [(first + rank, summary["roles"][first + rank]) for rank in range(0, n, step)]
+    labels = [f"rank {rank}" + (gap + _role_names(roles) if thick and roles else "") for rank, roles in named]
     axes.set_yticks(range(0, n, step), labels, fontsize=8 if n > 4 else 9)
     axes.tick_params(axis="y", length=0 if thick else 3, labelcolor=INK)
     axes.grid(False, axis="y")
@@ -193,8 +195,8 @@ def _rank_time(axes: Axes, summary: Mapping[str, Any]) -> None:
     legend(axes)
     waiting = 100 * parts[1].sum() / whole.sum() if whole.sum() > 0 else 0.0
     most = summary.get("most_waited_for")
-    named = f", {most['share']:.0%} of it for rank {most['rank']}" if most and most["is_straggler"] else ""
-    axes.set_title(f"{waiting:.0f}% of rank time was waiting{named}")
+    straggler = f", {most['share']:.0%} of it for rank {most['rank']}" if most and most["is_straggler"] else ""
+    axes.set_title(f"{waiting:.0f}% of rank time was waiting{straggler}")
 
 
 def _staleness(axes: Axes, summary: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from mpidml.core.clocks import ENDED
 from mpidml.core.cost import CostModel
 from mpidml.core.partition import shards
-from mpidml.core.role import PUSH, ROWS, Lease, Message, Role
+from mpidml.core.role import PUSH, ROWS, Effects, Lease, Message, Role, Send
 from mpidml.core.slowdown import Slowdown
 from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
@@ -152,6 +152,17 @@ class SizeShard(Shard):
         return self.answer, -1
 
 
+class Counting(Coordinator):
+    """A coordinator that counts what it is told and what it tells."""
+
+    n_messages = 0
+
+    def handle(self, now: float, source: int, message: Message) -> Effects:
+        effects = list(super().handle(now, source, message))
+        self.n_messages += 1 + sum(type(effect) is Send for effect in effects)
+        return effects
+
+
 def _lease(n: int) -> Lease:
     """Return a lease of n elements of 8 bytes that take no memory."""
     return Lease(np.broadcast_to(np.zeros(1), (n,)))
@@ -178,14 +189,14 @@ def simulate(plan: Plan) -> Simulated:
     if coordinated:
         gate = policy.gate(n, not plan.dynamic) if policy.gate_at else None
         over = (lambda now: now >= plan.seconds) if plan.seconds else None
-        roles.append(Coordinator(range(1, n + 1), plan.n_clocks, plan.dynamic, gate, gate is None and policy.bound is not None, over))
-    found = drive(plan, roles, 1)
+        roles.append(Counting(range(1, n + 1), plan.n_clocks, plan.dynamic, gate, gate is None and policy.bound is not None, over))
+    found = drive(plan, roles, 1, alike=plan.n_shards)
     found.waited = tally.waited
     return found
 
 
-def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recorder | None = None) -> Simulated:
-    """Run the roles of a plan, `n_servers` shards first and then the workers, and count; `note` is told what they record, too."""
+def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recorder | None = None, alike: int = 1) -> Simulated:
+    """Run the roles of a plan, `n_servers` shards first, each of which stands for `alike`, and then the workers, and count; `note` is told what they record, too."""
     n, cost = plan.n_workers, plan.cost
     found = Simulated(left_seconds=[0.0] * n)
     every = n if plan.seconds else max(n, -(-n * plan.n_clocks // MOST_ROWS))
@@ -215,7 +226,7 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
             note(now, role, name, value)
 
     moves = cost.bytes_per_second > 0
-    network = _Network(plan, n_servers) if moves or ((cost.apply or cost.message) and not plan.colocated) else None
+    network = _Network(plan, n_servers, alike) if moves or ((cost.apply or cost.message) and not plan.colocated) else None
     worker = roles[n_servers]
     n_taken = 1 if isinstance(worker, Worker) and worker.rides else 2  # of a worker by a server, each clock: what it pushes, and what it asks apart
     result = virtual.run(roles, _compute(plan, n_servers, n_taken), cost.latency, record=record, arrival=network, reports=False)
@@ -223,8 +234,8 @@ def drive(plan: Plan, roles: Sequence[Role], n_servers: int, note: virtual.Recor
     if since:
         found.n_done += since
         found.rows.append((found.seconds, found.n_done, stale / since))
-    alike = plan.n_shards // n_servers
-    found.n_messages, found.nbytes = result.n_messages * alike, result.nbytes * alike if moves else 0
+    granting = roles[-1].n_messages if isinstance(roles[-1], Counting) else 0  # there is one coordinator, whatever the servers
+    found.n_messages, found.nbytes = (result.n_messages - granting) * alike + granting, result.nbytes * alike if moves else 0
     for told in {worker.tally for worker in roles[n_servers : n_servers + n] if isinstance(worker, Worker)}:
         for staleness, times in told.staleness.items():
             found.staleness[staleness] = found.staleness.get(staleness, 0) + times
@@ -256,10 +267,10 @@ class _Network:
     them; where a server lies beside each worker, the link of its rank carries that worker's payload, too, and what the two send each other takes no link.
     """
 
-    def __init__(self, plan: Plan, n_servers: int) -> None:
+    def __init__(self, plan: Plan, n_servers: int, alike: int) -> None:
         cost = plan.cost
         self.n_servers, self.latency, self.rate = n_servers, cost.latency, cost.bytes_per_second
-        self.n_alike, self.shared = plan.n_shards // n_servers - plan.colocated, plan.colocated
+        self.n_alike, self.shared = alike - (plan.colocated and alike > 1), plan.colocated
         self.message, self.apply = (0.0, 0.0) if plan.colocated else (cost.message, cost.apply / plan.n_shards)
         # Until when the core and the link in, and the link out, of each shard are taken; and the links of each worker.
         self.coming, self.going = [0.0] * n_servers, [0.0] * n_servers

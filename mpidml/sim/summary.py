@@ -24,7 +24,6 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
     ]
     samples = round(found.n_done * share)
     busy = found.busy_seconds
-    apart = [] if plan.colocated else [0.0] * plan.n_shards  # what servers do beside is no part of it
     summary: dict[str, Any] = {
         "strategy": job.strategy,
         "sync": job.policy(),
@@ -55,9 +54,10 @@ def of_job(job: Job, plan: Plan, found: Simulated, wall_seconds: float) -> tuple
         "bytes_sent": [found.nbytes],
         "bytes_window": [],
         "messages": [found.n_messages],
-        "compute_seconds": [*apart, *busy],
-        "wait_seconds": [*apart, *(max(seconds - own, 0.0) for own in busy)],  # at the end for the last one, too
-        "comm_seconds": [0.0] * (len(apart) + n),
+        # Of the ranks that compute, the last ones of `roles`: what servers apart do is not followed one by one.
+        "compute_seconds": busy,
+        "wait_seconds": [max(seconds - own, 0.0) for own in busy],  # at the end for the last one, too
+        "comm_seconds": [0.0] * n,
         "waited_for": [],
         "most_waited_for": None,
         "quotas": [dict(zip(("seconds", "worker", "quota", "load"), row, strict=True)) for row in found.quotas.rows],

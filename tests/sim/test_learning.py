@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mpidml import virtual_training
 from mpidml.core.cost import CostModel
 from mpidml.core.job import Job
 from mpidml.core.simulation import Simulation
 from mpidml.runtime.dataset import load
-from mpidml.simulate import planned
+from mpidml.simulate import planned, simulate
 from mpidml.strategies import parameter_server
 
 
@@ -43,3 +45,13 @@ def test_what_others_take_of_the_machine_changes_nothing(alone, monkeypatch):
     assert learnt(alone)[:3] == idle
     monkeypatch.setattr(parameter_server.ParameterServer, "make", with_load(parameter_server.ParameterServer.make))
     assert learnt(alone)[:3] != idle, "the broken variant: the load of the machine decides the quotas"
+
+
+@pytest.mark.parametrize("servers", ["colocated", "2"])
+@pytest.mark.parametrize("codec", ["", "low_rank"])
+def test_links_and_bytes_are_those_of_sizes_alone(servers, codec):
+    """Where the arithmetic runs, too, each shard is a role of its own; of sizes alone one stands for all."""
+    values = {"workers": 4, "servers": servers, "sync": "bsp", "hidden": "8", "compute": 1e-3, "bandwidth": 1e7, "clocks": 10, "backend": "numpy", "transport": "mpi"}
+    sizes, learnt = (simulate(values | {"compress": codec, "learn": learn}, quiet=True, write=False)[0] for learn in (False, True))
+    assert sum(learnt["bytes_sent"]) == pytest.approx(sum(sizes["bytes_sent"]), rel=0.05)
+    assert codec or learnt["seconds"] == pytest.approx(sizes["seconds"], rel=0.1)

@@ -21,6 +21,7 @@ from mpidml.sync.dssp import Dssp
 from mpidml.sync.quorum import Quorum
 from mpidml.sync.ssp import Ssp
 from mpidml.sync.warmup import Warmup
+from tests.changed import changed
 
 POLICIES = [Bsp(), Ssp(3), Asp(), Warmup(5, 2), Dssp(), Adaptive(), Quorum()]
 NONE = CostModel((1.0,), latency=0.0)
@@ -159,3 +160,17 @@ def test_messages_that_cost_nothing_are_said_where_no_rank_could_take_so_many():
     plan = Plan(Ssp(3), 1000, 15, CostModel((0.01,), 0.5))
     assert too_many(plan, simulate(plan)), "one server, and all are its messages"
     assert not too_many(replace(plan, n_shards=0), simulate(plan)), "sums have no server"
+
+
+def granting(module, policy):
+    """Return what is sent besides what servers send and are sent: messages of one server less those that another one adds."""
+    of = [module.simulate(module.Plan(policy, 4, 30, CostModel((1.0,), 0.5), k, dynamic=True)).n_messages for k in (1, 2, 3)]
+    assert of[2] - of[1] == of[1] - of[0] > 0
+    return of[0] - (of[1] - of[0])
+
+
+@pytest.mark.parametrize("policy", [Asp(), Adaptive(1, 8)], ids=["asp", "adaptive"])
+def test_there_is_one_coordinator_whatever_the_servers(policy):
+    """It is asked for each of 4 x 30 blocks and grants it, and then says once to each of 4 workers that there is no more."""
+    assert 2 * 120 <= granting(ps, policy) <= 2 * (120 + 3 * 4)
+    assert granting(changed(ps, [(" - granting) * alike + granting", ") * alike")]), policy) == 0
