@@ -32,6 +32,10 @@ class Slowdown:
             raise UserError(f"--slowdown {text}: the factor {factor} is out of range; give a number from {least} up")
         self.name, self.n_workers, self.seed = name, n_workers, seed
 
+    def lasting(self) -> Slowdown | None:
+        """Return what of it makes workers unlike for the whole run: nothing of one that goes round, which each has for as long as the others."""
+        return None if self.name == "rotating" else self
+
     def extra(self, worker: int, clock: int) -> float:
         """Return the prolongation of one compute, a function of (seed, worker, clock) alone."""
         if self.name == "exponential":
