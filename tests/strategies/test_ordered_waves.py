@@ -134,6 +134,7 @@ def test_asp_is_a_serial_loop_over_the_order_in_which_its_pushes_came(comm, monk
 
 
 @pytest.mark.mpi
+@pytest.mark.shows_from(4)
 @pytest.mark.parametrize("sync", ["asp", "quorum:1"])
 @pytest.mark.parametrize(("schedule", "microbatches"), [("zero_bubble", 8), ("pipedream", 0), ("two_bw", 0)])
 def test_parts_of_a_layer_go_on_whichever_of_them_hears_first_of_the_next_wave(comm, monkeypatch, sync, schedule, microbatches):
