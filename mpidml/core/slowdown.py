@@ -34,6 +34,10 @@ class Slowdown:
         self.name, self.n_workers, self.seed = name, n_workers, seed
         self.drawn: dict[int, tuple[int, list[float]]] = {}  # of each worker the last draws, which lie side by side
 
+    def lasting(self) -> Slowdown | None:
+        """Return what of it makes workers unlike for the whole run: nothing of one that goes round, which each has for as long as the others."""
+        return None if self.name == "rotating" else self
+
     def extra(self, worker: int, clock: int) -> float:
         """Return the prolongation of one compute, a function of (seed, worker, clock) alone. Cost: a generator each DRAWN_CLOCKS clocks of a worker, upwards."""
         if self.name == "exponential":

@@ -97,6 +97,9 @@ class OrderedServer:
     An update is made of each push that counts, or where the policy commits by the clock, of as many as a clock needs, summed in the order of replicas.
     `store` has one version, the newest values; `n_copies`: waves that are in flight at once. `tuned`: updates are softened for their staleness, which is
     what was taken between the read and the update, in waves of all replicas; `rate(wave)` multiplies the learning rate.
+
+    Copies take turns: they are closed as they were opened, so the k-th wave lies in array k % n_copies whenever a rank hears of it. Ranks with parts
+    of a stage make, all together, a step for each array, so they have to come to the same one.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class OrderedServer:
         self.policy, self.n, self.store, self.tuned, self.rate = policy, n_replicas, store, tuned, rate
         self.by_clock = policy.commit == "clock"
         self.needed = policy.needed(n_replicas) if self.by_clock else 1
-        self.free = [np.empty_like(store.versions[0]) for _ in range(n_copies)]
+        self.free = deque(np.empty_like(store.versions[0]) for _ in range(n_copies))
         self.total = np.zeros_like(store.versions[0])
         self.copies: dict[int, Array] = {}
         self.n_dropped = 0
@@ -169,7 +172,7 @@ class OrderedServer:
             if not self.free:
                 return False
             wave, _ = self.opened.popleft()
-            copy = self.copies[wave] = self.free.pop()
+            copy = self.copies[wave] = self.free.popleft()
             np.copyto(copy, self.store.versions[0])
         return True
 

@@ -12,6 +12,7 @@ from mpidml.core import rng
 from mpidml.core.balance import Profile
 from mpidml.core.flat import Array
 from mpidml.core.pace import relative
+from mpidml.core.slowdown import Slowdown
 from mpidml.nn.network import Network
 from mpidml.nn.stage import Stage, n_cuts
 from mpidml.nn.step import Edges, Memory
@@ -80,11 +81,12 @@ def counted(net: Network, rows: int) -> list[Profile]:
     return found
 
 
-def of_all(comm: Any, net: Network, rows: int, slow: Slowness) -> tuple[list[Profile], list[float]]:
-    """Return what the layers cost the fastest rank, and how fast each rank is (Collective on comm).
+def of_all(comm: Any, net: Network, rows: int, slowdown: Slowdown | None) -> tuple[list[Profile], list[float]]:
+    """Return what the layers cost the fastest rank, and how fast each rank is with what of `slowdown` lasts for the whole run (Collective on comm).
 
     All measure at the same time; those that seem slow do so again while the others sleep, since another process may have had their core.
     """
+    slow = Slowness(slowdown and slowdown.lasting(), comm.rank)
     own, speeds = profiles(net, rows, slow), [0.0] * comm.size
     for attempt in range(ATTEMPTS):
         if attempt and speeds[comm.rank] < 1:

@@ -9,7 +9,6 @@ A stage's parameters are a range of the network's flat ones, so a checkpoint of 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
@@ -38,7 +37,7 @@ from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
 from mpidml.nn.stage import Stage
 from mpidml.optim.base import Chain, Transforms, make_chain
-from mpidml.runtime import abort, grid_rules, stage_report
+from mpidml.runtime import abort, alike, grid_rules, stage_report
 from mpidml.runtime.arithmetic import compiled
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.channel import Waiting
@@ -232,19 +231,8 @@ class Staged(Serverless):
             self.holding.mirror.down()
 
     def check_alike(self) -> None:
-        """Compare the weights and optimizers of each stage's replicas (Collective on comm). RuntimeError names who differs."""
-        self.waiting.meet(self.comm, "the comparison of replicas")
-        digests = {}
-        for s, held in self.held.items():
-            n, here = held.stage.n_summed, held.here
-            digest = hashlib.blake2b(here.at(here.latest)[:n].data)
-            for array in here.optimizer.values():
-                digest.update(array[:n].data)
-            digests[s] = digest.hexdigest()
-        for rank, found in enumerate(every := self.comm.allgather(digests)):
-            first = every[self.grid.rank(**{**self.grid.coords(rank), "data": 0})]
-            if odd := [s for s in found if found[s] != first[s]]:
-                raise RuntimeError(f"replicas differ: after clock {self.driver.clock} rank {rank} has other weights or optimizer state of stage {odd[0]} than replica 0")
+        """Compare the weights and optimizers of each stage's replicas, and what its parts have whole (Collective on comm). RuntimeError names who differs."""
+        alike.check(self)
 
     def told(self) -> dict[str, Any]:
         """Return on rank 0 what the summary says of the stages (Collective on comm)."""

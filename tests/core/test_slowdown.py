@@ -58,6 +58,12 @@ def test_rotating_slows_one_worker_at_a_time_and_each_for_as_long():
     assert extra[0, :PHASE_CLOCKS].all()
 
 
+@pytest.mark.parametrize("name", PATTERNS)
+def test_what_lasts_is_all_but_what_each_worker_has_in_turn(name):
+    slowdown = Slowdown(f"{name}:4", 3, 0)
+    assert slowdown.lasting() is (None if name == "rotating" else slowdown)
+
+
 def test_permanent_slows_worker_0_for_ever():
     extra = table("permanent:5")
     assert (extra[0] == 4).all() and not extra[1:].any()

@@ -82,6 +82,40 @@ def test_the_check_catches_layers_that_are_charged_with_sleeps_and_not_with_what
     assert slow_seconds(monkeypatch) != [(pytest.approx(3 * 0.2e-3), pytest.approx(3 * 0.4e-3))] * 4
 
 
+class Alone:
+    """A rank whose times nobody else's are compared with."""
+
+    size = 1
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def Barrier(self):
+        """Wait for nobody."""
+
+    def allgather(self, value):
+        return [value]
+
+
+def paces(monkeypatch, text):
+    """Return how many times as long each of three ranks is found to take."""
+    Clock(monkeypatch)
+    net = build("mlp", 30, 4, (20, 20, 10), dtype="float64", backend="numpy")
+    each = [profiling.of_all(Alone(rank), net, 6, Slowdown(text, 3, 0))[0] for rank in range(3)]
+    return [sum(layer.forward_seconds + layer.backward_seconds for layer in of) / (len(of) * 0.6e-3) for of in each]
+
+
+def test_ranks_that_are_slow_in_turn_are_found_equally_fast_and_one_that_always_is_is_not(monkeypatch):
+    """What is measured before the first clock decides the cut of the whole run."""
+    assert paces(monkeypatch, "rotating:3") == pytest.approx([1, 1, 1])
+    assert paces(monkeypatch, "permanent:3") == pytest.approx([3, 1, 1])
+
+
+def test_the_check_catches_ranks_that_are_measured_in_the_first_one_s_turn(monkeypatch):
+    monkeypatch.setattr(Slowdown, "lasting", lambda self: self)
+    assert paces(monkeypatch, "rotating:3") == pytest.approx([3, 1, 1])
+
+
 # ---- what is read is in memory, not one page of zeros that any cache holds
 
 

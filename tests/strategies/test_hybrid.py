@@ -12,7 +12,7 @@ from mpidml.core.grid import parse_grid
 from mpidml.core.job import Job
 from mpidml.nn.split import dense
 from mpidml.ps.store import Store
-from mpidml.runtime import grid_updates
+from mpidml.runtime import alike, grid_updates
 from mpidml.runtime.bands import Bands
 from mpidml.runtime.grid_updates import Norms, Updates
 from mpidml.runtime.resume import resumed
@@ -304,6 +304,39 @@ def test_an_exception_in_one_place_of_the_grid_is_no_hang(comm, monkeypatch):
     monkeypatch.setattr(grid_updates.Updates, "finish", fails)
     with pytest.raises((RuntimeError, TimeoutError, Exception), match=r"one place fails|wait-limit"):
         run(comm, grid=f"data={comm.size}", wait_limit=1.0)
+
+
+def flips(comm, monkeypatch, what):
+    """Flip a bit of what each part has whole, on the last rank in clock 2, and of its own part alone where `what` says so."""
+    finish, last = grid_updates.Updates.finish, comm.rank == comm.size - 1
+
+    def flipped(self, held, item):
+        finish(self, held, item)
+        if last and self.clock == 2:
+            array = next(iter(held.here.optimizer.values())) if what == "optimizer" else held.here.at(held.here.latest).ravel()
+            at = held.stage.layer_views(0, array)["weight"] if what == "own weight" else array[held.stage.shared()[0]]
+            at.reshape(-1)[:1].view(np.uint64)[:] ^= np.uint64(1 << 30)
+
+    monkeypatch.setattr(grid_updates.Updates, "finish", flipped)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("what", ["weights", "optimizer"])
+def test_parts_that_come_apart_in_what_each_has_whole_are_named(comm, monkeypatch, what):
+    flips(comm, monkeypatch, what)
+    said = f"parts differ: after clock 8 rank {comm.size - 1} has other weights or optimizer state of stage 0 than part 0, in what each has whole$"
+    with pytest.raises(RuntimeError, match=said):
+        run(comm, grid="tensor=0")
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("broken", ["own weight", "nothing is whole"])
+def test_the_check_catches_a_comparison_of_nothing(comm, monkeypatch, broken):
+    """What a rank alone has is not compared."""
+    flips(comm, monkeypatch, "own weight" if broken == "own weight" else "weights")
+    if broken != "own weight":
+        monkeypatch.setattr(alike, "digest", lambda held, ranges: "")
+    run(comm, grid="tensor=0")
 
 
 @pytest.mark.mpi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,27 @@ def test_asp_is_a_serial_loop_over_the_order_in_which_its_pushes_came(comm, monk
             assert np.abs(values - serial(updates, n_replicas, job)).max() < 1e-9, grid
             assert summary["samples"] == job.steps * 50 and summary["staleness_bound"] is None
         monkeypatch.undo()
+
+
+@pytest.mark.mpi
+@pytest.mark.shows_from(4)
+@pytest.mark.parametrize("sync", ["asp", "quorum:1"])
+@pytest.mark.parametrize(("schedule", "microbatches"), [("zero_bubble", 8), ("pipedream", 0), ("two_bw", 0)])
+def test_parts_of_a_layer_go_on_whichever_of_them_hears_first_of_the_next_wave(comm, monkeypatch, sync, schedule, microbatches):
+    """All parts but the first hear of it while they push, and so before they are done with what the wave before has read."""
+    if comm.size < 4:
+        return  # needs four ranks
+    push, early = Credited.push, comm.rank % 2
+
+    def listens(self, wave, version):
+        push(self, wave, version)
+        if early:
+            time.sleep(2e-3)
+            self.waiting.meanwhile()
+
+    monkeypatch.setattr(Credited, "push", listens)
+    summary, values = run(comm, n_ranks=4, grid="data=2,tensor=2", schedule=schedule, microbatches=microbatches, sync=sync, tune=False)
+    assert values is None or (np.isfinite(values).all() and summary["clocks"] > 0)
 
 
 @pytest.mark.mpi
