@@ -81,8 +81,7 @@ class Stages:
         """Say what would fit: more microbatches, activations that are computed again, another schedule, more stages."""
         strategy, job = self.strategy, self.job
         schedule, most = strategy.schedule, job.batch // strategy.n_workers
-        splits = any(action.op == "W" for action in strategy.program().lists[0])
-        found = ["--recompute"] * (not job.recompute and not splits and max(self.needs(recompute=True)) <= limit)
+        found = ["--recompute"] * (not job.recompute and not strategy.program().splits and max(self.needs(recompute=True)) <= limit)
         if strategy.every:
             return found
         numbers = [n for k in range(1, most.bit_length()) if (n := strategy.n_items << k) <= most]
@@ -91,7 +90,7 @@ class Stages:
         if self.n_pipe > 1:
             others = {name: plugins.make(FOLDER, name) for name in plugins.names(FOLDER)}
             alike = {name: of for name, of in others.items() if of.trains and of.n_chunks == schedule.n_chunks == 1 and not of.update_every(self.n_pipe)}
-            once = {name: of for name, of in alike.items() if not (job.recompute and any(action.op == "W" for action in of.order(0, self.n_pipe, 1)))}
+            once = {name: of for name, of in alike.items() if not (job.recompute and lower(of, self.n_pipe, 1).splits)}
             needed = {name: max(self.needs(of)) for name, of in once.items() if type(of) is not type(schedule)}
             fitting = [name for name, nbytes in needed.items() if nbytes <= limit]
             found += [f"--schedule {max(fitting, key=lambda name: needed[name])}"] if fitting else []  # that which has most under way

@@ -109,7 +109,7 @@ class Staged(Serverless):
         if self.n_items > most:
             given = f"--schedule {job.schedule}: makes an update of {self.n_items} microbatches" if self.every else f"--microbatches {self.n_items}"
             raise UserError(f"{given}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
-        if job.recompute and any(action.op == "W" for action in self.program().lists[0]):
+        if job.recompute and self.program().splits:
             raise UserError(f"--recompute: --schedule {job.schedule} comes back to activations twice, they would have to be computed as often; use another schedule")
         before, _ = make_chain(job.optimizer, job.rate).split()
         if self.every and self.n_pipe > 1 and before is not None and any(link.scope == "global" for link in before.links):
