@@ -64,7 +64,7 @@ class Stages:
         cut = balanced(counted(self.net, 1), places * made.n_chunks, 0.0).stages if n_pipe else self.cut
         hops, turns = (self.hops, getattr(self.grid, "replicas", ())) if not n_pipe else ((n_pipe > 1 and (self.apart or any(self.hops)),) * n_pipe, ())
         rows, again = -(-share // n_items), recompute or self.job.recompute
-        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns)
+        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns, run.sent)
 
     def _parts(self, cut: Sequence[Stage]) -> list[Part]:
         """Return what the fullest rank of each stage has; UserError where layers cannot be cut so."""

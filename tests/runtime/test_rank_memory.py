@@ -87,7 +87,7 @@ def test_a_run_counts_what_a_plan_counts(comm, way, hosts):
 
 
 BROKEN = {
-    "what comes is kept as long as the own activations": ("channel_slots(kept, s) * (lcm", "kept[end] * (lcm"),
+    "what comes is kept as long as the own activations": ("channel_slots(kept, sent, s) * (lcm", "kept[end] * (lcm"),
     "the gradient of a microbatch has no room": ("(1 + (n_items > 1) + (versions", "(1 + (versions"),
     "one microbatch is under way": ("(1 if recompute else kept[s])", "1"),
 }
