@@ -197,6 +197,9 @@ def test_a_schedule_that_sends_back_in_disorder_is_refused_with_its_table(comm, 
     with pytest.raises(UserError, match="order of microbatches") as caught:
         run(comm, schedule=str(path))
     assert f">>{comm.size - 1}I3<<" in str(caught.value)
+    path.write_text(DISORDERED.replace("    def order", "    def update_every(self, n_ranks):\n        return None\n\n    def order"))
+    with pytest.raises(UserError, match=r"^--schedule .*mine\.py: update_every gives None; let it give 0"):
+        run(comm, schedule=str(path))
     path.write_text(DISORDERED.replace("    def order", "    n_chunks = 0\n\n    def order"))
     with pytest.raises(UserError, match="n_chunks of 1 or more"):
         run(comm, schedule=str(path))
