@@ -248,6 +248,29 @@ def test_more_stages_would_fit_where_one_is_too_much(comm):
         assert options == [f"{n} stages on {n} ranks" for n in range(comm.size + 1, 6) if needs[n - 1] <= limit][:1]
 
 
+FOUR = """
+from mpidml.schedules.base import Schedule, pairs
+
+
+class Four(Schedule):
+    def order(self, rank, n_ranks, n):
+        return pairs(rank, min(n, {2: n_ranks, 4: n_ranks}[n] - 1 - rank), n)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_cannot_be_is_nothing_that_would_fit(comm, tmp_path, monkeypatch, broken):
+    """A schedule that knows some numbers of microbatches alone, and is looked at for others."""
+    (tmp_path / "four.py").write_text(FOUR)
+    way = {"schedule": comm.bcast(str(tmp_path / "four.py")), "microbatches": 4, "memory_per_rank": "1K"}
+    comm.Barrier()
+    if broken:
+        monkeypatch.setattr(Stages, "_most", lambda self, **given: max(self.needs(**given)))
+    line = refused(comm, **way)
+    assert line.startswith("--memory-per-rank 1K: rank ") != broken and (f"{way['schedule']}: its order ends by KeyError" in line) == broken
+
+
 @pytest.mark.mpi
 def test_nothing_is_begun_and_a_run_that_goes_on_is_held_to_it_too(comm, tmp_path):
     folder = Path(comm.bcast(str(tmp_path / "run")))
