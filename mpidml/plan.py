@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from mpidml.core import plugins
+from mpidml.core.checking import guarded
 from mpidml.core.errors import UserError
 from mpidml.core.grid import parse_grid
 from mpidml.core.job import OF_STAGES, Job
@@ -153,10 +154,11 @@ def _schedules(job: Job, values: Mapping[str, Any]) -> list[str]:
 
 
 def _every(name: str) -> int:
-    try:
-        return made(name).update_every(4)
-    except ValueError:
-        return 1
+    with guarded(f"--schedule {name}", "update_every"):
+        try:
+            return made(name).update_every(4)
+        except ValueError:
+            return 1
 
 
 def _of_stages(job: Job, values: Mapping[str, Any]) -> str:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from mpidml.core import plugins
-from mpidml.core.checking import check, lowered
+from mpidml.core.checking import check, guarded, lowered, lowered_by_turns
 from mpidml.core.drawing import draw
 from mpidml.core.errors import UserError
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.schedule_request import ScheduleRequest
-from mpidml.core.turns import agrees, lower_by_turns
+from mpidml.core.turns import agrees
 from mpidml.runtime import schedule_plot
 from mpidml.runtime.outputs import default_out
 from mpidml.runtime.progress import show
@@ -45,7 +45,8 @@ def schedule(**values: Any) -> None:
     made = make(asked.name)
     n_ranks = _ranks(asked, made)
     seconds = asked.seconds(made.trains)
-    program = lower_by_turns(made, asked.turns, asked.microbatches) if asked.turns else lowered(made, n_ranks, asked.microbatches, asked.name)
+    n, where = asked.microbatches, asked.name
+    program = lowered_by_turns(made, asked.turns, n, where) if asked.turns else lowered(made, n_ranks, n, where)
     run = check(program, asked.name, seconds)
     path = _path(asked)
     say(text(asked, made, program, run, shutil.get_terminal_size((120, 24)).columns))
@@ -96,7 +97,8 @@ def _ranks(asked: ScheduleRequest, made: Schedule) -> int:
     """Return how many ranks the stages are for; UserError where they are not level, or nothing travels that was given a time."""
     n_chunks = made.n_chunks
     if asked.turns:
-        agrees(made, asked.name, asked.replicas)
+        with guarded(asked.name, "update_every"):
+            agrees(made, asked.name, asked.replicas)
     if asked.stages % n_chunks:
         default = " (the default)" * (asked.stages == ScheduleRequest.stages)
         raise UserError(f"--stages {asked.stages}{default}: {asked.name} has {n_chunks} stages a rank; give a multiple of {n_chunks}")
@@ -140,9 +142,12 @@ def _formula(asked: ScheduleRequest, made: Schedule, n_ranks: int) -> str:
     """Return what the formula of the schedule's source says, and its letters where they are written first in its docstring."""
     if asked.turns:
         return "; formulas are of one rank a stage"
-    share = made.bubble(n_ranks, asked.microbatches)
+    with guarded(asked.name, "bubble"):
+        share = made.bubble(n_ranks, asked.microbatches)
     if share is None:
         return "; its source has no formula for this size"
+    if not isinstance(share, int | float):
+        raise UserError(f"{asked.name}: bubble gives {share!r}; let it give the share of idle time, or None where there is no formula")
     found = re.match(r"Return (\(.+?\) / \(.+?\)|\(.+?\) / \w+)(?=[ .:])", inspect.getdoc(type(made).bubble) or "")
     letters = f" {found[1]} for K = {n_ranks}, M = {asked.microbatches}" if found else ""
     limits = "" if asked.is_equal(made.trains) else f", for equal stages{', a backward of two forwards' * made.trains} and nothing on the way"

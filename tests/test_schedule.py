@@ -34,6 +34,13 @@ class Mine(Schedule):
 """
 
 
+METHODS = {
+    "no_formula": "bubble(self, n_ranks, n): return 1 / 0", "words": "bubble(self, n_ranks, n): return 'much'",
+    "no_number": "update_every(self, n_ranks): return None", "no_key": "update_every(self, n_ranks): return {}[n_ranks]",
+}  # fmt: skip
+"""Of a schedule of one's own, besides its order."""
+
+
 @pytest.fixture
 def told(tmp_path, capsys, monkeypatch):
     """Run the command here and return what it says; of pictures, whose tests are elsewhere, there is but the file, in the folder of the test."""
@@ -197,6 +204,13 @@ def test_a_schedule_of_ones_own_is_drawn_and_a_wrong_one_is_shown_with_what_it_l
         ("halves.py", "halves.py: its order yields 0F0.5; let it yield"),
         ("without.py", "without.py: holds no schedule with an order and n_chunks of 1 or more"),
         ("fails.py", "fails.py: its order ends by ZeroDivisionError: "),
+        ("fails.py --replicas 2,1", "fails.py: its order ends by ZeroDivisionError: "),
+        ("updates.py --replicas 2,1", "updates.py: its order yields 0U0; let it yield F, B, I and W of whole microbatches, and X, alone"),
+        ("no_formula.py --stages 1", "no_formula.py: its bubble ends by ZeroDivisionError: "),
+        ("words.py --stages 1", "words.py: bubble gives 'much'; let it give the share of idle time, or None where there is no formula"),
+        ("no_number.py", "no_number.py: update_every gives None; let it give 0 for once a batch, or how many microbatches make an update"),
+        ("no_number.py --replicas 2,1", "no_number.py: update_every gives None; let it give 0"),
+        ("no_key.py --replicas 2,1", "no_key.py: its update_every ends by KeyError: 1, at "),
         ("gpipe --costs 1e-300,1e300", "--costs 1e-300,1e300: the largest is more than 1,000,000 times the smallest, which nobody could see; give costs that are nearer"),
         ("three_step --stages 3000 --microbatches 4", "--stages 3000: are too many to draw; give at most 1000"),
         ("gpipe --cost 1,2", "schedule: there is no option '--cost'; known: --costs, --microbatches, --out, --replicas, --stages, --travel; did you mean '--costs'?"),
@@ -213,6 +227,8 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(told, tmp_path, words, sa
     (tmp_path / "halves.py").write_text(mine.replace("Mine", "Halves").replace("op, item)", "op, item + 0.5)"))
     (tmp_path / "without.py").write_text(mine.replace("Mine", "Without").replace("def order", "def orders"))
     (tmp_path / "fails.py").write_text(mine.replace("Mine", "Fails").replace("range(n_microbatches)", "range(n_microbatches // 0)"))
+    for name, method in METHODS.items():
+        (tmp_path / f"{name}.py").write_text(mine.replace("Mine", name.replace("_", "")) + f"\n    def {method}\n")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError) as error:
         told(words)

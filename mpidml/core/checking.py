@@ -8,12 +8,15 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mpidml.core.errors import UserError
 from mpidml.core.lowering import lower
 from mpidml.core.program import Program
 from mpidml.core.replay import Fault, Replay, Seconds, replay
+from mpidml.core.turns import lower_by_turns
 
 
 def check(program: Program, where: str = "program", seconds: Seconds | None = None) -> Replay:
@@ -27,12 +30,27 @@ def check(program: Program, where: str = "program", seconds: Seconds | None = No
         raise UserError(f"{where}: rank {fault.rank}, {action}: {fault}; correct the order of the schedule\n{table}") from None
 
 
-def lowered(schedule: Any, n_ranks: int, n_items: int, where: str, sums: bool = False) -> Program:
-    """Return the program of a schedule, as `core.lowering.lower`; UserError where the schedule cannot be for so many ranks."""
+@contextmanager
+def guarded(where: str, what: str) -> Iterator[None]:
+    """Run a method of a user's schedule, `what`; UserError, which begins with `where`, for all that it raises."""
     try:
-        return lower(schedule, n_ranks, n_items, sums)
+        yield
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # of a user's file
+    except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{where}: its order ends by {type(error).__name__}{f': {error}' if str(error) else ''}, at {place.filename}:{place.lineno}; correct it") from None
+        raise UserError(f"{where}: its {what} ends by {type(error).__name__}{f': {error}' if str(error) else ''}, at {place.filename}:{place.lineno}; correct it") from None
+
+
+def lowered(schedule: Any, n_ranks: int, n_items: int, where: str, sums: bool = False) -> Program:
+    """Return the program of a schedule, as `core.lowering.lower`; UserError where the schedule cannot be for so many ranks."""
+    with guarded(where, "order"):
+        return lower(schedule, n_ranks, n_items, sums)
+
+
+def lowered_by_turns(schedule: Any, replicas: Sequence[int], n_items: int, where: str) -> Program:
+    """Return the program of a schedule, as `core.turns.lower_by_turns`; UserError where the schedule cannot be for so many ranks."""
+    with guarded(where, "order"):
+        return lower_by_turns(schedule, replicas, n_items)

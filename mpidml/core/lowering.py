@@ -24,8 +24,8 @@ def lower(schedule: Any, n_ranks: int, n_items: int, sums: bool = False) -> Prog
     n_stages = n_ranks * schedule.n_chunks
     lists = []
     for rank in range(n_ranks):
-        every = schedule.update_every(n_ranks) if schedule.trains else 0
-        actions = _known(schedule.order(rank, n_ranks, n_items))
+        every = n_in_update(schedule, n_ranks) if schedule.trains else 0
+        actions = known(schedule.order(rank, n_ranks, n_items))
         if schedule.trains:
             actions = updates(actions, every, n_items, sums)
         if every:
@@ -34,7 +34,15 @@ def lower(schedule: Any, n_ranks: int, n_items: int, sums: bool = False) -> Prog
     return program(lists, n_stages, n_items, schedule.trains)
 
 
-def _known(actions: Iterator[Action]) -> Iterator[Action]:
+def n_in_update(schedule: Any, n_ranks: int) -> int:
+    """Return after how many microbatches a schedule changes the weights, 0 for once a batch; ValueError where it gives no such number."""
+    every = schedule.update_every(n_ranks)
+    if type(every) is not int or every < 0:
+        raise ValueError(f"update_every gives {every}; let it give 0 for once a batch, or how many microbatches make an update")
+    return every
+
+
+def known(actions: Iterator[Action]) -> Iterator[Action]:
     """Pass on what a schedule may yield: a change of weights, or a sum, of its own would be one too many."""
     for action in actions:
         if not isinstance(action, Action) or action.op not in (*COMPUTE, "X") or type(action.stage) is not int or type(action.item) is not int:

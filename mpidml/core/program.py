@@ -35,6 +35,11 @@ class Program(NamedTuple):
         """Count the stages of a rank."""
         return max(1, self.n_stages // self.n_ranks)
 
+    @property
+    def splits(self) -> bool:
+        """Tell whether a backward of any rank comes in halves, the gradient of the weights by itself."""
+        return any(action.op == "W" for actions in self.lists for action in actions)
+
     def rank_of(self, stage: int, item: int = 0) -> int:
         """Return where a stage lives, or that of its ranks whose turn a microbatch is."""
         if not self.edges:

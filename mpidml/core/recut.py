@@ -25,16 +25,24 @@ def scaled(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequen
     return found
 
 
-def better(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequence[float], speeds: Sequence[float]) -> tuple[int, Plan] | None:
-    """Return the number of the slowest stage and the best cut; None where that is worth no word."""
+def better(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequence[float], speeds: Sequence[float], n_ranks: int = 0) -> tuple[int, Plan] | None:
+    """Return the number of the slowest stage and the best cut; None where that is worth no word.
+
+    `n_ranks`: where these are fewer than stages, stage s is on rank s % n_ranks, and a cut has to be worth a word to the slowest rank, too.
+    """
     real = scaled(profiles, stages, seconds, speeds)
     now, best = priced(real, stages, 0.0, speeds), balanced(real, len(stages), 0.0, speeds=speeds)
+    if 0 < n_ranks < len(stages):
+        each = [sum(p.forward_seconds + p.backward_seconds for p in real[lo:hi]) / speed for (lo, hi, _), speed in zip(best.stages, speeds, strict=True)]
+        before, after = (max(sum(took[rank::n_ranks]) for rank in range(n_ranks)) for took in (seconds, each))
+        if before <= WORTH * after:
+            return None
     return (now.number, best) if now.seconds > WORTH * best.seconds > 0 else None
 
 
-def sentence(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequence[float], speeds: Sequence[float]) -> str:
+def sentence(profiles: Sequence[Profile], stages: Sequence[Stage], seconds: Sequence[float], speeds: Sequence[float], n_ranks: int = 0) -> str:
     """Name the slowest stage and the cut that would be faster, if one is worth a word; "" where there is none and all stages take about as long."""
-    found = better(profiles, stages, seconds, speeds)
+    found = better(profiles, stages, seconds, speeds, n_ranks)
     *_, second, slowest = sorted(range(len(stages)), key=seconds.__getitem__)
     faster = "no other cut would be much faster"
     if found is None and seconds[slowest] <= WORTH * seconds[second]:

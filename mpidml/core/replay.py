@@ -41,12 +41,14 @@ class Event(NamedTuple):
 
 class Replay(NamedTuple):
     """What a program was: its length, all events in the order of each rank, of each stage the most microbatches whose activations it kept at once,
-    and the most versions of its weights."""
+    and the most versions of its weights; `sent`: the most microbatches that one of its ranks had gone forward with towards one of the next stage, which was not
+    done with them: in this order, and one that ends with room for so many shows that each does."""
 
     seconds: float
     events: list[Event]
     activations: list[int]
     versions: list[int]
+    sent: list[int]
 
     def busy(self, rank: int) -> float:
         """Return the seconds in which a rank computed."""
@@ -78,6 +80,8 @@ class _Machine:
         self.now = [0.0] * program.n_ranks
         self.arrives: dict[Action, float] = {}
         self.events: list[Event] = []
+        self.under_way = defaultdict[tuple[int, int, int], int](int)  # by stage, its rank and that of the next stage
+        self.most_sent = [0] * program.n_stages
         self.at_barrier: dict[int, float] = {}
         self.at_sum: dict[int, dict[int, float]] = defaultdict(dict)  # of a stage, which of its ranks have come, and when
         self.has_sums = any(action.op == "G" for actions in program.lists for action in actions)
@@ -121,7 +125,7 @@ class _Machine:
         self._complete()
         every = [[self.stages[s, rank] for rank in self.program.ranks_of(s)] for s in range(self.program.n_stages)]
         kept, versions = [max(stage.most_kept for stage in of) for of in every], [max(stage.most_versions for stage in of) for of in every]
-        return Replay(max(self.now, default=0.0), self.events, kept, versions)
+        return Replay(max(self.now, default=0.0), self.events, kept, versions, self.most_sent)
 
     def _open(self) -> None:
         at = max(self.at_barrier.values())
@@ -197,10 +201,14 @@ class _Machine:
             stage.most_kept = max(stage.most_kept, len(stage.kept))
             if not self.program.trains:
                 stage.kept.discard(item)
+            elif not self.program.is_last(s):
+                self.under_way[way := (s, rank, self.program.rank_of(s + 1, item))] += 1
+                self.most_sent[s] = max(self.most_sent[s], self.under_way[way])
         elif op in ("B", "I", "W"):
             stage.last_input = stage.last_input if op == "W" else item
             if op != "I":
                 stage.note_gradient(item)
+                self.under_way[s - 1, self.program.rank_of(s - 1, item) if s else -1, rank] -= 1
         elif op == "G":
             stage.summed_at, stage.is_summed = math.inf, True
             came, ranks = self.at_sum[s], self.program.ranks_of(s)

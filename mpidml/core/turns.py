@@ -18,7 +18,7 @@ from mpidml.core.action import Action
 from mpidml.core.balance import route
 from mpidml.core.errors import UserError
 from mpidml.core.grid import ProcessGrid, n_ranks_of
-from mpidml.core.lowering import moves, updates
+from mpidml.core.lowering import known, moves, n_in_update, updates
 from mpidml.core.program import Program, program
 
 
@@ -37,15 +37,18 @@ def agrees(schedule: Any, name: str, replicas: str) -> None:
     where, instead = f"--replicas {replicas}", "give one such as one_f_one_b"
     if schedule.n_chunks > 1:
         raise UserError(f"{where}: takes schedules of one stage a rank, --schedule {name} has {schedule.n_chunks}; {instead}")
-    if schedule.update_every(1):
+    if n_in_update(schedule, 1):
         raise UserError(f"{where}: takes schedules that end a batch by a flush, --schedule {name} changes weights under way; {instead}")
 
 
 def lower_by_turns(schedule: Any, replicas: Sequence[int], n_items: int) -> Program:
-    """Return the program of a schedule that has a flush and one stage a rank, on stages of so many `replicas`, none of which lacks a microbatch."""
+    """Return the program of a schedule that has a flush and one stage a rank, on stages of so many `replicas`, none of which lacks a microbatch.
+
+    ValueError where it yields what is none of its own.
+    """
     edges, lists = (0, *accumulate(replicas)), list[list[Action]]()
     for s, r in enumerate(replicas):
-        computes = (action._replace(stage=s) for action in schedule.order(edges[s], edges[-1], n_items))
+        computes = (action._replace(stage=s) for action in known(schedule.order(edges[s], edges[-1], n_items)))
         actions = list(moves(updates(computes, 0, n_items, sums=True), edges[-1], len(replicas)))
         lists += [[action for action in actions if action.op in ("G", "U", "X") or route(action.item, r) == turn] for turn in range(r)]
     return program(lists, len(replicas), n_items, schedule.trains, edges)

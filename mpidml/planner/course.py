@@ -28,7 +28,7 @@ class Course:
     @cached_property
     def splits(self) -> bool:
         """Whether backwards come in halves."""
-        return any(action.op == "W" for action in self.schedule.order(0, self.pipe, 1))
+        return any(action.op == "W" for rank in range(self.pipe) for action in self.schedule.order(rank, self.pipe, 1))
 
     @cached_property
     def kept(self) -> list[int]:

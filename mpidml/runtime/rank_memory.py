@@ -15,11 +15,10 @@ from mpidml.collectives.base import FOLDER as COLLECTIVES
 from mpidml.collectives.base import Collective
 from mpidml.core import plugins
 from mpidml.core.balance import Stage, balanced
+from mpidml.core.checking import check, lowered, lowered_by_turns
 from mpidml.core.errors import UserError
 from mpidml.core.lowering import lower
-from mpidml.core.replay import replay
 from mpidml.core.sizes import parse_size, size_words
-from mpidml.core.turns import lower_by_turns
 from mpidml.nn.parts import NetParts, Part
 from mpidml.nn.room import replica_nbytes, stages_nbytes
 from mpidml.optim.base import make_chain
@@ -53,18 +52,29 @@ class Stages:
             yield from self.grid.ways(*({"data": data, "pipe": at % self.n_pipe, "tensor": tensor} for at in (p, p + 1)))
 
     def needs(self, schedule: Schedule | None = None, n_items: int = 0, recompute: bool = False, n_pipe: int = 0) -> list[float]:
-        """Return the bytes of a rank at each place of the pipe: of the run, but for what is given, which is for a schedule with a flush."""
+        """Return the bytes of a rank at each place of the pipe: of the run, but for what is given, which is for a schedule with a flush.
+
+        UserError where that cannot be.
+        """
         strategy, n_items = self.strategy, n_items or self.strategy.n_items
         made, places = schedule or strategy.schedule, n_pipe or self.n_pipe
         if made is strategy.schedule and n_items == strategy.n_items and places == self.n_pipe and self.grid is strategy.grid:
             run = strategy.programs
         else:
-            run = replay(lower_by_turns(made, self.grid.replicas, n_items) if self.job.replicas else lower(made, places, n_items))
+            where = f"--schedule {self.job.schedule}"
+            run = check(lowered_by_turns(made, self.grid.replicas, n_items, where) if self.job.replicas else lowered(made, places, n_items, where), where)
         share = -(-min(self.job.batch, len(strategy.data.x)) // strategy.n_workers)
         cut = balanced(counted(self.net, 1), places * made.n_chunks, 0.0).stages if n_pipe else self.cut
         hops, turns = (self.hops, getattr(self.grid, "replicas", ())) if not n_pipe else ((n_pipe > 1 and (self.apart or any(self.hops)),) * n_pipe, ())
         rows, again = -(-share // n_items), recompute or self.job.recompute
-        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns)
+        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns, run.sent)
+
+    def _most(self, **given: Any) -> float:
+        """Return the bytes of the fullest rank, infinity where that cannot be."""
+        try:
+            return max(self.needs(**given))
+        except UserError:
+            return math.inf
 
     def _parts(self, cut: Sequence[Stage]) -> list[Part]:
         """Return what the fullest rank of each stage has; UserError where layers cannot be cut so."""
@@ -81,24 +91,23 @@ class Stages:
         """Say what would fit: more microbatches, activations that are computed again, another schedule, more stages."""
         strategy, job = self.strategy, self.job
         schedule, most = strategy.schedule, job.batch // strategy.n_workers
-        splits = any(action.op == "W" for action in strategy.program().lists[0])
-        found = ["--recompute"] * (not job.recompute and not splits and max(self.needs(recompute=True)) <= limit)
+        found = ["--recompute"] * (not job.recompute and not strategy.program().splits and self._most(recompute=True) <= limit)
         if strategy.every:
             return found
         numbers = [n for k in range(1, most.bit_length()) if (n := strategy.n_items << k) <= most]
         numbers += [n for k in range(1, strategy.n_items.bit_length()) if (n := strategy.n_items >> k) >= max(getattr(self.grid, "replicas", (1,)))]
-        found += [f"--microbatches {n}" for n in numbers if max(self.needs(n_items=n)) <= limit][:1]
+        found += [f"--microbatches {n}" for n in numbers if self._most(n_items=n) <= limit][:1]
         if self.n_pipe > 1:
             others = {name: plugins.make(FOLDER, name) for name in plugins.names(FOLDER)}
             alike = {name: of for name, of in others.items() if of.trains and of.n_chunks == schedule.n_chunks == 1 and not of.update_every(self.n_pipe)}
-            once = {name: of for name, of in alike.items() if not (job.recompute and any(action.op == "W" for action in of.order(0, self.n_pipe, 1)))}
-            needed = {name: max(self.needs(of)) for name, of in once.items() if type(of) is not type(schedule)}
+            once = {name: of for name, of in alike.items() if not (job.recompute and lower(of, self.n_pipe, 1).splits)}
+            needed = {name: self._most(schedule=of) for name, of in once.items() if type(of) is not type(schedule)}
             fitting = [name for name, nbytes in needed.items() if nbytes <= limit]
             found += [f"--schedule {max(fitting, key=lambda name: needed[name])}"] if fitting else []  # that which has most under way
         if not job.replicas and not strategy.cut_layers:
             stages = range(self.n_pipe + 1, self.parts.n_layers // schedule.n_chunks + 1)
             each = strategy.n_workers * strategy.n_parts
-            found += [f"{n * schedule.n_chunks} stages on {n * each} ranks" for n in stages if max(self.needs(n_pipe=n)) <= limit][:1]
+            found += [f"{n * schedule.n_chunks} stages on {n * each} ranks" for n in stages if self._most(n_pipe=n) <= limit][:1]
         return found
 
 

@@ -17,16 +17,17 @@ from mpidml.runtime.scoring import BLOCK
 def between(strategy: Any, every: list[list[Stage]]) -> list[tuple[Any, Any]]:
     """Return the two channels behind each stage but the last: forward and back, None where this rank has neither (Collective on the strategy's ranks).
 
-    `every`: the stages of each part. A channel has as many slots as its ends keep microbatches, for the rows of one, or of a block that is scored.
+    `every`: the stages of each part. A channel has as many slots as its ends keep microbatches, or as are sent at once, for the rows of one, or of a block
+    that is scored.
     """
     lines = list[Line]()
     grid, n_pipe, n_parts, n_stages = strategy.grid, strategy.n_pipe, strategy.n_parts, strategy.n_stages
-    kept, m = strategy.programs.activations, max(strategy.m, BLOCK)
+    kept, sent, m = strategy.programs.activations, strategy.programs.sent, max(strategy.m, BLOCK)
     for data, tensor in product(range(strategy.n_workers), range(n_parts)):
         edges = [0]  # of the lines between each two stages
         for s in range(n_stages - 1):
             ways = grid.ways(*({"data": data, "pipe": stage % n_pipe, "tensor": tensor} for stage in (s, s + 1)))
-            width, n, each = every[tensor][s].n_out, channel_slots(kept, s), len(ways)
+            width, n, each = every[tensor][s].n_out, channel_slots(kept, sent, s), len(ways)
             for a, b in ways:
                 lines += [Line(a, b, m, width, n, f"the output of stage {s}", each), Line(b, a, m, width, n, f"the gradient of stage {s}'s output", each)]
             edges.append(edges[-1] + 2 * each)

@@ -47,7 +47,9 @@ def _stages(strategy: Any) -> Plan:
             return max(Stages(strategy, plan.stages, hosts, TurnGrid([stage.replicas for stage in plan.stages])).needs())
 
         def choose() -> Plan | None:  # as each rank would, but the others sleep meanwhile
-            return chosen(strategy.profiles, comm.size, strategy.n_items, strategy.schedule, rate, nbytes, limit) if comm.rank == 0 else None
+            if comm.rank:
+                return None
+            return chosen(strategy.profiles, comm.size, strategy.n_items, strategy.schedule, rate, nbytes, limit, f"--schedule {job.schedule}")
 
         plan: Plan = comm.bcast(agree(comm, choose))
         strategy.lie(TurnGrid([stage.replicas for stage in plan.stages]))

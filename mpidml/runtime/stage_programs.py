@@ -25,7 +25,8 @@ def spans(strategy: Any) -> Spans:
 
 
 class Programs:
-    """The programs of a `strategy` that is cut, by their number of clocks; of each stage `activations` and `versions`, the most that one of them keeps at once.
+    """The programs of a `strategy` that is cut, by their number of clocks; of each stage `activations`, `versions` and what is `sent`, as in a replay, the
+    most that one of them has at once.
 
     UserError shows what in one of them cannot be done.
     """
@@ -33,23 +34,23 @@ class Programs:
     def __init__(self, strategy: Any) -> None:
         self.strategy, self.spans = strategy, strategy.spans()
         self.made: dict[int, tuple[Program, list[int]]] = {}
-        self.activations, self.versions = [0] * strategy.n_stages, [0] * strategy.n_stages
+        self.activations, self.versions, self.sent = ([0] * strategy.n_stages for _ in range(3))
         for n in sorted(self.spans.every(strategy.n_clocks)):
-            self.activations, self.versions = self._with(n)
+            self.activations, self.versions, self.sent = self._with(n)
 
-    def _with(self, n: int) -> tuple[list[int], list[int]]:
+    def _with(self, n: int) -> tuple[list[int], ...]:
         """Make and prove the program of `n` clocks; return of each stage what it keeps, or what those before it do where that is more."""
         program, run = self.strategy.checked(n)
         self.made[n] = program, late_reads(program, self.strategy.n_items)
-        return list(map(max, self.activations, run.activations)), list(map(max, self.versions, run.versions))
+        return tuple(list(map(max, before, own)) for before, own in ((self.activations, run.activations), (self.versions, run.versions), (self.sent, run.sent)))
 
     def go_on(self, clock: int, end: int) -> None:
         """Prove the programs up to the next cut, where a run goes on at a clock at which one that begins has no program; UserError where they need more."""
         for n in sorted(self.spans.within(self.spans.room(clock, end)) - self.made.keys()):
-            if self._with(n) != (self.activations, self.versions):
+            if self._with(n) != (self.activations, self.versions, self.sent):
                 raise UserError(
-                    f"--schedule {self.strategy.job.schedule}: {n} clocks, with which this run goes on, keep more activations or weights than longer programs;"
-                    " let it keep no more where there are fewer microbatches"
+                    f"--schedule {self.strategy.job.schedule}: {n} clocks, with which this run goes on, keep more activations or weights than longer programs,"
+                    " or send more at once; let it keep no more where there are fewer microbatches"
                 )
 
     @property

@@ -51,7 +51,7 @@ def told(strategy: Any) -> dict[str, Any]:
     words = ""
     if len(found) > 1 and None not in seconds:
         speeds = stage_speeds(grid, strategy.speeds, strategy.part_weights, len(found))
-        words = sentence(strategy.profiles, strategy.plan.stages, seconds, speeds)
+        words = sentence(strategy.profiles, strategy.plan.stages, seconds, speeds, strategy.n_pipe)
     return {"stages": found, "stages_sentence": words, "rank_speeds": strategy.speeds, "part_weights": list(strategy.part_weights)}
 
 

@@ -20,18 +20,19 @@ from mpidml_kernels import split
 from mpidml.collectives.base import FOLDER, Collective, Sum, make_collective
 from mpidml.core import plugins
 from mpidml.core.balance import Profile
-from mpidml.core.checking import check, lowered
+from mpidml.core.checking import check, guarded, lowered, lowered_by_turns
 from mpidml.core.errors import UserError
 from mpidml.core.grid import GridPlacement
 from mpidml.core.idle import BESIDES
 from mpidml.core.job import AUTO, Job
+from mpidml.core.lowering import n_in_update
 from mpidml.core.partition import Shard, cut
 from mpidml.core.program import Program
 from mpidml.core.replay import Replay
 from mpidml.core.role import Array
 from mpidml.core.slowdown import Slowdown
 from mpidml.core.spans import Spans
-from mpidml.core.turns import TurnGrid, agrees, lower_by_turns
+from mpidml.core.turns import TurnGrid, agrees
 from mpidml.nn.split.line_on_device import LineOnDevice
 from mpidml.nn.split.mix import mixed
 from mpidml.nn.split.whole import parts_of
@@ -85,14 +86,10 @@ class Staged(Serverless):
         self.schedule = make_schedule(job.schedule, "--schedule ")
         if not self.schedule.trains:
             raise UserError(f"--schedule {job.schedule}: has no backward passes, nothing would be learnt; use one_f_one_b")
-        if job.replicas:
-            agrees(self.schedule, job.schedule, job.replicas)
-        try:
-            self.every = self.schedule.update_every(self.n_pipe)
-        except ValueError as error:
-            raise UserError(f"--schedule {job.schedule}: {error}") from None
-        if self.every < 0:
-            raise UserError(f"--schedule {job.schedule}: update_every gives {self.every}; let it give 0 for once a batch, or how many microbatches make an update")
+        with guarded(f"--schedule {job.schedule}", "update_every"):
+            if job.replicas:
+                agrees(self.schedule, job.schedule, job.replicas)
+            self.every = n_in_update(self.schedule, self.n_pipe)
         if self.every and job.microbatches:
             raise UserError(f"--microbatches {job.microbatches}: --schedule {job.schedule} says itself how many make an update, {self.every}; leave it out")
         self.n_stages = self.n_pipe * self.schedule.n_chunks
@@ -108,7 +105,7 @@ class Staged(Serverless):
         if self.n_items > most:
             given = f"--schedule {job.schedule}: makes an update of {self.n_items} microbatches" if self.every else f"--microbatches {self.n_items}"
             raise UserError(f"{given}: a replica's share of --batch {job.batch} is {most} sample(s); give at most {most}, or a larger batch")
-        if job.recompute and any(action.op == "W" for action in self.program().lists[0]):
+        if job.recompute and self.program().splits:
             raise UserError(f"--recompute: --schedule {job.schedule} comes back to activations twice, they would have to be computed as often; use another schedule")
         before, _ = make_chain(job.optimizer, job.rate).split()
         if self.every and self.n_pipe > 1 and before is not None and any(link.scope == "global" for link in before.links):
@@ -136,9 +133,10 @@ class Staged(Serverless):
 
     def program(self, n_clocks: int = 1) -> Program:
         """Return the program of so many clocks; more than one where nothing waits for the end of each."""
+        where, n = f"--schedule {self.job.schedule}", self.n_items * n_clocks
         if self.job.replicas:
-            return lower_by_turns(self.schedule, self.grid.replicas, self.n_items * n_clocks)
-        return lowered(self.schedule, self.n_pipe, self.n_items * n_clocks, f"--schedule {self.job.schedule}", self.sums_up)
+            return lowered_by_turns(self.schedule, self.grid.replicas, n, where)
+        return lowered(self.schedule, self.n_pipe, n, where, self.sums_up)
 
     def checked(self, n_clocks: int) -> tuple[Program, Replay]:
         """Return the program of so many clocks with the replay that proves it; UserError shows what in it cannot be done."""

@@ -13,6 +13,7 @@ from mpidml.core.checking import lowered
 from mpidml.core.errors import UserError
 from mpidml.core.lowering import computes, lower
 from mpidml.core.program import read
+from mpidml.nn.room import channel_slots
 from mpidml.schedules.base import Schedule, pairs
 
 FOLDER = "mpidml.schedules"
@@ -61,6 +62,7 @@ def check(schedule, n_ranks, n, peak=None):
     assert formula is None or run.bubble(n_ranks) == pytest.approx(formula, abs=1e-12), "the bubble is that of the formula"
     if peak is not None:
         assert run.activations == [peak(s, n_ranks, n) for s in range(n_stages)], "activations are kept as long as promised"
+    assert all(channel_slots(run.activations, run.sent, s) == channel_slots(run.activations, (), s) for s in range(n_stages - 1)), "a plan counts no more slots"
     assert read(program.text(), n_stages, n, schedule.trains) == program, "the text form says all"
     if not schedule.trains or not schedule.update_every(n_ranks):
         assert run.versions == [1] * n_stages, "with a flush one version of the weights is enough"

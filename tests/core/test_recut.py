@@ -44,6 +44,14 @@ def test_a_slow_rank_is_told_from_slow_layers():
     assert [s.hi - s.lo for s in best.stages] == [3, 5] and best.seconds == pytest.approx(9.0), "by layers that cost three times as much"
 
 
+def test_a_cut_that_evens_out_stages_and_slows_a_rank_that_has_several_is_not_told():
+    """Stages 0 and 2 share a rank, 1 and 3 the other: each takes 6 together, and 5 and 7 by the cut that shortens the slowest stage from 5 to 4."""
+    costs, took = layers(1, 1, 1, 1, 4, 4), [1.0, 2.0, 5.0, 4.0]
+    assert "no other cut" in sentence(costs, stages(1, 2, 2, 1), took, [1.0] * 4, 2)
+    assert "--partition 1,3,1,1 would bring it to 4,000 ms" in sentence(costs, stages(1, 2, 2, 1), took, [1.0] * 4), "stages alone are looked at"
+    assert "--partition 1,1,2,2 would" in sentence(layers(*[1] * 6), stages(1, 1, 3, 1), [1.0, 1.0, 3.0, 1.0], [1.0] * 4, 2), "the slowest rank gains, too"
+
+
 def agrees(sentence_of, seed):
     """Tell in how many draws what is promised is what the cut takes, as is the slowest stage; all stages took what their true costs say."""
     random_, n = random.Random(seed), 0

@@ -8,7 +8,9 @@ import pytest
 from mpidml.core import plugins, turn_plan
 from mpidml.core.balance import Profile, Stage, planned, priced
 from mpidml.core.errors import UserError
+from mpidml.core.replay import Fault
 from mpidml.core.turn_plan import chosen, layouts, seconds
+from mpidml.schedules.base import Schedule, pairs
 from tests.changed import changed
 
 SCHEDULES = {name: plugins.make("mpidml.schedules", name) for name in ("one_f_one_b", "gpipe", "zero_bubble")}
@@ -95,6 +97,35 @@ def test_of_many_layouts_one_that_evens_out_memory_is_looked_at_too(monkeypatch)
     assert fullest(chosen(profiles, 6, 6, made, 0.0, lambda plan: fullest(plan, profiles), 106.0), profiles) <= 106
     monkeypatch.setattr(turn_plan, "by_memory", lambda profiles: profiles)
     assert fullest(chosen(profiles, 6, 6, made, 0.0, lambda plan: fullest(plan, profiles), 106.0), profiles) > 106
+
+
+class NeverBack(Schedule):
+    """The last backward is left out."""
+
+    def order(self, rank, n_ranks, n_microbatches):
+        return iter([*pairs(rank, n_microbatches, n_microbatches)][:-1])
+
+
+class OnTwoAlone(NeverBack):
+    """Orders for other numbers of ranks are not known."""
+
+    def order(self, rank, n_ranks, n_microbatches):
+        return pairs({2: rank}[n_ranks], n_microbatches, n_microbatches)
+
+
+CANNOT_BE = [(NeverBack(), "rank 0, at its end: 0U is never done, the gradient of 0B3 "), (OnTwoAlone(), "its order ends by KeyError: 3, at ")]
+
+
+@pytest.mark.parametrize(("schedule", "says"), CANNOT_BE)
+def test_a_schedule_that_cannot_be_is_refused_as_it_is_without_a_choice(schedule, says):
+    profiles = [Profile(1.0, 2.0, 1.0, 1.0)] * 2
+    with pytest.raises(UserError) as caught:
+        chosen(profiles, 3, 6, schedule, 0.0, where="--schedule mine.py")
+    assert str(caught.value).startswith(f"--schedule mine.py: {says}")
+    bare = changed(turn_plan, [("check(program, where, ", "replay(program, "), ("import Seconds", "import Seconds, replay")])
+    with pytest.raises((Fault, UserError)) as raised:
+        bare.chosen(profiles, 3, 6, schedule, 0.0)
+    assert isinstance(schedule, OnTwoAlone) or raised.type is Fault
 
 
 def test_too_few_microbatches_for_all_ranks_are_one_line():

@@ -55,7 +55,7 @@ def test_of_parts_of_layers_the_fullest_has_what_is_counted(comm, way):
 
 
 BROKEN = {
-    "no slot for what is on its way": ("max(kept[s], kept[s + 1] + 1)", "max(kept[s], kept[s + 1])"),
+    "no slot for what is on its way": ("kept[s + 1] + 1, *", "kept[s + 1], *"),
     "nothing for what is scored": (" + block * part.scored", ""),
     "no gradient of a microbatch": ("(n_items > 1)", "0"),
     "one rank takes all turns": ("(lcm(turns[s], turns[s + 1]) // turns[end])", "1"),

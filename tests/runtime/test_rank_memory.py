@@ -87,7 +87,7 @@ def test_a_run_counts_what_a_plan_counts(comm, way, hosts):
 
 
 BROKEN = {
-    "what comes is kept as long as the own activations": ("channel_slots(kept, s) * (lcm", "kept[end] * (lcm"),
+    "what comes is kept as long as the own activations": ("channel_slots(kept, sent, s) * (lcm", "kept[end] * (lcm"),
     "the gradient of a microbatch has no room": ("(1 + (n_items > 1) + (versions", "(1 + (versions"),
     "one microbatch is under way": ("(1 if recompute else kept[s])", "1"),
 }
@@ -246,6 +246,29 @@ def test_more_stages_would_fit_where_one_is_too_much(comm):
         fits = {limit: [option for option in found.fitting(limit) if " stages on " in option] for limit in needs}
     for limit, options in fits.items():
         assert options == [f"{n} stages on {n} ranks" for n in range(comm.size + 1, 6) if needs[n - 1] <= limit][:1]
+
+
+FOUR = """
+from mpidml.schedules.base import Schedule, pairs
+
+
+class Four(Schedule):
+    def order(self, rank, n_ranks, n):
+        return pairs(rank, min(n, {2: n_ranks, 4: n_ranks}[n] - 1 - rank), n)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_cannot_be_is_nothing_that_would_fit(comm, tmp_path, monkeypatch, broken):
+    """A schedule that knows some numbers of microbatches alone, and is looked at for others."""
+    (tmp_path / "four.py").write_text(FOUR)
+    way = {"schedule": comm.bcast(str(tmp_path / "four.py")), "microbatches": 4, "memory_per_rank": "1K"}
+    comm.Barrier()
+    if broken:
+        monkeypatch.setattr(Stages, "_most", lambda self, **given: max(self.needs(**given)))
+    line = refused(comm, **way)
+    assert line.startswith("--memory-per-rank 1K: rank ") != broken and (f"{way['schedule']}: its order ends by KeyError" in line) == broken
 
 
 @pytest.mark.mpi

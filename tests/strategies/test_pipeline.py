@@ -9,6 +9,7 @@ import pytest
 from mpidml.core import plugins
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.core.job import Job
+from mpidml.core.program import Program
 from mpidml.nn.step import Step
 from mpidml.runtime.channel import Channel
 from mpidml.runtime.channel_here import ChannelHere
@@ -196,9 +197,42 @@ def test_a_schedule_that_sends_back_in_disorder_is_refused_with_its_table(comm, 
     with pytest.raises(UserError, match="order of microbatches") as caught:
         run(comm, schedule=str(path))
     assert f">>{comm.size - 1}I3<<" in str(caught.value)
+    path.write_text(DISORDERED.replace("    def order", "    def update_every(self, n_ranks):\n        return None\n\n    def order"))
+    with pytest.raises(UserError, match=r"^--schedule .*mine\.py: update_every gives None; let it give 0"):
+        run(comm, schedule=str(path))
     path.write_text(DISORDERED.replace("    def order", "    n_chunks = 0\n\n    def order"))
     with pytest.raises(UserError, match="n_chunks of 1 or more"):
         run(comm, schedule=str(path))
+
+
+HALF = """
+from mpidml.core.action import Action
+from mpidml.schedules.base import Schedule, pairs
+
+
+class Half(Schedule):
+    def order(self, rank, n_ranks, n):
+        for action in pairs(rank, n if rank == 0 else 0, n):
+            yield action._replace(op="I") if action.op == "B" and rank else action
+        yield from (Action(rank, "W", i) for i in range(n if rank else 0))
+"""
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("broken", [False, True])
+def test_backwards_in_halves_on_any_rank_cannot_be_of_activations_that_are_computed_again(comm, tmp_path, monkeypatch, broken):
+    """Rank 0 has whole ones. Looked at alone, as the broken variant does, it lets others take gradients of another microbatch's activations."""
+    path = tmp_path / "half.py"
+    path.write_text(HALF)
+    schedule = comm.bcast(str(path))
+    comm.Barrier()
+    assert np.array_equal(run(comm, schedule=schedule)[1], alone(comm)[1])
+    if broken:
+        monkeypatch.setattr(Program, "splits", property(lambda program: any(action.op == "W" for action in program.lists[0])))
+        assert not np.abs(run(comm, schedule=schedule, recompute=True)[1] - serial()).max() < 1e-3
+        return
+    with pytest.raises(UserError, match=r"^--recompute: --schedule .*half\.py comes back to activations twice"):
+        run(comm, schedule=schedule, recompute=True)
 
 
 @pytest.mark.mpi

@@ -5,10 +5,12 @@ import pytest
 
 from mpidml.core.errors import UserError, WaitTimeout
 from mpidml.runtime import stage_programs
+from mpidml.runtime.rank_memory import Stages, hosts_of
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.stage_programs import Programs
 from mpidml.runtime.staged_training import GridStepper
 from mpidml.strategies.hybrid import Hybrid
+from tests.held import held_nbytes
 from tests.strategies.plain import Plain
 from tests.strategies.test_identities import SMALL
 from tests.training import driven, trained
@@ -61,7 +63,7 @@ def few(self, n, _with=Programs._with):
     """Make each program, and take for what it keeps that of three clocks."""
     _with(self, n)
     run = self.strategy.checked(min(n, 3))[1]
-    return run.activations, run.versions
+    return run.activations, run.versions, run.sent
 
 
 def test_the_check_catches_room_for_the_first_programs_alone(comm, tmp_path, monkeypatch):
@@ -82,6 +84,39 @@ def test_what_is_kept_is_what_the_longest_program_of_the_run_keeps(comm, schedul
             kept = run.strategy.checked(n)[1]
             assert all(a >= b for a, b in zip(programs.activations + programs.versions, kept.activations + kept.versions, strict=True))
         assert [len(held.store.versions) for held in run.strategy.held.values()] == [programs.versions[comm.rank]]
+
+
+LATE = """
+from mpidml.core.action import Action
+from mpidml.schedules.base import Schedule
+
+
+class Late(Schedule):
+    def order(self, rank, n_ranks, n):
+        for word in ("F0 F1 F2 B0 F3 X0 B1 B2 B3", "F0 I0 F1 I1 X0 W0 F2 I2 W1 F3 I3 W2 W3")[rank].split():
+            yield Action(rank, word[0], int(word[1:]))
+"""
+
+
+def late(comm, folder, **changes):
+    """Return the first two ranks, none on others, and a job of one step that they do by it."""
+    (folder / "late.py").write_text(LATE)
+    job = JOB.with_values({"schedule": comm.bcast(str(folder / "late.py")), "microbatches": 4, "steps": 1, **changes}, "test")
+    comm.Barrier()
+    part = comm.Split(comm.rank < 2, comm.rank)
+    return part if comm.rank < 2 else None, job
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("transport", ["auto", "mpi"])
+def test_what_is_sent_has_room_where_gradients_of_weights_come_late(comm, tmp_path, transport):
+    """Rank 0 goes forward for the fourth time before rank 1 is done with its first microbatch; both keep three at most."""
+    (part, job), kept = late(comm, tmp_path, transport=transport), {}
+    if part:
+        with driven(part, job, kept) as run:
+            strategy = run.strategy
+            assert Stages(strategy, strategy.plan.stages, hosts_of(strategy.comm)).needs()[part.rank] == held_nbytes(strategy)
+        assert np.abs(kept["values"] - at_the_first_weights(job)).max() < 1e-9
 
 
 def trains(self):

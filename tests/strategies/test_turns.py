@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mpidml.collectives.base import Sum
-from mpidml.core import turns
+from mpidml.core import checking, turns
 from mpidml.core.errors import UserError
 from mpidml.runtime import staged, staged_training
 from mpidml.runtime.channel import Channel
@@ -177,7 +177,7 @@ def test_a_program_whose_turn_is_wrong_is_refused_before_it_runs(comm, monkeypat
     if comm.size == 1:
         return  # one rank has all turns
     wrong = changed(turns, [("route(action.item, r) == turn", "route(action.item + 1, r) == turn")])
-    monkeypatch.setattr(staged, "lower_by_turns", wrong.lower_by_turns)
+    monkeypatch.setattr(checking, "lower_by_turns", wrong.lower_by_turns)
     with pytest.raises(UserError, match="is the turn of rank"):
         run(comm, layouts(comm)[0])
 
