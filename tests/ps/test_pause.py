@@ -11,6 +11,7 @@ import pytest
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.position import Position
 from mpidml.ps.shard import Shard
+from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
 from mpidml.sync.adaptive import Adaptive
 from mpidml.sync.asp import Asp
@@ -69,6 +70,39 @@ def test_the_sum_catches_a_run_that_goes_on_a_turn_too_early_or_too_late(step):
     scenario = Scenario(Ssp(2), 3, 2, N_CLOCKS, coordinated=True)
     run(scenario, 5, forget=off)
     assert not all(sums_up(scenario, task.final, scenario.seen()) for task in scenario.tasks.values())
+
+
+def ends_alone(late, role):
+    """Stop where worker 0 is far behind the others, and go on without a coordinator: each worker counts its turns itself, some of which have none left."""
+    scenario, draw = Scenario(Asp(), 3, 2, N_CLOCKS, coordinated=True, pause_at=late), random.Random(late)
+
+    def go():
+        roles = scenario.roles()
+        slow = scenario.worker_roles.start
+        virtual.run(roles, lambda role, step, now: draw.expovariate(0.02 if role == slow else 1), lambda a, b, number: draw.expovariate(10))
+        return Position(max(role.clocks.highest for role in roles if isinstance(role, Shard)), scenario.coordinator.turns_done())
+
+    scenario.position = go()
+    assert min(scenario.position.turns) < N_CLOCKS == max(scenario.position.turns)
+    make = scenario.role
+    scenario.role = lambda number, buffers: role(make(number, buffers))
+    scenario.coordinated, scenario.n_roles = False, scenario.worker_roles.stop
+    go()
+    return all(sums_up(scenario, task.final, scenario.seen()) for task in scenario.tasks.values())
+
+
+@pytest.mark.parametrize("late", range(N_CLOCKS - 6, N_CLOCKS))
+def test_workers_that_are_done_when_a_run_goes_on_leave_also_where_each_counts_its_own_turns(late):
+    assert ends_alone(late, lambda role: role)
+
+
+def test_the_sum_catches_one_that_does_a_turn_more_before_it_leaves():
+    def more(role):
+        if isinstance(role, Worker) and role.index == 1:
+            role.n_clocks += 1
+        return role
+
+    assert not ends_alone(N_CLOCKS - 6, more)
 
 
 def read(policy, every, seed, forget=lambda scenario, position: position):
