@@ -42,17 +42,24 @@ def run(scenario, every, seed=0, forget=lambda scenario, position: position):
         scenario.position = forget(scenario, Position(clock, scenario.coordinator.turns_done()))
 
 
+def blocks(scenario):
+    """List the blocks that were computed, also those whose gradients were dropped."""
+    return sorted(turn.block for task in scenario.tasks.values() for turn in task.turns)
+
+
 def name(policy):
     return type(policy).__name__.lower() + str(policy.bound)
 
 
 @pytest.mark.parametrize("every", [1, 5, 11])
-@pytest.mark.parametrize(("policy", "dynamic"), [(p, d) for p in POLICIES for d in (False, True) if not (d and p.gate_at == "push")], ids=str)
+@pytest.mark.parametrize(("policy", "dynamic"), [(p, d) for p in POLICIES for d in (False, True)], ids=str)
 def test_pauses_lose_no_update_and_make_none_twice(policy, dynamic, every):
     scenario = Scenario(policy, 3, 2, N_CLOCKS, dynamic=dynamic, coordinated=True)
     pauses = run(scenario, every)
     assert pauses >= (N_CLOCKS - 1) // every // 2
     assert misses(scenario, scenario.seen(), policy.bound) == []
+    if dynamic:
+        assert blocks(scenario) == list(range(3 * N_CLOCKS))
     for task in scenario.tasks.values():
         if policy.gate_at == "push":  # the last clock before a pause may lack some of the gradients that it needs
             by_clock = Counter(s.clock for s in scenario.seen() if task.final[s.row])
@@ -70,6 +77,16 @@ def test_the_sum_catches_a_run_that_goes_on_a_turn_too_early_or_too_late(step):
     scenario = Scenario(Ssp(2), 3, 2, N_CLOCKS, coordinated=True)
     run(scenario, 5, forget=off)
     assert not all(sums_up(scenario, task.final, scenario.seen()) for task in scenario.tasks.values())
+
+
+def test_the_blocks_catch_a_line_that_goes_on_as_if_each_worker_had_had_as_many_as_the_one_with_the_most():
+    def level(scenario, position):
+        return Position(position.clock, (max(position.turns),) * 3)
+
+    for forget, whole in ((lambda scenario, position: position, True), (level, False)):
+        scenario = Scenario(Quorum(2), 3, 2, N_CLOCKS, dynamic=True)
+        run(scenario, 5, forget=forget)
+        assert (blocks(scenario) == list(range(3 * N_CLOCKS))) == whole
 
 
 def ends_alone(late, role):

@@ -114,13 +114,12 @@ def test_bsp_goes_on_at_any_number_of_workers_and_servers_as_a_serial_loop(comm,
 @pytest.mark.parametrize("sync", ["asp", "ssp:2", "dssp", "quorum", "adaptive"])
 @pytest.mark.parametrize("assign", ["static", "dynamic"])
 def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign):
-    if assign == "dynamic" and sync == "quorum":
-        return
     start(comm, mpi_tmp_path / "run", 14, sync=sync, assign=assign)
     summary, values = go_on(comm, mpi_tmp_path / "run")
     assert np.isfinite(values).all()
-    if sync != "quorum":  # there a worker that was late computes fewer clocks
-        assert (summary["clocks"], summary["samples"]) == (STEPS, STEPS * SMALL.batch)
+    if (sync, assign) != ("quorum", "static"):  # there a worker that was late computes fewer clocks
+        dropped = summary["dropped_samples"] * (sync == "quorum")
+        assert (summary["clocks"], summary["samples"] + dropped) == (STEPS, STEPS * SMALL.batch)
     if comm.rank == 0:
         folders = sorted(p.name for p in (mpi_tmp_path / "run" / "checkpoints").iterdir())
         assert len(folders) == 2 and not any(name.startswith(".") for name in folders)
