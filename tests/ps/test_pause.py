@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpidml.core.errors import WaitTimeout
-from mpidml.core.position import Position
+from mpidml.core.position import Position, saved_at
 from mpidml.ps.shard import Shard
 from mpidml.ps.worker import Worker
 from mpidml.sim import virtual
@@ -152,6 +152,13 @@ def test_the_check_catches_older_versions_that_were_not_kept():
 @pytest.mark.parametrize(("turns", "n", "wanted"), [((7, 7), 2, (7, 7)), ((7, 5), 2, (7, 5)), ((7, 5), 3, (6, 6, 6)), ((4, 4, 5), 2, (4, 4)), ((), 4, (0,) * 4)])
 def test_other_workers_go_on_after_the_batches_that_are_done(turns, n, wanted):
     assert Position(9, turns).among(n) == Position(9, wanted)
+
+
+@pytest.mark.parametrize("had", ["static", "dynamic"])
+@pytest.mark.parametrize("gets", ["static", "dynamic"])
+def test_turns_of_one_line_for_all_are_no_turns_of_shares(had, gets):
+    found = saved_at({"clock": 9, "turns": [1, 23], "job": {"assign": had}}, 2, gets)
+    assert found == Position(9, (1, 23) if had == gets else (12, 12)) and found.batches == 12
 
 
 def run_a_quorum(seed, **changes):

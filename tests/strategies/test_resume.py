@@ -126,6 +126,16 @@ def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign)
 
 
 @pytest.mark.mpi
+def test_a_line_for_all_comes_to_its_end_as_a_whole_and_goes_on_as_shares(comm, mpi_tmp_path):
+    """However few of the blocks a slow worker was given, and however many more than there are clocks a fast one."""
+    start(comm, mpi_tmp_path / "run", 14, sync="asp", assign="dynamic", slowdown="permanent:200", servers="1")
+    with pytest.raises(UserError, match="the run has done 14 of 14 clocks; give more"):
+        go_on(comm, mpi_tmp_path / "run", steps=14)
+    found = go_on(comm, mpi_tmp_path / "run", assign="static", slowdown="")[0]
+    assert (found["clocks"], found["samples"]) == (STEPS, STEPS * SMALL.batch)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(("sync", "learns", "name"), [("adaptive", Epochs, "free_seconds"), ("dssp", TimedClocks, "interval")])
 def test_what_a_policy_has_learnt_of_speeds_outlives_pauses_and_the_run(comm, mpi_tmp_path, monkeypatch, sync, learns, name):
     known, know = [], learns.know
