@@ -4,7 +4,7 @@
     rows                        likewise, where rows are sparse: the first weight, apart from the others
     weights.optimizer.<state>   likewise, also of links that measure whole tensors or the gradient, where all ranks have the same
     worker.<w>.<state>          of optimizers that run on the workers; where the others have the same, it is all of theirs, and theirs the mean of it
-    learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
+    learnt.<name>               a number of each worker that was learnt of it, such as its speed; for as many workers as before
     facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
 Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).

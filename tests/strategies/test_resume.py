@@ -13,12 +13,14 @@ from mpidml.core.errors import UserError
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.stepping import Stepper
 from mpidml.strategies.base import train
 from mpidml.sync.adaptive import Epochs
 from tests.strategies.test_hybrid import HEAVY
 from tests.strategies.test_identities import SMALL, serial
 
 STEPS = 20
+SUMS, GRID = {"strategy": "data_parallel"}, {"strategy": "hybrid", "grid": "data=0,pipe=1", "microbatches": 2}
 
 
 def run(comm, job, n_ranks=None):
@@ -159,14 +161,32 @@ def test_what_a_policy_has_learnt_of_speeds_outlives_pauses_and_the_run(comm, mp
 
 
 @pytest.mark.mpi
+def test_measured_shares_outlive_the_run_for_as_many_ranks(comm, mpi_tmp_path, monkeypatch):
+    share, found = Stepper._share, []
+
+    def told(self, samples, seconds):
+        found.append(list(self.strategy.sampler.shares.parts))
+        share(self, samples, samples / (1.0 + 2.0 * (comm.rank == 0)))
+
+    monkeypatch.setattr(Stepper, "_share", told)
+    start(comm, mpi_tmp_path / "run", 14, shares="measured", **SUMS)
+    learnt = found[-1]
+    assert comm.size == 1 or learnt[0] > 1.2 * learnt[1]
+    found.clear()
+    go_on(comm, mpi_tmp_path / "run")
+    assert found[0] == learnt
+    if comm.size > 1:
+        found.clear()
+        go_on(comm, mpi_tmp_path / "run", comm.size - 1, steps=STEPS + 2)
+        assert found[:1] in ([], [[1 / (comm.size - 1)] * (comm.size - 1)]), "of others nothing is known"
+
+
+@pytest.mark.mpi
 def test_the_state_of_optimizers_on_the_workers_is_saved(comm, mpi_tmp_path):
     options = {"optimize": "workers", "optimizer": "adam", "lr": 0.01, "deterministic": True}
     whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
     start(comm, mpi_tmp_path / "cut", 14, **options)
     assert go_on(comm, mpi_tmp_path / "cut")[0]["model_sha256"] == whole[0]["model_sha256"]
-
-
-SUMS, GRID = {"strategy": "data_parallel"}, {"strategy": "hybrid", "grid": "data=0,pipe=1", "microbatches": 2}
 
 
 @pytest.mark.mpi
