@@ -135,6 +135,7 @@ class Scenario:
         self.n_roles = self.worker_roles.stop + self.coordinated
         self.tasks: dict[int, OracleTask] = {}
         self.stores: dict[int, Store] = {}
+        self.clients: dict[int, Client] = {}
         self.final: Any = None
         self.arithmetic = backend("numpy")
 
@@ -162,7 +163,7 @@ class Scenario:
             return self.coordinator
         if worker not in self.tasks:
             self.tasks[worker] = self.task_class(worker, self.n_workers, self.n_clocks, self.sparse, self.width, on_compute=self.on_compute)
-        client = self.client()
+        client = self.clients[worker] = self.client(self.clients.get(worker))
         client.clock = self.position.clock
         coordinator = self.n_roles - 1 if self.coordinated else -1
         load = None if self.load is None else partial(self.load, worker)
@@ -179,11 +180,11 @@ class Scenario:
         role.step = self.position.turns[worker] if self.position.turns else 0
         return role
 
-    def client(self) -> Client:
-        """Make a worker's client, or the one that a test gives in its place."""
+    def client(self, before: Client | None = None) -> Client:
+        """Make a worker's client, or the one that a test gives in its place; `before`: what it had until a pause."""
         given = {"cache_rows": self.cache_rows, "budget": self.budget, "order": self.order}
         if self.client_class is Client:
-            return make_client([self.spec], self.policy, self.by_clock, **given)
+            return make_client([self.spec], self.policy, self.by_clock, **given, before=before)
         options = {name: value for name, value in given.items() if value and (self.budget or name != "order")}
         return self.client_class([self.spec], self.policy, self.by_clock, **options)
 

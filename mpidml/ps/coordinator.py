@@ -55,8 +55,8 @@ class Coordinator(Passive):
         self.since: dict[int, float] = {}
 
     def turns_done(self) -> tuple[int, ...]:
-        """Return the turns with which each worker goes on; where they are clocks all go on together, also one that was late and skipped some."""
-        return (max(self.given),) * len(self.given) if self.by_clock else tuple(self.given)
+        """Return the turns with which each worker goes on; where they are clocks of its share all go on together, also one that was late and skipped some."""
+        return (max(self.given),) * len(self.given) if self.by_clock and not self.dynamic else tuple(self.given)
 
     def stop(self, pause: bool = False) -> None:
         """Give out no more than it takes to end well, or to pause; what came first decides which."""
@@ -121,7 +121,7 @@ class Coordinator(Passive):
         if self.stopped and not (in_line and turn <= self.furthest):
             return PAUSE if self.pauses else LEAVE
         self.furthest = max(self.furthest, turn)
-        self.given[worker] = turn + 1
+        self.given[worker] = self.given[worker] + 1 if self.dynamic else turn + 1  # a turn may be a clock of the tables
         self.n_given += 1
         return self.n_given - 1 if self.dynamic else turn * n + worker
 

@@ -187,8 +187,12 @@ def make_client(
     budget: float = 0.0,
     order: str = "fifo",
     seed: int = 0,
+    before: Client | None = None,
 ) -> Client:
-    """Return the plainest client that does what is asked."""
+    """Return the plainest client that does what is asked; what its worker sent until a pause, by the client `before`, its budget counts, too."""
     if budget:
-        return ManagedClient(tables, policy, by_clock, budget, order, seed, cache_rows)
+        client = ManagedClient(tables, policy, by_clock, budget, order, seed, cache_rows)
+        if isinstance(before, ManagedClient):
+            client.bucket = before.bucket
+        return client
     return CachingClient(tables, policy, by_clock, cache_rows) if cache_rows else Client(tables, policy, by_clock)

@@ -73,14 +73,14 @@ class Worker:
         self.result: Any = None
 
     def start(self, now: float) -> Effects:
-        """Ask for the first read, or first for leave to start."""
+        """Ask for the first read, or first for leave to start; one that goes on after its last clock, as others are behind, leaves."""
         self.done_at, self.watch_at = now, now + self.watch_seconds
         effects: list[Effect] = [After(self.watch_seconds)] if self.watch_seconds else []
         if self.coordinator >= 0:
             effects.append(self._ask_turn(now, -1))
         else:
-            self.next = (self.step * self.n_workers + self.index, 1.0)
-        if not self.gated:
+            self.next, self.leaving = (self.step * self.n_workers + self.index, 1.0), self.step >= self.n_clocks
+        if not self.gated and not self.leaving:
             self.coming = self._ask(now, effects, self.client.clock, self.step)
         self._begin_if_ready(now, effects)
         return effects
@@ -198,7 +198,7 @@ class Worker:
             return
         self.coming, self.after, self.next = self.after, NO_TICKETS, None
         if self.coordinator < 0:
-            self.next, self.leaving = (block + self.n_workers, weight), step + 1 == self.n_clocks
+            self.next, self.leaving = (block + self.n_workers, weight), step + 1 >= self.n_clocks
         elif self.n_grants + 1 in self.ahead:
             self._accept(now, effects)
         elif not self.gated:

@@ -4,7 +4,7 @@
     rows                        likewise, where rows are sparse: the first weight, apart from the others
     weights.optimizer.<state>   likewise, also of links that measure whole tensors or the gradient, where all ranks have the same
     worker.<w>.<state>          of optimizers that run on the workers; where the others have the same, it is all of theirs, and theirs the mean of it
-    learnt.<name>               a number of each worker that the policy has learnt, such as its speed; for as many workers as before
+    learnt.<name>               a number of each worker that was learnt of it, such as its speed; for as many workers as before
     facts                       the job, the position, the seconds, what rank 0's monitor knows, what each rank has measured
 
 Everything else of a run is a function of these: order of samples and noise are drawn by (seed, purpose, index).
@@ -27,7 +27,7 @@ import numpy as np
 from mpidml.core.errors import UserError
 from mpidml.core.job import AUTO, OF_STRATEGIES, Job, members
 from mpidml.core.patience import Patience
-from mpidml.core.position import Position
+from mpidml.core.position import Position, saved_at
 from mpidml.core.role import Array
 from mpidml.ps.coordinator import Coordinator
 from mpidml.ps.shard import Shard
@@ -127,7 +127,8 @@ def check(job: Job, strategy: Any, saved: Checkpoint) -> None:
 
     One that was saved at its end, and ended before it was written, is let come to its end again, where it stands.
     """
-    done, comm = min(Position(0, tuple(saved.facts["turns"])).among(strategy.n_workers).turns), strategy.comm
+    stands, comm = saved_at(saved.facts, strategy.n_workers, job.assign), strategy.comm
+    done = stands.batches if job.assign == "dynamic" else min(stands.turns)
     had = Job().with_values({name: saved.facts["job"][name] for name in members("fixed")}, f"{job.resume}/checkpoints")
     files = job.model.endswith(".toml") or had.model.endswith(".toml")  # the network's own file may have been moved since
     _fits(job, had, [name for name in members("fixed") if not (files and name == "model")], "give the same")
@@ -229,7 +230,7 @@ def restore(strategy: Any, saved: Checkpoint) -> Position:
         raise UserError(f"--resume {strategy.job.resume}: the run learnt from {of}, {strategy.job.data} has {now}; give the same data")
     if known["data"] != data_print.of(data):
         raise UserError(f"--resume {strategy.job.resume}: {strategy.job.data} is not what the run learnt from, it has changed since; restore it, or start a new run")
-    position = Position(known["clock"], tuple(known["turns"])).among(strategy.n_workers)
+    position = saved_at(known, strategy.n_workers, strategy.job.assign)
     fill(strategy, saved, position)
     for task in strategy.tasks.values():
         task.scored_epoch = max(sum(position.turns) // strategy.n_workers - 1, 0) // strategy.sampler.clocks_per_epoch

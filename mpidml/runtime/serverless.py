@@ -116,6 +116,8 @@ class Serverless:
         """Go to `position`, to step until the end, or until `pause_at` clocks are done (0: never); there are no roles."""
         self.driver.clock = self.part.step = max(position.turns, default=0)
         self.driver.until = min(self.n_clocks, pause_at or self.n_clocks)
+        if self.sampler.shares is not None:
+            self.sampler.shares.parts = self.learnt.get("shares", self.sampler.shares.parts)
         self.refresh()
         return {}
 
@@ -130,7 +132,9 @@ class Serverless:
         """Let the host see what steps have made elsewhere, where they have."""
 
     def position(self) -> Position:
-        """Return where the run stands (Collective on comm)."""
+        """Return where the run stands, and keep the shares that were learnt for one that goes on (Collective on comm)."""
+        if self.sampler.shares is not None:
+            self.learnt["shares"] = self.sampler.shares.parts
         return Position(self.driver.clock, (self.driver.clock,) * self.n_workers)
 
     def alike(self) -> list[tuple[int, Array]]:

@@ -226,9 +226,9 @@ class ParameterServer(Served):
             )
             shard.clocks.know(self.learnt)
         for number, task in self.tasks.items():
-            client = self._client(task.worker)
-            client.clock = position.clock
             before = self.workers.get(number)
+            client = self._client(task.worker, None if before is None else before.client)
+            client.clock = position.clock
             roles[number] = self.workers[number] = worker = Worker(
                 client,
                 task,
@@ -255,8 +255,8 @@ class ParameterServer(Served):
         self.comm.Barrier()  # the first versions are in place before anyone may read them
         return roles
 
-    def _client(self, worker: int) -> Client:
+    def _client(self, worker: int, before: Client | None) -> Client:
         job = self.job
         if self.codes:
             return self.codes.client(self.specs, worker, self.buffers.allocate)
-        return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker)
+        return make_client(self.specs, self.policy, self.by_clock, budget=job.budget, order=job.order, seed=job.seed + worker, before=before)

@@ -13,11 +13,13 @@ from mpidml_kernels import backend
 
 from mpidml.core.errors import WaitTimeout
 from mpidml.core.partition import shards
+from mpidml.core.position import Position
 from mpidml.core.role import CLOCK, LAST, LOAD, PUSH, After, Lease, Send
 from mpidml.optim.base import make_chain
 from mpidml.ps.budget import ORDERS, TokenBucket
 from mpidml.ps.client import Client
 from mpidml.ps.managed import ManagedClient
+from mpidml.ps.shard import Shard
 from mpidml.ps.store import Store
 from mpidml.ps.table import TableSpec
 from mpidml.sim import virtual
@@ -106,6 +108,39 @@ def test_the_windows_catch_a_client_without_a_bucket():
         else:
             with pytest.raises(AssertionError):
                 check_windows(sent, 1.1 * 200)
+
+
+def sent_over_pauses(keeps):
+    """Run with a pause at each clock, which takes no time; return what `run` does of what was sent. Where `keeps` is false each stretch begins with a full bucket."""
+    scenario, sent, began = Scenario(Bsp(), 3, 2, 12, coordinated=True, budget=900.0), {}, 0.0
+
+    def arrival(now, source, target, message):
+        if message.kind == PUSH:
+            sent.setdefault(source, []).append((began + now, message.data.array.nbytes))
+        return now + 0.01
+
+    for done in range(12):
+        scenario.pause_at = (done + 1) % 12
+        roles = scenario.roles()
+        seconds = virtual.run(roles, lambda role, clock, now: 0.01, arrival=arrival).seconds
+        began += seconds
+        clock = max(role.clocks.highest for role in roles if isinstance(role, Shard))
+        scenario.position = Position(clock, scenario.coordinator.turns_done())
+        for client in scenario.clients.values():
+            client.bucket.since -= seconds  # virtual clocks begin at 0 again
+        if not keeps:
+            scenario.clients.clear()
+    assert all(sums_up(scenario, task.final, scenario.seen()) for task in scenario.tasks.values())
+    return sent
+
+
+def test_pauses_bring_no_budget():
+    check_windows(sent_over_pauses(keeps=True), 1.1 * 900)
+
+
+def test_the_windows_catch_a_budget_that_each_pause_fills():
+    with pytest.raises(AssertionError):
+        check_windows(sent_over_pauses(keeps=False), 1.1 * 900)
 
 
 class TicksAtOnce(ManagedClient):

@@ -13,12 +13,14 @@ from mpidml.core.errors import UserError
 from mpidml.ps.store import Store
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.stepping import Stepper
 from mpidml.strategies.base import train
 from mpidml.sync.adaptive import Epochs
 from tests.strategies.test_hybrid import HEAVY
 from tests.strategies.test_identities import SMALL, serial
 
 STEPS = 20
+SUMS, GRID = {"strategy": "data_parallel"}, {"strategy": "hybrid", "grid": "data=0,pipe=1", "microbatches": 2}
 
 
 def run(comm, job, n_ranks=None):
@@ -114,16 +116,25 @@ def test_bsp_goes_on_at_any_number_of_workers_and_servers_as_a_serial_loop(comm,
 @pytest.mark.parametrize("sync", ["asp", "ssp:2", "dssp", "quorum", "adaptive"])
 @pytest.mark.parametrize("assign", ["static", "dynamic"])
 def test_every_policy_pauses_saves_and_goes_on(comm, mpi_tmp_path, sync, assign):
-    if assign == "dynamic" and sync == "quorum":
-        return
     start(comm, mpi_tmp_path / "run", 14, sync=sync, assign=assign)
     summary, values = go_on(comm, mpi_tmp_path / "run")
     assert np.isfinite(values).all()
-    if sync != "quorum":  # there a worker that was late computes fewer clocks
-        assert (summary["clocks"], summary["samples"]) == (STEPS, STEPS * SMALL.batch)
+    if (sync, assign) != ("quorum", "static"):  # there a worker that was late computes fewer clocks
+        dropped = summary["dropped_samples"] * (sync == "quorum")
+        assert (summary["clocks"], summary["samples"] + dropped) == (STEPS, STEPS * SMALL.batch)
     if comm.rank == 0:
         folders = sorted(p.name for p in (mpi_tmp_path / "run" / "checkpoints").iterdir())
         assert len(folders) == 2 and not any(name.startswith(".") for name in folders)
+
+
+@pytest.mark.mpi
+def test_a_line_for_all_comes_to_its_end_as_a_whole_and_goes_on_as_shares(comm, mpi_tmp_path):
+    """However few of the blocks a slow worker was given, and however many more than there are clocks a fast one."""
+    start(comm, mpi_tmp_path / "run", 14, sync="asp", assign="dynamic", slowdown="permanent:200", servers="1")
+    with pytest.raises(UserError, match="the run has done 14 of 14 clocks; give more"):
+        go_on(comm, mpi_tmp_path / "run", steps=14)
+    found = go_on(comm, mpi_tmp_path / "run", assign="static", slowdown="")[0]
+    assert (found["clocks"], found["samples"]) == (STEPS, STEPS * SMALL.batch)
 
 
 @pytest.mark.mpi
@@ -150,14 +161,32 @@ def test_what_a_policy_has_learnt_of_speeds_outlives_pauses_and_the_run(comm, mp
 
 
 @pytest.mark.mpi
+def test_measured_shares_outlive_the_run_for_as_many_ranks(comm, mpi_tmp_path, monkeypatch):
+    share, found = Stepper._share, []
+
+    def told(self, samples, seconds):
+        found.append(list(self.strategy.sampler.shares.parts))
+        share(self, samples, samples / (1.0 + 2.0 * (comm.rank == 0)))
+
+    monkeypatch.setattr(Stepper, "_share", told)
+    start(comm, mpi_tmp_path / "run", 14, shares="measured", **SUMS)
+    learnt = found[-1]
+    assert comm.size == 1 or learnt[0] > 1.2 * learnt[1]
+    found.clear()
+    go_on(comm, mpi_tmp_path / "run")
+    assert found[0] == learnt
+    if comm.size > 1:
+        found.clear()
+        go_on(comm, mpi_tmp_path / "run", comm.size - 1, steps=STEPS + 2)
+        assert found[:1] in ([], [[1 / (comm.size - 1)] * (comm.size - 1)]), "of others nothing is known"
+
+
+@pytest.mark.mpi
 def test_the_state_of_optimizers_on_the_workers_is_saved(comm, mpi_tmp_path):
     options = {"optimize": "workers", "optimizer": "adam", "lr": 0.01, "deterministic": True}
     whole = start(comm, mpi_tmp_path / "whole", STEPS, checkpoint_every=0, **options)
     start(comm, mpi_tmp_path / "cut", 14, **options)
     assert go_on(comm, mpi_tmp_path / "cut")[0]["model_sha256"] == whole[0]["model_sha256"]
-
-
-SUMS, GRID = {"strategy": "data_parallel"}, {"strategy": "hybrid", "grid": "data=0,pipe=1", "microbatches": 2}
 
 
 @pytest.mark.mpi
