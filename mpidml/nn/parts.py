@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from mpidml.core.errors import UserError
+from mpidml.core.partition import weighted_cut
 from mpidml.core.rounds import cut
 from mpidml.nn.layers.base import Layer
 from mpidml.nn.network import Network
@@ -72,12 +74,22 @@ class _Fullest:
     most = carry = sum
 
 
-class NetParts:
-    """The parts of a real network, whose layers are connected."""
+class _Weighted(_Fullest):
+    """A rank of a line that is cut in the proportion of `weights`."""
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, weights: Sequence[float], rank: int) -> None:
+        self.rank, self.size, self.weights = rank, len(weights), weights
+
+    def edges(self, n: int) -> list[int]:
+        return weighted_cut(n, self.weights)
+
+
+class NetParts:
+    """The parts of a real network, whose layers are connected: the fullest ones of even lines, or where there are `weights` those of `rank` in their proportion."""
+
+    def __init__(self, net: Network, weights: Sequence[float] = (), rank: int = 0) -> None:
         self.net, self.n_layers = net, n_cuts(net)
-        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Fullest(n)))
+        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Weighted(weights, rank) if weights else _Fullest(n)))
         self.mixed = lru_cache(None)(self._mixed)
 
     def _part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:

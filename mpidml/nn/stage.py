@@ -56,7 +56,7 @@ class Stage:
     With `parts` of the network's layers it is this rank's part of the stage: its tensors are parts of the network's.
     To `Step` and `Buffers` it is a network: its `layers`, `sources`, `widths` are its own, numbered from 0. `start`, `stop`: where the stage's parameters
     lie within the network's flat ones. A stage without layers hands on. Nobody wants the gradient of the first one's input; the last one computes the losses.
-    Where rows are `spread` over the ranks that have parts, what all of them have comes first, so that the gradients of `n_summed` parameters are summed at once.
+    What all ranks that have parts have comes first. Where rows are `spread` over them, the gradients of these `n_summed` parameters alone are summed.
     """
 
     split: ClassVar[bool] = False
@@ -86,8 +86,8 @@ class Stage:
         self.first = next((j for j, names in enumerate(self._names) if names), len(numbers)) if is_first else -1
         self.spread = None if parts is None else parts.spread
         tensors = [(self._names[j][name], shape, is_shared(layer, name)) for j, layer in enumerate(self.layers) for name, shape in layer.tensors]
-        if has_own := self.spread is not None and self.spread.size > 1:
-            tensors.sort(key=lambda tensor: not tensor[2])
+        has_own = self.spread is not None and self.spread.size > 1
+        tensors.sort(key=lambda tensor: parts is not None and not tensor[2])
         self.params = FlatParams([(full, shape) for full, shape, _ in tensors])
         self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or not has_own)
         self.dtype, self.backend, self.device = net.dtype, net.backend, net.device

@@ -51,11 +51,11 @@ class Bands:
 
     def at(self, version: int) -> Array:
         """Return the band's values of a version, (band, 1)."""
-        return self._to_band(self.store.at(version).ravel()).reshape(-1, 1)
+        return self.to_band(self.store.at(version).ravel()).reshape(-1, 1)
 
     def state(self, back: int) -> dict[str, Array]:
         """Return the band's part of what the store would return; its counts of rows that were updated apart are none."""
-        return {name: self._to_band(array) for name, array in self.store.state(back).items()}
+        return {name: self.to_band(array) for name, array in self.store.state(back).items()}
 
     def restore(self, clock: int, fill: Callable[[str, Array], bool]) -> None:
         """Let `fill` fill the arrays of `state`."""
@@ -64,7 +64,7 @@ class Bands:
             band = np.empty(self.hi - self.lo, out.dtype)
             known = fill(name, band)
             if all(self.line.allgather(known)):
-                self._from_band(band, out)
+                self.from_band(band, out)
             return known
 
         self.store.restore(clock, fill_part)
@@ -76,7 +76,7 @@ class Bands:
     def put(self, values: Array) -> None:
         """Take the newest values from bands."""
         newest = self.store.at(self.store.latest)
-        self._from_band(values.ravel(), newest.ravel())
+        self.from_band(values.ravel(), newest.ravel())
         self.store.put(newest)  # a device that the store has is told of it
 
     def _of(self, band: int, also_shared: bool) -> Array:
@@ -99,7 +99,8 @@ class Bands:
         found[self.line.rank] = out[self.line.rank]
         return found
 
-    def _to_band(self, values: Array) -> Array:
+    def to_band(self, values: Array) -> Array:
+        """Return the band of what each rank has of its parts."""
         own = [self._of(band, also_shared=self.line.rank == 0) for band in range(self.line.size)]
         places = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
         band = np.empty(self.hi - self.lo, values.dtype)
@@ -107,7 +108,8 @@ class Bands:
             band[where - self.lo] = what
         return band
 
-    def _from_band(self, band: Array, out: Array) -> None:
+    def from_band(self, band: Array, out: Array) -> None:
+        """Fill `out`, what this rank has of its parts, from all bands."""
         own = [self._of(each, also_shared=True) for each in range(self.line.size)]
         wanted = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
         for numbers, what in zip(own, self._exchange([band[where - self.lo] for where in wanted], out.dtype), strict=True):

@@ -30,12 +30,10 @@ ALIGN = 64
 
 
 def check_on_grid(job: Job, grid: ProcessGrid) -> None:
-    """Refuse codes where no gradients of whole tensors are sent between replicas, and a sum beside them."""
+    """Refuse codes where no gradients are sent between replicas, and a sum beside them."""
     make_codec(job.compress)
     if grid.sizes["data"] == 1:
         raise UserError(f"--compress {job.compress}: gradients are sent between replicas, and the grid {grid} has one; leave it out, or give data=2")
-    if grid.sizes["tensor"] > 1:
-        raise UserError(f"--compress {job.compress}: codes are of whole tensors, and tensor={grid.sizes['tensor']} cuts them; leave one of them out")
     if job.collective != Job.collective:
         raise UserError(f"--collective {job.collective}: sums values, --compress {job.compress} sends codes to owners and back; leave one of them out")
 
@@ -58,10 +56,10 @@ class Compressed(Collective):
 
     exact = False
 
-    def __init__(self, codec: str, params: FlatParams, dtype: Any, backend: Any, seed: int, start: int = 0, size: int = 0) -> None:
-        """Take the codec's text; `params` begin at element `start` of the network's, of which there are `size`, where they are not all."""
+    def __init__(self, codec: str, params: FlatParams, dtype: Any, backend: Any, seed: int, whole: FlatParams | None = None, longest: int = 0) -> None:
+        """Take the codec's text; `whole` has the network's tensors, of which `params` are some. Vectors that begin alike and are at most `longest` are cut alike."""
         self.codec, self.params, self.dtype, self.backend, self.seed = codec, params, np.dtype(dtype), backend, seed
-        self.start_of, self.size = start, size or params.size
+        self.whole_params, self.longest = whole or params, longest
         self.step = Step()
         self.whole = make_codec(codec).whole
         self.downs: list[Compressor] = []
@@ -122,13 +120,17 @@ class Compressed(Collective):
 
     def _edges(self, lo: int, hi: int) -> list[int]:
         """Cut a range over the ranks: between tensors where the codec needs them in full."""
-        wanted = [lo + (hi - lo) * rank // self.comm.size for rank in range(1, self.comm.size)]
+        wanted = [lo + max(hi - lo, self.longest) * rank // self.comm.size for rank in range(1, self.comm.size)]
         if self.whole:
             starts = [lo, *(of.start for of in self.params.slices.values() if lo < of.start < hi), hi]
             inner = [min(starts, key=lambda start: abs(start - at)) for at in wanted]
         else:
-            inner = [lo + (at - lo) // ALIGN * ALIGN for at in wanted]
+            inner = [min(hi, lo + (at - lo) // ALIGN * ALIGN) for at in wanted]
         return [lo, *inner, hi]
+
+    def place(self, tensor: str, at: int) -> int:
+        """Return where element `at`, of a tensor, is in the network's."""
+        return int(self.whole_params.slices[tensor].start + at - self.params.slices[tensor].start)
 
     def kept(self) -> list[tuple[str, int, int, Array]]:
         """List what this rank keeps: name, first element, elements in all, array of the host. Residuals of sums lie in one vector, wherever they were cut."""
@@ -141,8 +143,9 @@ class Compressed(Collective):
                 tensor, _, key = name.rpartition(".")
                 at = max(self.params.slices[tensor].start, down.lo)
                 is_residual = key == "residual"
-                size, first = (self.size, self.start_of + at) if is_residual else (array.size, 0)
-                found.append(("compress.sum" if is_residual else f"compress.sum.{name}.{self.start_of + at}", first, size, array.reshape(-1)))
+                place = self.place(tensor, at)
+                size, first = (self.whole_params.size, place) if is_residual else (array.size, 0)
+                found.append(("compress.sum" if is_residual else f"compress.sum.{name}.{place}", first, size, array.reshape(-1)))
         return found
 
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:

@@ -49,8 +49,6 @@ def cut_layers(job: Job, grid: ProcessGrid) -> frozenset[int]:
         return frozenset()
     if grid.n_ranks > grid.sizes["data"]:
         raise UserError(f"--mix {job.mix}: lays layers over the ranks of one axis, data, and the grid is {grid}; give --grid data={grid.n_ranks}, or leave --mix out")
-    if job.compress:
-        raise UserError(f"--compress {job.compress}: codes are of whole tensors, and --mix {job.mix} cuts some; leave one of them out")
     plan = models.layers_of(job, net_text(job))
     return mix.cut_layers(job.mix, [*plan.layers, *(layer for head in plan.heads for layer in head.layers)])
 

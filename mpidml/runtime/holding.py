@@ -15,6 +15,7 @@ from typing import Any
 from mpidml.collectives.base import Done, make_collective
 from mpidml.nn.stage import Stage
 from mpidml.ps.store import Store
+from mpidml.runtime.coded_parts import codes_of
 from mpidml.runtime.compressed_sum import Compressed
 from mpidml.runtime.held import Held
 from mpidml.runtime.mirror import Mirror
@@ -71,10 +72,10 @@ class Holding:
                 gradient = self.kernels.zeros(stage.n_params, dtype)
         if strategy.coded:
             backend = strategy.net.backend if self.kernels is None else self.kernels
-            coded = strategy.codes[s] = Compressed(strategy.job.compress, stage.params, dtype, backend, strategy.job.seed, stage.start, strategy.net.n_params)
+            coded = strategy.codes[s] = codes_of(strategy, stage, backend)
             coded.step = strategy.step
             coded.open(strategy.replicas)
-            strategy.sums[s] = coded.plan(coded.look_at(gradient))
+            strategy.sums[s] = coded.plan(coded.look_at(gradient)[: stage.n_summed])
         elif strategy.sums_up and not strategy.pushes:
             strategy.sums[s] = sums.plan(gradient[: stage.n_summed]) if stage.n_summed and strategy.replicas.size > 1 else Done()
         return gradient

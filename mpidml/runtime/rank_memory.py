@@ -36,12 +36,14 @@ SEEN_RANKS = 64
 class Stages:
     """What the ranks of a strategy would hold that is `cut` into stages: `needs` says it of the run, and of what might be in its place.
 
-    `hosts`: of each rank, by a number; `grid`: where ranks would lie, if not as they do.
+    `hosts`: of each rank, by a number; `grid`: where ranks would lie, if not as they do; `weights`: the proportion of the parts of widths, equal ones if none.
     """
 
-    def __init__(self, strategy: Any, cut: Sequence[Stage], hosts: Sequence[int], grid: Any = None) -> None:
+    def __init__(self, strategy: Any, cut: Sequence[Stage], hosts: Sequence[int], grid: Any = None, weights: Sequence[float] = ()) -> None:
         self.strategy, self.cut, self.net, self.job, self.grid = strategy, tuple(cut), strategy.net, strategy.job, grid or strategy.grid
-        self.parts, self.state = NetParts(strategy.net), make_chain(strategy.job.optimizer, strategy.job.rate).state_per_byte(strategy.net.dtype)
+        self.state = make_chain(strategy.job.optimizer, strategy.job.rate).state_per_byte(strategy.net.dtype)
+        even = len(set(weights)) < 2  # then one is the fullest whatever is cut
+        self.parts = [NetParts(strategy.net)] if even else [NetParts(strategy.net, weights, rank) for rank in range(len(weights))]
         self.n_pipe: int = self.grid.sizes["pipe"]
         self.apart = strategy.job.transport != "auto"  # then no memory is shared
         self.hops = tuple(self.n_pipe > 1 and (self.apart or any(hosts[a] != hosts[b] for a, b in self._neighbours(p))) for p in range(self.n_pipe))
@@ -52,10 +54,14 @@ class Stages:
             yield from self.grid.ways(*({"data": data, "pipe": at % self.n_pipe, "tensor": tensor} for at in (p, p + 1)))
 
     def needs(self, schedule: Schedule | None = None, n_items: int = 0, recompute: bool = False, n_pipe: int = 0) -> list[float]:
-        """Return the bytes of a rank at each place of the pipe: of the run, but for what is given, which is for a schedule with a flush.
+        """Return the bytes of the fullest rank at each place of the pipe: of the run, but for what is given, which is for a schedule with a flush.
 
         UserError where that cannot be.
         """
+        return [max(of) for of in zip(*self.of_parts(schedule, n_items, recompute, n_pipe), strict=True)]
+
+    def of_parts(self, schedule: Schedule | None = None, n_items: int = 0, recompute: bool = False, n_pipe: int = 0) -> list[list[float]]:
+        """Return what `needs` does of each part of widths; of equal ones, of the fullest alone."""
         strategy, n_items = self.strategy, n_items or self.strategy.n_items
         made, places = schedule or strategy.schedule, n_pipe or self.n_pipe
         if made is strategy.schedule and n_items == strategy.n_items and places == self.n_pipe and self.grid is strategy.grid:
@@ -67,7 +73,8 @@ class Stages:
         cut = balanced(counted(self.net, 1), places * made.n_chunks, 0.0).stages if n_pipe else self.cut
         hops, turns = (self.hops, getattr(self.grid, "replicas", ())) if not n_pipe else ((n_pipe > 1 and (self.apart or any(self.hops)),) * n_pipe, ())
         rows, again = -(-share // n_items), recompute or self.job.recompute
-        return stages_nbytes(self._parts(cut), rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns, run.sent)
+        more = rows, BLOCK, n_items, run.activations, hops, self.state, again, run.versions, turns, run.sent
+        return [stages_nbytes(self._parts(cut, parts), *more) for parts in self.parts]
 
     def _most(self, **given: Any) -> float:
         """Return the bytes of the fullest rank, infinity where that cannot be."""
@@ -76,12 +83,12 @@ class Stages:
         except UserError:
             return math.inf
 
-    def _parts(self, cut: Sequence[Stage]) -> list[Part]:
-        """Return what the fullest rank of each stage has; UserError where layers cannot be cut so."""
+    def _parts(self, cut: Sequence[Stage], parts: NetParts) -> list[Part]:
+        """Return what a rank of each stage has; UserError where layers cannot be cut so."""
         found = []
         for s, (lo, hi, _) in enumerate(cut):
             mixed = bool(self.strategy.cut_layers)
-            part = self.parts.mixed(self.strategy.n_workers, self.job.mix) if mixed else self.parts.part(lo, hi, self.strategy.n_parts, s == 0, s == len(cut) - 1)
+            part = parts.mixed(self.strategy.n_workers, self.job.mix) if mixed else parts.part(lo, hi, self.strategy.n_parts, s == 0, s == len(cut) - 1)
             if isinstance(part, str):
                 raise UserError(part)
             found.append(part)
@@ -105,7 +112,7 @@ class Stages:
             fitting = [name for name, nbytes in needed.items() if nbytes <= limit]
             found += [f"--schedule {max(fitting, key=lambda name: needed[name])}"] if fitting else []  # that which has most under way
         if not job.replicas and not strategy.cut_layers:
-            stages = range(self.n_pipe + 1, self.parts.n_layers // schedule.n_chunks + 1)
+            stages = range(self.n_pipe + 1, self.parts[0].n_layers // schedule.n_chunks + 1)
             each = strategy.n_workers * strategy.n_parts
             found += [f"{n * schedule.n_chunks} stages on {n * each} ranks" for n in stages if self._most(n_pipe=n) <= limit][:1]
         return found
@@ -133,12 +140,11 @@ def check_stages(strategy: Any, cut: Sequence[Stage]) -> None:
     """Refuse stages that are more than a rank may take (Collective on the strategy's comm); UserError names the fullest rank, and what would fit."""
     if not strategy.job.memory_per_rank:
         return
-    of, limit = Stages(strategy, cut, hosts_of(strategy.comm)), parse_size(strategy.job.memory_per_rank, FLAG)
-    needs = of.needs()
-    place = needs.index(max(needs))
-    if needs[place] > limit:
-        rank = strategy.grid.rank(pipe=place, tensor=strategy.n_parts - 1, data=strategy.n_workers - 1 if strategy.cut_layers else 0)
-        raise UserError(_line(strategy, rank, needs[place], limit, of.fitting(limit)))
+    of, limit = Stages(strategy, cut, hosts_of(strategy.comm), weights=strategy.part_weights), parse_size(strategy.job.memory_per_rank, FLAG)
+    most, place, part = max((nbytes, -p, t) for t, needs in enumerate(of.of_parts(), strategy.n_parts - len(of.parts)) for p, nbytes in enumerate(needs))
+    if most > limit:
+        rank = strategy.grid.rank(pipe=-place, tensor=part, data=strategy.n_workers - 1 if strategy.cut_layers else 0)
+        raise UserError(_line(strategy, rank, most, limit, of.fitting(limit)))
 
 
 def replica_needs(strategy: Any, picked: str, n_parts: int) -> float:

@@ -56,8 +56,8 @@ def _stages(strategy: Any) -> Plan:
         strategy.n_stages = len(plan.stages)
         return plan
     if strategy.profiles and job.partition == Job.partition:
-        plan, strategy.part_weights = paced(strategy.profiles, grid, strategy.speeds, strategy.n_stages)
-        return _lighter(strategy, plan)
+        plan, strategy.part_weights = _lighter(strategy, *paced(strategy.profiles, grid, strategy.speeds, strategy.n_stages))
+        return plan
     if strategy.n_stages == 1:
         return Plan((by_hand(str(n_layers), n_layers, 1)), 0.0, "stage", 0, "")
     if job.partition == EQUAL:
@@ -65,11 +65,15 @@ def _stages(strategy: Any) -> Plan:
     return priced(strategy.profiles, by_hand(job.partition, n_layers, strategy.n_stages), 0.0)
 
 
-def _lighter(strategy: Any, plan: Plan) -> Plan:
-    """Return `plan`, or where its fullest rank takes more than it may a cut that evens out memory, which the seconds of layers decide nothing of."""
-    if not strategy.job.memory_per_rank or strategy.n_stages == 1:
-        return plan
-    hosts, limit = hosts_of(strategy.comm), parse_size(strategy.job.memory_per_rank, FLAG)
-    even = priced(strategy.profiles, balanced(by_memory(strategy.profiles), strategy.n_stages, 0.0).stages, 0.0)
-    needs, least = (max(Stages(strategy, each.stages, hosts).needs()) for each in (plan, even))
-    return plan if needs <= max(limit, least) else even
+def _lighter(strategy: Any, plan: Plan, weights: tuple[float, ...]) -> tuple[Plan, tuple[float, ...]]:
+    """Return `plan` and the proportion of parts; where the fullest rank takes more than it may equal parts, and then a cut that evens out memory, too, which
+    the seconds of layers decide nothing of. Where nothing fits, what takes least.
+    """
+    if not strategy.job.memory_per_rank or strategy.n_stages * strategy.n_parts == 1:
+        return plan, weights
+    hosts, limit, profiles, n = hosts_of(strategy.comm), parse_size(strategy.job.memory_per_rank, FLAG), strategy.profiles, strategy.n_stages
+    alike = (1.0,) * strategy.n_parts
+    equal = balanced(profiles, n, 0.0, speeds=stage_speeds(strategy.grid, strategy.speeds, alike, n)) if weights != alike else plan
+    ways = [(plan, weights), (equal, alike), (priced(profiles, balanced(by_memory(profiles), n, 0.0).stages, 0.0), alike)]
+    needs = [max(Stages(strategy, each.stages, hosts, weights=parts).needs()) for each, parts in ways]
+    return ways[next((i for i, nbytes in enumerate(needs) if nbytes <= limit), needs.index(min(needs)))]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mpidml.nn import room
-from mpidml.runtime import rank_memory
+from mpidml.nn.parts import NetParts
+from mpidml.runtime import rank_memory, stage_plan
+from mpidml.runtime.profiling import counted as profiled
 from mpidml.runtime.rank_memory import Stages, hosts_of
 from tests.changed import changed
 from tests.held import held_nbytes
-from tests.runtime.test_rank_memory import built
+from tests.runtime.test_rank_memory import built, refused
 
 WAYS = [
     {"schedule": "one_f_one_b"}, {"schedule": "gpipe", "microbatches": 4}, {"schedule": "naive", "microbatches": 3}, {"schedule": "zero_bubble", "microbatches": 5},
@@ -28,7 +32,8 @@ TURNS = {1: "1", 2: "1,1", 3: "2,1", 5: "3,2"}
 def both(comm, hosts=1, **way):
     """Return what is counted for this rank, and what it holds."""
     with built(comm, hosts, **{**NET, **way}) as strategy:
-        return Stages(strategy, strategy.plan.stages, hosts_of(strategy.comm)).needs()[strategy.at["pipe"]], held_nbytes(strategy)
+        hosts = hosts_of(strategy.comm)
+        return Stages(strategy, strategy.plan.stages, hosts, weights=strategy.part_weights).needs()[strategy.at["pipe"]], held_nbytes(strategy)
 
 
 @pytest.mark.mpi
@@ -52,6 +57,43 @@ def test_of_parts_of_layers_the_fullest_has_what_is_counted(comm, way):
     counted, held = both(comm, deterministic=True, **way)
     most = max(comm.allgather(held))
     assert most <= counted < 1.01 * most
+
+
+PARTS = {"strategy": "tensor", "hidden": (200, 200, 200), "batch": 60}
+"""Most of what a rank has is its parts of weights."""
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Let rank 0 count as four times slower than the others, whatever is measured."""
+    monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, _: (profiled(net, m), [0.25] + [1.0] * (comm.size - 1)))
+
+
+def limited(comm, limit=""):
+    """Return of a run under a limit what is counted for the fullest of its parts and of equal ones, what it holds, and whether its parts are unequal."""
+    with built(comm, memory_per_rank=str(limit), **PARTS) as strategy:
+        own, equal = (
+            math.ceil(max(Stages(strategy, strategy.plan.stages, hosts_of(strategy.comm), weights=of).needs())) for of in (strategy.part_weights, ())
+        )
+        return own, equal, max(comm.allgather(held_nbytes(strategy))), len(set(strategy.part_weights)) > 1
+
+
+@pytest.mark.mpi(min_size=2)
+def test_unequal_parts_are_counted_as_they_are_and_equal_ones_are_taken_where_they_do_not_fit(comm, slow):
+    own, equal, held, uneven = limited(comm)
+    assert uneven and held <= own < 1.01 * held and own > 1.05 * equal
+    for limit, stays in ((own, True), (own - 1, False), (equal, False)):
+        _, _, held, uneven = limited(comm, limit)
+        assert held <= limit and uneven == stays
+    assert f": rank {comm.size - 1} (" in refused(comm, memory_per_rank=str(equal - 1), **PARTS)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_limit_catches_parts_that_are_counted_as_equal(comm, slow, monkeypatch):
+    _, equal, _, _ = limited(comm)
+    monkeypatch.setattr(rank_memory, "NetParts", lambda net, *_: NetParts(net))
+    _, _, held, uneven = limited(comm, equal)
+    assert uneven and held > 1.05 * equal
 
 
 BROKEN = {

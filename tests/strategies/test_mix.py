@@ -192,14 +192,13 @@ def test_a_run_goes_on_bit_by_bit_at_any_other_mix_grid_and_strategy(comm, job, 
     [
         ({"mix": "embeddings=tensor"}, "did you mean 'embedding'"), ({"mix": "embedding=data"}, "does nothing"),
         ({"mix": "embedding=tensor", "grid": "pipe=0"}, "give --grid data="), ({"mix": "embedding=tensor", "grid": "tensor=0"}, "give --grid data="),
-        ({"mix": "embedding=tensor", "compress": "two_bit", "collective": "auto"}, "codes are of whole tensors"),
         ({"mix": "embedding=tensor", "sync": "ssp:1", "collective": "auto"}, "need all ranks at once"),
         ({"mix": "embedding=tensor", "strategy": "data_parallel", "grid": "", "collective": "auto"}, "--mix embedding=tensor: does nothing under --strategy data_parallel"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(comm, job, changes, told):
-    if comm.size == 1 and changes.keys() & {"grid", "compress", "sync"}:
+    if comm.size == 1 and changes.keys() & {"grid", "sync"}:
         return  # one rank is any grid, and has no replicas
     with pytest.raises(UserError) as caught:
         run(comm, job, **changes)
