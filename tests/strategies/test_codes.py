@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from mpidml.compression.base import Compressor, make_codec
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.core.partition import shards
 from mpidml.core.role import PUSH, ROWS
 from mpidml.data.readers import read
 from mpidml.nn.models import build
@@ -127,12 +130,16 @@ def test_under_bsp_a_run_repeats_whatever_the_delays(comm, codec):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("options", [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}, {"compress": "low_rank", "hidden": (1200, 16)}],
+    ids=str,
+)
 def test_any_layout_in_codes_ends_near_the_run_without(comm, options):
     if comm.size == 1:
         return
-    options = {"servers": "1", **options}
-    plain, coded = (trained(comm, CODED, **options, steps=60, compress=codec)[0] for codec in ("", "two_bit"))
+    options = {"servers": "1", "compress": "two_bit", **options}
+    plain, coded = (trained(comm, CODED, **{**options, "steps": 60, "compress": codec})[0] for codec in ("", options["compress"]))
     assert coded["test_accuracy"] >= plain["test_accuracy"] - 0.06
     assert sum(coded["bytes_sent"]) < sum(plain["bytes_sent"]) / 3  # small tensors, the first and the last values are many in so few clocks
 
@@ -205,6 +212,18 @@ def made(codec, n_workers, policy):
     for lo, hi in ((0, half), (half, net.n_params)):
         codes.store([np.zeros(hi - lo)], lo, 1, net.backend, None)
     return codes
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_codec_that_needs_tensors_in_full_takes_the_parts_of_layers_that_are_not_split(split):
+    net = build("mlp", 240, 10, (1200, 16), dtype="float64", backend="numpy")
+    codes = Codes(CODED.with_values({"compress": "low_rank"}, "test"), net, [0], 1, Bsp(), True)
+    net.split = split
+    cut = shards(net.n_params, 1, net.parts(), 16, codes.starts)
+    assert len(cut) == 3 + split
+    with pytest.raises(UserError, match=r"'layers\.0\.weight' is cut at 0:72000") if split else nullcontext():
+        for lo, hi, _ in cut:
+            codes.store([np.zeros(hi - lo)], lo, 1, net.backend, None)
 
 
 def owed(codes):
