@@ -24,6 +24,7 @@ from mpidml.runtime.resume import resumed
 from mpidml.runtime.wire import HEADER_NBYTES
 from mpidml.sim.parameter_server import Plan, simulate
 from mpidml.strategies.base import train
+from mpidml.strategies.parameter_server import ParameterServer
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from tests.strategies.test_identities import SMALL
@@ -59,11 +60,8 @@ def test_a_run_that_diverges_goes_on_and_says_since_when_as_without_codes(comm, 
     assert trained(comm, job)[0]["diverged_at_clock"] is not None
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k:0.05", "sign_majority"])
-def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_last(comm, monkeypatch, codec):
-    if comm.size == 1:
-        return
+def counting(monkeypatch):
+    """Return where the bytes that this rank sends from now on, of pushes and of answers, are counted."""
     sent = {PUSH: 0, ROWS: 0}
     send = Driver._send
 
@@ -73,6 +71,15 @@ def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_las
         send(self, me, target, rank, message)
 
     monkeypatch.setattr(Driver, "_send", counted)
+    return sent
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k:0.05", "sign_majority"])
+def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_last(comm, monkeypatch, codec):
+    if comm.size == 1:
+        return
+    sent = counting(monkeypatch)
     job = CODED.with_values({"compress": codec, "servers": "1"}, "test")
     summary, _ = trained(comm, job)
     net, coder = coder_of(job)
@@ -181,6 +188,30 @@ def test_a_saved_run_goes_on_to_the_same_bits(comm, mpi_tmp_path, options):
     start(comm, mpi_tmp_path / "cut", 14, **options)
     cut = go_on(comm, mpi_tmp_path / "cut")[0]
     assert whole["model_sha256"] == paused["model_sha256"] == cut["model_sha256"]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp"])
+def test_a_run_that_pauses_sends_the_bytes_of_one_that_does_not(comm, mpi_tmp_path, monkeypatch, sync):
+    if comm.size == 1:
+        return
+    sent, roles = counting(monkeypatch), ParameterServer.roles
+
+    def answers(name, **changes):
+        sent[ROWS] = 0
+        start(comm, mpi_tmp_path / name, 20, sync=sync, servers="1", **{**RESUMED, **changes})
+        return comm.allreduce(sent[ROWS])
+
+    def forgetful(self, *arguments):
+        self.codes.clients.clear()
+        for store in self.codes.stores:
+            store.n_codes.clear()
+        return roles(self, *arguments)
+
+    whole, often = answers("whole", checkpoint_every=20), answers("often", checkpoint_every=2)
+    assert often == whole if sync == "bsp" else often < 1.2 * whole  # else a read that finds nothing new has no bytes
+    monkeypatch.setattr(ParameterServer, "roles", forgetful)
+    assert answers("forgetful", checkpoint_every=2) > 2 * whole
 
 
 @pytest.mark.mpi
