@@ -216,6 +216,13 @@ CASES = {
     "an unknown order": Case("--budget 9 --order lifo", ("--order lifo: there is no such choice", "known: fifo, magnitude, random")),
     "a budget cannot repeat": Case("--budget 9 --deterministic", ("--deterministic: --budget cannot repeat", "leave one of them out")),
     "codes inside a host": Case("--compress two_bit", ("--compress two_bit: is off where all ranks share memory", "add --transport mpi, or leave it out")),
+    "codes of small tensors": Case(
+        "--compress two_bit --transport mpi --data {}/good.npz --hidden 8", ("--compress two_bit: would code nothing", "fewer than 1024 bytes", "leave it out")
+    ),
+    "codes that are no shorter": Case("--compress top_k:1.0 --transport mpi", ("--compress top_k:1.0: would code nothing", "no shorter", "take another codec")),
+    "a rate for more rows than there are": Case(
+        "--batch 4096 --lr-batch 32", ("--lr-batch 32: would scale the rate to --batch 4096", "a batch has the 1600 training rows at most", "give --batch 1600")
+    ),
     "codes beside a budget": Case("--compress two_bit --transport mpi --budget 9", ("--budget 9 sends it in pieces", "leave one of them out")),
     "codes of rows that are not asked for": Case("--compress two_bit --transport mpi --reads eager", ("--reads eager does not ask for each", "use --reads fresh")),
     "a budget beside early pushes": Case("--budget 9 --early-push on", ("--early-push on: cannot go beside --budget", "leave one of them out")),

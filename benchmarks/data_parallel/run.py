@@ -65,6 +65,14 @@ def peers(heat: str, smoke: bool) -> dict[str, tuple[str, str]]:
     return found
 
 
+def compare(losses: Mapping[str, list[float]]) -> None:
+    """Print how near the losses of all variants are to ours; AssertionError where one has trained something else."""
+    for name, found in losses.items():
+        worst = max(abs(a - b) / abs(b) for a, b in zip(found, losses[OURS], strict=True))
+        assert worst < LOSS_TOLERANCE, f"{name}: losses differ by {worst:.1e} from ours; a comparison would mean nothing"
+        print(f"  losses of {len(found)} steps of {name} agree within {worst:.1e}")
+
+
 def show(rounds: Rounds, smoke: bool, targets: list[tuple[str, str, float]]) -> None:
     """Print a line a variant, and the targets: (faster, slower, how many times)."""
     for name in rounds.samples:
@@ -103,10 +111,7 @@ def main() -> None:
                 for name, (script, python, strategy) in plans.items()
             }
             rounds = interleave(variants, n_rounds)
-            for name, found in losses.items():
-                worst = max(abs(a - b) / abs(b) for a, b in zip(found, losses[OURS], strict=True))
-                assert worst < LOSS_TOLERANCE, f"{name}: losses differ by {worst:.1e} from ours; a comparison would mean nothing"
-                print(f"  losses of {len(found)} steps of {name} agree within {worst:.1e}")
+            compare(losses)
             ddp = 3.0 if label == "unhindered" else 1.5
             show(rounds, options.smoke, [*([(OURS, DDP, ddp)] if DDP in beside else []), (SERVER, OURS, 1 / 1.5)])
             print(f"       {OURS} is x{rounds.ratio(PRODUCTS, OURS):.2f} of {PRODUCTS}")

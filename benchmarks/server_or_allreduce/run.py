@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.data_parallel.problem import write
 from benchmarks.data_parallel.run import HERE as BESIDE
-from benchmarks.data_parallel.run import OURS, ROWS, SERVER, SHARE, SIZES, measured, show
+from benchmarks.data_parallel.run import OURS, ROWS, SERVER, SHARE, SIZES, compare, measured, show
 from benchmarks.machine import describe, unhindered
 from benchmarks.rounds import interleave
 from mpidml.core.cost import CostModel
@@ -97,7 +97,9 @@ def main() -> None:
             for name, strategy in ((OURS, "data_parallel"), (SERVER, "parameter_server"))
         }
         print(f"\nmeasured on two ranks: {'-'.join(map(str, sizes))}, {share} samples a rank and step, {n_rounds} rounds of {steps} steps", flush=True)
-        show(interleave(variants, n_rounds), options.smoke, [(SERVER, OURS, 1 / 1.5)])
+        rounds = interleave(variants, n_rounds)
+        compare(losses)
+        show(rounds, options.smoke, [(SERVER, OURS, 1 / 1.5)])
     workers, models = (WORKERS[:2], MODEL_NBYTES[:2]) if options.smoke else (WORKERS, MODEL_NBYTES)
     found: dict[str, dict[tuple[int, int], float]] = {}
     for link, rate in LINKS.items():

@@ -178,7 +178,8 @@ class Compressor:
     """Encode and decode ranges of a flat vector of named tensors, each by a state of its own: ranges may be cut otherwise from one step to the next.
 
     A range's code is the codes of the tensors in it, in order, each at a multiple of ALIGNMENT. A tensor, or the part of one that a range holds, goes
-    as it is when it has fewer than SMALL bytes or its code would be no shorter; votes never do. Both sides must cut the same ranges.
+    as it is, with what codes of it have left, when it has fewer than SMALL bytes or its code would be no shorter; votes never do. Both sides must cut
+    the same ranges.
     `held`: the range that this side ever encodes; it has states for that alone. `sender`: a number that tells apart those who draw their own noise.
     """
 
@@ -244,6 +245,9 @@ class Compressor:
         for _, of_range, of_code, shape, as_it_is, state, noise in self.pieces(lo, hi):
             if as_it_is:
                 self.backend.copy(code[of_code], x[of_range].view(np.uint8))
+                if "residual" in state:  # of codes of longer pieces, before ranges were cut otherwise
+                    self.backend.add(code[of_code].view(self.dtype), state["residual"])
+                    state["residual"].fill(0)
                 continue
             try:
                 self.codec.encode(self.backend, x[of_range].reshape(shape), state, code[of_code], rng.key(self.seed, f"compression:{noise}", *index))

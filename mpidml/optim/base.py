@@ -188,9 +188,11 @@ class Transforms:
         return sum(a.nbytes for a in self.init(n, dtype).values()) / (n * np.dtype(dtype).itemsize)
 
     def transform(self, backend: Any, g: Array, state: State, w: Array, step: int, memory: float = 1.0) -> None:
-        """Apply every transforming link to `g` in place; the descent that ends a chain is not run."""
+        """Apply every transforming link to `g` in place; the descent that ends a chain is not run, one that is left of the cut gives its share of u."""
         for link, keys in self._transforming:
             link.transform(backend, g, {name: state[key] for name, key in keys}, w, step, memory)
+            if link.normalised and link.share != 1.0:
+                backend.scale(g, link.share)
 
 
 class Chain(Transforms):

@@ -20,7 +20,7 @@ class Lars(PerTensor):
     """Keep the sum `v`; trust, decay >= 0, 0 <= beta < 1.
 
     Tensors of one dimension go by plain momentum, v = beta v + g, as in the authors' code; `vectors` true treats them as the others. A tensor whose
-    weights or gradient are all zero is not measured: u = g + decay w.
+    weights or gradient are all zero is not measured: u = g + decay w. What is not measured is as large as of the whole batch, as what is, whatever the share.
     """
 
     def __init__(self, trust: float = 0.001, decay: float = 1e-4, beta: float = 0.9, vectors: bool = False) -> None:
@@ -37,11 +37,12 @@ class Lars(PerTensor):
         """Turn `g` into v."""
         decay = self.decay * self.share
         for where, measured in self.tensors:
-            if not measured:
-                continue
-            part, weights = g[where], w[where]
-            of_gradient, of_weights = norm(backend, part), norm(backend, weights)
-            backend.decay_transform(part, weights, decay)
-            if of_gradient and of_weights:
-                backend.scale(part, self.trust * of_weights / (of_gradient + decay * of_weights))
+            part, weights, factor = g[where], w[where], 1.0 / self.share
+            if measured:
+                of_gradient, of_weights = norm(backend, part), norm(backend, weights)
+                backend.decay_transform(part, weights, decay)
+                if of_gradient and of_weights:
+                    factor = self.trust * of_weights / (of_gradient + decay * of_weights)
+            if factor != 1.0:
+                backend.scale(part, factor)
         backend.momentum_transform(state["v"], g, shortened(self.beta, memory))

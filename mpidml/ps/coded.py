@@ -1,7 +1,7 @@
 """Send deltas and answers in few bytes: a worker encodes what it pushes, a shard what has changed since the copy that the worker holds.
 
     PUSH   delta + residual  --code-->  decoded, summed up, applied           the residual stays with the worker, by parameter
-    ROWS   values            ------->   the worker's copy                     the first answer since the roles were made: in full
+    ROWS   values            ------->   the worker's copy                     the first answer of a run, or of one that goes on: in full
     ROWS   values - copy     --code-->  copy += decoded, there and here       the next difference holds whatever this one has left
     ROWS   values            ------->   used as they are                      the last answer, of what all have written: in full
 
@@ -85,6 +85,7 @@ class CodedStore(Store):
         self.total = self._total()
         self.codes_answers = codes_answers(coder.codec)
         self.copies: list[Copy | None] = [None] * n_workers
+        self.n_codes: dict[int, int] = {}  # that each worker has been sent since it was sent values; a pause changes neither these nor the copies
         self.spare: list[Any] = []
 
     def _total(self) -> Any:
@@ -169,10 +170,6 @@ class CodedShard(Shard):
 
     store: CodedStore
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.n_codes: dict[int, int] = {}
-
     def _values(self, source: int, message: Message, version: int) -> tuple[Lease | None, int]:
         """Return the payload of an answer, and how many codes its reader has been sent since it was sent values (-1: these are not to be kept)."""
         store = self.store
@@ -180,7 +177,7 @@ class CodedShard(Shard):
             return super()._values(source, message, version)
         worker = self.order[source]
         payload = store.go_on(worker, version if self.by_clock else store.latest)
-        number = self.n_codes[source] = self.n_codes.get(source, -1) + 1
+        number = store.n_codes[worker] = store.n_codes.get(worker, -1) + 1
         if not number:
             payload = store.coder.backend.host(store.copies[worker].values).view(np.uint8)  # type: ignore[union-attr]
         return leased(self.allocate, payload), number  # type: ignore[arg-type]
@@ -198,6 +195,10 @@ class CodedClient(Client):
         self.range_of = {role: self.tables[t].shards[i][:2] for role, (t, i) in self.routing.shard_of.items()}
         self.held: dict[int, Any] = {}
         self.n_codes: dict[int, int] = {}
+
+    def go_on_from(self, before: CodedClient) -> None:
+        """Take over the copies of the client that this worker had until the run paused; its shards know of these."""
+        self.held, self.n_codes = before.held, before.n_codes
 
     def push(
         self, table: int, delta: Lease, rows: Array | None = None, block: tuple[int, int] | None = None, ends: bool = False, version: int = 0

@@ -37,6 +37,7 @@ class Codes:
         self.shares = shares(policy, by_clock)
         self.kernels = kernels
         self.coders = {worker: self._coder(kernels or net.backend, worker) for worker in workers}
+        self.clients: dict[int, CodedClient] = {}
         self.stores: list[CodedStore] = []
         self.starts = [of.start for of in net.params.slices.values()] if make_codec(job.compress).whole else []
 
@@ -53,8 +54,12 @@ class Codes:
         return self.stores[-1]
 
     def client(self, tables: Sequence[TableSpec], worker: int, allocate: Callable[[int], Any]) -> CodedClient:
-        """Make a client of a worker; what its codes have left is kept from one to the next."""
-        return CodedClient(tables, self.policy, self.by_clock, self.coders[worker], allocate)
+        """Make a client of a worker; what its codes have left, and its copies, are kept from one to the next."""
+        before = self.clients.get(worker)
+        self.clients[worker] = found = CodedClient(tables, self.policy, self.by_clock, self.coders[worker], allocate)
+        if before is not None:
+            found.go_on_from(before)
+        return found
 
     def kept(self) -> list[tuple[str, int, int, Array]]:
         """List what is to be saved of the workers and shards of this process: name, first element, elements in all, array (1-D)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mpidml.compression.base import SMALL, Compressor, make_codec
 from mpidml.core.device import CPU, Device
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
@@ -50,4 +51,19 @@ def labels(job: Job) -> tuple[Label, str, tuple[Asked, ...]]:
 
 def build_net(job: Job, data: Any, backend: Any, device: Device = CPU) -> Network:
     """Return the network, on `device`; UserError for what does not fit the data."""
-    return models.for_data(job, models.layers_of(job, net_text(job)), data, backend).on(device)
+    if job.lr_batch and job.batch > (n := len(data.x)):
+        raise UserError(f"--lr-batch {job.lr_batch}: would scale the rate to --batch {job.batch}, and a batch has the {n} training rows at most; give --batch {n}")
+    net = models.for_data(job, models.layers_of(job, net_text(job)), data, backend)
+    if job.compress:
+        _check_codes(job, net)
+    return net.on(device)
+
+
+def _check_codes(job: Job, net: Network) -> None:
+    """Refuse a codec by which no tensor would go in fewer bytes."""
+    of_net = Compressor(make_codec(job.compress), net.params, net.dtype, net.backend, held=(0, 0))
+    if all(piece.as_it_is for piece in of_net.pieces(0, net.n_params)):
+        raise UserError(
+            f"--compress {job.compress}: would code nothing, for each tensor has fewer than {SMALL} bytes, or a code that is no shorter;"
+            " leave it out, or take another codec"
+        )

@@ -248,7 +248,7 @@ class Staged(Serverless):
         """Say how the ranks work together."""
         counts, batch = [stage.hi - stage.lo for stage in self.plan.stages], min(self.job.batch, len(self.data.x))
         cuts = stage_report.cut_words(batch, self.n_workers, self.n_items, counts, "clock" if self.every else "batch")
-        codes = f"; codes {self.job.compress} between replicas" if self.coded else ""
+        codes = f"; codes {self.job.compress} between all replicas, also of one host" if self.coded else ""
         if self.job.compress and not self.coded:
             codes = f"; --compress {self.job.compress} is off: replicas share memory and send nothing (--transport mpi: on)"
         mix = f"; mix {self.job.mix}: {grid_rules.told(self.cut_layers)}" if self.cut_layers else ""

@@ -150,12 +150,13 @@ class ParameterServer(Served):
         if self.rates is not None:
             self.rates.span(self.n_clocks)
         self.target = parse_target(job.target, job.looks_at)
-        net.split = self.early
-        parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
         servers = self.placement.server_ranks
         own = [worker for worker, rank in enumerate(self.placement.worker_ranks) if comm.hosts(rank)]
         self.codes = Codes(job, net, own, self.n_workers, self.policy, self.by_clock, net.device.kernels) if job.compress else None
-        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN, self.codes.starts if self.codes else ())
+        starts = self.codes.starts if self.codes else ()
+        net.split = self.early and not starts
+        parts = merge_parts(net.parts(), PART_NBYTES // net.dtype.itemsize) if self.early else ()
+        cut = shards(flat.n_params, len(servers), parts, SHARD_ALIGN, starts)
         self.spec = TableSpec("weights", flat.n_params, 1, net.dtype, cut, 0, self.server_chain, job.reads, self.in_place)
         self.specs, n_values = [self.spec], flat.n_params
         if self.first is not None:

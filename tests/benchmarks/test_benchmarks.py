@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from benchmarks.data_parallel.problem import LOSS_TOLERANCE as NEAR
+from benchmarks.data_parallel.run import OURS, SERVER, compare
 from benchmarks.link import lacking
 from benchmarks.rounds import QUIET, Rounds, Sample, interleave
 from benchmarks.scaling import run as scaling
@@ -89,6 +91,14 @@ def test_a_peer_that_does_other_work_is_not_compared(capsys: pytest.CaptureFixtu
     assert "agree" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="would mean nothing"):
         check_losses(ours, [2.0, 1.5, 1.0 + 2 * LOSS_TOLERANCE], "peer")
+
+
+def test_a_server_that_trains_something_else_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = [2.0, 1.5, 1.0]
+    compare({OURS: ours, SERVER: [2.0, 1.5, 1.0 + NEAR / 2]})
+    assert capsys.readouterr().out.count("agree") == 2
+    with pytest.raises(AssertionError, match="would mean nothing"):
+        compare({OURS: ours, SERVER: [2.0, 1.5, 1.0 + 2 * NEAR]})
 
 
 def test_both_sides_are_given_the_same_problem() -> None:

@@ -67,6 +67,26 @@ def test_residuals_stay_with_their_tensors_when_ranges_are_cut_otherwise(text):
     assert missing(compressor(text), 40, recut) < 1e-12
 
 
+def owed(c):
+    """Return what is owed, at most, and what is lost, after one step by codes and one in pieces that are all small."""
+    small = tuple(range(100, PARAMS.size, 100))
+    lost = missing(c, 2, lambda step: small if step else ())
+    return max(np.abs(array).max() for name, array in c.state().items() if name.endswith("residual")), lost
+
+
+@pytest.mark.parametrize("text", [name for name in CONSERVING if name in CUTTABLE])
+def test_pieces_that_became_small_send_what_codes_have_left_of_them(text):
+    class AsItIs(Compressor):
+        """The broken variant: what goes as it is goes without what is owed."""
+
+        def pieces(self, lo, hi):
+            return [piece._replace(state={}) if piece.as_it_is else piece for piece in super().pieces(lo, hi)]
+
+    left, lost = owed(compressor(text))
+    assert left == 0 and lost < 1e-12
+    assert owed(AsItIs(make_codec(text), PARAMS, np.float64, BACKEND))[0] > 0
+
+
 def test_a_residual_keyed_by_range_is_caught():
     class ByRange(Compressor):
         """The broken variant: each range has states of its own."""

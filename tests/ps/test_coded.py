@@ -105,7 +105,7 @@ class Job:
         self.tasks = [Pull(w, params) for w in range(n_workers)]
         self.coders = [self.coder(w) if codec else None for w in range(n_workers)]
         self.spec = TableSpec("weights", params.size, 1, np.dtype(dtype), self.cut, 0, make_chain("sgd", 0.1))
-        self.buffers = Buffers()
+        self.buffers, self.clients = Buffers(), []
 
     def roles(self, position=None, pause_at=0):
         position, n_shards = position or Position(), len(self.cut)
@@ -120,11 +120,13 @@ class Job:
                     "weights", workers, self.policy, store, self.buffers.allocate, repeat=self.repeat, clock=position.clock
                 )
             )
-        self.clients = []
+        before, self.clients = self.clients, []
         for w, task in enumerate(self.tasks):
             of = (self.coders[w], self.buffers.allocate) if self.codec else ()
             client = (self.client if self.codec else Client)([self.spec], self.policy, self.by_clock, *of)
             client.clock = position.clock
+            if self.codec and before:
+                client.go_on_from(before[w])
             self.clients.append(client)
             role = Worker(client, task, self.n_clocks, index=w, n_workers=self.n_workers, coordinator=workers.stop if coordinated else -1)
             role.step = position.turns[w] if position.turns else 0
@@ -371,7 +373,7 @@ def test_each_way_a_clock_carries_one_code_of_each_shard_to_and_from_each_worker
 def test_the_bytes_catch_answers_in_full():
     class Full(CodedShard):
         def _values(self, source, message, version):
-            self.n_codes.pop(source, None)
+            self.store.n_codes.pop(self.order[source], None)
             return super()._values(source, message, version)
 
     whole, codes = (Job("two_bit", Bsp(), shard=shard).run().result.nbytes for shard in (Full, CodedShard))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from mpidml.compression.base import Compressor, make_codec
 from mpidml.core.cost import CostModel
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
+from mpidml.core.partition import shards
 from mpidml.core.role import PUSH, ROWS
 from mpidml.data.readers import read
 from mpidml.nn.models import build
@@ -21,6 +24,7 @@ from mpidml.runtime.resume import resumed
 from mpidml.runtime.wire import HEADER_NBYTES
 from mpidml.sim.parameter_server import Plan, simulate
 from mpidml.strategies.base import train
+from mpidml.strategies.parameter_server import ParameterServer
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from tests.strategies.test_identities import SMALL
@@ -56,11 +60,8 @@ def test_a_run_that_diverges_goes_on_and_says_since_when_as_without_codes(comm, 
     assert trained(comm, job)[0]["diverged_at_clock"] is not None
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k:0.05", "sign_majority"])
-def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_last(comm, monkeypatch, codec):
-    if comm.size == 1:
-        return
+def counting(monkeypatch):
+    """Return where the bytes that this rank sends from now on, of pushes and of answers, are counted."""
     sent = {PUSH: 0, ROWS: 0}
     send = Driver._send
 
@@ -70,6 +71,15 @@ def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_las
         send(self, me, target, rank, message)
 
     monkeypatch.setattr(Driver, "_send", counted)
+    return sent
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("codec", ["two_bit", "bf16", "top_k:0.05", "sign_majority"])
+def test_the_transport_counts_one_code_each_way_a_clock_and_values_first_and_last(comm, monkeypatch, codec):
+    if comm.size == 1:
+        return
+    sent = counting(monkeypatch)
     job = CODED.with_values({"compress": codec, "servers": "1"}, "test")
     summary, _ = trained(comm, job)
     net, coder = coder_of(job)
@@ -127,12 +137,16 @@ def test_under_bsp_a_run_repeats_whatever_the_delays(comm, codec):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("options", [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}, {"compress": "low_rank", "hidden": (1200, 16)}],
+    ids=str,
+)
 def test_any_layout_in_codes_ends_near_the_run_without(comm, options):
     if comm.size == 1:
         return
-    options = {"servers": "1", **options}
-    plain, coded = (trained(comm, CODED, **options, steps=60, compress=codec)[0] for codec in ("", "two_bit"))
+    options = {"servers": "1", "compress": "two_bit", **options}
+    plain, coded = (trained(comm, CODED, **{**options, "steps": 60, "compress": codec})[0] for codec in ("", options["compress"]))
     assert coded["test_accuracy"] >= plain["test_accuracy"] - 0.06
     assert sum(coded["bytes_sent"]) < sum(plain["bytes_sent"]) / 3  # small tensors, the first and the last values are many in so few clocks
 
@@ -177,6 +191,30 @@ def test_a_saved_run_goes_on_to_the_same_bits(comm, mpi_tmp_path, options):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("sync", ["bsp", "ssp:2", "asp"])
+def test_a_run_that_pauses_sends_the_bytes_of_one_that_does_not(comm, mpi_tmp_path, monkeypatch, sync):
+    if comm.size == 1:
+        return
+    sent, roles = counting(monkeypatch), ParameterServer.roles
+
+    def answers(name, **changes):
+        sent[ROWS] = 0
+        start(comm, mpi_tmp_path / name, 20, sync=sync, servers="1", **{**RESUMED, **changes})
+        return comm.allreduce(sent[ROWS])
+
+    def forgetful(self, *arguments):
+        self.codes.clients.clear()
+        for store in self.codes.stores:
+            store.n_codes.clear()
+        return roles(self, *arguments)
+
+    whole, often = answers("whole", checkpoint_every=20), answers("often", checkpoint_every=2)
+    assert often == whole if sync == "bsp" else often < 1.2 * whole  # else a read that finds nothing new has no bytes
+    monkeypatch.setattr(ParameterServer, "roles", forgetful)
+    assert answers("forgetful", checkpoint_every=2) > 2 * whole
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("name", ["residual", "compress.copy"])
 def test_the_bits_catch_what_is_not_saved(comm, mpi_tmp_path, monkeypatch, name):
     whole = start(comm, mpi_tmp_path / "whole", 20, checkpoint_every=0, **RESUMED)[0]
@@ -205,6 +243,18 @@ def made(codec, n_workers, policy):
     for lo, hi in ((0, half), (half, net.n_params)):
         codes.store([np.zeros(hi - lo)], lo, 1, net.backend, None)
     return codes
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_codec_that_needs_tensors_in_full_takes_the_parts_of_layers_that_are_not_split(split):
+    net = build("mlp", 240, 10, (1200, 16), dtype="float64", backend="numpy")
+    codes = Codes(CODED.with_values({"compress": "low_rank"}, "test"), net, [0], 1, Bsp(), True)
+    net.split = split
+    cut = shards(net.n_params, 1, net.parts(), 16, codes.starts)
+    assert len(cut) == 3 + split
+    with pytest.raises(UserError, match=r"'layers\.0\.weight' is cut at 0:72000") if split else nullcontext():
+        for lo, hi, _ in cut:
+            codes.store([np.zeros(hi - lo)], lo, 1, net.backend, None)
 
 
 def owed(codes):

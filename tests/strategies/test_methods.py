@@ -4,18 +4,22 @@ import math
 
 import pytest
 
+from mpidml.compression.base import Compressor
 from tests.strategies.test_identities import SMALL
 from tests.training import trained
 
 JOB = SMALL.with_values({"wait_limit": 20.0, "steps": 12, "batch": 60, "transport": "mpi"}, "test")
 PUSHED = [{"sync": sync} for sync in ("bsp", "ssp:2", "asp", "dssp:1:3", "warmup:4:2", "adaptive:1:4", "quorum")]
 SUMMED = [{"collective": name} for name in ("mpi", "ring", "recursive_doubling", "rabenseifner", "tree", "ordered")]
-CODES = ("fp16", "bf16", "int8", "one_bit", "two_bit", "top_k:0.1", "random_k:0.1", "ternary", "qsgd", "sign_majority", "low_rank")
+CODES = {  # the rate of each, and the loss that it has to reach
+    **dict.fromkeys(("fp16", "bf16", "int8", "ternary", "qsgd"), (0.05, 1.85)), "two_bit": (0.05, 2.0), "low_rank": (0.05, 2.05), "one_bit": (0.05, 2.1),
+    "top_k:0.1": (0.05, 2.2), "random_k:0.1": (0.1, 2.3), "sign_majority": (0.01, 1.5),
+}  # fmt: skip
 AVERAGED = [{"collective": "mpi"}, {"collective": "gossip"}, {"averaging": "elastic"}, {"averaging": "elastic_async"}]
 METHODS = [
     *({"strategy": "parameter_server"} | how for how in PUSHED),
     *({"strategy": "data_parallel"} | how for how in SUMMED),
-    *({"strategy": "data_parallel", "compress": code, "lr": 0.005} for code in CODES),
+    *({"strategy": "data_parallel", "compress": code, "lr": rate} for code, (rate, _) in CODES.items()),
     *({"strategy": "averaging", "average_every": 3, "transport": "auto"} | way for way in AVERAGED),
     *({"strategy": strategy} for strategy in ("pipeline", "tensor")),
     *({"strategy": "pipeline", "schedule": schedule} for schedule in ("gpipe", "pipedream", "two_bw")),
@@ -43,7 +47,16 @@ def test_no_cell_is_empty(comm, how):
     summary, _ = trained(comm, JOB, int(alone), **how)  # each rank a host, so that what is told is sent
     cells = row(summary)
     assert empty(cells, comm.size) == [], cells
-    assert cells[0] < math.log(10) or "compress" in how, "it has learnt"
+    assert cells[0] < (CODES[how["compress"]][1] if "compress" in how else math.log(10)), "it has learnt"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("code", ["two_bit", "sign_majority"])
+def test_the_losses_catch_codes_of_which_nothing_arrives(comm, code, monkeypatch):
+    for name in ("decode", "decode_add"):
+        monkeypatch.setattr(Compressor, name, lambda self, code, lo, hi, out: out.fill(0))
+    found = row(trained(comm, JOB, 1, strategy="data_parallel", compress=code, lr=CODES[code][0])[0])
+    assert found[0] > max(bound for _, bound in CODES.values())
 
 
 def test_the_check_catches_empty_cells():
