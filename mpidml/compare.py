@@ -87,7 +87,8 @@ def _warm_up(job: Job, comm: CountedComm) -> None:
     """Let every rank compute a few clocks by itself: what a process does slowly at first on a device would be counted against the run that comes first there."""
     part = comm.watched("split", comm.mpi.Split, comm.rank, 0)
     ranks = CountedComm(part)
-    short = {"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "slowdown": "", "check_replicas": 0, "average_every": Job.average_every}
+    short = {"steps": WARM_UP_CLOCKS, "epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "slowdown": "", "check_replicas": 0, "tensorboard": False}
+    short |= {"average_every": Job.average_every}
     train(alone(job).with_values(short, "warm-up"), ranks, True, False)
     ranks.free()
     part.Free()

@@ -78,6 +78,7 @@ REFUSED = {  # words -> what the line says, by one process or under mpirun
     "--sync bsp,spp:2": ("sync: there is no 'spp'", 1),
     "--sync bsp,quorum:4": ("--sync quorum:4: a quorum of 4 gradients needs as many workers, there are 3", 3),
     "--sync bsp,asp --deterministic": ("--deterministic: asp cannot repeat", 3),
+    "--hold-out 0.2,0.3": ("compare: hold_out: is the same for all that are compared", 1),
     "--epochs 1,2": ("compare: epochs: is the same for all that are compared", 1),
     "--data nowhere.npz --sync bsp,asp": ("nowhere.npz: there is no such file", 3),
     "--target 0.9 --hold-out 0 --sync bsp,asp": ("--target 0.9: there are no test rows", 1),

@@ -64,6 +64,11 @@ class Ordered(Collective):
         lo, hi = (min(edge, weights.size) for edge in (reduce.lo, reduce.hi))
         return Halves(reduce, RoundSum(self.comm, reduce.spread(weights.size), weights), lo, hi, rows[0, lo:hi], True)
 
+    def room(self, n: int, more: int) -> int:
+        """Return how many elements a row has whose last `more` come after `n` others and have one owner: all, and a gap where they would be cut apart."""
+        gap = -n % ALIGN
+        return n + more + (gap if gap < more else 0)
+
     def owner(self, n: int, element: int) -> int:
         """Return the rank that owns an element of n."""
         return next(rank for rank in range(self.comm.size) if element < part(n, rank, self.comm.size)[1])

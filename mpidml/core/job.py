@@ -78,7 +78,7 @@ class Job:
         groups="data fixed one",
     )
     view: str = flag("pix", "digits: which of the six views (pix, fou, fac, kar, zer, mor)", groups="data fixed one")
-    hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)", groups="data fixed")
+    hold_out: float = flag(0.2, "share of the rows held out for testing where no test data are given (0: none)", groups="data fixed one")
     validate: float = flag(
         0.0, "share of the training rows kept apart: looked at once an epoch in place of the test rows (0: none)", groups="data fixed one"
     )

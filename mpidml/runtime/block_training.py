@@ -12,11 +12,11 @@ from mpidml.core.role import Array
 from mpidml.runtime.training import Training
 
 N_LOSSES = 2
-"""The sum of the losses travels behind the gradient, as a number of the gradient's type and what that leaves."""
+"""The sum of the losses travels at the end of a row, behind the gradient, as a number of the gradient's type and what that leaves."""
 
 
 class BlockTraining(Training):
-    """A `Training` whose gradient is one row for each of the worker's nodes of the tree: rows (n_nodes, n_params + 2).
+    """A `Training` whose gradient is one row for each of the worker's nodes of the tree: rows of n_params elements, and 2 at their end.
 
     Products of matrices have the shapes of the blocks, which the batch alone decides, since the last bits of a product depend on its shape.
     """

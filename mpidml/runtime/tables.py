@@ -140,9 +140,9 @@ def run_tables(
     Values start at 0 or at rank 0's `initial[name]`, rows x width or flat. `optimizer` "" adds what is pushed; else pushes are gradients for it,
     at rate `lr`: each worker's share of the gradient, which is its part of the mean over the samples of all workers. `tune` softens those that were
     computed from stale values (the last that the worker read) by the policy's rule.
-    `cache_rows`, beside `reads` "cached": each worker keeps at most so many rows of each table that it reads by listed rows, and asks for one
-    again when the policy demands it. `budget`: bytes of updates that a worker sends a second (0: no limit); what is above waits and is summed
-    up, and goes out in an `order`: "fifo", "random" or "magnitude" (the largest first).
+    `reads` "cached" needs a policy with a bound, which says when a copy is too old. `cache_rows`, beside it: each worker keeps at most so many rows of
+    each table that it reads by listed rows, and asks for one again when the policy demands it. `budget`: bytes of updates that a worker sends a
+    second (0: no limit); what is above waits and is summed up, and goes out in an `order`: "fifo", "random" or "magnitude" (the largest first).
     Without `comm`, on several ranks, an uncaught exception or a signal on one rank ends them all from now on.
     """
     if reads not in READS:
@@ -156,7 +156,7 @@ def run_tables(
     policy = make_policy(sync)
     if policy.gate_at:
         raise UserError(f"sync '{sync}': it grants whole clocks of a training run, a program of your own starts its clocks itself; use a policy without a gate such as ssp")
-    if reads == "cached" and policy.bound is None and not cache_rows:
+    if reads == "cached" and policy.bound is None:
         raise UserError(f"reads 'cached': under {sync} nothing says when a copy is too old, so it would never be read anew; use fresh or eager")
     if deterministic and not policy.repeatable:
         raise UserError(f"deterministic: {sync} cannot repeat, its reads depend on timing; use bsp or ssp")

@@ -69,7 +69,7 @@ class DataParallel(Serverless):
         self._check_transport()
         if job.deterministic and self.collective.by_timing:
             raise UserError(f"--deterministic: --collective {job.collective} chooses by timing, and each sums in an order of its own; leave it out, or name one, as ring")
-        self.ordered = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
+        self.ordered = self.same_bits = isinstance(self.collective, plugins.load(FOLDER, ORDERED))
         if self.ordered and job.bucket != Job.bucket:
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
         if self.ordered and job.shares != Job.shares:
@@ -208,13 +208,13 @@ class DataParallel(Serverless):
         collective: Any = self.collective
         self.picked, self.chosen = ORDERED, False
         tree = collective.tree()
-        rows = np.zeros((len(tree.rows), net.n_params + N_LOSSES), net.dtype)
+        rows = np.zeros((len(tree.rows), collective.room(net.n_params, N_LOSSES)), net.dtype)
         self.gradient, self.total = rows[slice(*tree.first_row[self.comm.rank :][:2])], rows[0, : net.n_params]
         self.weights = np.zeros(net.n_params, net.dtype)
         halves = collective.halves_of_blocks(rows, tree, self.weights, whole=self.links is not None)
         task = BlockTraining(self, self.comm.rank, tree, rows)
-        tells = collective.owner(rows.shape[1], net.n_params) == self.comm.rank
-        losses = rows[0, net.n_params :]
+        losses = rows[0, -N_LOSSES:]
+        tells = collective.owner(rows.shape[1], rows.shape[1] - N_LOSSES) == self.comm.rank
         self.loss = lambda: float(losses[0]) + float(losses[1]) if tells else 0.0
         return task, [(0, net.n_params)], [halves]
 

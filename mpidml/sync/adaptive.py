@@ -21,6 +21,10 @@ from mpidml.sync.base import Start, SyncPolicy, whole
 SMOOTHING = 0.5
 LOAD_STEP = 0.1
 MOST_LOAD = 0.95
+LEAST_WEIGHT = 0.5
+"""Of an even share of an epoch's weight: what a gradient weighs at least where the epoch's has been given already, since a quota has risen within it.
+
+Below 1, so that with each epoch some of what was given beyond it is taken back."""
 AHEAD = 3
 """Executions granted at once: the one that is computed, the next, whose read flies meanwhile, and one whose grant has come when that begins.
 
@@ -60,7 +64,7 @@ class Epochs:
     """Let workers execute up to their quotas; a barrier opens when all have executed `minimum` times and none computes.
 
     A worker is granted AHEAD executions at most, so that it need wait neither for a grant nor for a read. With `fair` each worker's gradients of all
-    epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one.
+    epochs so far weigh `minimum` an epoch together: what a cut quota left over is made up for in the next one, what a risen one gave beyond is taken back.
     """
 
     def __init__(self, n_workers: int, minimum: int, cap: int, fair: bool, timing: bool) -> None:
@@ -75,7 +79,7 @@ class Epochs:
         self.began, self.free_seconds = [0.0] * n_workers, [0.0] * n_workers  # seconds of an execution if nobody else used the CPU
         self.load, self.load_used = [0.0] * n_workers, [0.0] * n_workers
         self.load_since, self.load_seconds = [0.0] * n_workers, [0.0] * n_workers  # the load of the running execution, summed up over its time
-        self.credit = [0.0] * n_workers  # weight that is still to be given
+        self.credit = [0.0] * n_workers  # weight that is still to be given; below 0: has been given too early
         self.epoch, self.opener = -1, -1
         self.notes: list[tuple[float, ...]] = []
 
@@ -107,11 +111,12 @@ class Epochs:
 
     def leave(self, worker: int) -> None:
         """Count without this worker from now on; others see what it computes still, since the tables wait for it."""
-        if worker in self.active:
-            self._count(self.executed[worker], -1)
-            self.n_granted -= self.granted[worker]
+        was_active = worker in self.active
         for each in (self.active, self.owing, self.silent):
             each.discard(worker)
+        if was_active:
+            self._count(self.executed[worker], -1)
+            self.n_granted -= self.granted[worker]
         self.look_at.pop(worker, None)
 
     def starts(self, now: float) -> Iterable[Start]:
@@ -136,7 +141,8 @@ class Epochs:
                 self.n_granted += 1
                 weight = 1.0
                 if self.fair:
-                    weight = self.credit[worker] / (self.quota[worker] - index)
+                    quota = self.quota[worker]
+                    weight = max(self.credit[worker] / (quota - index), LEAST_WEIGHT * self.minimum / quota)
                     self.credit[worker] -= weight
                 yield Start(worker, self.epoch, self.turns[worker], index - self.fewest, weight, True, self.opener if opened and not index else -1)
                 self.turns[worker] += 1
@@ -163,7 +169,7 @@ class Epochs:
         self.at_count[old] -= 1
         if new >= 0:
             self.at_count[new] = self.at_count.get(new, 0) + 1
-        while not self.at_count.get(self.fewest) and self.fewest < self.cap:
+        while self.active and not self.at_count.get(self.fewest):
             self.fewest += 1
 
     def _sum_load(self, now: float, worker: int) -> None:
@@ -173,12 +179,12 @@ class Epochs:
     def _set_quotas(self) -> None:
         """Set every quota by the expected seconds of an execution."""
         self.load_used = list(self.load)
-        expected = [(free if self.timing else 1.0) / (1 - load) for free, load in zip(self.free_seconds, self.load, strict=True)]
+        expected = {w: (self.free_seconds[w] if self.timing else 1.0) / (1 - self.load[w]) for w in sorted(self.active)}
         self.look_at |= dict.fromkeys(self.active)  # who has used his quota may have a larger one now
-        if min(expected) <= 0:
-            return  # somebody has not executed yet
-        slowest = max(expected[w] for w in self.active) if self.active else 0.0
-        for worker, seconds in enumerate(expected):
+        if min(expected.values(), default=0.0) <= 0:
+            return  # nobody is left, or somebody has not executed yet
+        slowest = max(expected.values())
+        for worker, seconds in expected.items():
             quota = min(max(round(self.minimum * slowest / seconds), self.minimum), self.cap)
             if quota != self.quota[worker]:
                 self.quota[worker] = quota

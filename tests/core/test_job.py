@@ -96,7 +96,7 @@ def test_an_unknown_key_names_the_nearest():
         ("fixed", "label task categories unseen missing view hold_out validate scale model hidden activation loss dtype optimizer optimize compress batch seed"),
         (
             "one",
-            "data test_data labels test_labels label task categories unseen missing view validate memory scratch hidden class_weights "
+            "data test_data labels test_labels label task categories unseen missing view hold_out validate memory scratch hidden class_weights "
             "memory_per_rank epochs steps target seconds seed deterministic wait_limit report trace tensorboard out",
         ),
         ("commas", "label hidden class_weights grid mix replicas partition"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_a_loss_that_is_no_number_has_no_event(tmp_path: Path) -> None:
     mpidml.train(mpidml.Job(**{**SMALL.mapping(), "out": str(tmp_path / "run"), "lr": 1e30}), quiet=True)
     assert shown(tmp_path / "run") == written(tmp_path / "run")
     assert ("loss", 50) not in shown(tmp_path / "run") and ("samples", 50) in shown(tmp_path / "run")
+
+
+@needs
+def test_each_run_that_is_compared_has_its_events_and_the_warm_up_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"tensorboard": True, "sync": "bsp,asp", "hidden": "8", "steps": 60, "batch": 64, "report": False, "backend": "numpy", "out": str(tmp_path / "run")}
+    compare(values, quiet=True)
+    folders = [path.parent for path in (tmp_path / "run").rglob("metrics.jsonl")]
+    assert sorted(folder.name for folder in folders) == ["asp", "bsp", "one-process"]
+    assert all(shown(folder) == written(folder) for folder in folders)
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 3
+    monkeypatch.setattr("mpidml.core.job.Job.with_values", leaves_events_on(Job.with_values))
+    with pytest.raises(UserError, match="writes no folder"):
+        compare(values | {"out": str(tmp_path / "again")}, quiet=True)
+
+
+def leaves_events_on(with_values: Callable[..., Job]) -> Callable[..., Job]:
+    """Return what changes a job as `with_values` does, but for its events: the broken variant."""
+    return lambda job, values, where: with_values(job, {name: value for name, value in values.items() if name != "tensorboard" or value}, where)
 
 
 def test_without_the_package_or_a_folder_the_run_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

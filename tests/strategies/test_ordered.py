@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 
 import numpy as np
 import pytest
 
+from mpidml.collectives.ordered import Ordered
 from mpidml.core import plugins
 from mpidml.core.block_tree import BlockTree
 from mpidml.core.errors import UserError
@@ -16,12 +19,14 @@ from mpidml.runtime import scoring
 from mpidml.runtime.block_training import BlockTraining
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
+from mpidml.runtime.threads import THREAD_VARIABLES
 from mpidml.strategies.base import train
 from mpidml.strategies.data_parallel import DataParallel
+from tests.ranks import mpirun, need
 from tests.strategies.test_data_parallel import JOB, run
 
 
-def curves(comm, rows=("loss", "samples", "test_loss", "test_accuracy", "val_loss", "val_accuracy"), **changes):
+def curves(comm, rows=("loss", "samples", "test_loss", "test_accuracy", "val_loss", "val_accuracy"), data=None, **changes):
     """Train on the first 1, 2, ... ranks; return on every rank the different (model, curve, final scores) that they found."""
     found = []
     for n in range(1, comm.size + 1):
@@ -29,7 +34,7 @@ def curves(comm, rows=("loss", "samples", "test_loss", "test_accuracy", "val_los
         if comm.rank < n:
             counted, kept = CountedComm(part), {}
             job = JOB.with_values({"bucket": Job.bucket, "deterministic": True, "dtype": "float32", "batch": 70, **changes}, "test")
-            summary = train(job, counted, quiet=True, write=False, keep=kept)
+            summary = train(job, counted, quiet=True, write=False, keep=kept, data=data)
             if comm.rank == 0:
                 curve = tuple(tuple(row.get(name) for name in rows) for row in kept["metrics"])
                 found.append((summary["model_sha256"], curve, summary["test_loss"], summary["final_loss"]))
@@ -92,6 +97,49 @@ def test_the_bits_catch_what_depends_on_the_ranks(comm, broken, monkeypatch):
         monkeypatch.setattr(BlockTraining, "_sum_up", summed)
         monkeypatch.setattr(DataParallel, "loss", property(lambda self: None, lambda self, value: None))
     assert len(curves(comm)) > 1
+
+
+def curves_of_63_parameters(comm):
+    """Train a model whose gradient ends one element before a part may begin: the two numbers of the loss come right behind it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 20))
+    return curves(comm, data=(x, (x[:, :3] + rng.normal(size=(400, 3))).argmax(axis=1)), model="softmax", hidden=Job.hidden)
+
+
+@pytest.mark.mpi
+def test_the_loss_has_one_owner_whatever_the_number_of_parameters(comm):
+    assert len(curves_of_63_parameters(comm)) == 1
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_bits_catch_a_loss_of_two_owners(comm, monkeypatch):
+    monkeypatch.setattr(Ordered, "room", lambda self, n, more: n + more)
+    assert len(curves_of_63_parameters(comm)) > 1
+
+
+ANY_THREADS = """
+from mpidml.strategies.data_parallel import DataParallel
+
+class AnyThreads(DataParallel):
+    same_bits = property(lambda self: False, lambda self, value: None)
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_ordered_sums_have_the_same_bits_though_nobody_has_set_threads(tmp_path, monkeypatch, broken):
+    """One rank alone has all cores for its products, whose bits go by the number of threads, unless the strategy asks for one."""
+    need(not broken or len(os.sched_getaffinity(0)) > 1, "two cores")
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "any_threads.py").write_text(ANY_THREADS)
+    words = ["--strategy", tmp_path / "any_threads.py" if broken else "data_parallel", "--collective", "ordered", "--hidden", "512,512", "--batch", "1600"]
+    words += ["--steps", "2", "--hold-out", "0", "--backend", "numpy", "--no-report", "--out"]
+    found = set()
+    for n in (1, 2):
+        result = mpirun(n, ["-m", "mpidml", "train", *words, tmp_path / str(n)])
+        assert result.code == 0, result
+        found.add(json.loads((tmp_path / str(n) / "summary.json").read_text())["model_sha256"])
+    assert (len(found) > 1) == broken
 
 
 @pytest.mark.mpi

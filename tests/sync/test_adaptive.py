@@ -16,7 +16,7 @@ import pytest
 
 from mpidml.runtime.occupancy import Occupancy
 from mpidml.sim import virtual
-from mpidml.sync.adaptive import AHEAD, LOAD_STEP, Adaptive, Epochs
+from mpidml.sync.adaptive import AHEAD, LEAST_WEIGHT, LOAD_STEP, Adaptive, Epochs
 from mpidml.sync.asp import Asp
 from mpidml.sync.bsp import Bsp
 from mpidml.sync.ssp import Ssp
@@ -292,6 +292,94 @@ def test_the_load_leads_the_times():
 def test_a_load_that_is_looked_at_when_an_execution_ends_is_caught(policy, gate):
     with pytest.raises(AssertionError, match=r"of an execution that ends at 10\d"):
         check_leads(policy(1, 8, timing=False), gate and gate(2, 1, 8, False, False))
+
+
+class Walked(dict):
+    """Counts how often it is looked at."""
+
+    n = 0
+
+    def get(self, *key):
+        self.n += 1
+        return super().get(*key)
+
+
+class ToTheCap(Epochs):
+    def _count(self, old, new):
+        super()._count(old, new)
+        while not self.at_count.get(self.fewest) and self.fewest < self.cap:
+            self.fewest += 1
+
+
+@pytest.mark.parametrize(("cls", "ends"), [(Epochs, True), (ToTheCap, False)])
+def test_the_last_one_leaves_at_once_whatever_the_cap(cls, ends):
+    gate = cls(2, 1, 10_000, True, True)
+    for worker in (0, 1):
+        gate.ready(0.0, worker, -1, 0.0)
+    assert len(list(gate.starts(0.0))) == 2
+    gate.at_count = Walked(gate.at_count)
+    for worker in (0, 1):
+        gate.ready(1.0, worker, 0, 0.0)
+    for worker in (0, 1):
+        gate.leave(worker)
+    assert (gate.at_count.n < 10) == ends and list(gate.starts(1.0)) == []
+
+
+class WaitsForTheLeft(Epochs):
+    def _set_quotas(self):
+        if all(self.free_seconds):
+            super()._set_quotas()
+
+
+@pytest.mark.parametrize(("cls", "quotas"), [(Epochs, [1, 4]), (WaitsForTheLeft, [1, 1])])
+def test_quotas_are_set_though_one_has_left_before_he_executed(cls, quotas):
+    gate = cls(3, 1, 8, True, True)
+    for worker in (0, 1, 2):
+        gate.ready(0.0, worker, -1, 0.0)
+    list(gate.starts(0.0))
+    gate.leave(2)
+    gate.ready(1.0, 1, 0, 0.0)
+    gate.ready(4.0, 0, 0, 0.0)
+    list(gate.starts(4.0))
+    assert gate.epoch == 1 and gate.quota[:2] == quotas
+
+
+class Forgives(Epochs):
+    """Takes nothing back."""
+
+    def starts(self, now):
+        self.credit = [max(credit, 0.0) for credit in self.credit]
+        return super().starts(now)
+
+
+def check_weights(seed, minimum, cap, cls=Epochs):
+    """Where loads move within epochs no gradient weighs nothing, and once they have come to rest all workers' weights sum to the same."""
+    gate, rng, n_epochs, rests_from = cls(3, minimum, cap, True, False), random.Random(seed), 60, 40
+    given, at_work = [0.0] * 3, [0, 1, 2]
+    while gate.epoch < n_epochs:
+        moves = gate.epoch < rests_from
+        worker = at_work.pop(rng.randrange(len(at_work)))
+        gate.ready(0.0, worker, gate.epoch, rng.choice((0.0, 0.5, 0.75, 0.9)) if moves else 0.0)
+        if rng.random() < 0.3 and moves:
+            gate.loaded(0.0, rng.randrange(3), rng.choice((0.0, 0.5, 0.75, 0.9)))
+        for start in gate.starts(0.0):
+            at_work.append(start.worker)
+            assert start.weight > 0, f"worker {start.worker} computes for nothing in epoch {start.clock}"
+            given[start.worker] += start.weight * (start.clock < n_epochs)
+    assert given == pytest.approx([minimum * n_epochs] * 3), "the weights of all epochs differ"
+
+
+@pytest.mark.parametrize(("minimum", "cap"), [(1, 8), (4, 32)])
+def test_a_quota_that_moves_within_an_epoch_is_fair_over_epochs_and_computes_nothing_in_vain(minimum, cap):
+    for seed in range(20):
+        check_weights(seed, minimum, cap)
+
+
+@pytest.mark.parametrize(("least", "cls", "says"), [(0.0, Epochs, "for nothing"), (LEAST_WEIGHT, Forgives, "differ")])
+def test_the_check_of_weights_catches_one_that(least, cls, says, monkeypatch):
+    monkeypatch.setattr("mpidml.sync.adaptive.LEAST_WEIGHT", least)
+    with pytest.raises(AssertionError, match=says):
+        check_weights(0, 1, 8, cls)
 
 
 EXPECTED = {  # work done over bsp's, by a simulation of another kind; to be met within 12%
