@@ -1,14 +1,15 @@
-"""From the first moment of a run on, a rank with parts of layers has a small multiple of its own part, also while layers are measured and laid out."""
+"""From the first moment of a run to the last, a rank with parts of layers has a small multiple of its own part: while layers are measured and laid out, and saved."""
 
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from mpidml.nn import stage as stages
-from mpidml.runtime import stage_plan
+from mpidml.runtime import bands, stage_plan
 from mpidml.runtime.profiling import of_all
 from mpidml.runtime.staged import Staged
-from tests.nn.test_part_room import places_in_the_whole
+from tests.nn.test_part_room import peak, places_in_the_whole
 from tests.runtime.test_rank_memory import built
 
 WIDE = {"hidden": (1000, 1000), "microbatches": 1, "optimizer": "sgd", "batch": 20, "steps": 1}
@@ -53,3 +54,30 @@ def test_the_check_catches_what_makes_a_whole_layer(comm, monkeypatch, broken):
     else:
         monkeypatch.setattr(stage_plan, "of_all", lambda *given: of_all(*given[:4]))
     assert not keeps(comm, monkeypatch, WAYS[0])
+
+
+# ---- when it is saved, and comes back
+
+
+def saved_in(comm, monkeypatch, way, at_once):
+    """Tell whether no rank has more than one and a half times its part besides, while parts become ranges and ranges parts, so many elements at a time."""
+    monkeypatch.setattr(bands, "AT_ONCE", at_once)
+    with built(comm, **WIDE, **way) as strategy:
+        (held,), (store,) = strategy.held.values(), strategy.stores.values()
+        weights, line = held.here.at(held.here.latest).ravel(), strategy.line
+        most, band = peak(lambda: store.at(store.latest))
+        whole = np.full(strategy.net.n_params, np.nan)
+        for places, values in line.allgather((store.elements[0], weights)):
+            whole[places] = values
+        assert np.array_equal(np.concatenate(line.allgather(band.ravel())), whole)
+        before = weights.copy()
+        most_back, _ = peak(lambda: store.put(2 * band))
+        assert np.array_equal(held.here.at(held.here.latest).ravel(), 2 * before)
+        return all(comm.allgather(max(most, most_back) < 1.5 * weights.nbytes))
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_rank_is_saved_in_room_for_its_own_part(comm, monkeypatch, way):
+    assert saved_in(comm, monkeypatch, way, 1 << 14)
+    assert not saved_in(comm, monkeypatch, way, 1 << 40), "what the check would see"
