@@ -19,7 +19,7 @@ from mpidml.runtime.watched import until
 from mpidml.runtime.wire import pieces
 
 AT_ONCE = 1 << 20
-"""So many of a rank's elements go at a time, each with its place: about 40 MB."""
+"""So many elements of all ranks go at a time, each with its place: at most about 40 MB, also where all go to one rank."""
 
 
 class Bands:
@@ -34,6 +34,7 @@ class Bands:
         self.edges = [start + edge for edge in cut(stop - start, line.size)]
         self.lo, self.hi = self.edges[line.rank : line.rank + 2]
         self.elements = elements
+        self.at_once: int = max(1, AT_ONCE // line.size)
         self.tag = line.new_tag()
 
     @property
@@ -84,14 +85,14 @@ class Bands:
 
     def _of(self, band: int, turn: int, also_shared: bool) -> Array:
         """Return which of the own elements that have a turn lie in a band: their numbers here."""
-        begin = turn * AT_ONCE
-        places, shared = (each[begin : begin + AT_ONCE] for each in self.elements)
+        begin = turn * self.at_once
+        places, shared = (each[begin : begin + self.at_once] for each in self.elements)
         inside = (places >= self.edges[band]) & (places < self.edges[band + 1])
         return begin + np.flatnonzero(inside if also_shared else inside & ~shared)
 
     def _turns(self) -> range:
         """Return the turns in which all ranks' elements go: what is told about them would else be more than they are."""
-        return range(-(-max(self.line.allgather(self.elements[0].size)) // AT_ONCE))
+        return range(-(-max(self.line.allgather(self.elements[0].size)) // self.at_once))
 
     def _exchange(self, out: list[Array], dtype: Any) -> list[Array]:
         """Send out[r] to each rank r, and return what came from each."""

@@ -61,7 +61,7 @@ def test_the_check_catches_what_makes_a_whole_layer(comm, monkeypatch, broken):
 
 def saved_in(comm, monkeypatch, way, at_once):
     """Tell whether no rank has more than one and a half times its part besides, while parts become ranges and ranges parts, so many elements at a time."""
-    monkeypatch.setattr(bands, "AT_ONCE", at_once)
+    monkeypatch.setattr(bands, "AT_ONCE", at_once)  # which is read when a run is made ready
     with built(comm, **WIDE, **way) as strategy:
         (held,), (store,) = strategy.held.values(), strategy.stores.values()
         weights, line = held.here.at(held.here.latest).ravel(), strategy.line
