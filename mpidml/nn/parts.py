@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mpidml.core.errors import UserError
 from mpidml.core.partition import weighted_cut
@@ -59,22 +59,24 @@ class Parts(Protocol):
         """Return a rank's part of the whole network under a mix over n ranks."""
 
 
-class _Fullest:
+class Fullest:
     """The rank of an even line that has most, as `split` asks of a line; nothing is summed."""
 
     def __init__(self, size: int) -> None:
         self.rank, self.size = size - 1, size
 
     def edges(self, n: int) -> list[int]:
+        """Return where a width is cut evenly."""
         return [cut(n, self.size, rank)[0] for rank in range(self.size)] + [n]
 
-    def sum(self, buffer: Any) -> NoReturn:
+    def sum(self, buffer: Any) -> Callable[[], object]:
+        """Refuse."""
         raise RuntimeError("planner: nothing is summed while a plan is made")
 
     most = carry = sum
 
 
-class _Weighted(_Fullest):
+class _Weighted(Fullest):
     """A rank of a line that is cut in the proportion of `weights`."""
 
     def __init__(self, weights: Sequence[float], rank: int) -> None:
@@ -89,7 +91,7 @@ class NetParts:
 
     def __init__(self, net: Network, weights: Sequence[float] = (), rank: int = 0) -> None:
         self.net, self.n_layers = net, n_cuts(net)
-        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Weighted(weights, rank) if weights else _Fullest(n)))
+        self.part, self.cut = lru_cache(None)(self._part), lru_cache(None)(lambda n: parts_of(net, _Weighted(weights, rank) if weights else Fullest(n)))
         self.mixed = lru_cache(None)(self._mixed)
 
     def _part(self, lo: int, hi: int, n: int, is_first: bool, is_last: bool) -> Part | str:
@@ -115,7 +117,7 @@ class NetParts:
 
     def _mixed(self, n: int, mix: str) -> Part:
         net, size = self.net, self.net.dtype.itemsize
-        stage = Stage(net, 0, self.n_layers, True, True, mixed(net, _Fullest(n), cut_layers(mix, net.layers)))
+        stage = Stage(net, 0, self.n_layers, True, True, mixed(net, Fullest(n), cut_layers(mix, net.layers)))
         moves = [layer.moved(i > stage.first) for i, layer in enumerate(stage.layers) if isinstance(layer, SpreadPart)]
         forward, backward = (tuple(float(each * size) for of in halves for each in of) for halves in zip(*moves, strict=True))
         shares = tuple(n * _n_cut(layer) / _n_cut(layer.whole) if isinstance(layer, SpreadPart) else 1.0 for layer in stage.layers)

@@ -19,7 +19,7 @@ from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Group, Layer, Pass, Thunk
 from mpidml.nn.on_device import OnDevice, there_of
 from mpidml.nn.split.loss import Ending
-from mpidml.nn.split.part import index_of, is_shared
+from mpidml.nn.split.part import fill_places, index_of, is_shared
 from mpidml.nn.split.whole import Parts
 from mpidml.nn.step import Buffers, Edges, Memory, Step
 
@@ -103,8 +103,7 @@ class Stage:
         for layer, names in zip(self.layers, self._names, strict=True):
             for name, index in index_of(layer).items():
                 full = names[name]
-                whole = self.net.params.slices[full]
-                self.params.view(places, full)[...] = np.arange(whole.start, whole.stop).reshape(self.net.params.shapes[full])[index]
+                fill_places(self.net.params.slices[full].start, self.net.params.shapes[full], index, self.params.view(places, full))
                 shared[self.params.slices[full]] = is_shared(layer, name)
         return places, shared
 

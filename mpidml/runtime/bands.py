@@ -3,7 +3,7 @@
     parts of a weight       rank 0: columns 0 1 of every row        rank 1: columns 2 3
     bands                   rank 0: the upper rows                  rank 1: the lower rows          contiguous, so that a file fits any layout
 
-Nobody holds more than its part and its band.
+Nobody holds more than its part and its band, and what goes at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from mpidml.core.role import Array
 from mpidml.runtime.watched import until
 from mpidml.runtime.wire import pieces
 
+AT_ONCE = 1 << 20
+"""So many elements of all ranks go at a time, each with its place: at most about 40 MB, also where all go to one rank."""
+
 
 class Bands:
     """Stand for `store`, whose elements have `places` in the network's flat parameters, as for a range of them: the band of this rank of `line`.
@@ -31,6 +34,7 @@ class Bands:
         self.edges = [start + edge for edge in cut(stop - start, line.size)]
         self.lo, self.hi = self.edges[line.rank : line.rank + 2]
         self.elements = elements
+        self.at_once: int = max(1, AT_ONCE // line.size)
         self.tag = line.new_tag()
 
     @property
@@ -79,11 +83,16 @@ class Bands:
         self.from_band(values.ravel(), newest.ravel())
         self.store.put(newest)  # a device that the store has is told of it
 
-    def _of(self, band: int, also_shared: bool) -> Array:
-        """Return which of the own elements lie in a band: their numbers here."""
-        places, shared = self.elements
+    def _of(self, band: int, turn: int, also_shared: bool) -> Array:
+        """Return which of the own elements that have a turn lie in a band: their numbers here."""
+        begin = turn * self.at_once
+        places, shared = (each[begin : begin + self.at_once] for each in self.elements)
         inside = (places >= self.edges[band]) & (places < self.edges[band + 1])
-        return np.flatnonzero(inside if also_shared else inside & ~shared)
+        return begin + np.flatnonzero(inside if also_shared else inside & ~shared)
+
+    def _turns(self) -> range:
+        """Return the turns in which all ranks' elements go: what is told about them would else be more than they are."""
+        return range(-(-max(self.line.allgather(self.elements[0].size)) // self.at_once))
 
     def _exchange(self, out: list[Array], dtype: Any) -> list[Array]:
         """Send out[r] to each rank r, and return what came from each."""
@@ -101,16 +110,18 @@ class Bands:
 
     def to_band(self, values: Array) -> Array:
         """Return the band of what each rank has of its parts."""
-        own = [self._of(band, also_shared=self.line.rank == 0) for band in range(self.line.size)]
-        places = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
         band = np.empty(self.hi - self.lo, values.dtype)
-        for where, what in zip(places, self._exchange([values[numbers] for numbers in own], values.dtype), strict=True):
-            band[where - self.lo] = what
+        for turn in self._turns():
+            own = [self._of(each, turn, also_shared=self.line.rank == 0) for each in range(self.line.size)]
+            places = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
+            for where, what in zip(places, self._exchange([values[numbers] for numbers in own], values.dtype), strict=True):
+                band[where - self.lo] = what
         return band
 
     def from_band(self, band: Array, out: Array) -> None:
         """Fill `out`, what this rank has of its parts, from all bands."""
-        own = [self._of(each, also_shared=True) for each in range(self.line.size)]
-        wanted = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
-        for numbers, what in zip(own, self._exchange([band[where - self.lo] for where in wanted], out.dtype), strict=True):
-            out[numbers] = what
+        for turn in self._turns():
+            own = [self._of(each, turn, also_shared=True) for each in range(self.line.size)]
+            wanted = self._exchange([self.elements[0][numbers] for numbers in own], np.int64)
+            for numbers, what in zip(own, self._exchange([band[where - self.lo] for where in wanted], out.dtype), strict=True):
+                out[numbers] = what

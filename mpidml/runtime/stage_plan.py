@@ -37,7 +37,7 @@ def _stages(strategy: Any) -> Plan:
     job, comm, net, grid, n_layers = strategy.job, strategy.comm, strategy.net, strategy.grid, n_cuts(strategy.net)
     strategy.profiles, strategy.speeds, strategy.part_weights = [], [1.0] * comm.size, (1.0,) * strategy.n_parts
     if strategy.n_pipe * strategy.n_parts * strategy.n_stages > 1 or job.replicas == AUTO:
-        found = of_all(comm, net, strategy.m, strategy.slowness.slowdown) if not job.deterministic else (counted(net, strategy.m), strategy.speeds)
+        found = of_all(comm, net, strategy.m, strategy.slowness.slowdown, strategy.n_parts) if not job.deterministic else (counted(net, strategy.m), strategy.speeds)
         strategy.profiles, strategy.speeds = found
     if job.replicas == AUTO:
         rate = comm.bcast(pingpong(comm.mpi, comm.size - 1)[1] if comm.size > 1 else 0.0)

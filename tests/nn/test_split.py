@@ -185,7 +185,7 @@ def test_parts_are_layers_of_a_network_like_any_other():
     for name in ("pair", "norm", "embedding"):
         net, _ = whole_of(name)
         w, (x, y) = net.init(3), data_of(net, M)
-        ways = choose(net.layers, None, net.first)  # the end is whole, so that the network's own loss takes it
+        ways = choose(net.layers, None, net.first, 2)  # the end is whole, so that the network's own loss takes it
         step = net.bind(M, w, np.empty_like(w))
 
         def run(step, x=x, y=y):

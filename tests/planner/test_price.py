@@ -13,7 +13,7 @@ from mpidml.core import plugins
 from mpidml.core.lowering import lower
 from mpidml.core.replay import Seconds, replay
 from mpidml.nn.models import build
-from mpidml.nn.parts import NetParts, _Fullest
+from mpidml.nn.parts import Fullest, NetParts
 from mpidml.nn.split.chain import split
 from mpidml.nn.stage import Stage
 from mpidml.nn.step import Edges, Memory
@@ -241,11 +241,11 @@ def test_parts_of_a_real_net_hold_a_share_and_sum_what_the_split_sums():
     assert middle.forward_sums == middle.backward_sums == (8 * 4.0,), "rows, then columns: one sum each way"
     assert (middle.comes, middle.goes) == (16 / 2 * 4, 24 / 2 * 4), "stages hand on the columns that a rank has"
     ends = [parts.part(0, 1, 2, True, False), parts.part(3, 4, 2, False, True)]
-    n = len(split(net.layers, net.loss, _Fullest(2)).exchanges(1, net.dtype, trains=False))
+    n = len(split(net.layers, net.loss, Fullest(2)).exchanges(1, net.dtype, trains=False))
     cut = {"forward_sums": (0, n), "backward_sums": (n, None)}
     for way in cut:
         assert sum(sum(getattr(part, way)) for part in (*ends, middle)) == sum(getattr(half, way)) == sum(
-            each.n * each.itemsize for each in split(net.layers, net.loss, _Fullest(2)).exchanges(1, net.dtype)[slice(*cut[way])]
+            each.n * each.itemsize for each in split(net.layers, net.loss, Fullest(2)).exchanges(1, net.dtype)[slice(*cut[way])]
         )
 
 

@@ -149,7 +149,7 @@ def test_layers_are_measured_on_weights_that_are_in_memory(monkeypatch):
 
 
 def test_the_check_catches_weights_that_are_one_page_of_zeros(monkeypatch):
-    wrong = changed(profiling, [("written(stage.n_params, net.dtype)", "np.zeros(stage.n_params, net.dtype)")])
+    wrong = changed(profiling, [("written(stage.n_params, dtype)", "np.zeros(stage.n_params, dtype)")])
     nbytes, due = grown(monkeypatch, wrong)
     assert nbytes < 0.1 * due
 

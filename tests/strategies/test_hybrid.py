@@ -218,7 +218,7 @@ def test_the_check_catches_bands_that_lose_an_element(comm, tmp_path, monkeypatc
         return  # one rank needs no bands
     folder = comm.bcast(str(tmp_path / "run"))
     whole = Bands._of
-    monkeypatch.setattr(Bands, "_of", lambda self, band, also_shared: whole(self, band, also_shared)[: -1 if also_shared and self.line.rank == 1 else None])
+    monkeypatch.setattr(Bands, "_of", lambda self, band, turn, also_shared: whole(self, band, turn, also_shared)[: -1 if also_shared and self.line.rank == 1 else None])
     run(comm, steps=4, checkpoint_every=4, write=True, out=folder, grid=f"tensor={comm.size}")
     comm.Barrier()
     assert np.abs(run(comm, resumed(folder, {"steps": 8}))[1] - serial()).max() > 1e-9

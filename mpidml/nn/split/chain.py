@@ -59,7 +59,7 @@ def split(layers: Sequence[Layer], loss: Loss | None, line: Line, inner: bool = 
     UserError for ways that do not fit, and for a line whose edges do not cut a width.
     """
     first = -1 if inner else first_with_tensors(layers)
-    chosen = choose(layers, loss, first) if ways is None else checked(ways, layers, loss)
+    chosen = choose(layers, loss, first, line.size) if ways is None else checked(ways, layers, loss)
     parts = tuple(layer if way == "whole" else MAKERS[way](layer, line) for way, layer in zip(chosen, layers, strict=True))
     ending = None
     if loss is not None:

@@ -30,7 +30,7 @@ class Ranges(Part):
     def __init__(self, whole: Embedding, line: Line) -> None:
         super().__init__(whole, line)
         self.shape = sum(whole.n_rows), whole.units
-        self.n_found = len(whole.columns) * whole.units
+        self.n_found, self.n_rows = len(whole.columns) * whole.units, whole.n_rows
         rows = own(line, self.shape[0])
         self.first = rows.start
         self.hold(table=(rows, slice(0, whole.units)))

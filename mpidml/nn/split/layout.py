@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from mpidml.core import rng
 from mpidml.core.flat import Array, FlatParams
 from mpidml.nn.layers.base import Layer
-from mpidml.nn.split.part import Index, Part, index_of
+from mpidml.nn.split.part import Index, Part, fill_places, index_of
 
 
 class Layout:
@@ -41,8 +41,7 @@ class Layout:
         """Return of each element of the rank's flat weights its place in the whole ones, int64 (local.size,)."""
         found = np.empty(self.local.size, np.int64)
         for name, at in self.index.items():
-            part = self.whole.slices[name]
-            self.local.view(found, name)[...] = np.arange(part.start, part.stop).reshape(self.whole.shapes[name])[at]
+            fill_places(self.whole.slices[name].start, self.whole.shapes[name], at, self.local.view(found, name))
         return found
 
     def cut(self, whole: Array) -> Array:

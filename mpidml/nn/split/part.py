@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar
 
+import numpy as np
+
+from mpidml.core.flat import Array
 from mpidml.nn.layers.base import Layer
 from mpidml.nn.split.line import Line
 
@@ -61,3 +65,12 @@ def index_of(layer: Layer) -> dict[str, Index]:
     if isinstance(layer, Part):
         return layer.index
     return {name: tuple(slice(0, n) for n in shape) for name, shape in layer.tensors}
+
+
+def fill_places(start: int, shape: tuple[int, ...], index: Index, out: Array) -> None:
+    """Fill `out` with where the elements at `index` of a tensor of `shape`, which begins at `start`, lie in flat parameters; nothing is made of the tensor's size."""
+    out[...] = start
+    step = prod(shape)
+    for axis, (n, at) in enumerate(zip(shape, index, strict=True)):
+        step //= n
+        out += (np.arange(at.start, at.stop) * step).reshape(-1, *(1,) * (len(shape) - axis - 1))

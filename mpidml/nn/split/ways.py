@@ -14,7 +14,6 @@ A chain of dense layers of one width is cut by columns, rows, columns, rows: one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from math import inf, prod
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from mpidml.nn.losses.cross_entropy import CrossEntropy
 NAMES = ("columns", "rows", "slices", "ranges", "part", "whole")
 GIVES_PART = {"columns", "part"}
 SMALL_SHARE = 0.04
-"""Layers whose weights are together at most this share of the chain's may stay whole on every rank, where that saves sums."""
+"""By at most this share a rank's part of a chain may be more than an even one, for layers that stay whole where that saves sums; edges of whole columns come on top."""
 
 
 class Cost(NamedTuple):
@@ -74,34 +73,44 @@ def price(ways: Sequence[str], layers: Sequence[Layer], loss: Loss | None, first
     return cost.plus(*_end(loss)) if ways and ways[-1] in GIVES_PART else cost
 
 
-def choose(layers: Sequence[Layer], loss: Loss | None, first: int) -> list[str]:
-    """Return the way of each layer: of all chains of ways that fit, one whose price is lowest; each weight is cut unless it is small.
+def choose(layers: Sequence[Layer], loss: Loss | None, first: int, n_parts: int) -> list[str]:
+    """Return the way of each layer: of all chains of ways that fit, one whose price is lowest; each weight is cut into `n_parts` unless it is small.
 
     layers: connected; loss None: the end must be whole; first: layers behind it want the gradient of their input. Takes O(layers) steps.
     """
-    small = may_stay_whole(layers)
+    small = may_stay_whole(layers, n_parts)
+    least = {False: Cost(0, 0), True: Cost(0, 0).plus(*_end(loss)) if ends_in_part(loss) else Cost(inf, 0)}  # of what follows, behind whole rows and behind a part
+    chosen: list[dict[bool, str]] = []
+    for i, layer in reversed(list(enumerate(layers))):
+        behind, ways = least, dict[bool, str]()
+        least = {}
+        for takes_part in (False, True):
+            costs = {
+                way: behind[way in GIVES_PART].plus(*lengths(way, layer, i > first))
+                for way in possible(layer, takes_part)
+                if way != "whole" or small[i]
+            }
+            ways[takes_part] = min(costs, key=costs.__getitem__, default="")
+            least[takes_part] = costs.get(ways[takes_part], Cost(inf, 0))
+        chosen.append(ways)
+    found, is_part = list[str](), False
+    for ways in reversed(chosen):
+        found.append(ways[is_part])
+        is_part = found[-1] in GIVES_PART
+    return found
 
-    @cache
-    def best(i: int, takes_part: bool) -> tuple[Cost, tuple[str, ...]]:
-        if i == len(layers):
-            return (Cost(0, 0).plus(*_end(loss)) if ends_in_part(loss) else Cost(inf, 0)) if takes_part else Cost(0, 0), ()
-        found: tuple[Cost, tuple[str, ...]] = Cost(inf, 0), ()
-        for way in possible(layers[i], takes_part):
-            if way == "whole" and not small[i]:
-                continue
-            cost, ways = best(i + 1, way in GIVES_PART)
-            cost = cost.plus(*lengths(way, layers[i], i > first))
-            found = min(found, (cost, (way, *ways)), key=lambda each: each[0])
-        return found
 
-    return list(best(0, False)[1])
+def may_stay_whole(layers: Sequence[Layer], n_parts: int) -> list[bool]:
+    """Tell of each layer whether every rank may hold all of it: it cannot be cut, or has few weights.
 
-
-def may_stay_whole(layers: Sequence[Layer]) -> list[bool]:
-    """Tell of each layer whether every rank may hold all of it: it cannot be cut, or has few weights."""
+    A layer that stays whole is n_parts - 1 parts more than a rank would have of it. So each of those that can be cut may have an equal share of what makes a
+    rank's part larger by `SMALL_SHARE`: all together they then make it no larger, over however many ranks. What is more than that is cut, although a small
+    layer costs a sum each way in every microbatch, which over many ranks takes longer than its product: memory is what many ranks are for.
+    """
     n = [sum(prod(shape) for _, shape in layer.tensors) for layer in layers]
     can_be_cut = [type(layer) in (Dense, Embedding) for layer in layers]
-    return [not cut or own <= SMALL_SHARE * sum(n) / sum(can_be_cut) for cut, own in zip(can_be_cut, n, strict=True)]
+    total = sum(own for own, cut in zip(n, can_be_cut, strict=True) if cut)
+    return [not cut or own * sum(can_be_cut) * max(1, n_parts - 1) <= SMALL_SHARE * total for cut, own in zip(can_be_cut, n, strict=True)]
 
 
 def checked(ways: Sequence[str], layers: Sequence[Layer], loss: Loss | None) -> list[str]:
