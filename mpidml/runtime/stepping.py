@@ -34,6 +34,11 @@ class Bucket:
         self.lo, self.hi, self.halves, self.store = lo, hi, halves, store
         self.started_at = 0.0
 
+    def free(self) -> None:
+        """Let the requests of both halves go."""
+        self.halves.reduce.free()
+        self.halves.gather.free()
+
 
 class Votes:
     """Let rank 0 end the run at one clock on every rank: what it wants travels with each step."""

@@ -292,9 +292,10 @@ class DataParallel(Serverless):
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""
         self.progress.stop()
+        super().free()
         for bucket in self.driver.buckets:
-            bucket.halves.reduce.free()
-            bucket.halves.gather.free()
+            bucket.free()
+        self.linked.free()
         if self.sums is not None:
             self.sums.free()
         self.collective.free()
