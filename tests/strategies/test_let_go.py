@@ -25,6 +25,9 @@ WAYS = [
     *({"strategy": "parameter_server", "sync": sync, "transport": "mpi"} for sync in ("bsp", "ssp:2")), {"strategy": "parameter_server"},
     *({"strategy": name, "transport": "mpi"} for name in ("pipeline", "tensor")), {"strategy": "pipeline"}, {"strategy": "pipeline", "schedule": "pipedream"},
     *({"strategy": "hybrid", "grid": "data=2", "sync": sync, "transport": "mpi"} for sync in ("bsp", "ssp:1", "asp")),
+    *({"strategy": "parameter_server", "group": 2} | how for how in ({"collective": "mpi"}, {"collective": "ring"})),
+    {"strategy": "data_parallel", "compress": "fp16", "per_host": 2}, {"strategy": "hybrid", "grid": "data=2", "compress": "fp16", "per_host": 1},
+    {"strategy": "hybrid", "grid": "data=2", "mix": "dense=tensor"}, {"strategy": "tensor", "optimizer": "lars:0.1"},
 ]  # fmt: skip
 
 
@@ -54,7 +57,7 @@ def left(comm, monkeypatch, per_host=0, **way):
 
 def fits(way, size):
     """Whether so many ranks can train in this way."""
-    return way["strategy"] != "hybrid" or size == 2
+    return size == 2 if way["strategy"] == "hybrid" else size > 1 or "group" not in way
 
 
 @pytest.mark.mpi
