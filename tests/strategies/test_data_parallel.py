@@ -368,6 +368,8 @@ def test_measured_shares_follow_speeds_and_change_no_result(comm, monkeypatch):
     np.testing.assert_allclose(kept["values"], alone(comm, steps=30, batch=60), rtol=1e-8, atol=1e-11)
     with pytest.raises(UserError, match="--shares measured cannot repeat"):
         run(comm, deterministic=True, shares="measured")
+    with pytest.raises(UserError, match=r"^--memory 1G: counts equal shares of a batch, and --shares measured gives a fast rank more; leave one of them out"):
+        run(comm, shares="measured", memory="1G", steps=30)
 
 
 @pytest.mark.mpi
