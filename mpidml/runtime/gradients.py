@@ -32,16 +32,17 @@ from mpidml.runtime.agree import agree
 from mpidml.runtime.comm import CountedComm, world
 
 BUCKET_NBYTES = 1 << 20
-ACTIVE, SAMPLES, MISSING, LEAVES = range(4)
+ACTIVE, SAMPLES, MISSING, LEAVES, READY = range(5)
 Batch = TypeVar("Batch")
 
 
 class Gradients:
     """Named tensors of `shapes`, in one flat buffer that is summed over the ranks of `comm` (default: all) in buckets (Collective on comm).
 
-    `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank with a batch never called `ready` for, once it has called that for any:
-    "zero", whatever lies there, or "error" for a UserError on all ranks that names it. Without `comm`, a rank that raises ends the others; a rank that leaves its rounds
-    by `sys.exit` ends them, too, 15 s later, and one that leaves `over` alone, by `break`, when it comes to the end of `with`. `wait_limit`: of each wait, in seconds.
+    `collective`: how, as --collective. `unused`: what becomes of a tensor that a rank never called `ready` for: "zero", whatever lies there, once it has called that
+    for any, or "error" for a UserError on all ranks that names it, once any rank has called that, but on a rank without samples that has not. Without `comm`, a rank
+    that raises ends the others; a rank that leaves its rounds by `sys.exit` ends them, too, 15 s later, and one that leaves `over` alone, by `break`, when it comes to
+    the end of `with`. `wait_limit`: of each wait, in seconds.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Gradients:
         self.limited = abort.limit_waits(wait_limit)
         self.flat = self.collective.allocate(self.params.size, dtype)
         self.views = self.params.views(self.flat)
-        self.counts = self.collective.allocate(4, np.float64)
+        self.counts = self.collective.allocate(5, np.float64)
         self.count_sum = self.collective.plan(self.counts)
         # From the last tensor to the first, as a backward pass makes them final.
         self.names = list(reversed(self.params.slices))
@@ -118,20 +119,21 @@ class Gradients:
         self._open()
         if not isinstance(n_samples, int | np.integer) or n_samples < 0:
             raise UserError(f"gradients: reduce({n_samples!r}): is no number of samples; give how many this rank's gradient is of, a whole number from 0 up")
-        unused = [name for name in self.names if name not in self.is_ready] if self.is_ready else []
-        for name in unused:  # no sum of it has begun; what lies there is the last mean, or was never said to be final
+        unused = [name for name in self.names if name not in self.is_ready]
+        for name in unused if self.is_ready else ():  # no sum of it has begun; what lies there is the last mean, or was never said to be final
             self.views[name][...] = 0
-        missing = unused if self.unused == "error" else []
+        missing = unused if self.unused == "error" and (self.is_ready or n_samples) else []
         self._sum_up(n_samples, len(missing))
         self._all_go_on()
-        if self.counts[MISSING]:
-            found = {rank: names for rank, names in enumerate(self.comm.allgather(missing)) if names}
-            rank, names = next(iter(found.items()))
-            raise UserError(
-                f"gradients: rank {rank} has no gradient of {', '.join(repr(name) for name in names[:3])}; call ready() for it, or take unused='zero'"
-            )
         self.n_begun, self.owes = 0, False
         self.is_ready.clear()
+        if self.counts[MISSING] and self.counts[READY]:  # where no rank says what is ready, nothing is unused
+            every = self.comm.allgather(missing)
+            names = next(filter(None, every))
+            ranks = ", ".join(str(rank) for rank, of in enumerate(every) if of == names)
+            raise UserError(
+                f"gradients: rank {ranks} has no gradient of {', '.join(repr(name) for name in names[:3])}; call ready() for it, or take unused='zero'"
+            )
         n = int(self.counts[SAMPLES])
         if n:
             self.flat /= self.flat.dtype.type(n)
@@ -156,7 +158,7 @@ class Gradients:
             self._wait(total)
 
     def _count(self, active: bool = False, n_samples: int = 0, n_missing: int = 0, leaves: bool = False) -> None:
-        self.counts[:] = active, n_samples, n_missing, leaves
+        self.counts[:] = active, n_samples, n_missing, leaves, bool(self.is_ready)
         self.count_sum.start()
         self._wait(self.count_sum)
 

@@ -29,7 +29,7 @@ class GroupTraining(Training):
         self.handed: list[Array] = strategy.views  # where members read the parameters
         super().__init__(strategy, worker)
         self.total, self.loss = self._total(), self.group.collective.allocate(1, np.float64)
-        self.sums = [self.group.plan(self.total), self.group.collective.plan(self.loss)]
+        self.sums = self.group.sums = [self.group.plan(self.total), self.group.collective.plan(self.loss)]
         self.block, self.slot, self.fresh = 0, 0, False
         self.report: Report | None = None
 

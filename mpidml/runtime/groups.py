@@ -110,6 +110,7 @@ class Group:
         self.tag, self.score_tag = comm.new_tag(), comm.new_tag()
         self.word = np.zeros(len(Word._fields))
         self.sending: list[Any] = []
+        self.sums: list[Sum] = []  # of who computes here, freed with the rest
         self.listening, self.waited_seconds = False, 0.0
         self.sent_before = comm.nbytes_sent
 
@@ -189,6 +190,8 @@ class Group:
         with self.comm.blocked("the last word to members"):
             for request in self.sending:
                 request.Wait()
+        for total in self.sums:
+            total.free()
         if self.there is not None:
             self.there.free()
         self.collective.free()

@@ -78,6 +78,11 @@ class OwnLinks:
             for gradient, state, weights in self.parts:
                 link.transform(measured, gradient, {name: state[key] for name, key in keys}, weights, step)
 
+    def free(self) -> None:
+        """Free the requests of the sum."""
+        if self.links is not None and self.strategy.shares:
+            self.sum.free()
+
     def _summed(self, own: float) -> float:
         """Return the sum of a number over the ranks, which finds the same bits on all."""
         self.number[0] = own

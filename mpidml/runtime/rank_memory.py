@@ -17,6 +17,7 @@ from mpidml.core import plugins
 from mpidml.core.balance import Stage, balanced
 from mpidml.core.checking import check, lowered, lowered_by_turns
 from mpidml.core.errors import UserError
+from mpidml.core.job import Job
 from mpidml.core.lowering import lower
 from mpidml.core.sizes import parse_size, size_words
 from mpidml.nn.parts import NetParts, Part
@@ -145,6 +146,15 @@ def check_stages(strategy: Any, cut: Sequence[Stage]) -> None:
     if most > limit:
         rank = strategy.grid.rank(pipe=-place, tensor=part, data=strategy.n_workers - 1 if strategy.cut_layers else 0)
         raise UserError(_line(strategy, rank, most, limit, of.fitting(limit)))
+
+
+def refuse_uncounted(job: Job, ordered: bool) -> None:
+    """Refuse a limit of memory beside what it does not count: gradients block by block where sums are `ordered`, and shares of a batch that change."""
+    if ordered and job.memory_per_rank:
+        raise UserError(f"{FLAG} {job.memory_per_rank}: does not count gradients of each block of a batch (ordered); leave one of them out")
+    for flag, limit in (("--memory", job.memory), (FLAG, job.memory_per_rank)):
+        if limit and job.shares != Job.shares:
+            raise UserError(f"{flag} {limit}: counts equal shares of a batch, and --shares {job.shares} gives a fast rank more; leave one of them out")
 
 
 def replica_needs(strategy: Any, picked: str, n_parts: int) -> float:

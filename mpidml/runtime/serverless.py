@@ -106,7 +106,7 @@ class Serverless:
         self.worker_roles = range(len(shards), len(shards) + self.n_workers)
         self.worker_role = len(shards) + task.worker
         self.rank_of = [*(shard.server for shard in shards), *self.placement.worker_ranks]
-        self.coordinator = Votes(self.collective, self.comm.rank == 0, self.progress) if self.coordinated else None
+        self.coordinator = self.votes = Votes(self.collective, self.comm.rank == 0, self.progress) if self.coordinated else None
         task.gradients = [(Buffer(np.empty(0, np.uint8)), gradient, Lease(gradient))]
         self.tasks = {self.worker_role: task}
         self.part = Part()
@@ -200,3 +200,8 @@ class Serverless:
     def final_values(self) -> Array:
         """Return the weights; all ranks have them."""
         return self.weights
+
+    def free(self) -> None:
+        """Free the requests of votes (Collective on comm); first, as MPI keeps a communicator for as long as it has requests."""
+        if self.votes is not None:
+            self.votes.sum.free()

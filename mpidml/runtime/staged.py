@@ -272,6 +272,7 @@ class Staged(Serverless):
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
         abort.call("")
+        super().free()
         for held in self.held.values():
             held.free()
         for total in self.sums.values():

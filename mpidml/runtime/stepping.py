@@ -34,6 +34,11 @@ class Bucket:
         self.lo, self.hi, self.halves, self.store = lo, hi, halves, store
         self.started_at = 0.0
 
+    def free(self) -> None:
+        """Let the requests of both halves go."""
+        self.halves.reduce.free()
+        self.halves.gather.free()
+
 
 class Votes:
     """Let rank 0 end the run at one clock on every rank: what it wants travels with each step."""
@@ -151,13 +156,13 @@ class Stepper:
         if strategy.loss is not None:
             measured = (strategy.loss() * self.task.loss_factor, *measured[1:])
         self.record(strategy.worker_role, clock_now(), "clock", (clock, 0, True, ended - began - self.away_seconds, *measured))
-        self._share(int(measured[1]), ended - began - self.away_seconds)
+        self._share(int(measured[1]), ended - began - self.away_seconds - measured[5])
         self.part.tally.staleness[0] += 1
         self.clock += 1
         self.part.step = self.clock
 
     def _share(self, samples: int, seconds: float) -> None:
-        """Learn the shares of the next clocks from what all ranks have computed in the last ones."""
+        """Learn the shares of the next clocks from what all ranks have computed in the last ones, in `seconds` without those of a look, which no share cuts."""
         shares = self.strategy.sampler.shares
         if shares is None:
             return

@@ -179,6 +179,7 @@ class Averaging(Serverless):
 
     def free(self) -> None:
         """Free requests and communicators (Collective on comm)."""
+        super().free()
         self.replicas.free()
         for sums in filter(None, (self.chosen and self.chosen.sums, self.mixed_there)):
             sums.free()

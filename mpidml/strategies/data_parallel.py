@@ -40,7 +40,7 @@ from mpidml.runtime.mirror import Mirror
 from mpidml.runtime.nccl_sum import check_between
 from mpidml.runtime.own_links import OwnLinks, needs_whole
 from mpidml.runtime.progress_thread import ByHand, check_progress, make_progress
-from mpidml.runtime.rank_memory import check_replica
+from mpidml.runtime.rank_memory import check_replica, refuse_uncounted
 from mpidml.runtime.serverless import Recorder, Serverless
 from mpidml.runtime.stepping import Bucket, Stepper
 from mpidml.runtime.summed_there import Chosen, choose, verdict
@@ -74,8 +74,7 @@ class DataParallel(Serverless):
             raise UserError(f"--bucket {job.bucket}: does nothing where gradients are computed block by block (ordered); leave it out")
         if self.ordered and job.shares != Job.shares:
             raise UserError(f"--shares {job.shares}: cannot go beside blocks of a batch that are each rank's own (ordered); leave one of them out")
-        if self.ordered and job.memory_per_rank:
-            raise UserError(f"--memory-per-rank {job.memory_per_rank}: does not count gradients of each block of a batch (ordered); leave one of them out")
+        refuse_uncounted(job, self.ordered)
         if self.ordered and job.accumulate > 1:
             raise UserError(f"--accumulate {job.accumulate}: does nothing where gradients are computed block by block (ordered); leave it out, or give more blocks")
         if not self.collective.exact:
@@ -292,9 +291,10 @@ class DataParallel(Serverless):
     def free(self) -> None:
         """Free requests and communicators, and end the thread (Collective on comm)."""
         self.progress.stop()
+        super().free()
         for bucket in self.driver.buckets:
-            bucket.halves.reduce.free()
-            bucket.halves.gather.free()
+            bucket.free()
+        self.linked.free()
         if self.sums is not None:
             self.sums.free()
         self.collective.free()

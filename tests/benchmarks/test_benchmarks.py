@@ -9,6 +9,7 @@ import pytest
 from benchmarks.data_parallel.problem import LOSS_TOLERANCE as NEAR
 from benchmarks.data_parallel.run import OURS, SERVER, compare
 from benchmarks.link import lacking
+from benchmarks.plan import run as plan
 from benchmarks.rounds import QUIET, Rounds, Sample, interleave
 from benchmarks.scaling import run as scaling
 from benchmarks.training_step.problem import LOSS_TOLERANCE, problem
@@ -68,6 +69,23 @@ def test_every_round_measures_every_variant_once_in_order() -> None:
     rounds = interleave({"A": lambda: measure("A"), "B": lambda: measure("B")}, 3)
     assert calls == ["A", "B"] * 3
     assert rounds.median("A") == rounds.least("B") == 1.0
+
+
+def test_a_planned_run_is_timed_after_its_first_clocks() -> None:
+    ends = [1.0, *(1.2 + 0.2 * k for k in range(4)), *(2.0 + 0.01 * k for k in range(20))]
+    rows = [{"seconds": seconds, "samples": 32 * k} for k, seconds in enumerate(ends, 1)]
+    assert plan.seconds_of(rows, 32) == pytest.approx((ends[-1] - ends[4]) / 20)
+    assert rows[-1]["seconds"] / len(rows) > 0.08  # the broken variant: all clocks count
+    assert plan.seconds_of(rows[:5], 32) == pytest.approx(0.2)  # of a run that is no longer
+
+
+def test_a_plan_names_the_mix_of_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds, best = Rounds(), {"schedule": "", "recompute": False, "microbatches": 1, "mix": None}
+    for name, seconds in (("data=2", 1.0), ("pipe=2", 0.98)):
+        rounds.add(name, Sample(seconds))
+    plan.show("small", {"data=2": best | {"seconds": 0.5, "mix": "1,2"}, "pipe=2": best | {"seconds": 2.0}}, rounds, smoke=False)
+    said = capsys.readouterr().out
+    assert "\ndata=2 mix 1,2 " in said and "chooses data=2 mix 1,2, the fastest is pipe=2: 1.02" in said and "\npipe=2   " in said
 
 
 def test_two_jobs_that_never_talk_have_a_core_each_and_count_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,47 @@ def test_a_tensor_without_gradient_is_named_on_every_rank_where_that_is_an_error
         Gradients(SHAPES, comm=comm, unused="ignore")
 
 
+def round_of(total, tensors, n=1):
+    """Fill and sum one round, in which this rank is ready with `tensors`; return the error's line, or whether the means are right."""
+    for name in SHAPES:
+        total[name][...] = n
+    for name in tensors:
+        total.ready(name)
+    try:
+        total.reduce(n)
+    except UserError as error:
+        return str(error)
+    return all((total[name] == 1).all() for name in SHAPES)
+
+
+def rounds(comm, of):
+    """Return what becomes of rounds in which ranks but the first say nothing, have nothing, or all say all, with errors between them."""
+    quiet, every = comm.rank > 0, list(SHAPES)
+    with of.Gradients(SHAPES, "float64", comm=comm, unused="error", wait_limit=20) as total:
+        return [
+            round_of(total, []), round_of(total, [] if quiet else every), round_of(total, [] if quiet else every, int(not quiet)),
+            round_of(total, ["a", "b", "c"]), round_of(total, every),
+        ]  # fmt: skip
+
+
+@pytest.mark.mpi
+def test_a_rank_that_says_of_no_tensor_that_it_is_ready_is_named_and_the_next_round_goes_on(comm):
+    others, all_of = range(1, comm.size), "has no gradient of 'd', 'c', 'b'; call ready() for it, or take unused='zero'"
+    silent = f"gradients: rank {', '.join(map(str, others))} {all_of}" if others else True
+    one = f"gradients: rank {', '.join(map(str, range(comm.size)))} has no gradient of 'd'; call ready() for it, or take unused='zero'"
+    assert rounds(comm, gradients) == [True, silent, True, one, True]
+    passed = rounds(comm, changed(gradients, [(" and (self.is_ready or n_samples)", " and self.is_ready")]))
+    assert (passed[1] is True) and passed[3] == one, "who says nothing passes"
+    told = rounds(comm, changed(gradients, [("if self.counts[MISSING] and self.counts[READY]:", "if self.counts[MISSING]:")]))
+    assert told[0] is not True, "a program that never says what is ready is refused"
+    reset, after = "        self.n_begun, self.owes = 0, False\n        self.is_ready.clear()\n", "        n = int(self.counts[SAMPLES])\n"
+    kept = changed(gradients, [(f"{reset}        if", "        if"), (after, reset + after)])
+    total = kept.Gradients(SHAPES, "float64", comm=comm, unused="error", wait_limit=20)
+    assert round_of(total, ["a", "b", "c"]) == one
+    with pytest.raises(UserError, match="for the second time in one round"):
+        round_of(total, list(SHAPES))
+
+
 @pytest.mark.mpi
 def test_sums_begin_as_soon_as_all_behind_a_tensor_is_ready(comm, monkeypatch):
     monkeypatch.setattr("mpidml.runtime.gradients.BUCKET_NBYTES", 8)

@@ -292,6 +292,7 @@ def test_nothing_is_begun_and_a_run_that_goes_on_is_held_to_it_too(comm, tmp_pat
         ({"memory_per_rank": "lots"}, "is not a number of bytes"),
         ({"strategy": "averaging", "microbatches": 0}, "does nothing under"), ({"strategy": "parameter_server", "microbatches": 0}, "does nothing under"),
         ({"strategy": "data_parallel", "microbatches": 0, "deterministic": True}, "does not count gradients of each block"),
+        ({"strategy": "data_parallel", "microbatches": 0, "shares": "measured"}, "counts equal shares of a batch, and --shares measured gives a fast rank more"),
     ],
     ids=str,
 )  # fmt: skip

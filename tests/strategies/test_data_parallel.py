@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +14,17 @@ from mpidml.core import plugins
 from mpidml.core.errors import UserError
 from mpidml.core.job import Job
 from mpidml.core.rounds import moved
+from mpidml.core.shares import EVERY
 from mpidml.core.trace import KINDS
 from mpidml.ps.store import Store
+from mpidml.runtime import stepping, training
 from mpidml.runtime.comm import CountedComm
 from mpidml.runtime.resume import resumed
 from mpidml.runtime.stepping import Stepper
 from mpidml.runtime.training import Training
 from mpidml.strategies.base import Run
 from mpidml.strategies.data_parallel import DataParallel
+from tests.changed import changed
 from tests.strategies.test_identities import SMALL, serial, warmup_cosine
 from tests.training import trained
 
@@ -363,6 +368,46 @@ def test_measured_shares_follow_speeds_and_change_no_result(comm, monkeypatch):
     np.testing.assert_allclose(kept["values"], alone(comm, steps=30, batch=60), rtol=1e-8, atol=1e-11)
     with pytest.raises(UserError, match="--shares measured cannot repeat"):
         run(comm, deterministic=True, shares="measured")
+    with pytest.raises(UserError, match=r"^--memory 1G: counts equal shares of a batch, and --shares measured gives a fast rank more; leave one of them out"):
+        run(comm, shares="measured", memory="1G", steps=30)
+
+
+@pytest.mark.mpi
+def test_shares_are_those_of_steps_where_looks_take_as_long(comm, monkeypatch):
+    """Let rank 0 compute 3 times as fast, at looks as well, by a clock that only computing moves on: shares are 3 to 1 all the same."""
+
+    def ratio(step):
+        """Return how many times as many samples rank 0 has at the end as the last rank, with looks counted as `step` does."""
+        passed, computing, scoring = [1.0], Training._sum_up, Training.score
+
+        def sum_up(self, rows, *rest):
+            passed[0] += rows.size / speed
+            return computing(self, rows, *rest)
+
+        def score(self, w, of):
+            passed[0] += 100 / speed  # looks are cut equally
+            return scoring(self, w, of)
+
+        with monkeypatch.context() as patch:
+            for of, name, value in ((Training, "_sum_up", sum_up), (Training, "score", score), (Stepper, "_step", step)):
+                patch.setattr(of, name, value)
+            for module in (stepping, without):
+                patch.setattr(module, "clock_now", lambda: passed[0])
+            patch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: passed[0], sleep=time.sleep))
+            counted = CountedComm(comm)
+            strategy, whole = prepared(counted, shares="measured", steps=24, batch=200, validate=0.1, collective="ring")
+            assert strategy.sampler.clocks_per_epoch <= EVERY, "each window has a look"
+            whole.drive()
+            first, *_, last = (strategy.sampler.indices(23, rank).size for rank in range(comm.size))
+            whole.end({})
+            counted.free()
+        return first / last
+
+    speed = 1.0 if comm.rank else 3.0
+    without = changed(stepping, [(" - measured[5]", "")])
+    if comm.size > 1:
+        assert ratio(Stepper._step) == pytest.approx(3, rel=0.1)
+        assert ratio(without.Stepper._step) != pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.mpi
