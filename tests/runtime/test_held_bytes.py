@@ -66,7 +66,7 @@ PARTS = {"strategy": "tensor", "hidden": (200, 200, 200), "batch": 60}
 @pytest.fixture
 def slow(monkeypatch):
     """Let rank 0 count as four times slower than the others, whatever is measured."""
-    monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, _: (profiled(net, m), [0.25] + [1.0] * (comm.size - 1)))
+    monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, *_: (profiled(net, m), [0.25] + [1.0] * (comm.size - 1)))
 
 
 def limited(comm, limit=""):

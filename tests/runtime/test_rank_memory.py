@@ -193,8 +193,8 @@ def test_seconds_of_layers_decide_nothing_of_what_fits(comm, monkeypatch):
     way = {"hidden": (200,) * 6, "schedule": "gpipe", "microbatches": 2}
     net_of = stage_plan.of_all
 
-    def skewed(comm, net, m, slow):  # of ranks that are as fast as each other: one that waits for a core counts as slow, and has fewer layers
-        profiles, _ = net_of(comm, net, m, slow)
+    def skewed(comm, net, m, *more):  # of ranks that are as fast as each other: one that waits for a core counts as slow, and has fewer layers
+        profiles, _ = net_of(comm, net, m, *more)
         return [each._replace(forward_seconds=1000.0 if i == 0 else 1e-3, backward_seconds=0.0) for i, each in enumerate(profiles)], [1.0] * comm.size
 
     monkeypatch.setattr(stage_plan, "of_all", skewed)

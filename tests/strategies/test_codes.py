@@ -139,7 +139,7 @@ def test_under_bsp_a_run_repeats_whatever_the_delays(comm, codec):
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     "options",
-    [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}, {"compress": "low_rank", "hidden": (1200, 16)}],
+    [{}, {"early_push": "on"}, {"servers": "colocated"}, {"sync": "ssp:2", "deterministic": True}, {"compress": "low_rank:8", "hidden": (1200, 16)}],
     ids=str,
 )
 def test_any_layout_in_codes_ends_near_the_run_without(comm, options):

@@ -226,7 +226,7 @@ def test_the_planner_cuts_and_says_on_how_many_ranks_each_stage_is(comm, monkeyp
     from mpidml.runtime import stage_plan
 
     rows = [Profile(4.0 * (comm.size - 1), 8.0 * (comm.size - 1), 1.0, 1.0), *[Profile(1.0, 3.0, 1.0, 1e6)] * 3]
-    monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, slow: (rows, [1.0] * comm.size))
+    monkeypatch.setattr(stage_plan, "of_all", lambda comm, net, m, *_: (rows, [1.0] * comm.size))
     monkeypatch.setattr(stage_plan, "pingpong", lambda mpi, partner: (0.0, 1e3))
     summary, values = run(comm, "auto", microbatches=8)
     assert np.abs(values - serial(JOB)).max() < 1e-12
