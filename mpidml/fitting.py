@@ -111,7 +111,7 @@ def _run(job: Job, changes: dict[str, Any], comm: CountedComm) -> tuple[dict[str
     """Run the job by servers and workers that wait for nobody; return its summary and what it keeps."""
     plain: dict[str, Any] = {name: getattr(Job, name) for name in OF_STRATEGIES}
     plain |= {"strategy": Job.strategy, "sync": "asp", "compress": "", "deterministic": False}
-    plain |= {"epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "checkpoint_every": 0, "slowdown": "", "tensorboard": False, "out": ""}
+    plain |= {"epochs": 0, "seconds": 0.0, "target": "", "patience": 0, "checkpoint_every": 0, "lr_batch": 0, "slowdown": "", "tensorboard": False, "out": ""}
     kept: dict[str, Any] = {}
     summary = train(job.with_values(plain | changes, "fit"), comm, quiet=True, write=False, keep=kept)
     return summary, kept

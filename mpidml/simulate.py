@@ -145,6 +145,8 @@ def _run_all(
             summary = of_job(job, plan, found, time.perf_counter() - started)[0] | quality
             summary["samples_per_second"] = summary["samples"] / found.seconds if summary["samples"] and found.seconds else None
         summary["most_waited_for"] = most = straggler.find(_waits(plan, found), found.seconds, plan.n_workers)
+        if most is not None and plan.n_shards and (own.apply or own.message or own.bytes_per_second):
+            most["is_straggler"] = False  # it may be the last in a server's queue
         if folder is not None:
             _write(folder if not many else RunFolder(folder.path / comparison.folder_name(name, taken)), summary, metrics, own, job.report)
         entries.append(comparison.entry(name, summary, metrics, target))
@@ -154,8 +156,7 @@ def _run_all(
         speak(sentence(name, summary) + ASSUMED * (name == ONE_PROCESS and one is None))
         if name != ONE_PROCESS and (many_messages := too_many(plan, found)):
             speak(f"{name}: {many_messages}")
-        server_bound = cost.apply or cost.message or cost.bytes_per_second  # then the last in a server's queue is no straggler
-        if most is not None and most["is_straggler"] and not many and not server_bound:
+        if most is not None and most["is_straggler"] and not many:
             speak(straggler.sentence(most, None if job.budget else plan.policy.bound))
     if many:
         comparison.tell(folder, entries, curves, target, speak)

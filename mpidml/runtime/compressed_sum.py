@@ -149,7 +149,10 @@ class Compressed(Collective):
         return found
 
     def restore(self, read: Callable[[str, int, Array], bool], n_before: int) -> None:
-        """Let `read(name, first element, out)` fill what is kept; of another number of ranks all they owed is shared out evenly."""
+        """Let `read(name, first element, out)` fill what is kept; of another number of ranks all they owed is shared out evenly.
+
+        What was not saved in this shape begins as new, as a direction of `low_rank` of a tensor that was cut: of zeros it would never come away.
+        """
         mine = f"compress.{self.comm.rank}."
         for name, first, _, there in self._held():
             array = self.backend.host(there)
@@ -157,9 +160,9 @@ class Compressed(Collective):
                 read(name, first, array)
             else:
                 others = np.zeros((n_before, array.size), array.dtype)
-                for rank in range(n_before):
-                    read(f"compress.{rank}.{name[len(mine) :]}", first, others[rank])
-                array[:] = others.sum(0) / (self.comm.size if name.endswith(".residual") else n_before)
+                known = [read(f"compress.{rank}.{name[len(mine) :]}", first, others[rank]) for rank in range(n_before)]
+                if (owed := name.endswith(".residual")) or all(known):
+                    array[:] = others.sum(0) / (self.comm.size if owed else n_before)
             self.backend.put(there, array)
 
 

@@ -71,7 +71,7 @@ def sum_of(plan: Plan, name: str) -> tuple[Sum, str]:
 def _sum(plan: Plan, name: str) -> Sum:
     rate = plan.cost.bytes_per_second or float("inf")
     ranks = [
-        (priced(of, 1, plan.cost.latency, rate), of.owned, of.n_messages, int(of.sent.sum()))  # of all their rounds no more is kept
+        (priced(of, 1, plan.cost.latency, rate) + plan.cost.message * of.n_messages, of.owned, of.n_messages, int(of.sent.sum()))  # of all their rounds no more is kept
         for of in sizes_of(name, plan.n_workers, plan.nbytes)
     ]
     seconds, owned, n_messages, nbytes = zip(*ranks, strict=True)
@@ -94,11 +94,12 @@ def simulate(plan: Plan, collective: str) -> Simulated:
         if plan.slowdown is not None:
             computes *= 1 + np.array([plan.slowdown.extra(w, clock) for w in range(n)])
         slowest = int(computes.argmax())
-        if (waits := float(computes[slowest] * n - computes.sum())) > 0:
+        waits, longest = float(computes[slowest] * n - computes.sum()), float(computes[slowest] - computes.min())
+        if longest > 0:
             end = now + float(computes[slowest])
             waited = found.waited.setdefault(slowest + 1, Waited())
             waited.add(clock, end - waits / (n - 1), end)  # the mean of those of all others
-            if (longest := float(computes[slowest] - computes.min())) > longest_of.get(slowest, 0.0):
+            if longest > longest_of.get(slowest, 0.0):
                 longest_of[slowest], waited.longest_clock = longest, clock
         busy += computes
         now += float(computes[slowest]) + after

@@ -18,7 +18,7 @@ from mpidml.core.clocks import ENDED
 from mpidml.core.cost import CostModel
 from mpidml.core.partition import shards
 from mpidml.core.role import PUSH, ROWS, Effects, Lease, Message, Role, Send
-from mpidml.core.slowdown import Slowdown
+from mpidml.core.slowdown import DRAWN_NBYTES, Slowdown
 from mpidml.optim.base import make_chain
 from mpidml.ps.client import Client
 from mpidml.ps.coordinator import Coordinator
@@ -71,7 +71,8 @@ class Plan:
     @property
     def workers_nbytes(self) -> int:
         """Estimate the memory of the workers."""
-        return self.n_workers * (WORKER_NBYTES if self.n_shards else SUMMING_NBYTES)
+        draws = DRAWN_NBYTES * (self.slowdown is not None and self.slowdown.name == "exponential")
+        return self.n_workers * (draws + (WORKER_NBYTES if self.n_shards else SUMMING_NBYTES))
 
     @property
     def servers_nbytes(self) -> int:

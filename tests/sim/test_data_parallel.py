@@ -77,3 +77,21 @@ def test_ten_thousand_workers_are_no_matter_and_what_has_no_rounds_is_refused():
     with pytest.raises(UserError, match="--strategy averaging: is not known"):
         check("averaging", "ring", False)
     check("data_parallel", "auto", False)
+
+
+@pytest.mark.parametrize(("n", "seconds"), [(10, 0.01), (6, 0.1), (3, 0.1)])
+def test_of_equal_workers_nobody_waits_whatever_their_sum_rounds_to(n, seconds):
+    assert simulate(Plan(make_policy("bsp"), n, 5, CostModel((seconds,)), n_shards=0), "auto").waited == {}
+
+
+def test_the_longest_wait_is_that_of_the_fastest():
+    """Of 0.1, 0.9 and 1.0 seconds it is 0.9, and all that others waited 1.0 each clock."""
+    (waited,) = simulate(Plan(make_policy("bsp"), 3, 4, CostModel((1.0,), slowness=(0.1, 0.9, 1.0)), n_shards=0), "auto").waited.values()
+    assert (waited.longest_seconds, waited.seconds) == pytest.approx((0.9, 4.0))
+
+
+def test_a_message_of_a_sum_takes_its_time_too():
+    def seconds(message):
+        return simulate(Plan(make_policy("bsp"), 8, 10, CostModel((0.01,), message=message), n_shards=0), "ring").seconds
+
+    assert seconds(1e-3) - seconds(0.0) == pytest.approx(10 * 2 * 7 * 1e-3)

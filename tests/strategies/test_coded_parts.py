@@ -158,6 +158,8 @@ def test_a_saved_run_goes_on_to_the_same_bits_and_on_other_grids_with_all_that_i
     def restores(self, read, n_before):
         restore(self, read, n_before)
         restored.append(owed(self, kept(self)))
+        states = [coder.state() for codes in self.codes.values() for coder in (codes.up, *codes.downs)]
+        assert all(array.any() for state in states for name, array in state.items() if not name.endswith(".residual") and array.size), "what is 0 stays 0"
 
     monkeypatch.setattr(Staged, "kept", keeps)
     monkeypatch.setattr(Staged, "restore", restores)
