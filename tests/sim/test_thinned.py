@@ -52,7 +52,7 @@ def test_the_check_catches_those_that_keep_the_first_or_one_of_each_so_many():
 
 
 def test_quotas_are_those_of_the_whole_run_and_what_is_left_out_is_said():
-    plan = Plan(make_policy("adaptive"), 400, 12, COST)
+    plan = Plan(make_policy("adaptive"), 400, 40, COST)
     found = simulate(plan)
     at = [row[0] for row in found.quotas.rows]
     assert found.quotas.n > MOST_ROWS >= len(at) and at == sorted(at) and at[-1] > 0.97 * found.seconds
