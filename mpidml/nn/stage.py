@@ -87,7 +87,8 @@ class Stage:
         self.spread = None if parts is None else parts.spread
         tensors = [(self._names[j][name], shape, is_shared(layer, name)) for j, layer in enumerate(self.layers) for name, shape in layer.tensors]
         has_own = self.spread is not None and self.spread.size > 1
-        tensors.sort(key=lambda tensor: parts is not None and not tensor[2])
+        is_cut = has_own or (parts is not None and self.spread is None)  # a mix of one rank is as the network
+        tensors.sort(key=lambda tensor: is_cut and not tensor[2])
         self.params = FlatParams([(full, shape) for full, shape, _ in tensors])
         self.n_summed = sum(prod(shape) for _, shape, is_on_all in tensors if is_on_all or not has_own)
         self.dtype, self.backend, self.device = net.dtype, net.backend, net.device
