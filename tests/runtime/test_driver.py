@@ -180,8 +180,8 @@ def test_a_server_that_waits_for_a_worker_beside_it_lets_that_worker_speak(comm)
     counted.free()
 
 
-def looks(alone, monkeypatch, module):
-    """Return when news are looked for while a server takes 20 messages, each a second long, that have all come before."""
+def queued(alone, monkeypatch, module, look, answer_seconds=0.0):
+    """Return the driver of a server that took 20 messages, each a second long and its answer as given, that had all come before; `look(clock)` looks for news."""
     clock = SimpleNamespace(now=0.0)
 
     class Slow(Passive):
@@ -192,14 +192,25 @@ def looks(alone, monkeypatch, module):
 
         def handle(self, now, source, message):
             clock.now, self.n = clock.now + 1.0, self.n + 1
-            return (Stop(),) if self.n == 20 else NOTHING
+            return self.answers()
+
+        def answers(self):
+            clock.now += answer_seconds
+            yield Stop() if self.n == 20 else Record("answered", ())
 
         def waiting(self, now):
             return []
 
     monkeypatch.setattr(module, "clock_now", lambda: clock.now)
+    driver = module.Driver(alone, {0: Slow()}, [0], look=lambda now: look(clock), look_seconds=1.0)
+    driver.run()
+    return driver
+
+
+def looks(alone, monkeypatch, module):
+    """Return when news are looked for meanwhile."""
     found = []
-    module.Driver(alone, {0: Slow()}, [0], look=found.append, look_seconds=1.0).run()
+    queued(alone, monkeypatch, module, lambda clock: found.append(clock.now))
     return found
 
 
@@ -212,29 +223,8 @@ def test_a_server_with_a_long_queue_looks_for_news_meanwhile(alone, monkeypatch)
 
 
 def taking(alone, monkeypatch, module):
-    """Return the seconds of a server's 20 messages: in its hands, and besides, where each takes it a second and its answer two more."""
-    clock = SimpleNamespace(now=0.0)
-
-    class Answering(Passive):
-        n = 0
-
-        def start(self, now):
-            return [Send(0, Message(CLOCK))] * 20
-
-        def handle(self, now, source, message):
-            clock.now, self.n = clock.now + 1.0, self.n + 1
-            return self.answers()
-
-        def answers(self):
-            clock.now += 2.0
-            yield Stop() if self.n == 20 else Record("answered", ())
-
-        def waiting(self, now):
-            return []
-
-    monkeypatch.setattr(module, "clock_now", lambda: clock.now)
-    driver = module.Driver(alone, {0: Answering()}, [0], look=lambda now: setattr(clock, "now", clock.now + 100.0), look_seconds=1.0)
-    driver.run()
+    """Return the seconds of the messages in the server's hands, and besides, where an answer takes two and a look for news 100."""
+    driver = queued(alone, monkeypatch, module, lambda clock: setattr(clock, "now", clock.now + 100.0), 2.0)
     return driver.serve_seconds, driver.take_seconds
 
 
